@@ -1,0 +1,94 @@
+"""Tiny random models and tokenizers, built from configs, for tests that need neither a network nor time."""
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
+
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+ROLE_TOKENS = ["<|system|>", "<|user|>", "<|assistant|>"]
+
+
+def tiny_tokenizer(pad_is_eos: bool = False, chat: bool = True, offset: int = 0) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer: 256 bytes, `<pad>`, `<eos>` and three roles; `offset` shifts all ids to make another."""
+    fillers = [f"<unused_{index}>" for index in range(offset)]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special_tokens = ["<pad>", "<eos>", *ROLE_TOKENS]
+    vocabulary = {token: index for index, token in enumerate([*fillers, *special_tokens, *alphabet])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token="<eos>",
+        pad_token="<eos>" if pad_is_eos else "<pad>",
+        extra_special_tokens=["<pad>", *ROLE_TOKENS],
+        model_max_length=512,
+    )
+    if chat:
+        tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def _llama_config(tokenizer, **overrides) -> LlamaConfig:
+    settings = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 512,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": None,
+    }
+    return LlamaConfig(**{**settings, **overrides})
+
+
+def tiny_causal_lm(tokenizer, seed: int = 0, **overrides) -> LlamaForCausalLM:
+    """A two-layer Llama that generates; weights are random, the same for the same `seed`."""
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(_llama_config(tokenizer, **overrides)).eval()
+
+
+def tiny_reward_model(tokenizer, seed: int = 0, num_labels: int = 1, **overrides) -> LlamaForSequenceClassification:
+    """A two-layer Llama with a score head; weights are random, the same for the same `seed`."""
+    torch.manual_seed(seed)
+    return LlamaForSequenceClassification(_llama_config(tokenizer, num_labels=num_labels, **overrides)).eval()
+
+
+def tiny_nli(tokenizer, seed: int = 0, labels=("contradiction", "neutral", "entailment"), **overrides):
+    """A one-layer BERT classifier over `labels`; weights are random, the same for the same `seed`."""
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=overrides.pop("max_position_embeddings", 128),
+        pad_token_id=tokenizer.pad_token_id,
+        id2label=dict(enumerate(labels)),
+        label2id={label: index for index, label in enumerate(labels)},
+        **overrides,
+    )
+    return BertForSequenceClassification(config).eval()
+
+
+def save(model, tokenizer, folder) -> str:
+    """Saves `model` with `tokenizer` to `folder` and returns the path as text, ready for `from_pretrained`."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
