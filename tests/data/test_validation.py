@@ -1,0 +1,57 @@
+import pytest
+from datasets import Dataset
+
+from trl_rlp.data.validation import prompt_text, require_columns, require_prompts, require_samples
+
+
+def samples(**overrides):
+    rows = {"prompt": ["a", "b"], "completions": [["x", "y"], ["z", ""]], "finished": [[True, True], [True, False]]}
+    return Dataset.from_dict({**rows, **overrides})
+
+
+def test_prompt_text_joins_the_contents_of_messages():
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}]
+    assert prompt_text(messages) == "Be brief.\nWho?"
+    assert prompt_text("Who?") == "Who?"
+
+
+def test_good_samples_pass_and_return_nothing():
+    assert require_samples(samples()) is None
+
+
+@pytest.mark.parametrize(
+    ("dataset", "error", "match"),
+    [
+        ([{"prompt": "a"}], TypeError, "`prompts` must be a `datasets.Dataset`, got `list`"),
+        (
+            Dataset.from_dict({"text": ["a"]}),
+            ValueError,
+            r"`prompts` lacks the columns \['prompt'\], it has \['text'\]",
+        ),
+        (Dataset.from_dict({"prompt": []}), ValueError, "`prompts` is empty"),
+        (Dataset.from_dict({"prompt": ["a", " \n"]}), ValueError, "`prompts` row 1 has an empty prompt"),
+        (Dataset.from_dict({"prompt": [[{"role": "user", "content": ""}]]}), ValueError, "row 0 has an empty prompt"),
+        (Dataset.from_dict({"prompt": [1]}), TypeError, "`prompt` must be text or a list of messages, got `int`"),
+    ],
+)
+def test_bad_prompts_are_named(dataset, error, match):
+    with pytest.raises(error, match=match):
+        require_prompts(dataset)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "match"),
+    [
+        ({"completions": [["x"], ["z"]], "finished": [[True], [True]]}, "has 1 completions a prompt"),
+        ({"completions": [["x", "y"], ["z"]]}, "row 1 has 1 completions and row 0 has 2"),
+        ({"finished": [[True, True], [True]]}, "row 1 has 2 completions but 1 entries in `finished`"),
+    ],
+)
+def test_bad_samples_are_named(overrides, match):
+    with pytest.raises(ValueError, match=match):
+        require_samples(samples(**overrides))
+
+
+def test_missing_columns_are_listed_under_the_callers_name():
+    with pytest.raises(ValueError, match=r"`preferences` lacks the columns \['chosen', 'rejected'\]"):
+        require_columns(Dataset.from_dict({"prompt": ["a"]}), ["prompt", "chosen", "rejected"], "preferences")

@@ -1,0 +1,106 @@
+"""What a data set must be before work starts on it; each check raises one line that says what to do."""
+
+from datasets import Dataset
+
+
+def prompt_text(prompt: str | list[dict[str, str]]) -> str:
+    """
+    Gives a prompt as plain text, for models that know no chat template (NLI classifiers, embedders).
+
+    Args:
+        prompt (`str` or `list[dict[str, str]]`):
+            Text, or messages with `role` and `content`.
+
+    Returns:
+        `str`: the text itself, or the contents of the messages, one a line. Roles are left out.
+    """
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(message["content"] for message in prompt)
+
+
+def require_columns(dataset: Dataset, columns: list[str], name: str) -> None:
+    """
+    Checks that `dataset` is a `datasets.Dataset` with at least one row and all of `columns`.
+
+    Args:
+        dataset (`datasets.Dataset`):
+            What the user passed.
+        columns (`list[str]`):
+            Columns it must have; others are welcome.
+        name (`str`):
+            Name of the argument, for the message.
+
+    Raises:
+        TypeError: if it is not a `datasets.Dataset`.
+        ValueError: if a column is missing or there is no row.
+    """
+    if not isinstance(dataset, Dataset):
+        raise TypeError(
+            f"`{name}` must be a `datasets.Dataset`, got `{type(dataset).__name__}`. Load it with `datasets`."
+        )
+    missing = [column for column in columns if column not in dataset.column_names]
+    if missing:
+        raise ValueError(
+            f"`{name}` lacks the columns {missing}, it has {dataset.column_names}. Rename or add them "
+            "(`Dataset.rename_column`, `Dataset.add_column`)."
+        )
+    if len(dataset) == 0:
+        raise ValueError(f"`{name}` is empty. Pass at least one row.")
+
+
+def require_prompts(dataset: Dataset, name: str = "prompts") -> None:
+    """
+    Checks a prompt-only data set: a `prompt` column whose entries all have text in them.
+
+    Args:
+        dataset (`datasets.Dataset`):
+            What the user passed.
+        name (`str`, *optional*, defaults to `"prompts"`):
+            Name of the argument, for the message.
+
+    Raises:
+        TypeError: if it is not a `datasets.Dataset`, or a prompt is neither text nor messages.
+        ValueError: if the column is missing, there is no row, or a prompt is empty or white space.
+    """
+    require_columns(dataset, ["prompt"], name)
+    for row, prompt in enumerate(dataset["prompt"]):
+        if not isinstance(prompt, (str, list)):
+            raise TypeError(
+                f"`{name}` row {row}: `prompt` must be text or a list of messages, got `{type(prompt).__name__}`."
+            )
+        if not prompt_text(prompt).strip():
+            raise ValueError(f"`{name}` row {row} has an empty prompt. Drop such rows with `Dataset.filter`.")
+
+
+def require_samples(dataset: Dataset, name: str = "policy_samples") -> None:
+    """
+    Checks policy samples P: `prompt`, `completions` and `finished`, with the same n >= 2 outputs for every prompt.
+
+    Args:
+        dataset (`datasets.Dataset`):
+            What the user passed, for example the result of `sample_completions`.
+        name (`str`, *optional*, defaults to `"policy_samples"`):
+            Name of the argument, for the message.
+
+    Raises:
+        TypeError: if it is not a `datasets.Dataset`, or a prompt is neither text nor messages.
+        ValueError: if a column is missing, a row is empty, n differs between rows or is smaller than 2, or `finished`
+            has another length than `completions`.
+    """
+    require_columns(dataset, ["prompt", "completions", "finished"], name)
+    require_prompts(dataset, name)
+    expected = len(dataset[0]["completions"])
+    if expected < 2:
+        raise ValueError(f"`{name}` has {expected} completions a prompt; RLP compares outputs, so sample at least 2.")
+    for row, (completions, finished) in enumerate(zip(dataset["completions"], dataset["finished"], strict=True)):
+        if len(completions) != expected:
+            raise ValueError(
+                f"`{name}` row {row} has {len(completions)} completions and row 0 has {expected}. Sample the same "
+                "number for every prompt."
+            )
+        if len(finished) != len(completions):
+            raise ValueError(
+                f"`{name}` row {row} has {len(completions)} completions but {len(finished)} entries in `finished`. "
+                "Give one boolean a completion."
+            )
