@@ -1,0 +1,20 @@
+import json
+
+import pytest
+from datasets import Dataset
+
+from trl_rlp.data.loading import load_rows
+
+
+def test_json_lines_and_saved_folders_give_the_same_rows(tmp_path):
+    rows = [{"prompt": "a"}, {"prompt": "b"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Dataset.from_list(rows).save_to_disk(tmp_path / "folder")
+    assert load_rows(str(tmp_path / "rows.jsonl")).to_list() == rows
+    assert load_rows(str(tmp_path / "folder")).to_list() == rows
+
+
+@pytest.mark.parametrize("name", ["missing.jsonl", "./missing", "/no/such/folder"])
+def test_missing_local_paths_are_not_looked_up_on_the_hub(name):
+    with pytest.raises(FileNotFoundError, match="No data set at"):
+        load_rows(name)
