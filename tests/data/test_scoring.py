@@ -1,0 +1,265 @@
+import logging
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from tokenizers.processors import TemplateProcessing
+from trl import RewardConfig, RewardTrainer
+
+from tests.tiny_models import tiny_reward_model, tiny_tokenizer
+from trl_rlp.data.scoring import batch_scoring_ids, score, scoring_ids, token_budget_batches
+
+
+def chat(text):
+    return [{"role": "user", "content": text}]
+
+
+def turn(text):
+    return [{"role": "assistant", "content": text}]
+
+
+PROMPTS = {
+    "text": ["2 + 2 = ", "Who?", "Say nothing."],
+    "chat": [chat("2 + 2 = "), chat("Who?"), chat("Say nothing.")],
+}
+COMPLETIONS = ["4", "Ada Lovelace, of course.", ""]
+
+
+def trl_ids(tokenizer, prompts, completions, folder):
+    """What an unmodified `trl.RewardTrainer` makes of pairs with these prompts and chosen completions."""
+    rows = {"prompt": prompts, "chosen": completions, "rejected": completions[::-1]}
+    args = RewardConfig(str(folder), bf16=False, use_cpu=True, report_to="none")
+    trainer = RewardTrainer(
+        tiny_reward_model(tokenizer), args, train_dataset=Dataset.from_dict(rows), processing_class=tokenizer
+    )
+    return list(trainer.train_dataset["chosen_ids"])
+
+
+@pytest.mark.parametrize("form", ["text", "chat"])
+@pytest.mark.parametrize("pad_is_eos", [False, True])
+def test_finished_ids_equal_those_of_trls_reward_trainer(form, pad_is_eos, tmp_path):
+    tokenizer = tiny_tokenizer(pad_is_eos=pad_is_eos)
+    completions = COMPLETIONS if form == "text" else [turn(text) for text in COMPLETIONS]
+    expected = trl_ids(tokenizer, PROMPTS[form], completions, tmp_path)
+    assert batch_scoring_ids(tokenizer, PROMPTS[form], COMPLETIONS) == expected
+    assert [scoring_ids(tokenizer, *row) for row in zip(PROMPTS[form], COMPLETIONS, strict=True)] == expected
+    assert batch_scoring_ids(tokenizer, PROMPTS[form], completions) == expected
+
+
+def test_an_eos_that_is_there_is_not_doubled(tmp_path):
+    tokenizer = tiny_tokenizer()
+    (expected,) = trl_ids(tokenizer, ["Who?"], ["Ada<eos>"], tmp_path)
+    assert scoring_ids(tokenizer, "Who?", "Ada<eos>") == expected == scoring_ids(tokenizer, "Who?", "Ada")
+    assert expected.count(tokenizer.eos_token_id) == 1
+
+
+def test_the_bos_that_a_tokenizer_adds_to_text_is_there_once_in_either_format(tmp_path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.bos_token = "<|system|>"
+    bos = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|system|> $A", special_tokens=[("<|system|>", bos)]
+    )
+    ids = scoring_ids(tokenizer, "Who?", "Ada")
+    assert ids == trl_ids(tokenizer, ["Who?"], ["Ada"], tmp_path)[0]
+    assert ids[0] == bos
+    # The chat template of this tokenizer writes none, and the tokenizer must not add one behind its back.
+    assert bos not in scoring_ids(tokenizer, chat("Who?"), "Ada")
+    # Cut to five tokens: BOS, then the last four: A, d, a, EOS.
+    assert scoring_ids(tokenizer, "Who?", "Ada", max_length=5) == [bos] + ids[-4:]
+
+
+def test_unfinished_text_has_no_eos_and_an_unfinished_chat_turn_stays_open():
+    tokenizer = tiny_tokenizer()
+    for prompt in ("Who?", chat("Who?")):
+        closed = scoring_ids(tokenizer, prompt, "Ada Love")
+        assert closed[-1] == tokenizer.eos_token_id
+        assert scoring_ids(tokenizer, prompt, "Ada Love", finished=False) == closed[:-1]
+    assert tokenizer.decode(scoring_ids(tokenizer, chat("Who?"), "", finished=False)) == "<|user|>Who?<|assistant|>"
+
+
+def test_long_prompts_lose_their_beginning_and_are_counted(caplog):
+    tokenizer = tiny_tokenizer()
+    whole = scoring_ids(tokenizer, "0123456789", "yes")  # 10 + 3 bytes and EOS
+    assert len(whole) == 14
+    with caplog.at_level(logging.WARNING):
+        long, short = batch_scoring_ids(tokenizer, ["0123456789", "0"], ["yes", "no"], max_length=6)
+    assert tokenizer.decode(long) == "89yes<eos>"
+    assert tokenizer.decode(short) == "0no<eos>"
+    assert "1 of 2 texts are longer than `max_length`=6" in caplog.text
+    caplog.clear()
+    assert scoring_ids(tokenizer, "0123456789", "yes", max_length=14) == whole
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ((["a"], ["b", "c"]), "`prompts`, `completions` and `finished` have 1, 2 and 1 entries"),
+        ((["a"], ["b"], [True, False]), "have 1, 1 and 2 entries"),
+        ((["a"], ["b"], None, 0), "`max_length` must be at least 1 token, got 0"),
+    ],
+)
+def test_bad_rows_are_named(arguments, match):
+    with pytest.raises(ValueError, match=match):
+        batch_scoring_ids(tiny_tokenizer(), *arguments)
+
+
+def test_a_tokenizer_that_lacks_what_a_format_needs_is_named():
+    with pytest.raises(ValueError, match="`processing_class` has no chat template, but the prompts are messages"):
+        scoring_ids(tiny_tokenizer(chat=False), chat("Who?"), "Ada")
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="`processing_class` has no EOS token"):
+        scoring_ids(tokenizer, "Who?", "Ada")
+    assert scoring_ids(tokenizer, "Who?", "Ada", finished=False)
+
+
+@pytest.mark.parametrize("form", ["text", "chat"])
+def test_score_equals_one_row_a_call_without_padding_whatever_the_batches(form):
+    tokenizer = tiny_tokenizer()
+    model = tiny_reward_model(tokenizer)
+    finished = [True, False, True]
+    rows = batch_scoring_ids(tokenizer, PROMPTS[form], COMPLETIONS, finished)
+    with torch.no_grad():
+        expected = [model(input_ids=torch.tensor([ids])).logits.item() for ids in rows]
+    assert len(set(expected)) == 3
+    for tokens_per_batch in (1, 60, 8192):
+        rewards = score(model, tokenizer, PROMPTS[form], COMPLETIONS, finished, tokens_per_batch=tokens_per_batch)
+        assert rewards == pytest.approx(expected, abs=1e-6)
+
+
+def test_score_of_a_pair_equals_what_trl_trains_on(tmp_path):
+    tokenizer = tiny_tokenizer()
+    args = RewardConfig(
+        str(tmp_path), bf16=False, use_cpu=True, report_to="none", max_steps=1, learning_rate=0.0, logging_steps=1
+    )
+    pairs = Dataset.from_dict({"prompt": ["Who?"], "chosen": ["Ada"], "rejected": ["Nobody at all"]})
+    trainer = RewardTrainer(tiny_reward_model(tokenizer), args, train_dataset=pairs, processing_class=tokenizer)
+    trainer.train()
+    chosen, rejected = score(trainer.model, tokenizer, ["Who?"] * 2, ["Ada", "Nobody at all"])
+    assert trainer.state.log_history[0]["margin"] == pytest.approx(chosen - rejected, abs=1e-6)
+    assert trainer.state.log_history[0]["max_reward"] == pytest.approx(max(chosen, rejected), abs=1e-6)
+
+
+def test_finished_and_unfinished_differ_unless_pad_is_eos(caplog):
+    logging.Logger.warning_once.cache_clear()
+    tokenizer = tiny_tokenizer()
+    model = tiny_reward_model(tokenizer)
+    finished, unfinished = score(model, tokenizer, ["Who?"] * 2, ["Ada"] * 2, [True, False])
+    assert abs(finished - unfinished) > 1e-4
+    assert not caplog.records
+    tokenizer = tiny_tokenizer(pad_is_eos=True)
+    model = tiny_reward_model(tokenizer)
+    for _ in range(2):
+        finished, unfinished = score(model, tokenizer, ["Who?"] * 2, ["Ada"] * 2, [True, False])
+        assert finished == pytest.approx(unfinished, abs=1e-6)
+    (record,) = caplog.records
+    assert "Call `ensure_pad_token(model, processing_class)`" in record.message
+
+
+def test_the_reward_model_may_have_another_tokenizer_than_the_policy():
+    policy_tokenizer, tokenizer = tiny_tokenizer(), tiny_tokenizer(offset=7)
+    tokenizer.chat_template = tokenizer.chat_template.replace("message['content']", "message['content'] | upper")
+    text = policy_tokenizer.decode(policy_tokenizer("ada")["input_ids"], skip_special_tokens=True)
+    ids = scoring_ids(tokenizer, chat("Who?"), text)
+    assert ids != scoring_ids(policy_tokenizer, chat("Who?"), text)
+    assert tokenizer.decode(ids) == "<|user|>WHO?<|assistant|>ADA<eos>"
+    model = tiny_reward_model(tokenizer)
+    assert score(model, tokenizer, [chat("Who?")], [text]) == score(model, tokenizer, [chat("Who?")], ["ADA"])
+
+
+def test_score_leaves_modes_gradients_and_random_state_alone():
+    tokenizer = tiny_tokenizer()
+    model = tiny_reward_model(tokenizer, attention_dropout=0.5).train()
+    model.score.eval()
+    state = torch.get_rng_state()
+    first = score(model, tokenizer, ["Who?"], ["Ada"])
+    assert first == score(model, tokenizer, ["Who?"], ["Ada"])
+    assert torch.equal(state, torch.get_rng_state())
+    assert model.training and model.model.layers[0].self_attn.training and not model.score.training
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+def test_modes_come_back_when_scoring_fails():
+    tokenizer = tiny_tokenizer()
+    model = tiny_reward_model(tokenizer).train()
+    model.score.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        score(model, tokenizer, ["Who?"], ["Ada"])
+    assert model.training and model.model.training
+
+
+def test_a_peft_reward_model_scores_with_its_adapter():
+    tokenizer = tiny_tokenizer()
+    base = score(tiny_reward_model(tokenizer), tokenizer, ["Who?", "Why?"], ["Ada", "Because"])
+    config = LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"], modules_to_save=["score"])
+    model = get_peft_model(tiny_reward_model(tokenizer), config)
+    assert score(model, tokenizer, ["Who?", "Why?"], ["Ada", "Because"]) == pytest.approx(base, abs=1e-6)
+    torch.nn.init.ones_(model.base_model.model.model.layers[0].self_attn.q_proj.lora_B["default"].weight)
+    assert score(model, tokenizer, ["Who?", "Why?"], ["Ada", "Because"]) != pytest.approx(base, abs=1e-6)
+
+
+def test_half_precision_rewards_come_back_as_floats():
+    tokenizer = tiny_tokenizer()
+    model = tiny_reward_model(tokenizer)
+    expected = score(model, tokenizer, ["Who?"], ["Ada"])
+    assert score(model.to(torch.bfloat16), tokenizer, ["Who?"], ["Ada"]) == pytest.approx(expected, abs=0.02)
+
+
+def test_no_rows_give_no_rewards():
+    tokenizer = tiny_tokenizer()
+    assert score(tiny_reward_model(tokenizer), tokenizer, [], []) == []
+
+
+def test_models_that_give_no_single_reward_are_named():
+    tokenizer = tiny_tokenizer()
+    with pytest.raises(ValueError, match=r"`model` has `num_labels`=2, but a reward is one number"):
+        score(tiny_reward_model(tokenizer, num_labels=2), tokenizer, ["a"], ["b"])
+    with pytest.raises(TypeError, match="got `Linear`. Unwrap it"):
+        score(torch.nn.Linear(2, 1), tokenizer, ["a"], ["b"])
+
+
+def test_a_missing_pad_token_is_named_only_where_rows_are_batched():
+    tokenizer = tiny_tokenizer()
+    model = tiny_reward_model(tokenizer)
+    expected = score(model, tokenizer, ["a"], ["b"])
+    model.config.pad_token_id = None
+    assert score(model, tokenizer, ["a"], ["b"]) == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(ValueError, match=r"`model` has no pad token .* Call `ensure_pad_token"):
+        score(model, tokenizer, ["a", "c"], ["b", "d"])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_rewards_that_are_no_numbers_name_their_row(value):
+    tokenizer = tiny_tokenizer()
+    model = tiny_reward_model(tokenizer)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[tokenizer.convert_tokens_to_ids("Z")] = float("nan")
+    with pytest.raises(ValueError, match="The reward of row 2 is nan"):
+        score(model, tokenizer, ["a", "a long prompt", "b"], ["b", "c", "Z"])
+    model = tiny_reward_model(tokenizer)
+    torch.nn.init.constant_(model.score.weight, value)
+    with pytest.raises(ValueError, match="The reward of row 0 is (nan|inf|-inf)"):
+        score(model, tokenizer, ["a"], ["b"])
+
+
+def test_an_input_longer_than_the_context_is_named_and_can_be_cut():
+    tokenizer = tiny_tokenizer()
+    model = tiny_reward_model(tokenizer, max_position_embeddings=16)
+    with pytest.raises(
+        ValueError, match=r"Row 1 has 22 tokens, more than the model's context of 16. Pass `max_length"
+    ):
+        score(model, tokenizer, ["a", "x" * 20], ["b", "y"])
+    (expected,) = score(model, tokenizer, ["x" * 14], ["y"])
+    assert score(model, tokenizer, ["x" * 20], ["y"], max_length=16) == pytest.approx([expected], abs=1e-6)
+
+
+def test_batches_hold_their_budget_and_the_longest_rows_come_first():
+    # 9 alone (2 x 9 > 16); 5, 5, 4 in 15; 2, 1 in 4.
+    assert token_budget_batches([5, 9, 2, 5, 4, 1], 16) == [[1], [0, 3, 4], [2, 5]]
+    assert token_budget_batches([30, 3], 16) == [[0], [1]]
+    assert token_budget_batches([], 16) == []
+    with pytest.raises(ValueError, match="`tokens_per_batch` must be at least 1, got 0"):
+        token_budget_batches([1], 0)

@@ -1,0 +1,300 @@
+"""One way to turn a prompt and a completion into token ids and a reward, for everything that asks for one."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from trl_rlp.data.padding import ensure_pad_token
+
+
+__all__ = ["batch_scoring_ids", "ensure_pad_token", "score", "scoring_ids", "token_budget_batches"]
+
+logger = logging.get_logger(__name__)
+
+Messages = list[dict[str, str]]
+
+
+def scoring_ids(
+    processing_class: PreTrainedTokenizerBase,
+    prompt: str | Messages,
+    completion: str | Messages,
+    finished: bool = True,
+    max_length: int | None = None,
+) -> list[int]:
+    """
+    Gives the token ids of a prompt and its completion, as the reward model reads them.
+
+    For a finished completion they are the ids that `trl.RewardTrainer` makes of a pair with this prompt and
+    completion: text is joined and the EOS token appended unless it is there, messages go through the chat template. An
+    unfinished completion (cut by the token limit) gets no EOS, and its chat turn is left open.
+
+    Args:
+        processing_class (`transformers.PreTrainedTokenizerBase`):
+            Tokenizer of the reward model. It may differ from the policy's.
+        prompt (`str` or `list[dict[str, str]]`):
+            Text, or messages with `role` and `content`. Empty where the completion holds the whole text or chat.
+        completion (`str` or `list[dict[str, str]]`):
+            Text, which after messages becomes one assistant turn, or messages.
+        finished (`bool`, *optional*, defaults to `True`):
+            Whether the completion ended by itself.
+        max_length (`int`, *optional*):
+            Longest result, in tokens. What is longer loses the beginning of its prompt; a BOS token, the end of the
+            completion and its EOS stay. TRL drops such pairs instead.
+
+    Returns:
+        `list[int]`: token ids, at most `max_length`.
+
+    Raises:
+        ValueError: if the tokenizer lacks the EOS token or the chat template that is needed, or `max_length` is below
+            1.
+
+    Example:
+
+    ```python
+    >>> scoring_ids(tokenizer, "2 + 2 = ", "4") == tokenizer("2 + 2 = 4" + tokenizer.eos_token)["input_ids"]
+    True
+    ```
+    """
+    return batch_scoring_ids(processing_class, [prompt], [completion], [finished], max_length)[0]
+
+
+def batch_scoring_ids(
+    processing_class: PreTrainedTokenizerBase,
+    prompts: list[str | Messages],
+    completions: list[str | Messages],
+    finished: list[bool] | None = None,
+    max_length: int | None = None,
+) -> list[list[int]]:
+    """
+    Gives [`scoring_ids`] of many rows with one call of the tokenizer, and logs how many were cut.
+
+    Args:
+        processing_class (`transformers.PreTrainedTokenizerBase`):
+            Tokenizer of the reward model.
+        prompts (`list`):
+            Prompts, all text or all messages.
+        completions (`list`):
+            One completion a prompt.
+        finished (`list[bool]`, *optional*):
+            Whether each completion ended by itself. Defaults to all.
+        max_length (`int`, *optional*):
+            Longest result, in tokens.
+
+    Returns:
+        `list[list[int]]`: one list of token ids a row.
+
+    Raises:
+        ValueError: as [`scoring_ids`], or if the lists differ in length.
+    """
+    finished = [True] * len(prompts) if finished is None else finished
+    if not len(prompts) == len(completions) == len(finished):
+        raise ValueError(
+            f"`prompts`, `completions` and `finished` have {len(prompts)}, {len(completions)} and {len(finished)} "
+            "entries. Give one completion and one boolean a prompt."
+        )
+    if max_length is not None and max_length < 1:
+        raise ValueError(f"`max_length` must be at least 1 token, got {max_length}. Use None for no limit.")
+    if not prompts:
+        return []
+    is_chat = isinstance(prompts[0], list)
+    render = _render_chat if is_chat else _render_text
+    texts = [render(processing_class, *row) for row in zip(prompts, completions, finished, strict=True)]
+    # A chat template writes the special tokens itself.
+    rows = processing_class(text=texts, add_special_tokens=not is_chat)["input_ids"]
+    if max_length is None:
+        return rows
+    overlong = sum(len(ids) > max_length for ids in rows)
+    if overlong:
+        logger.warning(
+            f"{overlong} of {len(rows)} texts are longer than `max_length`={max_length} tokens and lose the beginning "
+            "of their prompt. Raise `max_length` or drop long prompts."
+        )
+    return [_cut_prompt(ids, max_length, processing_class.bos_token_id) for ids in rows]
+
+
+def _render_text(processing_class: PreTrainedTokenizerBase, prompt: str, completion: str, finished: bool) -> str:
+    eos_token = processing_class.eos_token
+    if not finished:
+        return prompt + completion
+    if eos_token is None:
+        raise ValueError("`processing_class` has no EOS token, which ends a finished text. Set its `eos_token`.")
+    return prompt + completion if completion.endswith(eos_token) else prompt + completion + eos_token
+
+
+def _render_chat(
+    processing_class: PreTrainedTokenizerBase, prompt: Messages, completion: str | Messages, finished: bool
+) -> str:
+    if processing_class.chat_template is None:
+        raise ValueError("`processing_class` has no chat template, but the prompts are messages. Set `chat_template`.")
+    if isinstance(completion, str):
+        completion = [{"role": "assistant", "content": completion}]
+    return processing_class.apply_chat_template(
+        prompt + completion, tokenize=False, continue_final_message=not finished
+    )
+
+
+def _cut_prompt(ids: list[int], max_length: int, bos_token_id: int | None) -> list[int]:
+    if len(ids) <= max_length:
+        return ids
+    if ids[0] == bos_token_id and max_length > 1:
+        return ids[:1] + ids[1 - max_length :]
+    return ids[-max_length:]
+
+
+def score(
+    model: PreTrainedModel | PeftModel,
+    processing_class: PreTrainedTokenizerBase,
+    prompts: list[str | Messages],
+    completions: list[str | Messages],
+    finished: list[bool] | None = None,
+    *,
+    max_length: int | None = None,
+    tokens_per_batch: int = 8192,
+) -> list[float]:
+    """
+    Gives the reward of each completion, the same whoever asks: labelling, policy optimisation or evaluation.
+
+    The reward is the model's output at its last token that is not padding. Rows are padded on the right, sorted by
+    length and batched by token budget; apart from rounding the result does not depend on the batching. The model is
+    put into eval mode and handed back as it was.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Sequence classifier with `num_labels=1`, on any device; not a wrapper such as `DistributedDataParallel`.
+        processing_class (`transformers.PreTrainedTokenizerBase`):
+            Tokenizer of `model`.
+        prompts (`list`):
+            Prompts, all text or all messages.
+        completions (`list`):
+            One completion a prompt.
+        finished (`list[bool]`, *optional*):
+            Whether each completion ended by itself and so gets its EOS token. Defaults to all.
+        max_length (`int`, *optional*):
+            Longest input in tokens; what is longer loses the beginning of its prompt.
+        tokens_per_batch (`int`, *optional*, defaults to `8192`):
+            Tokens a batch holds, padding included. A longer row is a batch of its own.
+
+    Returns:
+        `list[float]`: rewards in the order of the rows, unbounded, higher is better.
+
+    Raises:
+        TypeError: if `model` is not a `transformers` model.
+        ValueError: if `num_labels` is not 1, the model has no pad token, the lists differ in length, an input is
+            longer than the model's context, or a reward is NaN or infinite.
+
+    Example:
+
+    ```python
+    >>> score(reward_model, tokenizer, ["2 + 2 = ", "2 + 2 = "], ["4", "5"])
+    [0.31, -0.12]
+    ```
+    """
+    _require_reward_model(model)
+    rows = batch_scoring_ids(processing_class, prompts, completions, finished, max_length)
+    if not rows:
+        return []
+    _require_scorable(model, rows)
+    batches = token_budget_batches([len(ids) for ids in rows], tokens_per_batch)
+    with _evaluating(model), torch.no_grad():
+        outputs = torch.cat([_forward(model, [rows[row] for row in batch]) for batch in batches])  # (rows,)
+    rewards = torch.empty(len(rows))
+    rewards[torch.tensor(sum(batches, []))] = outputs.float().cpu()
+    if not rewards.isfinite().all():
+        row = int((~rewards.isfinite()).nonzero()[0])
+        raise ValueError(
+            f"The reward of row {row} is {rewards[row].item()}. Check the weights of `model` and its dtype (fp16 "
+            "overflows; use bf16 or fp32)."
+        )
+    return rewards.tolist()
+
+
+def token_budget_batches(lengths: list[int], tokens_per_batch: int) -> list[list[int]]:
+    """
+    Splits rows into batches of similar length whose padded size stays within a budget.
+
+    Args:
+        lengths (`list[int]`):
+            Length of each row, in tokens.
+        tokens_per_batch (`int`):
+            Largest number of rows times longest row, in tokens, at least 1. A longer row is a batch of its own.
+
+    Returns:
+        `list[list[int]]`: row numbers, longest rows first, so that memory runs out at once or never.
+
+    Raises:
+        ValueError: if `tokens_per_batch` is below 1.
+    """
+    if tokens_per_batch < 1:
+        raise ValueError(f"`tokens_per_batch` must be at least 1, got {tokens_per_batch}. Try 8192.")
+    batches = []
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= tokens_per_batch:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches
+
+
+def _forward(model: PreTrainedModel, rows: list[list[int]]) -> torch.Tensor:
+    ids = [torch.tensor(row) for row in rows]
+    pad_token_id = model.config.get_text_config().pad_token_id
+    # Without a pad token there is one row only, so the value never shows.
+    padding_value = 0 if pad_token_id is None else pad_token_id
+    input_ids = nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=padding_value)  # (batch, length)
+    attention_mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
+    outputs = model(
+        input_ids=input_ids.to(model.device), attention_mask=attention_mask.to(model.device), use_cache=False
+    )
+    return outputs.logits.squeeze(-1)  # (batch,)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside, afterwards each submodule's own mode again: frozen parts of a model in training may differ."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _require_reward_model(model: PreTrainedModel | PeftModel) -> None:
+    if not isinstance(model, (PreTrainedModel, PeftModel)):
+        raise TypeError(
+            f"`model` must be a sequence classifier of transformers or peft, got `{type(model).__name__}`. Unwrap it "
+            "with `accelerator.unwrap_model`."
+        )
+    if model.config.num_labels != 1:
+        raise ValueError(
+            f"`model` has `num_labels`={model.config.num_labels}, but a reward is one number. Load it with "
+            "`AutoModelForSequenceClassification.from_pretrained(..., num_labels=1)`."
+        )
+
+
+def _require_scorable(model: PreTrainedModel | PeftModel, rows: list[list[int]]) -> None:
+    config = model.config.get_text_config()
+    if config.pad_token_id is None and len(rows) > 1:
+        raise ValueError(
+            "`model` has no pad token (`config.pad_token_id` is None), so rows cannot be batched. Call "
+            "`ensure_pad_token(model, processing_class)`."
+        )
+    if any(ids[-1] == config.pad_token_id for ids in rows):
+        logger.warning_once(
+            f"The pad token (id {config.pad_token_id}) also ends texts, as it does where pad equals EOS: the reward "
+            "is read before the end, so it cannot tell finished from unfinished. Call "
+            "`ensure_pad_token(model, processing_class)` before the reward model is trained."
+        )
+    longest = max(range(len(rows)), key=lambda row: len(rows[row]))
+    if hasattr(config, "max_position_embeddings") and len(rows[longest]) > config.max_position_embeddings:
+        raise ValueError(
+            f"Row {longest} has {len(rows[longest])} tokens, more than the model's context of "
+            f"{config.max_position_embeddings}. Pass `max_length={config.max_position_embeddings}` to cut prompts, or "
+            "drop such rows."
+        )
