@@ -8,7 +8,7 @@ from tokenizers.processors import TemplateProcessing
 from trl import RewardConfig, RewardTrainer
 
 from tests.tiny_models import tiny_reward_model, tiny_tokenizer
-from trl_rlp.data.scoring import batch_scoring_ids, score, scoring_ids, token_budget_batches
+from trl_rlp.data.scoring import batch_scoring_ids, score, scoring_ids
 
 
 def chat(text):
@@ -249,17 +249,8 @@ def test_an_input_longer_than_the_context_is_named_and_can_be_cut():
     tokenizer = tiny_tokenizer()
     model = tiny_reward_model(tokenizer, max_position_embeddings=16)
     with pytest.raises(
-        ValueError, match=r"Row 1 has 22 tokens, more than the model's context of 16. Pass `max_length"
+        ValueError, match=r"Row 1 has 22 tokens, more than the model's context of 16. Cut prompts with"
     ):
         score(model, tokenizer, ["a", "x" * 20], ["b", "y"])
     (expected,) = score(model, tokenizer, ["x" * 14], ["y"])
     assert score(model, tokenizer, ["x" * 20], ["y"], max_length=16) == pytest.approx([expected], abs=1e-6)
-
-
-def test_batches_hold_their_budget_and_the_longest_rows_come_first():
-    # 9 alone (2 x 9 > 16); 5, 5, 4 in 15; 2, 1 in 4.
-    assert token_budget_batches([5, 9, 2, 5, 4, 1], 16) == [[1], [0, 3, 4], [2, 5]]
-    assert token_budget_batches([30, 3], 16) == [[0], [1]]
-    assert token_budget_batches([], 16) == []
-    with pytest.raises(ValueError, match="`tokens_per_batch` must be at least 1, got 0"):
-        token_budget_batches([1], 0)

@@ -1,18 +1,15 @@
 """One way to turn a prompt and a completion into token ids and a reward, for everything that asks for one."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from peft import PeftModel
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from trl_rlp.data.batching import evaluating, pad_right, require_context, token_budget_batches
 from trl_rlp.data.padding import ensure_pad_token
 
 
-__all__ = ["batch_scoring_ids", "ensure_pad_token", "score", "scoring_ids", "token_budget_batches"]
+__all__ = ["batch_scoring_ids", "cut_prompts", "ensure_pad_token", "score", "scoring_ids", "warn_cut"]
 
 logger = logging.get_logger(__name__)
 
@@ -97,8 +94,6 @@ def batch_scoring_ids(
             f"`prompts`, `completions` and `finished` have {len(prompts)}, {len(completions)} and {len(finished)} "
             "entries. Give one completion and one boolean a prompt."
         )
-    if max_length is not None and max_length < 1:
-        raise ValueError(f"`max_length` must be at least 1 token, got {max_length}. Use None for no limit.")
     if not prompts:
         return []
     is_chat = isinstance(prompts[0], list)
@@ -108,13 +103,54 @@ def batch_scoring_ids(
     rows = processing_class(text=texts, add_special_tokens=not is_chat)["input_ids"]
     if max_length is None:
         return rows
+    rows, overlong = cut_prompts(rows, processing_class, max_length)
+    warn_cut(overlong, len(rows), max_length)
+    return rows
+
+
+def cut_prompts(
+    rows: list[list[int]], processing_class: PreTrainedTokenizerBase, max_length: int
+) -> tuple[list[list[int]], int]:
+    """
+    Cuts rows of [`scoring_ids`] on the left: the beginning of the prompt goes, a BOS token in front of it stays.
+
+    Args:
+        rows (`list[list[int]]`):
+            Token ids.
+        processing_class (`transformers.PreTrainedTokenizerBase`):
+            Tokenizer that made them.
+        max_length (`int`):
+            Longest result, in tokens, at least 1.
+
+    Returns:
+        `tuple[list[list[int]], int]`: the rows, and how many were cut.
+
+    Raises:
+        ValueError: if `max_length` is below 1.
+    """
+    if max_length < 1:
+        raise ValueError(f"`max_length` must be at least 1 token, got {max_length}. Use None for no limit.")
     overlong = sum(len(ids) > max_length for ids in rows)
+    return [_cut_prompt(ids, max_length, processing_class.bos_token_id) for ids in rows], overlong
+
+
+def warn_cut(overlong: int, total: int, max_length: int) -> None:
+    """
+    Logs how many texts lost the beginning of their prompt, if any did.
+
+    Args:
+        overlong (`int`):
+            Texts that were cut.
+        total (`int`):
+            All texts.
+        max_length (`int`):
+            The limit, in tokens.
+    """
     if overlong:
         logger.warning(
-            f"{overlong} of {len(rows)} texts are longer than `max_length`={max_length} tokens and lose the beginning "
-            "of their prompt. Raise `max_length` or drop long prompts."
+            f"{overlong} of {total} texts are longer than `max_length`={max_length} tokens and lose the beginning of "
+            "their prompt. Raise `max_length` or drop long prompts."
         )
-    return [_cut_prompt(ids, max_length, processing_class.bos_token_id) for ids in rows]
 
 
 def _render_text(processing_class: PreTrainedTokenizerBase, prompt: str, completion: str, finished: bool) -> str:
@@ -200,7 +236,7 @@ def score(
         return []
     _require_scorable(model, rows)
     batches = token_budget_batches([len(ids) for ids in rows], tokens_per_batch)
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model):
         outputs = torch.cat([_forward(model, [rows[row] for row in batch]) for batch in batches])  # (rows,)
     rewards = torch.empty(len(rows))
     rewards[torch.tensor(sum(batches, []))] = outputs.float().cpu()
@@ -213,56 +249,11 @@ def score(
     return rewards.tolist()
 
 
-def token_budget_batches(lengths: list[int], tokens_per_batch: int) -> list[list[int]]:
-    """
-    Splits rows into batches of similar length whose padded size stays within a budget.
-
-    Args:
-        lengths (`list[int]`):
-            Length of each row, in tokens.
-        tokens_per_batch (`int`):
-            Largest number of rows times longest row, in tokens, at least 1. A longer row is a batch of its own.
-
-    Returns:
-        `list[list[int]]`: row numbers, longest rows first, so that memory runs out at once or never.
-
-    Raises:
-        ValueError: if `tokens_per_batch` is below 1.
-    """
-    if tokens_per_batch < 1:
-        raise ValueError(f"`tokens_per_batch` must be at least 1, got {tokens_per_batch}. Try 8192.")
-    batches = []
-    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= tokens_per_batch:
-            batches[-1].append(row)
-        else:
-            batches.append([row])
-    return batches
-
-
 def _forward(model: PreTrainedModel, rows: list[list[int]]) -> torch.Tensor:
-    ids = [torch.tensor(row) for row in rows]
     pad_token_id = model.config.get_text_config().pad_token_id
     # Without a pad token there is one row only, so the value never shows.
-    padding_value = 0 if pad_token_id is None else pad_token_id
-    input_ids = nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=padding_value)  # (batch, length)
-    attention_mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
-    outputs = model(
-        input_ids=input_ids.to(model.device), attention_mask=attention_mask.to(model.device), use_cache=False
-    )
-    return outputs.logits.squeeze(-1)  # (batch,)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside, afterwards each submodule's own mode again: frozen parts of a model in training may differ."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    input_ids, attention_mask = pad_right(rows, 0 if pad_token_id is None else pad_token_id, model.device)
+    return model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits.squeeze(-1)  # (batch,)
 
 
 def _require_reward_model(model: PreTrainedModel | PeftModel) -> None:
@@ -279,6 +270,7 @@ def _require_reward_model(model: PreTrainedModel | PeftModel) -> None:
 
 
 def _require_scorable(model: PreTrainedModel | PeftModel, rows: list[list[int]]) -> None:
+    require_context(model.config, [len(ids) for ids in rows])
     config = model.config.get_text_config()
     if config.pad_token_id is None and len(rows) > 1:
         raise ValueError(
@@ -290,11 +282,4 @@ def _require_scorable(model: PreTrainedModel | PeftModel, rows: list[list[int]])
             f"The pad token (id {config.pad_token_id}) also ends texts, as it does where pad equals EOS: the reward "
             "is read before the end, so it cannot tell finished from unfinished. Call "
             "`ensure_pad_token(model, processing_class)` before the reward model is trained."
-        )
-    longest = max(range(len(rows)), key=lambda row: len(rows[row]))
-    if hasattr(config, "max_position_embeddings") and len(rows[longest]) > config.max_position_embeddings:
-        raise ValueError(
-            f"Row {longest} has {len(rows[longest])} tokens, more than the model's context of "
-            f"{config.max_position_embeddings}. Pass `max_length={config.max_position_embeddings}` to cut prompts, or "
-            "drop such rows."
         )

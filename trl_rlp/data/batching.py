@@ -1,0 +1,101 @@
+"""Rows of token ids in padded batches, through a model in eval mode."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+
+
+def token_budget_batches(lengths: list[int], tokens_per_batch: int) -> list[list[int]]:
+    """
+    Splits rows into batches of similar length whose padded size stays within a budget.
+
+    Args:
+        lengths (`list[int]`):
+            Length of each row, in tokens.
+        tokens_per_batch (`int`):
+            Largest number of rows times longest row, in tokens, at least 1. A longer row is a batch of its own.
+
+    Returns:
+        `list[list[int]]`: row numbers, longest rows first, so that memory runs out at once or never.
+
+    Raises:
+        ValueError: if `tokens_per_batch` is below 1.
+    """
+    if tokens_per_batch < 1:
+        raise ValueError(f"`tokens_per_batch` must be at least 1, got {tokens_per_batch}. Try 8192.")
+    batches: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= tokens_per_batch:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches
+
+
+def pad_right(
+    rows: list[list[int]], pad_token_id: int, device: torch.device | str = "cpu"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Pads rows of token ids on the right to the length of the longest.
+
+    Args:
+        rows (`list[list[int]]`):
+            Token ids.
+        pad_token_id (`int`):
+            What to pad with.
+        device (`torch.device` or `str`, *optional*, defaults to `"cpu"`):
+            Where the tensors go.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`, both of shape `(batch, length)`: the ids, and 1 for a token and 0 for
+        padding.
+    """
+    ids = [torch.tensor(row, dtype=torch.long) for row in rows]
+    input_ids = nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=pad_token_id)  # (batch, length)
+    attention_mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
+    return input_ids.to(device), attention_mask.to(device)
+
+
+def require_context(config: PreTrainedConfig, lengths: list[int]) -> None:
+    """
+    Checks that every row fits into a model's context.
+
+    Args:
+        config (`transformers.PreTrainedConfig`):
+            Config of the model. One that names no `max_position_embeddings` has no limit.
+        lengths (`list[int]`):
+            Length of each row, in tokens.
+
+    Raises:
+        ValueError: if a row is longer, naming the longest.
+    """
+    text_config = config.get_text_config()
+    longest = max(range(len(lengths)), key=lambda row: lengths[row])
+    if hasattr(text_config, "max_position_embeddings") and lengths[longest] > text_config.max_position_embeddings:
+        raise ValueError(
+            f"Row {longest} has {lengths[longest]} tokens, more than the model's context of "
+            f"{text_config.max_position_embeddings}. Cut prompts with `max_length` where it is offered, or drop such "
+            "rows."
+        )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """
+    Puts a model into eval mode without gradients, and each submodule back into its own mode afterwards.
+
+    Args:
+        model (`torch.nn.Module`):
+            Any model; frozen parts of a model in training may be in eval mode already, and stay so.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
