@@ -1,0 +1,81 @@
+import json
+import logging
+
+import pytest
+from datasets import Dataset
+
+import trl_rlp.evaluation.gate as gate_module
+from tests.tiny_models import tiny_reward_model, tiny_tokenizer
+from trl_rlp.evaluation.gate import RewardModelRegression, gate
+
+
+PAIRS = Dataset.from_dict({"prompt": ["q"] * 4, "chosen": list("abcd"), "rejected": ["xx"] * 4})
+
+
+@pytest.fixture
+def margins(monkeypatch):
+    """Stands in for scoring: `(model, data set)` -> margins, so that figures are known."""
+    table = {}
+    monkeypatch.setattr(
+        gate_module,
+        "reward_margins",
+        lambda model, tokenizer, pairs, max_length: (table[model, len(pairs)], [-1] * len(pairs)),
+    )
+    return table
+
+
+def test_a_better_model_passes_and_the_difference_is_paired(margins):
+    """Before right on 2 of 4, after on 3: difference 1/4, deviation of (0, 0, 1, 0) is 1/2, standard error 1/4."""
+    margins["before", 4], margins["after", 4] = [1.0, 1.0, -1.0, -1.0], [1.0, 1.0, 1.0, -1.0]
+    report = gate(("before", None), ("after", None), PAIRS)
+    assert report.passed and report.problems == []
+    assert report.figures["human"]["difference"] == {"accuracy": 0.25, "standard_error": 0.25}
+    assert json.loads(json.dumps(report.as_dict()))["passed"] is True
+
+
+def test_a_worse_model_warns_or_is_refused(margins, caplog):
+    margins["before", 4], margins["after", 4] = [1.0, 1.0, 1.0, -1.0], [1.0, 1.0, -1.0, -1.0]
+    with caplog.at_level(logging.WARNING):
+        report = gate(("before", None), ("after", None), PAIRS)
+    assert not report.passed and "human pairs: accuracy fell from 0.750 to 0.500" in caplog.text
+    with pytest.raises(RewardModelRegression, match="Keep the old one"):
+        gate(("before", None), ("after", None), PAIRS, on_regression="raise")
+    assert gate(("before", None), ("after", None), PAIRS, accuracy_tolerance=0.25, calibration_tolerance=1.0).passed
+
+
+def test_policy_pairs_gate_and_synthetic_pairs_never_do(margins):
+    two, three = PAIRS.select([0, 1]), PAIRS.select([0, 1, 2])
+    margins["before", 4] = margins["after", 4] = [1.0, 1.0, 1.0, -1.0]
+    margins["before", 2], margins["after", 2] = [1.0, 1.0], [-1.0, -1.0]
+    margins["before", 3], margins["after", 3] = [1.0] * 3, [-9.0] * 3
+    report = gate(("before", None), ("after", None), PAIRS, synthetic_pairs=three)
+    assert report.passed and report.figures["synthetic"]["after"]["accuracy"] == 0
+    report = gate(("before", None), ("after", None), PAIRS, policy_pairs=two)
+    assert not report.passed and report.problems[0].startswith("policy pairs: accuracy fell from 1.000 to 0.000")
+
+
+def test_overconfidence_is_a_regression_of_its_own(margins):
+    margins["before", 4], margins["after", 4] = [0.1, 0.1, -0.1, -0.1], [9.0, 9.0, -9.0, -9.0]
+    report = gate(("before", None), ("after", None), PAIRS)
+    assert [problem.split(" rose")[0] for problem in report.problems] == ["human pairs: calibration error"]
+
+
+def test_real_models_go_through():
+    tokenizer = tiny_tokenizer()
+    model = (tiny_reward_model(tokenizer), tokenizer)
+    report = gate(model, model, PAIRS)
+    assert report.passed and report.figures["human"]["difference"]["accuracy"] == 0
+    assert report.figures["human"]["before"]["length_accuracy"] == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"on_regression": "ignore"}, "`on_regression` must be one of"),
+        ({"accuracy_tolerance": -0.1}, r"`accuracy_tolerance` must be in \[0, 1\], got -0.1"),
+        ({"calibration_tolerance": 2}, r"`calibration_tolerance` must be in \[0, 1\], got 2"),
+    ],
+)
+def test_settings_out_of_range_are_named(settings, match):
+    with pytest.raises(ValueError, match=match):
+        gate(("before", None), ("after", None), PAIRS, **settings)

@@ -1,0 +1,67 @@
+import pytest
+from datasets import Dataset
+
+from trl_rlp.evaluation.policy_pairs import answer_pairs, is_correct, judged_pairs
+
+
+SAMPLES = Dataset.from_dict(
+    {
+        "prompt": ["capital of France?", "2 + 2?", "colour of snow?"],
+        "completions": [["Paris", "Lyon", "paris."], ["4", "4", "four"], ["white", "White", "white!"]],
+        "finished": [[True, False, True], [True, True, True], [True, True, False]],
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("completion", "answers", "expected"),
+    [(" Paris.", "paris", True), ("It is Paris", "Paris", False), ("4", ["four", "4"], True), ("", "4", False)],
+)
+def test_correct_means_equal_after_normalisation(completion, answers, expected):
+    assert is_correct(completion, answers) is expected
+
+
+def test_answer_pairs_hold_a_right_and_a_wrong_output_and_skip_prompts_without_both():
+    pairs = answer_pairs(SAMPLES, ["Paris", ["4", "four"], "white"])
+    assert pairs["prompt"] == ["capital of France?"]
+    assert pairs[0]["chosen"] in {"Paris", "paris."} and pairs[0]["rejected"] == "Lyon"
+    assert pairs[0]["chosen_finished"] and not pairs[0]["rejected_finished"]
+
+
+def test_a_pair_depends_on_its_seed_and_row_alone():
+    samples = Dataset.from_dict(
+        {"prompt": ["q"] * 2, "completions": [["a", "a!", "b", "c"]] * 2, "finished": [[True] * 4] * 2}
+    )
+    drawn = {seed: answer_pairs(samples, ["a", "a"], seed).to_list() for seed in range(8)}
+    assert drawn[3] == answer_pairs(samples, ["a", "a"], 3).to_list()
+    assert drawn[3][:1] == answer_pairs(samples.select([0]), ["a"], 3).to_list()
+    assert len({str(pairs) for pairs in drawn.values()}) > 1
+
+
+def test_chat_prompts_get_assistant_turns():
+    samples = Dataset.from_dict(
+        {
+            "prompt": [[{"role": "user", "content": "2 + 2?"}]],
+            "completions": [["4", "5"]],
+            "finished": [[True, True]],
+        }
+    )
+    pair = answer_pairs(samples, ["4"])[0]
+    assert pair["chosen"] == [{"role": "assistant", "content": "4"}]
+
+
+def test_judged_pairs_follow_the_judge_and_leave_out_ties():
+    def judge(prompts, firsts, seconds):
+        return [0.5 if "4" in first else float(len(first) > len(second)) for first, second in zip(firsts, seconds)]
+
+    pairs = judged_pairs(SAMPLES, judge)
+    assert set(pairs["prompt"]) <= {"capital of France?", "colour of snow?", "2 + 2?"}
+    for pair in pairs:
+        assert len(pair["chosen"]) >= len(pair["rejected"])
+
+
+def test_errors_name_the_argument():
+    with pytest.raises(ValueError, match="`answers` has 1 entries for 3 samples"):
+        answer_pairs(SAMPLES, ["Paris"])
+    with pytest.raises(ValueError, match=r"probability outside \[0, 1\]"):
+        judged_pairs(SAMPLES, lambda prompts, firsts, seconds: [2.0] * len(prompts))

@@ -1,0 +1,73 @@
+import math
+
+import pytest
+from datasets import Dataset
+
+from tests.tiny_models import tiny_reward_model, tiny_tokenizer
+from trl_rlp.data.scoring import score
+from trl_rlp.evaluation.reward_metrics import (
+    evaluate_reward_model,
+    expected_calibration_error,
+    pair_metrics,
+    preference_accuracy,
+    reward_margins,
+)
+
+
+def test_accuracy_counts_a_tie_as_one_half():
+    assert preference_accuracy([2.0, -1.0, 0.0, 0.5]) == (1 + 0 + 0.5 + 1) / 4
+
+
+def test_calibration_error_worked_by_hand():
+    """Margins ±ln 3 give confidence 3/4; three of four are right: accuracy 3/4, error 0. With two of four: 1/4."""
+    m = math.log(3)
+    assert expected_calibration_error([m, m, m, -m]) == pytest.approx(0)
+    assert expected_calibration_error([m, m, -m, -m]) == pytest.approx(0.25)
+
+
+def test_calibration_error_weighs_bins_by_their_pairs():
+    """Bin of confidence 3/4: one pair, right, gap 1/4. Bin of 9/10: three pairs, two right, gap |2 - 2.7| / 3."""
+    low, high = math.log(3), math.log(9)
+    expected = (1 / 4) * 0.25 + (3 / 4) * (0.7 / 3)
+    assert expected_calibration_error([low, high, high, -high]) == pytest.approx(expected)
+
+
+def test_calibration_error_of_certain_margins():
+    assert expected_calibration_error([1000.0, -1000.0]) == pytest.approx(0.5)
+
+
+def test_log_loss_of_a_coin_is_ln_2_and_the_length_baseline_is_its_own():
+    figures = pair_metrics([0.0, 0.0], [3, -1])
+    assert figures["log_loss"] == pytest.approx(math.log(2))
+    assert figures["length_accuracy"] == 0.5 and figures["pairs"] == 2 and figures["margin"] == 0
+
+
+@pytest.mark.parametrize(("margins", "lengths"), [([], []), ([1.0], [])])
+def test_no_pairs_or_unequal_lengths_are_errors(margins, lengths):
+    with pytest.raises(ValueError, match="must be of one positive length"):
+        pair_metrics(margins, lengths)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_margins_are_differences_of_the_one_scoring_function(chat):
+    tokenizer = tiny_tokenizer()
+    model = tiny_reward_model(tokenizer)
+    prompt = [{"role": "user", "content": "Who?"}] if chat else "Who?"
+    sides = {
+        side: [{"role": "assistant", "content": text}] if chat else text
+        for side, text in (("chosen", "Ada"), ("rejected", "No idea"))
+    }
+    preferences = Dataset.from_list([{"prompt": prompt, **sides, "chosen_finished": True, "rejected_finished": False}])
+    margins, lengths = reward_margins(model, tokenizer, preferences)
+    expected = score(model, tokenizer, [prompt] * 2, ["Ada", "No idea"], [True, False])
+    assert margins == pytest.approx([expected[0] - expected[1]], abs=1e-5)
+    assert lengths == [3 - 7]
+
+
+def test_an_implied_prompt_scores_as_the_explicit_one():
+    tokenizer = tiny_tokenizer()
+    model = tiny_reward_model(tokenizer)
+    explicit = Dataset.from_list([{"prompt": "2 + 2 = ", "chosen": "4", "rejected": "five"}])
+    implied = Dataset.from_list([{"chosen": "2 + 2 = 4", "rejected": "2 + 2 = five"}])
+    first = evaluate_reward_model(model, tokenizer, explicit)
+    assert evaluate_reward_model(model, tokenizer, implied) == pytest.approx(first)

@@ -1,0 +1,151 @@
+"""Is the refined reward model at least as good as the one that it replaces?"""
+
+import logging
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from trl_rlp.evaluation.reward_metrics import pair_metrics, reward_margins
+
+
+logger = logging.getLogger(__name__)
+
+RewardModel = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+ON_REGRESSION = ("warn", "raise")
+
+
+class RewardModelRegression(RuntimeError):
+    """Raised by [`gate`] when refusal was asked for and the refined model is worse than the tolerance allows."""
+
+
+@dataclass
+class GateReport:
+    """
+    What [`gate`] found.
+
+    Args:
+        passed (`bool`):
+            Whether no gating set got worse by more than its tolerance.
+        problems (`list[str]`):
+            One sentence a regression.
+        figures (`dict`):
+            `figures[set]["before" | "after"]`: [`~trl_rlp.evaluation.reward_metrics.pair_metrics`];
+            `figures[set]["difference"]`: `accuracy` (after - before) and its paired `standard_error`.
+    """
+
+    passed: bool
+    problems: list[str]
+    figures: dict[str, dict[str, dict[str, float]]]
+
+    def as_dict(self) -> dict:
+        """Gives the report as plain values, ready for JSON."""
+        return asdict(self)
+
+
+def _correct(margins: list[float]) -> np.ndarray:
+    margins = np.asarray(margins)
+    return (margins > 0) + 0.5 * (margins == 0)
+
+
+def _compare(before: RewardModel, after: RewardModel, pairs: Dataset, max_length: int | None) -> dict:
+    margins_before, lengths = reward_margins(*before, pairs, max_length)
+    margins_after, _ = reward_margins(*after, pairs, max_length)
+    differences = _correct(margins_after) - _correct(margins_before)  # (pairs,)
+    spread = float(np.std(differences, ddof=1)) if len(differences) > 1 else float("nan")
+    return {
+        "before": pair_metrics(margins_before, lengths),
+        "after": pair_metrics(margins_after, lengths),
+        "difference": {
+            "accuracy": float(np.mean(differences)),
+            "standard_error": spread / np.sqrt(len(differences)),
+        },
+    }
+
+
+def _regressions(name: str, figures: dict, accuracy_tolerance: float, calibration_tolerance: float) -> list[str]:
+    before, after, difference = figures["before"], figures["after"], figures["difference"]
+    problems = []
+    if difference["accuracy"] < -accuracy_tolerance:
+        problems.append(
+            f"{name} pairs: accuracy fell from {before['accuracy']:.3f} to {after['accuracy']:.3f} (paired standard "
+            f"error {difference['standard_error']:.3f}, {before['pairs']} pairs), more than the tolerance of "
+            f"{accuracy_tolerance}"
+        )
+    if after["calibration_error"] - before["calibration_error"] > calibration_tolerance:
+        problems.append(
+            f"{name} pairs: calibration error rose from {before['calibration_error']:.3f} to "
+            f"{after['calibration_error']:.3f}, more than the tolerance of {calibration_tolerance}"
+        )
+    return problems
+
+
+def gate(
+    before: RewardModel,
+    after: RewardModel,
+    human_pairs: Dataset,
+    policy_pairs: Dataset | None = None,
+    synthetic_pairs: Dataset | None = None,
+    *,
+    accuracy_tolerance: float = 0.02,
+    calibration_tolerance: float = 0.05,
+    on_regression: str = "warn",
+    max_length: int | None = None,
+) -> GateReport:
+    """
+    Compares a refined reward model with the one that it replaces, on pairs whose labels neither of them made.
+
+    Held-out human pairs and policy pairs (labelled by known answers or a judge) gate. Agreement of the refined model
+    with the synthetic preferences it was trained on is measured and never gates: it says how well it fitted, not
+    whether it is right.
+
+    Args:
+        before (`tuple[PreTrainedModel, PreTrainedTokenizerBase]`):
+            r_φ and its tokenizer.
+        after (`tuple[PreTrainedModel, PreTrainedTokenizerBase]`):
+            r̂_φ and its tokenizer.
+        human_pairs (`datasets.Dataset`):
+            Human preferences that neither model was trained on, in TRL's preference format.
+        policy_pairs (`datasets.Dataset`, *optional*):
+            Pairs of policy outputs with labels from elsewhere, see [`~trl_rlp.evaluation.policy_pairs`].
+        synthetic_pairs (`datasets.Dataset`, *optional*):
+            D̂. Reported, never gating.
+        accuracy_tolerance (`float`, *optional*, defaults to `0.02`):
+            Fall of accuracy that is let pass, in [0, 1]. The paper has no gate; this value is ours.
+        calibration_tolerance (`float`, *optional*, defaults to `0.05`):
+            Rise of the expected calibration error that is let pass, in [0, 1]. Ours.
+        on_regression (`str`, *optional*, defaults to `"warn"`):
+            `"warn"` logs a warning, `"raise"` refuses.
+        max_length (`int`, *optional*):
+            As in [`~trl_rlp.data.scoring.score`].
+
+    Returns:
+        [`GateReport`].
+
+    Raises:
+        ValueError: if `on_regression` or a tolerance is out of range, or a data set is empty or lacks its columns.
+        RewardModelRegression: on a regression, with `on_regression="raise"`.
+    """
+    if on_regression not in ON_REGRESSION:
+        raise ValueError(f"`on_regression` must be one of {ON_REGRESSION}, got {on_regression!r}.")
+    for name, value in (("accuracy_tolerance", accuracy_tolerance), ("calibration_tolerance", calibration_tolerance)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"`{name}` must be in [0, 1], got {value}.")
+    sets = {"human": human_pairs, "policy": policy_pairs, "synthetic": synthetic_pairs}
+    figures = {name: _compare(before, after, pairs, max_length) for name, pairs in sets.items() if pairs is not None}
+    problems = [
+        problem
+        for name in ("human", "policy")
+        if name in figures
+        for problem in _regressions(name, figures[name], accuracy_tolerance, calibration_tolerance)
+    ]
+    report = GateReport(passed=not problems, problems=problems, figures=figures)
+    if problems:
+        message = (
+            f"The refined reward model is worse than the one it replaces: {'; '.join(problems)}. Keep the old one."
+        )
+        if on_regression == "raise":
+            raise RewardModelRegression(message)
+        logger.warning(message)
+    return report
