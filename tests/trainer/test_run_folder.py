@@ -8,17 +8,17 @@ from trl_rlp.trainer.run_folder import RunFolder
 def test_a_finished_stage_is_done_once_and_its_figures_are_kept(tmp_path):
     calls = []
 
-    def work(folder):
+    def work(folder, accuracy):
         calls.append(folder.name)
         (folder / "result.txt").write_text("done")
-        return {"accuracy": 0.5}
+        return {"accuracy": accuracy}
 
     for _ in range(2):
         run = RunFolder(tmp_path / "run", {"seed": 1})
-        folder = run.stage("policy", work)
+        folder = run.stage("policy", work, accuracy=0.5)
     assert calls == ["policy.partial"]
     assert folder == tmp_path / "run" / "policy" and (folder / "result.txt").read_text() == "done"
-    assert run.figures("policy") == {"accuracy": 0.5} and run.seconds("policy") >= 0
+    assert run.figures("policy") == {"accuracy": 0.5} and run.results()["policy"]["seconds"] >= 0
 
 
 def test_an_interrupted_stage_keeps_its_leftovers_and_is_not_finished(tmp_path):

@@ -11,8 +11,8 @@ def load_rows(name: str, split: str = "train") -> Dataset:
 
     Args:
         name (`str`):
-            Path of a `.json` or `.jsonl` file, path of a folder written by `Dataset.save_to_disk`, or a data set's name
-            on the Hub.
+            Path of a `.json` or `.jsonl` file, path of a folder written by `Dataset.save_to_disk`, or a data set's
+            name on the Hub.
         split (`str`, *optional*, defaults to `"train"`):
             Split of a Hub data set. Local files have one split and ignore it.
 

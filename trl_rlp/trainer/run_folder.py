@@ -99,7 +99,7 @@ class RunFolder:
         """
         return (self.path / name / RESULT).exists()
 
-    def stage(self, name: str, work: Callable[[Path], dict[str, Any] | None]) -> Path:
+    def stage(self, name: str, work: Callable[..., dict[str, Any] | None], **arguments: Any) -> Path:
         """
         Does a stage once: later calls find its folder and return at once.
 
@@ -109,9 +109,11 @@ class RunFolder:
         Args:
             name (`str`):
                 Name of the stage and of its folder.
-            work (`Callable[[Path], dict | None]`):
-                Writes the stage's files into the folder it is given and returns its figures. With several processes
-                each calls it.
+            work (`Callable[..., dict | None]`):
+                Called as `work(folder, **arguments)`: writes the stage's files into the folder and returns its
+                figures. With several processes each calls it.
+            arguments:
+                For `work`.
 
         Returns:
             `Path` of the finished stage; its `stage.json` holds the figures and `seconds`.
@@ -122,7 +124,7 @@ class RunFolder:
             partial.mkdir(exist_ok=True)
             logger.info("%s: started", name)
             start = time.perf_counter()
-            figures = work(partial) or {}
+            figures = work(partial, **arguments) or {}
             self.state.wait_for_everyone()
             if self.state.is_main_process:
                 write_json(partial / RESULT, {"figures": figures, "seconds": time.perf_counter() - start})
@@ -144,15 +146,11 @@ class RunFolder:
         """
         return read_json(self.path / name / RESULT)["figures"]
 
-    def seconds(self, name: str) -> float:
+    def results(self) -> dict[str, dict[str, Any]]:
         """
-        Gives the wall time of a finished stage.
-
-        Args:
-            name (`str`):
-                Name of the stage.
+        Gives what every finished stage left.
 
         Returns:
-            `float`, in seconds, of the session that finished it.
+            `dict`: by the stage's name, its `figures` and `seconds` (wall time of the call that finished it).
         """
-        return read_json(self.path / name / RESULT)["seconds"]
+        return {file.parent.name: read_json(file) for file in sorted(self.path.glob(f"*/{RESULT}"))}
