@@ -1,0 +1,79 @@
+"""A reward model as a reward function of TRL's RLOO and GRPO trainers, scored exactly as it was trained."""
+
+from collections.abc import Collection
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from trl_rlp.data.scoring import score
+
+
+class RewardFunction:
+    """
+    Scores completions with a reward model through the one scoring function.
+
+    TRL's trainers accept a reward model directly, but then score text from which EOS was stripped, while TRL's
+    `RewardTrainer` trained on text that ends in EOS. This callable puts EOS back where the policy produced one, and
+    leaves it off where a completion was cut at its length limit.
+
+    Args:
+        model (`PreTrainedModel`):
+            Reward model, `num_labels=1`. Kept frozen, in evaluation mode, on the device it is on.
+        processing_class (`PreTrainedTokenizerBase`):
+            Its tokenizer; it may differ from the policy's.
+        eos_token_ids (`Collection[int]`):
+            The policy's end-of-sequence ids: a completion that ends in one is finished.
+        mean (`float`, *optional*, defaults to `0.0`), deviation (`float`, *optional*, defaults to `1.0`):
+            The reward becomes (r - mean) / deviation, see [`standardisation`].
+        max_length (`int`, *optional*):
+            As in [`~trl_rlp.data.scoring.score`].
+        name (`str`, *optional*, defaults to `"reward_model"`):
+            Name in the trainer's logs.
+
+    Raises:
+        ValueError: if the deviation is not positive.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processing_class: PreTrainedTokenizerBase,
+        eos_token_ids: Collection[int],
+        mean: float = 0.0,
+        deviation: float = 1.0,
+        max_length: int | None = None,
+        name: str = "reward_model",
+    ):
+        if not deviation > 0:
+            raise ValueError(
+                f"`deviation` must be positive, got {deviation}. Rewards that are all equal cannot be standardised."
+            )
+        self.model = model.eval().requires_grad_(False)
+        self.processing_class = processing_class
+        self.eos_token_ids = frozenset(eos_token_ids)
+        self.mean, self.deviation, self.max_length = mean, deviation, max_length
+        self.__name__ = name
+
+    def __call__(
+        self, prompts: list, completions: list, completion_ids: list[list[int]], **kwargs: Any
+    ) -> list[float]:
+        """
+        Gives one reward a completion.
+
+        Args:
+            prompts (`list`):
+                Text or messages.
+            completions (`list`):
+                Text, or lists with one assistant message.
+            completion_ids (`list[list[int]]`):
+                The policy's token ids, without padding; the last one tells whether the completion finished.
+            kwargs:
+                Further columns and hooks that TRL hands to reward functions; not used.
+
+        Returns:
+            `list[float]`.
+        """
+        texts = [text if isinstance(text, str) else text[-1]["content"] for text in completions]
+        finished = [bool(ids) and ids[-1] in self.eos_token_ids for ids in completion_ids]
+        rewards = score(self.model, self.processing_class, prompts, texts, finished, max_length=self.max_length)
+        return [(reward - self.mean) / self.deviation for reward in rewards]
