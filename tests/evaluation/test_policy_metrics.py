@@ -1,0 +1,67 @@
+import math
+
+import pytest
+import torch
+from datasets import Dataset
+
+from tests.tiny_models import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
+from trl_rlp.data.scoring import score
+from trl_rlp.evaluation.policy_metrics import describe_outputs, kl_to_reference, mean_reward, token_kl
+
+
+SAMPLES = Dataset.from_dict(
+    {
+        "prompt": ["Who?", "2 + 2 ="],
+        "completions": [["Ada", "Bob B"], ["4", ""]],
+        "finished": [[True, False], [True, True]],
+    }
+)
+
+
+def test_token_kl_worked_by_hand():
+    """π = (3/4, 1/4), π_ref = (1/2, 1/2): 3/4 ln(3/2) + 1/4 ln(1/2). An extra row of the embedding is ignored."""
+    policy, reference = torch.tensor([3.0, 1.0]).log(), torch.tensor([1.0, 1.0, 5.0]).log()
+    assert token_kl(policy, reference).item() == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5))
+    assert token_kl(policy, policy).item() == pytest.approx(0, abs=1e-7)
+
+
+def test_kl_to_reference_is_zero_for_itself_and_sums_over_the_output():
+    tokenizer = tiny_tokenizer()
+    policy, reference = tiny_causal_lm(tokenizer, seed=1), tiny_causal_lm(tokenizer, seed=2)
+    assert kl_to_reference(policy, policy, tokenizer, SAMPLES) == pytest.approx(0, abs=1e-6)
+
+    expected = []
+    for prompt, text, finished in [("Who?", "Ada", True), ("Who?", "Bob B", False), ("2 + 2 =", "4", True)] + [
+        ("2 + 2 =", "", True)
+    ]:
+        ids = tokenizer(prompt)["input_ids"]
+        output = tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] * finished
+        tokens = torch.tensor([ids + output])
+        logits = [model(tokens).logits[0, len(ids) - 1 : -1] for model in (policy, reference)]
+        expected.append(token_kl(*logits).sum().item())
+    assert kl_to_reference(policy, reference, tokenizer, SAMPLES) == pytest.approx(sum(expected) / 4, rel=1e-4)
+
+
+def test_outputs_are_described_by_count_length_and_finish():
+    figures = describe_outputs(SAMPLES)
+    assert figures == {"outputs": 4, "characters": (3 + 5 + 1 + 0) / 4, "finished": 0.75}
+
+
+def test_accuracy_has_its_error_over_prompts():
+    """Shares 1/2 and 1/2 of two prompts: mean 1/2, no spread. Shares 1 and 0: standard error 1/2."""
+    assert describe_outputs(SAMPLES, ["ada", "4"])["accuracy_standard_error"] == 0
+    figures = describe_outputs(SAMPLES, [["Ada", "bob b"], "5"])
+    assert figures["accuracy"] == 0.5 and figures["accuracy_standard_error"] == pytest.approx(0.5)
+
+
+def test_mean_reward_is_the_mean_of_the_one_scoring_function():
+    tokenizer = tiny_tokenizer()
+    model = tiny_reward_model(tokenizer)
+    prompts = ["Who?", "Who?", "2 + 2 =", "2 + 2 ="]
+    rewards = score(model, tokenizer, prompts, ["Ada", "Bob B", "4", ""], [True, False, True, True])
+    assert mean_reward(model, tokenizer, SAMPLES) == pytest.approx(sum(rewards) / 4, rel=1e-5)
+
+
+def test_answers_of_another_length_are_an_error():
+    with pytest.raises(ValueError, match="`answers` has 1 entries for 2 samples"):
+        describe_outputs(SAMPLES, ["ada"])
