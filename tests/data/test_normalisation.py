@@ -1,0 +1,63 @@
+import random
+
+import pytest
+
+from trl_rlp.data.normalisation import normalise_text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("  The\tAppaloosa. \n", "the appaloosa"),
+        ("**Bold** «text»!", "bold text"),
+        ("STRASSE", "strasse"),
+        ("Straße", "strasse"),
+        ("Ｔｏｋｙｏ", "tokyo"),
+        ("（東京）", "東京"),
+        ("caf\u0065\u0301", "caf\u00e9"),
+        ("Paris , France", "paris france"),
+    ],
+)
+def test_case_outer_punctuation_and_white_space_do_not_count(text, expected):
+    assert normalise_text(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("5", "-5"),
+        ("5", ".5"),
+        ("5", "-.5"),
+        ("3.5", "35"),
+        ("5", "5%"),
+        ("C", "C#"),
+        ("C", "C++"),
+        ("R&D", "RD"),
+        ("1,000", "1000"),
+        ("cant", "can't"),
+        ("a", "the a"),
+        ("?", "!"),
+    ],
+)
+def test_what_may_change_the_meaning_counts(first, second):
+    assert normalise_text(first) != normalise_text(second)
+
+
+def test_a_sign_or_point_survives_other_punctuation_before_a_number():
+    assert normalise_text("(-5)") == "-5"
+    assert normalise_text('".5".') == ".5"
+    assert normalise_text("--x") == "x"
+
+
+def test_only_white_space_is_empty():
+    assert normalise_text(" \n\u00a0\t") == ""
+    assert normalise_text("...") == "..."
+    assert normalise_text("- yes -") == "yes"
+
+
+def test_normalising_twice_changes_nothing():
+    generator = random.Random(0)
+    alphabet = "aB1 .-,%#'\"(ßİ\u0345ﬁ½\n…"
+    for _ in range(3000):
+        text = "".join(generator.choices(alphabet, k=generator.randrange(8)))
+        assert normalise_text(normalise_text(text)) == normalise_text(text), repr(text)
