@@ -92,7 +92,7 @@ def synthesise_preferences(
             samples or were clustered for another threshold, a reward is NaN or infinite, or no prompt makes a pair.
 
     Reference:
-        SPG in section 3.2 of https://arxiv.org/abs/2403.19279; the other methods are those of its Table 5.
+        SPG, https://arxiv.org/abs/2403.19279; the other methods are those of its Table 5.
     """
     require_samples(samples, "samples")
     _require_choices(method, chosen, threshold, keep_candidates, seed)
