@@ -30,7 +30,8 @@ def token_kl(policy_logits: torch.Tensor, reference_logits: torch.Tensor) -> tor
     size = min(policy_logits.shape[-1], reference_logits.shape[-1])
     log_policy = policy_logits[..., :size].float().log_softmax(-1)
     log_reference = reference_logits[..., :size].float().log_softmax(-1)
-    return (log_policy.exp() * (log_policy - log_reference)).sum(-1)
+    kl = (log_policy.exp() * (log_policy - log_reference)).sum(-1)
+    return kl.clamp_min(0)  # rounding takes the KL of two equal policies below 0
 
 
 def _output_ids(processing_class: PreTrainedTokenizerBase, completion: str, finished: bool) -> list[int]:
@@ -53,12 +54,10 @@ def _row_kl(
             input_ids=tokens.to(model.device),
             attention_mask=attention_mask.to(model.device),
             logits_to_keep=longest + 1,
-        )
-        .logits[:, :-1]
-        .cpu()
+        ).logits[:, :-1]
         for model in (policy, reference)
     ]  # twice (outputs, longest, vocabulary)
-    return (token_kl(*logits) * mask).sum(-1).tolist()  # (outputs,)
+    return (token_kl(*logits) * mask.to(policy.device)).sum(-1).tolist()  # (outputs,)
 
 
 @torch.no_grad()

@@ -1,0 +1,187 @@
+import shutil
+
+import pytest
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+import trl_rlp.pipeline as pipeline
+from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
+from trl_rlp.data.normalisation import normalise_text
+from trl_rlp.data.scoring import score
+from trl_rlp.pipeline import run_rlp
+from trl_rlp.pipeline_config import RLPConfig
+from trl_rlp.trainer.artifacts import load_data
+from trl_rlp.trainer.training_stages import train_reward_model
+
+
+TRAINING = {"per_device_train_batch_size": 4, "max_steps": 2, "report_to": "none", "logging_steps": 1, "use_cpu": True}
+
+
+class SameParity:
+    """Two outputs mean the same if the codes of their first characters are both even or both odd."""
+
+    fingerprint = "same parity"
+
+    def normalise(self, text):
+        return normalise_text(text)
+
+    def same(self, prompts, firsts, seconds):
+        return [ord(first[0]) % 2 == ord(second[0]) % 2 for first, second in zip(firsts, seconds, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def sft_model(tmp_path_factory):
+    tokenizer = tiny_tokenizer()
+    return save(tiny_causal_lm(tokenizer), tokenizer, tmp_path_factory.mktemp("sft"))
+
+
+def prompt(text, chat):
+    return [{"role": "user", "content": text}] if chat else text
+
+
+def completion(text, chat):
+    return [{"role": "assistant", "content": text}] if chat else text
+
+
+def data(chat):
+    preferences = Dataset.from_list(
+        [
+            {"prompt": prompt(f"{i}?", chat), "chosen": completion("yes", chat), "rejected": completion("no!", chat)}
+            for i in range(12)
+        ]
+    )
+    prompts = Dataset.from_dict({"prompt": [prompt(f"question {i}", chat) for i in range(8)], "answers": [["a"]] * 8})
+    return preferences, prompts
+
+
+def config(tmp_path, sft_model, **overrides):
+    settings = {
+        "output_dir": str(tmp_path / "run"),
+        "sft_model": sft_model,
+        "num_generations": 6,
+        "max_new_tokens": 4,
+        "heldout_share": 0.25,
+        "reward_args": {**TRAINING, "view_prompts_per_device": 2},
+        "policy_args": {**TRAINING, "num_generations": 2, "max_completion_length": 4, "learning_rate": 1e-2},
+    }
+    return RLPConfig(**{**settings, **overrides})
+
+
+@pytest.mark.parametrize(
+    ("method", "chat", "overrides"),
+    [
+        ("spg", False, {}),
+        ("uml", True, {"policy_trainer": "grpo", "standardise_rewards": True}),
+        ("uml+spg", False, {"reward_peft": {"r": 2}, "policy_peft": {"r": 2, "target_modules": ["q_proj"]}}),
+    ],
+)
+def test_algorithm_1_leaves_plain_models_data_and_figures(tmp_path, sft_model, method, chat, overrides):
+    preferences, prompts = data(chat)
+    settings = config(tmp_path, sft_model, method=method, **overrides)
+    result = run_rlp(settings, preferences, prompts, SameParity(), eval_prompt_dataset=prompts.select(range(2)))
+
+    for path in (result.policy, result.retrained_policy):
+        assert not (path / "adapter_config.json").exists()
+        policy = AutoModelForCausalLM.from_pretrained(path)
+        start = AutoModelForCausalLM.from_pretrained(sft_model)
+        differences = [not a.equal(b) for a, b in zip(policy.parameters(), start.parameters(), strict=True)]
+        assert any(differences)
+    rewards = []
+    for path in (result.reward_model, result.refined_reward_model):
+        model = AutoModelForSequenceClassification.from_pretrained(path)
+        rewards += score(model, AutoTokenizer.from_pretrained(path), ["a"], ["b"])
+    assert rewards[0] != rewards[1]
+
+    samples = load_data(result.policy_samples)
+    assert [len(row) for row in samples["completions"]] == [6] * 8
+    assert ("cluster_ids" in samples.column_names) == ("spg" in method)
+    stages = result.stages
+    assert set(stages["gate"]["figures"]["figures"]) == ({"human", "synthetic"} if "spg" in method else {"human"})
+    assert stages["gate"]["figures"]["figures"]["human"]["before"]["pairs"] == 3
+    assert set(stages["evaluation"]["figures"]) == {"sft", "policy", "retrained_policy"}
+    assert stages["evaluation"]["figures"]["sft"]["kl"] == pytest.approx(0, abs=1e-6)
+    assert stages["evaluation"]["figures"]["policy"]["kl"] > 0
+    if "spg" in method:
+        synthetic = load_data(result.synthetic_preferences)
+        assert len(synthetic) == stages["synthetic_preferences"]["figures"]["accepted"] > 0
+        assert {"prompt", "chosen", "rejected", "confidence"} <= set(synthetic.column_names)
+    else:
+        assert result.synthetic_preferences is None
+
+
+@pytest.fixture
+def untrained(monkeypatch, sft_model):
+    """Stands in for both kinds of training: copies the models that training starts from. Gives the calls, in order."""
+    calls = []
+
+    def copy_policy(folder, **arguments):
+        calls.append(folder.name)
+        shutil.copytree(sft_model, folder, dirs_exist_ok=True)
+
+    def copy_reward_model(folder, **arguments):
+        calls.append(folder.name)
+        tokenizer = tiny_tokenizer()
+        save(tiny_reward_model(tokenizer), tokenizer, folder)
+
+    monkeypatch.setattr(pipeline, "train_policy", copy_policy)
+    monkeypatch.setattr(pipeline, "train_reward_model", copy_reward_model)
+    return calls
+
+
+def test_a_second_run_goes_on_after_the_last_finished_stage(tmp_path, sft_model, untrained, monkeypatch):
+    preferences, prompts = data(chat=False)
+    settings = config(tmp_path, sft_model)
+    copy_policy = pipeline.train_policy
+
+    def interrupted(folder, **arguments):
+        copy_policy(folder, **arguments)
+        if untrained.count("retrained_policy.partial") == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "train_policy", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_rlp(settings, preferences, prompts, SameParity())
+    first = run_rlp(settings, preferences, prompts, SameParity())
+    stages = ["reward_model", "policy", "refined_reward_model", "retrained_policy", "retrained_policy"]
+    assert untrained == [f"{stage}.partial" for stage in stages]
+    assert run_rlp(settings, preferences, prompts, SameParity()) == first
+    assert len(untrained) == 5
+
+
+def test_the_folder_of_another_run_is_refused_before_any_work(tmp_path, sft_model, monkeypatch):
+    preferences, prompts = data(chat=False)
+    monkeypatch.setattr(pipeline, "train_reward_model", lambda folder, **arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_rlp(config(tmp_path, sft_model), preferences, prompts, SameParity())
+    with pytest.raises(ValueError, match=r"other settings \(prompt_dataset, seed differ\)"):
+        run_rlp(config(tmp_path, sft_model, seed=1), preferences, prompts.select([0]), SameParity())
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"equivalence": None}, "`equivalence` is needed by method 'spg'"),
+        ({"prompt_dataset": Dataset.from_dict({"prompt": ["a", ""]})}, "`prompt_dataset` row 1 has an empty prompt"),
+        ({"preference_dataset": Dataset.from_dict({"text": ["a"]})}, "`preference_dataset` lacks the columns"),
+        ({"eval_prompt_dataset": Dataset.from_dict({"prompt": []})}, "`eval_prompt_dataset` is empty"),
+    ],
+)
+def test_bad_inputs_are_named_before_the_folder_is_made(tmp_path, sft_model, change, match):
+    preferences, prompts = data(chat=False)
+    arguments = {"preference_dataset": preferences, "prompt_dataset": prompts, "equivalence": SameParity()}
+    with pytest.raises(ValueError, match=match):
+        run_rlp(config(tmp_path, sft_model), **{**arguments, **change})
+    assert not (tmp_path / "run").exists()
+
+
+def test_both_reward_models_start_from_one_point(tmp_path, sft_model, untrained, monkeypatch):
+    """With a learning rate of zero, r and r̂ are the same model: same start, same head."""
+    monkeypatch.setattr(pipeline, "train_reward_model", train_reward_model)
+    preferences, prompts = data(chat=False)
+    frozen = {**TRAINING, "learning_rate": 0.0}
+    result = run_rlp(config(tmp_path, sft_model, reward_args=frozen), preferences, prompts, SameParity())
+    first, second = (
+        AutoModelForSequenceClassification.from_pretrained(path).state_dict()
+        for path in (result.reward_model, result.refined_reward_model)
+    )
+    assert all(first[name].equal(second[name]) for name in first)

@@ -1,0 +1,58 @@
+from dataclasses import fields
+
+import pytest
+
+from trl_rlp.pipeline_config import RLPConfig
+
+
+def config(**overrides):
+    return RLPConfig(**{"output_dir": "out", "sft_model": "model", **overrides})
+
+
+def test_the_defaults_are_the_papers():
+    settings = config()
+    assert (settings.method, settings.num_generations) == ("spg", 10)
+    assert (settings.temperature, settings.evaluation_temperature) == (1.0, 0.7)
+    assert settings.reward_config().confidence_threshold == 0.5
+    assert settings.reward_config().representation_coef == 0.5
+
+
+def test_mappings_come_as_json_text_from_the_command_line():
+    settings = config(reward_args='{"learning_rate": 1e-5}', policy_peft='{"r": 4}')
+    assert settings.reward_config().learning_rate == 1e-5
+    assert settings.lora("policy").r == 4 and settings.lora("reward") is None
+
+
+def test_a_lora_reward_model_keeps_its_score_head():
+    lora = config(reward_peft={"r": 4}).lora("reward")
+    assert lora.modules_to_save == ["score"] and lora.task_type == "SEQ_CLS"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "match"),
+    [
+        ({"method": "none"}, "`method` must be one of"),
+        ({"policy_trainer": "reinforce"}, "`policy_trainer` must be one of"),
+        ({"num_generations": 1}, "`num_generations` must be at least 2, got 1"),
+        ({"temperature": 0.0}, "`temperature` must be above 0, got 0"),
+        ({"heldout_share": 1.0}, r"`heldout_share` must be in \(0, 1\), got 1"),
+        ({"reward_args": "{lr: 1"}, "`reward_args` is not JSON"),
+        ({"reward_args": {"lerning_rate": 1}}, r"`reward_args` names \['lerning_rate'\], which RLPRewardConfig"),
+        ({"policy_args": {"kl_coef": 1}}, r"`policy_args` names \['kl_coef'\], which RLOOConfig does not have"),
+        ({"reward_peft": {"rank": 1}}, r"`reward_peft` names \['rank'\], which LoraConfig does not have"),
+        ({"policy_args": {"output_dir": "x"}}, r"`policy_args` may not set \['output_dir'\]"),
+        ({"reward_args": {"confidence_threshold": 1.5}}, "confidence_threshold"),
+    ],
+)
+def test_wrong_settings_are_named_before_any_work(overrides, match):
+    with pytest.raises(ValueError, match=match):
+        config(**overrides)
+
+
+def test_a_mapping_of_another_type_is_a_type_error():
+    with pytest.raises(TypeError, match="`reward_args` must be a mapping"):
+        config(reward_args=[1])
+
+
+def test_every_field_has_its_help():
+    assert all(entry.metadata["help"] for entry in fields(RLPConfig))

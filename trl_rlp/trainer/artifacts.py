@@ -1,0 +1,137 @@
+"""Loading and saving the plain models and data sets that pass from stage to stage."""
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset, load_from_disk
+from peft import PeftModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    set_seed,
+)
+
+from trl_rlp.data.scoring import ensure_pad_token
+
+
+DATA = "data"
+
+
+def release_memory() -> None:
+    """Frees what the last stage held, before the next one loads its models."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def load_policy(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """
+    Loads a causal LM and its tokenizer onto this process's device.
+
+    Args:
+        path (`str` or `Path`):
+            Folder or Hub name.
+
+    Returns:
+        `tuple[PreTrainedModel, PreTrainedTokenizerBase]`, the model in evaluation mode and in the precision it was
+        saved in.
+    """
+    model = AutoModelForCausalLM.from_pretrained(path, dtype="auto").eval().to(PartialState().device)
+    return model, AutoTokenizer.from_pretrained(path)
+
+
+def load_reward_model(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """
+    Loads a trained reward model and its tokenizer onto this process's device.
+
+    Args:
+        path (`str` or `Path`):
+            Folder or Hub name of a sequence classifier.
+
+    Returns:
+        `tuple[PreTrainedModel, PreTrainedTokenizerBase]`, the model in evaluation mode and in the precision it was
+        saved in.
+    """
+    model = AutoModelForSequenceClassification.from_pretrained(path, dtype="auto").eval().to(PartialState().device)
+    return model, AutoTokenizer.from_pretrained(path)
+
+
+def initial_reward_model(
+    path: str | Path, seed: int, model_init_kwargs: dict[str, Any] | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """
+    Gives the model that reward learning starts from: the SFT model with a fresh score head and a pad token of its own.
+
+    The same seed gives the same head, so that r_φ and r̂_φ start from one point (METHOD: the retrained reward model
+    starts where the first one started).
+
+    Args:
+        path (`str` or `Path`):
+            Folder or Hub name of the SFT model.
+        seed (`int`):
+            Seed of the head.
+        model_init_kwargs (`dict`, *optional*):
+            For `from_pretrained`; `dtype` defaults to `"float32"`, as in TRL's `RewardTrainer`.
+
+    Returns:
+        `tuple[PreTrainedModel, PreTrainedTokenizerBase]`.
+    """
+    set_seed(seed)
+    kwargs = {"dtype": "float32", **(model_init_kwargs or {}), "num_labels": 1}
+    model = AutoModelForSequenceClassification.from_pretrained(path, **kwargs)
+    processing_class = AutoTokenizer.from_pretrained(path)
+    ensure_pad_token(model, processing_class)
+    return model, processing_class
+
+
+def save_plain(trainer: Trainer, folder: Path) -> None:
+    """
+    Saves a trained model as a plain one: adapters merged, tokenizer beside it.
+
+    Args:
+        trainer (`transformers.Trainer`):
+            After `train()`.
+        folder (`Path`):
+            Where to.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if isinstance(model, PeftModel):
+        trainer.model = model.merge_and_unload()
+        trainer.model_wrapped = trainer.model
+    trainer.save_model(str(folder))
+
+
+def save_data(rows: Dataset, folder: Path) -> None:
+    """
+    Writes the data set of a stage; with several processes the main one writes.
+
+    Args:
+        rows (`datasets.Dataset`):
+            What the stage made.
+        folder (`Path`):
+            The stage's folder.
+    """
+    if PartialState().is_main_process:
+        rows.save_to_disk(str(folder / DATA))
+    PartialState().wait_for_everyone()
+
+
+def load_data(folder: Path) -> Dataset:
+    """
+    Reads the data set of a finished stage.
+
+    Args:
+        folder (`Path`):
+            The stage's folder.
+
+    Returns:
+        `datasets.Dataset`.
+    """
+    return load_from_disk(str(folder / DATA))
