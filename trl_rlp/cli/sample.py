@@ -1,0 +1,109 @@
+"""`trl-rlp sample`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from accelerate import PartialState
+
+from trl_rlp.cli.arguments import parse
+from trl_rlp.data.loading import load_rows
+from trl_rlp.data.sampling import sample_completions
+from trl_rlp.data.server import sample_from_server
+from trl_rlp.evaluation.policy_metrics import describe_outputs
+from trl_rlp.trainer.artifacts import load_policy
+
+
+@dataclass
+class SampleArguments:
+    """
+    Arguments of `trl-rlp sample`.
+
+    Args:
+        model (`str`):
+            Folder or Hub name of a causal LM, or with `base_url` the model's name on the server.
+        prompts (`str`):
+            JSON-lines file, folder of `save_to_disk` or Hub name of a data set with a column of prompts.
+        output_dir (`str`):
+            Folder for `samples.jsonl` (`prompt`, `completions`, `finished`) and for the shards a later call goes on
+            from.
+        split (`str`, *optional*, defaults to `"train"`):
+            Split of a Hub data set.
+        prompt_column (`str`, *optional*, defaults to `"prompt"`):
+            Column that holds the prompts, text or messages.
+        base_url (`str`, *optional*):
+            An OpenAI-compatible server, for example `http://localhost:8000/v1`. Sampling is in process if `None`.
+        num_generations (`int`, *optional*, defaults to `10`):
+            n: completions a prompt.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            Sampling temperature, above 0.
+        top_p (`float`, *optional*, defaults to `1.0`):
+            Nucleus of the sampling, in (0, 1].
+        max_new_tokens (`int`, *optional*, defaults to `300`):
+            Longest completion, in tokens.
+        seed (`int`, *optional*, defaults to `42`):
+            Seed.
+        tokens_per_batch (`int`, *optional*, defaults to `8192`):
+            In process: tokens sampled at once, prompts and completions together.
+        max_concurrency (`int`, *optional*, defaults to `16`):
+            Server: requests under way at once.
+    """
+
+    model: str = field(metadata={"help": "Folder or Hub name of a causal LM, or its name on the server."})
+    prompts: str = field(metadata={"help": "JSON-lines file, folder or Hub name of a data set with prompts."})
+    output_dir: str = field(metadata={"help": "Folder for `samples.jsonl` and for the shards of an interrupted run."})
+    split: str = field(default="train", metadata={"help": "Split of a Hub data set."})
+    prompt_column: str = field(default="prompt", metadata={"help": "Column that holds the prompts."})
+    base_url: str | None = field(
+        default=None, metadata={"help": "An OpenAI-compatible server, for example http://localhost:8000/v1."}
+    )
+    num_generations: int = field(default=10, metadata={"help": "n: completions a prompt, at least 2."})
+    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature, above 0."})
+    top_p: float = field(default=1.0, metadata={"help": "Nucleus of the sampling, in (0, 1]."})
+    max_new_tokens: int = field(default=300, metadata={"help": "Longest completion, in tokens."})
+    seed: int = field(default=42, metadata={"help": "Seed: the same seed gives the same samples."})
+    tokens_per_batch: int = field(default=8192, metadata={"help": "In process: tokens sampled at once."})
+    max_concurrency: int = field(default=16, metadata={"help": "Server: requests under way at once."})
+
+
+def main(options: Sequence[str]) -> None:
+    """
+    Samples and writes `samples.jsonl`.
+
+    Args:
+        options (`Sequence[str]`):
+            Words after `trl-rlp sample`.
+    """
+    (arguments,) = parse("sample", "Draws n completions a prompt.", options, SampleArguments)
+    prompts = load_rows(arguments.prompts, arguments.split)
+    if arguments.prompt_column != "prompt":
+        prompts = prompts.rename_column(arguments.prompt_column, "prompt")
+    settings = {
+        "num_generations": arguments.num_generations,
+        "temperature": arguments.temperature,
+        "top_p": arguments.top_p,
+        "seed": arguments.seed,
+        "output_dir": str(Path(arguments.output_dir) / "shards"),
+    }
+    if arguments.base_url is None:
+        samples = sample_completions(
+            prompts,
+            *load_policy(arguments.model),
+            max_new_tokens=arguments.max_new_tokens,
+            tokens_per_batch=arguments.tokens_per_batch,
+            **settings,
+        )
+    else:
+        samples = sample_from_server(
+            prompts,
+            arguments.base_url,
+            arguments.model,
+            max_tokens=arguments.max_new_tokens,
+            max_concurrency=arguments.max_concurrency,
+            **settings,
+        )
+    if PartialState().is_main_process:
+        path = Path(arguments.output_dir) / "samples.jsonl"
+        samples.to_json(str(path))
+        figures = describe_outputs(samples)
+        print(f"{figures['outputs']} completions, {figures['finished']:.0%} finished, written to {path}")
