@@ -1,5 +1,14 @@
 """Floor 0: the arithmetic of the representation losses, in torch and nothing else."""
 
+from trl_rlp.losses.multi_view import (
+    contrastive_loss,
+    gaussian_kl,
+    infomax_loss,
+    mib_loss,
+    mvi_loss,
+    product_pairs,
+    symmetric_kl,
+)
 from trl_rlp.losses.mutual_information import (
     LOWER_BOUNDS,
     ZERO_INFORMATION,
@@ -12,7 +21,14 @@ from trl_rlp.losses.mutual_information import (
 __all__ = [
     "LOWER_BOUNDS",
     "ZERO_INFORMATION",
+    "contrastive_loss",
+    "gaussian_kl",
+    "infomax_loss",
     "jsd_lower_bound",
+    "mib_loss",
+    "mvi_loss",
     "nce_lower_bound",
     "nwj_lower_bound",
+    "product_pairs",
+    "symmetric_kl",
 ]
