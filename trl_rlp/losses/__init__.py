@@ -1,5 +1,6 @@
 """Floor 0: the arithmetic of the representation losses, in torch and nothing else."""
 
+from trl_rlp.losses.heads import CosineCritic, GaussianHead, PairCritic, latent_head
 from trl_rlp.losses.multi_view import (
     contrastive_loss,
     gaussian_kl,
@@ -21,10 +22,14 @@ from trl_rlp.losses.mutual_information import (
 __all__ = [
     "LOWER_BOUNDS",
     "ZERO_INFORMATION",
+    "CosineCritic",
+    "GaussianHead",
+    "PairCritic",
     "contrastive_loss",
     "gaussian_kl",
     "infomax_loss",
     "jsd_lower_bound",
+    "latent_head",
     "mib_loss",
     "mvi_loss",
     "nce_lower_bound",
