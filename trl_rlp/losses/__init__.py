@@ -17,14 +17,19 @@ from trl_rlp.losses.mutual_information import (
     nce_lower_bound,
     nwj_lower_bound,
 )
+from trl_rlp.losses.representation import LOSSES, RECIPES, Recipe, RepresentationLoss
 
 
 __all__ = [
+    "LOSSES",
     "LOWER_BOUNDS",
+    "RECIPES",
     "ZERO_INFORMATION",
     "CosineCritic",
     "GaussianHead",
     "PairCritic",
+    "Recipe",
+    "RepresentationLoss",
     "contrastive_loss",
     "gaussian_kl",
     "infomax_loss",
