@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from accelerate import PartialState
-
 from trl_rlp.cli.arguments import parse
 from trl_rlp.data.loading import load_rows
+from trl_rlp.data.processes import process_state
 from trl_rlp.data.sampling import sample_completions
 from trl_rlp.data.server import sample_from_server
 from trl_rlp.evaluation.policy_metrics import describe_outputs
@@ -102,7 +101,7 @@ def main(options: Sequence[str]) -> None:
             max_concurrency=arguments.max_concurrency,
             **settings,
         )
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         path = Path(arguments.output_dir) / "samples.jsonl"
         samples.to_json(str(path))
         figures = describe_outputs(samples)

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from datasets import Dataset, load_from_disk
 from peft import PeftModel
 from transformers import (
@@ -18,6 +17,7 @@ from transformers import (
     set_seed,
 )
 
+from trl_rlp.data.processes import process_state
 from trl_rlp.data.scoring import ensure_pad_token
 
 
@@ -43,7 +43,7 @@ def load_policy(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerB
         `tuple[PreTrainedModel, PreTrainedTokenizerBase]`, the model in evaluation mode and in the precision it was
         saved in.
     """
-    model = AutoModelForCausalLM.from_pretrained(path, dtype="auto").eval().to(PartialState().device)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype="auto").eval().to(process_state().device)
     return model, AutoTokenizer.from_pretrained(path)
 
 
@@ -59,7 +59,7 @@ def load_reward_model(path: str | Path) -> tuple[PreTrainedModel, PreTrainedToke
         `tuple[PreTrainedModel, PreTrainedTokenizerBase]`, the model in evaluation mode and in the precision it was
         saved in.
     """
-    model = AutoModelForSequenceClassification.from_pretrained(path, dtype="auto").eval().to(PartialState().device)
+    model = AutoModelForSequenceClassification.from_pretrained(path, dtype="auto").eval().to(process_state().device)
     return model, AutoTokenizer.from_pretrained(path)
 
 
@@ -118,9 +118,9 @@ def save_data(rows: Dataset, folder: Path) -> None:
         folder (`Path`):
             The stage's folder.
     """
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         rows.save_to_disk(str(folder / DATA))
-    PartialState().wait_for_everyone()
+    process_state().wait_for_everyone()
 
 
 def load_data(folder: Path) -> Dataset:

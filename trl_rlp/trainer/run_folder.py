@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
+from trl_rlp.data.processes import process_state
 
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path, settings: dict[str, Any]):
         self.path = Path(path)
-        self.state = PartialState()
+        self.state = process_state()
         settings = json.loads(json.dumps(settings))  # tuples become lists, as they will be when read back
         with self.state.main_process_first():
             self._claim(settings)
