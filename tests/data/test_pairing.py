@@ -3,8 +3,9 @@ from collections import Counter
 import pytest
 from datasets import Dataset
 
+from trl_rlp.data.clustering import largest_group
 from trl_rlp.data.output_rewards import OutputRewards
-from trl_rlp.data.pairing import CHOSEN, GENERATORS, GROUP_METHODS, Request, group_sizes, largest_group
+from trl_rlp.data.pairing import CHOSEN, GENERATORS, GROUP_METHODS, Request, group_sizes
 
 
 def grouped(cluster_ids, completions=None, finished=None, **columns):
@@ -41,13 +42,15 @@ def request(samples, score_rows=by_letter, **overrides):
     return Request(**{**fields, **overrides})
 
 
-def test_the_largest_group_is_the_one_opened_first_among_equals():
-    assert largest_group([0, 1, 1, 0, 2]) == [0, 3]
-    assert largest_group([7, 3, 3, 7]) == [0, 3]  # opened first, though its number is higher
-    assert largest_group([0, 1, 1]) == [1, 2]
-    assert largest_group([-1, -1, -1, 0]) == [3]  # outputs without a group are no group
-    assert largest_group([-1, -1]) == []
-    assert group_sizes([2, -1, 0, 2]) == {2: 2, 0: 1}
+def test_group_sizes_come_in_the_order_of_opening_and_leave_out_what_has_no_group():
+    assert list(group_sizes([2, -1, 0, 2]).items()) == [(2, 2), (0, 1)]
+    assert group_sizes([-1, -1]) == {}
+
+
+def test_of_equally_large_groups_the_first_opened_counts():
+    samples = grouped([[0, 1, 1, 0]])
+    (pair,), _ = GENERATORS["spg"](samples, request(samples))
+    assert pair.chosen == 3 and pair.alternatives == [1, 2]
 
 
 def test_spg_prefers_the_best_member_of_the_largest_group_to_an_outsider():

@@ -5,6 +5,8 @@ from datasets import Dataset, concatenate_datasets
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 
 from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
+from trl_rlp.data.clustering import cluster
+from trl_rlp.data.equivalence import ExactMatch
 from trl_rlp.data.preferences import GENERATORS, REJECTIONS, synthesise_preferences, tokenise_preferences
 from trl_rlp.data.scoring import score, scoring_ids
 
@@ -173,6 +175,19 @@ def test_a_threshold_that_one_output_reaches_is_doubtful(labellers, caplog):
 def test_arguments_that_cannot_work_are_named(method, overrides, match, labellers):
     with pytest.raises(ValueError, match=match):
         synthesise_preferences(samples(), method, **{**labellers, **overrides})
+
+
+@pytest.mark.parametrize("method", ["spg", "select_all"])
+def test_samples_are_grouped_where_they_are_not(method, labellers):
+    plain = samples().remove_columns(["cluster_ids", "confidence"])
+    pairs, rejections = synthesise_preferences(plain, method, equivalence=ExactMatch(), **labellers)
+    complete = cluster(plain, ExactMatch(), complete_groups=True)
+    expected, expected_rejections = synthesise_preferences(complete, method, **labellers)
+    compared = ["prompt", "chosen", "rejected", "confidence", "chosen_reward", "rejected_reward"]
+    assert pairs.select_columns(compared).to_list() == expected.select_columns(compared).to_list()
+    assert rejections == expected_rejections
+    # Two of four say "4" (at .5), four different names, and four times the same.
+    assert rejections["all_agree"] == 1 and rejections["below_threshold"] == (1 if method == "spg" else 0)
 
 
 def test_samples_without_groups_need_an_equivalence(labellers):

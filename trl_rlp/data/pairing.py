@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
+from trl_rlp.data.clustering import cluster, largest_group
 from trl_rlp.data.judges import TIE, Judge
 from trl_rlp.data.normalisation import normalise_text
 from trl_rlp.data.output_rewards import OutputRewards
@@ -163,24 +164,6 @@ GROUP_METHODS = ("spg", "select_all")
 """The methods that group outputs by meaning."""
 
 
-def largest_group(cluster_ids: list[int]) -> list[int]:
-    """
-    Gives the members of the largest group, of equal ones that which was opened first.
-
-    Args:
-        cluster_ids (`list[int]`):
-            Group of each output; -1 is none.
-
-    Returns:
-        `list[int]`: places of the members in order; empty if there is no group.
-    """
-    sizes = group_sizes(cluster_ids)
-    if not sizes:
-        return []
-    largest = max(sizes, key=sizes.get)
-    return [place for place, cluster_id in enumerate(cluster_ids) if cluster_id == largest]
-
-
 def group_sizes(cluster_ids: list[int]) -> dict[int, int]:
     """
     Gives the size of each group.
@@ -242,8 +225,6 @@ def _with_best(drafts: list[tuple[list[int], Pair]], rewards: OutputRewards | No
 def _grouped(samples: Dataset, equivalence: Any, threshold: float) -> Dataset:
     """The samples with groups on which the decision at this threshold and the largest group are certain."""
     if not {"cluster_ids", "confidence"} <= set(samples.column_names):
-        from trl_rlp.data.clustering import cluster
-
         return cluster(samples, equivalence, threshold=threshold)
     upper = samples["confidence_upper" if "confidence_upper" in samples.column_names else "confidence"]
     for number, (low, high) in enumerate(zip(samples["confidence"], upper, strict=True)):

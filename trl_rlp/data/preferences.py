@@ -10,13 +10,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from trl_rlp.data.judges import Judge
+from trl_rlp.data.mixing import mix_preferences
 from trl_rlp.data.output_rewards import OutputRewards
 from trl_rlp.data.pairing import CHOSEN, GENERATORS, GROUP_METHODS, Pair, Request, group_sizes
 from trl_rlp.data.scoring import batch_scoring_ids, cut_prompts, score, warn_cut
 from trl_rlp.data.validation import require_columns, require_samples
 
 
-__all__ = ["CHOSEN", "GENERATORS", "REJECTIONS", "synthesise_preferences", "tokenise_preferences"]
+__all__ = ["CHOSEN", "GENERATORS", "REJECTIONS", "mix_preferences", "synthesise_preferences", "tokenise_preferences"]
 
 logger = logging.get_logger(__name__)
 
