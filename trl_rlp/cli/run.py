@@ -9,6 +9,7 @@ from rich.table import Table
 
 from trl_rlp.cli.arguments import EquivalenceArguments, parse
 from trl_rlp.data.loading import load_rows
+from trl_rlp.data.processes import process_state
 from trl_rlp.pipeline import RLPResult, run_rlp
 from trl_rlp.pipeline_config import RLPConfig
 
@@ -67,7 +68,8 @@ def main(options: Sequence[str]) -> None:
         _optional(data.eval_preference_dataset),
         _optional(data.eval_prompt_dataset),
     )
-    show(result)
+    if process_state().is_main_process:
+        show(result)
 
 
 def show(result: RLPResult) -> None:
@@ -80,7 +82,7 @@ def show(result: RLPResult) -> None:
     """
     console = Console()
     gate = result.stages["gate"]["figures"]
-    table = Table("pairs", "reward model", "accuracy", "calibration error", "margin", "length-only accuracy")
+    table = Table("pairs", "reward model", "accuracy", "calibration error", "margin", "longer is better")
     for name, figures in gate["figures"].items():
         for model in ("before", "after"):
             row = figures[model]
@@ -89,10 +91,9 @@ def show(result: RLPResult) -> None:
     console.print(table)
     if "evaluation" in result.stages:
         policies = result.stages["evaluation"]["figures"]
-        columns = list(next(iter(policies.values())))
-        table = Table("policy", *columns)
-        for name, figures in policies.items():
-            table.add_row(name, *(f"{figures[column]:.3f}" for column in columns))
+        table = Table("outputs on held-out prompts", *policies)
+        for figure in next(iter(policies.values())):
+            table.add_row(figure, *(f"{figures[figure]:.3f}" for figures in policies.values()))
         console.print(table)
     console.print(f"refined reward model: {result.refined_reward_model}", soft_wrap=True)
     console.print(f"retrained policy:     {result.retrained_policy}", soft_wrap=True)
