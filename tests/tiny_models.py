@@ -92,3 +92,23 @@ def save(model, tokenizer, folder) -> str:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+def tiny_talker(tokenizer, answers: list[str], steps: int = 150, seed: int = 0) -> LlamaForCausalLM:
+    """A Llama that says one of `answers` and ends, whatever it is asked; it is trained for a few seconds."""
+    model = tiny_causal_lm(tokenizer, seed, hidden_size=32, intermediate_size=64, max_position_embeddings=1024)
+    generator = torch.Generator().manual_seed(seed)
+    endings = [tokenizer(answer)["input_ids"] + [tokenizer.eos_token_id] for answer in answers]
+    longest = max(map(len, endings))
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-2)
+    for _ in range(steps):
+        length = int(torch.randint(8, 64, (), generator=generator))
+        asked = torch.randint(len(tokenizer) - 256, len(tokenizer), (16, length), generator=generator)
+        said = [endings[i] for i in torch.randint(len(endings), (16,), generator=generator)]
+        said = torch.tensor([ids + [-100] * (longest - len(ids)) for ids in said])  # (16, longest)
+        labels = torch.cat([torch.full_like(asked, -100), said], dim=1)  # (16, length + longest)
+        loss = model(torch.cat([asked, said.clamp_min(0)], dim=1), labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()

@@ -1,3 +1,43 @@
 """RLP for TRL: reward learning on policy (Lang, Huang, Li, NAACL 2024, https://arxiv.org/abs/2403.19279)."""
 
+import importlib
+from typing import Any
+
+
 __version__ = "0.1.0.dev0"
+
+_MODULES = {
+    "trl_rlp.data.clustering": ["cluster"],
+    "trl_rlp.data.collator": ["SyntheticPreferenceCollator"],
+    "trl_rlp.data.equivalence": ["EmbeddingEquivalence", "ExactMatch", "NLIEquivalence"],
+    "trl_rlp.data.judges": ["language_model_judge", "reward_judge"],
+    "trl_rlp.data.preferences": ["mix_preferences", "synthesise_preferences", "tokenise_preferences"],
+    "trl_rlp.data.sampling": ["sample_completions"],
+    "trl_rlp.data.scoring": ["ensure_pad_token", "score", "scoring_ids"],
+    "trl_rlp.data.server": ["sample_from_server"],
+    "trl_rlp.data.views": ["ViewSampler"],
+    "trl_rlp.evaluation.gate": ["GateReport", "RewardModelRegression", "gate"],
+    "trl_rlp.evaluation.policy_metrics": ["describe_outputs", "kl_to_reference", "mean_reward"],
+    "trl_rlp.evaluation.policy_pairs": ["answer_pairs", "judged_pairs"],
+    "trl_rlp.evaluation.reward_metrics": ["evaluate_reward_model", "pair_metrics"],
+    "trl_rlp.losses.representation": ["RepresentationLoss"],
+    "trl_rlp.pipeline": ["RLPResult", "run_rlp"],
+    "trl_rlp.pipeline_config": ["RLPConfig"],
+    "trl_rlp.trainer.reward_function": ["RewardFunction"],
+    "trl_rlp.trainer.rlp_reward_config": ["RLPRewardConfig"],
+    "trl_rlp.trainer.rlp_reward_trainer": ["RLPRewardTrainer"],
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used: `import trl_rlp` alone costs nothing."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'trl_rlp' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
