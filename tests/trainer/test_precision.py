@@ -1,0 +1,58 @@
+import pytest
+from trl import RewardConfig
+
+from trl_rlp.trainer import precision
+from trl_rlp.trainer.precision import supported_precision
+from trl_rlp.trainer.rlp_reward_config import RLPRewardConfig
+
+
+@pytest.fixture
+def accelerator(monkeypatch):
+    """Says whether the machine trains in bf16, whatever machine this is."""
+
+    def set_support(is_supported: bool) -> None:
+        monkeypatch.setattr(precision, "is_torch_bf16_gpu_available", lambda: is_supported)
+        monkeypatch.setattr(precision, "is_torch_xla_available", lambda: False)
+
+    return set_support
+
+
+@pytest.mark.parametrize(
+    "is_supported, args, expected",
+    [
+        (False, {}, False),
+        (True, {}, True),
+        (True, {"use_cpu": True}, False),
+        (True, {"fp16": True}, False),
+        (True, {"bf16": False}, False),
+        (False, {"bf16": True}, True),
+    ],
+)
+def test_the_choice_of_the_user_goes_first_then_the_machine(accelerator, is_supported, args, expected):
+    accelerator(is_supported)
+    assert supported_precision(args) == {**args, "bf16": expected}
+
+
+def test_other_arguments_stay(accelerator):
+    accelerator(False)
+    assert supported_precision({"seed": 3}) == {"seed": 3, "bf16": False}
+
+
+def test_our_configuration_leaves_fp32_where_trl_s_fails(tmp_path, accelerator, monkeypatch):
+    accelerator(False)
+    monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: False)
+    with pytest.raises(ValueError, match="bf16"):
+        RewardConfig(str(tmp_path))
+    config = RLPRewardConfig(str(tmp_path))
+    assert (config.bf16, config.fp16) == (False, False)
+
+
+def test_an_explicit_bf16_fails_as_trl_s_does(tmp_path, accelerator, monkeypatch):
+    accelerator(False)
+    monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: False)
+    with pytest.raises(ValueError, match="Your setup doesn't support bf16"):
+        RLPRewardConfig(str(tmp_path), bf16=True)
+
+
+def test_bf16_on_the_cpu_is_there_for_whoever_asks(tmp_path):
+    assert RLPRewardConfig(str(tmp_path), bf16=True, use_cpu=True).bf16 is True
