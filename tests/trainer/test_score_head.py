@@ -1,0 +1,128 @@
+import pytest
+import torch
+from peft import LoraConfig, PrefixTuningConfig, get_peft_model
+from torch import nn
+from transformers import RobertaConfig, RobertaForSequenceClassification
+
+from tests.tiny_models import tiny_nli, tiny_reward_model, tiny_tokenizer
+from trl_rlp.trainer.score_head import (
+    captured_score_inputs,
+    has_frozen_score_head,
+    score_layers,
+    scored_hidden_states,
+    with_score_head,
+)
+
+
+def tiny_roberta(tokenizer):
+    config = RobertaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+        pad_token_id=tokenizer.pad_token_id,
+        num_labels=1,
+    )
+    return RobertaForSequenceClassification(config).eval()
+
+
+MODELS = {
+    "llama": tiny_reward_model,
+    "bert": lambda tokenizer: tiny_nli(tokenizer, labels=("score",)),
+    "roberta": tiny_roberta,
+    "adapter": lambda tokenizer: get_peft_model(
+        tiny_reward_model(tokenizer), LoraConfig(target_modules=["q_proj"], modules_to_save=["score"])
+    ),
+    "adapted head": lambda tokenizer: get_peft_model(
+        tiny_reward_model(tokenizer), LoraConfig(r=2, target_modules=["q_proj", "score"])
+    ),
+}
+
+
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+def test_the_score_is_a_linear_map_of_the_hidden_state_that_is_found(make):
+    """Rows of 3, 2 and 5 tokens: multiplying the state by the layer's weights gives the score of the row."""
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer()
+    model = make(tokenizer).eval()
+    input_ids = torch.tensor([[9, 8, 7, 0, 0], [6, 5, 0, 0, 0], [9, 9, 8, 8, 7]])
+    layers = score_layers(model)
+    with captured_score_inputs(layers) as captured, torch.no_grad():
+        logits = model(input_ids=input_ids, attention_mask=(input_ids != 0).long()).logits
+    hidden = scored_hidden_states(captured[-1], input_ids, pad_token_id=0)
+    layer = layers[0]
+    expected = hidden @ layer.weight.T + (0 if layer.bias is None else layer.bias)
+    assert hidden.shape == (3, 16)
+    assert torch.allclose(logits, expected, atol=1e-6)
+
+
+def test_the_hook_goes_when_the_pass_is_over():
+    model = tiny_reward_model(tiny_tokenizer())
+    with captured_score_inputs(score_layers(model)) as captured:
+        pass
+    model(input_ids=torch.tensor([[5, 6]]))
+    assert captured == []
+
+
+def test_the_last_token_that_is_not_padding_is_picked():
+    """Positions 1, 2 and 0: the pad token is 0, and one inside the text does not end it."""
+    hidden = torch.arange(9.0).reshape(3, 3, 1)
+    input_ids = torch.tensor([[5, 6, 0], [5, 0, 6], [5, 0, 0]])
+    assert scored_hidden_states(hidden, input_ids, 0).flatten().tolist() == [1.0, 5.0, 6.0]
+
+
+def test_a_pooled_state_is_taken_as_it_is():
+    hidden = torch.randn(2, 4)
+    assert scored_hidden_states(hidden, torch.ones(2, 7), 0) is hidden
+
+
+def test_tokens_of_the_model_s_own_are_refused():
+    with pytest.raises(ValueError, match="saw 5 positions for 3 tokens.*adapter that adds no tokens"):
+        scored_hidden_states(torch.zeros(2, 5, 4), torch.ones(2, 3), 0)
+
+
+def test_an_unknown_head_is_refused():
+    class Unknown(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.reward = nn.Linear(4, 1)
+
+    with pytest.raises(ValueError, match="`model` is a `Unknown`.*no linear score layer.*transformers"):
+        score_layers(Unknown())
+    assert not has_frozen_score_head(Unknown())
+
+
+@pytest.mark.parametrize(
+    "settings, is_frozen",
+    [({}, True), ({"modules_to_save": ["score"]}, False), ({"task_type": "SEQ_CLS"}, False)],
+    ids=str,
+)
+def test_a_frozen_head_is_told(settings, is_frozen):
+    model = tiny_reward_model(tiny_tokenizer())
+    assert not has_frozen_score_head(model)
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"], **settings))
+    assert has_frozen_score_head(adapted) is is_frozen
+
+
+def test_the_head_is_added_to_a_configuration_that_forgets_it(caplog):
+    config = LoraConfig(modules_to_save=["embed_tokens"])
+    assert with_score_head(config).modules_to_save == ["embed_tokens", "classifier", "score"]
+    assert config.modules_to_save == ["embed_tokens"]
+    assert "score head" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(task_type="SEQ_CLS"),
+        LoraConfig(modules_to_save=["score"]),
+        LoraConfig(modules_to_save=["classifier"]),
+        PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2),
+    ],
+    ids=["SEQ_CLS", "score", "classifier", "prefix"],
+)
+def test_other_configurations_stay_as_they_are(config, caplog):
+    assert with_score_head(config) is config
+    assert caplog.text == ""
