@@ -1,0 +1,112 @@
+"""Small reward-training runs for tests: data, arguments and trainers that take a second."""
+
+from datasets import Dataset
+from trl import RewardConfig, RewardTrainer
+
+from tests.tiny_models import tiny_reward_model, tiny_tokenizer
+from trl_rlp.data.normalisation import normalise_text
+from trl_rlp.trainer.rlp_reward_config import RLPRewardConfig
+from trl_rlp.trainer.rlp_reward_trainer import RLPRewardTrainer
+
+
+WORDS = ("red", "blue", "green", "pink", "grey", "black")
+SETTINGS = {
+    "per_device_train_batch_size": 2,
+    "per_device_eval_batch_size": 2,
+    "max_steps": 4,
+    "logging_steps": 1,
+    "learning_rate": 1e-2,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "use_cpu": True,
+    "bf16": False,
+    "dataloader_pin_memory": False,
+}
+
+
+class SameText:
+    """Outputs are equal where their normalised texts are; the smallest equivalence there is."""
+
+    fingerprint = "same text"
+
+    def normalise(self, text: str) -> str:
+        return normalise_text(text)
+
+    def same(self, prompts: list[str], firsts: list[str], seconds: list[str]) -> list[bool]:
+        return [self.normalise(first) == self.normalise(second) for first, second in zip(firsts, seconds, strict=True)]
+
+
+def preferences(size: int = 8, margin: bool = False, chat: bool = False) -> Dataset:
+    """Human pairs of different lengths; the chosen side names a colour."""
+    rows = []
+    for i in range(size):
+        row = {"prompt": f"Colour {i}? ", "chosen": WORDS[i % 6], "rejected": "no idea " * (1 + i % 3)}
+        if chat:
+            row = {
+                "prompt": [{"role": "user", "content": row["prompt"]}],
+                "chosen": [{"role": "assistant", "content": row["chosen"]}],
+                "rejected": [{"role": "assistant", "content": row["rejected"]}],
+            }
+        rows.append(row | ({"margin": i / 10} if margin else {}))
+    return Dataset.from_list(rows)
+
+
+def policy_samples(size: int = 6, chat: bool = False) -> Dataset:
+    """Four outputs a prompt: three agree up to case, so the confidence is 0.75, and one differs."""
+    prompts = [f"Name colour {i}: " for i in range(size)]
+    return Dataset.from_dict(
+        {
+            "prompt": [[{"role": "user", "content": prompt}] for prompt in prompts] if chat else prompts,
+            "completions": [[word, word.upper(), f"{word} ", "a dull one"] for word in (WORDS * size)[:size]],
+            "finished": [[True, True, True, True]] * size,
+        }
+    )
+
+
+def synthetic_preferences(size: int = 3) -> Dataset:
+    """A ready D̂."""
+    return Dataset.from_list(
+        [{"prompt": f"Name colour {i}: ", "chosen": WORDS[i], "rejected": "a dull one"} for i in range(size)]
+    )
+
+
+def trl_trainer(output_dir, model=None, tokenizer=None, data=None, eval_dataset=None, **settings) -> RewardTrainer:
+    """TRL's own trainer on the same model, data and settings as [`rlp_trainer`]."""
+    tokenizer = tokenizer or tiny_tokenizer()
+    return RewardTrainer(
+        model or tiny_reward_model(tokenizer),
+        RewardConfig(str(output_dir), **{**SETTINGS, **settings}),
+        train_dataset=data or preferences(),
+        eval_dataset=eval_dataset,
+        processing_class=tokenizer,
+    )
+
+
+REFINEMENT = ("policy_samples", "equivalence", "labelling_reward_model", "labelling_processing_class")
+TRAINER_ARGUMENTS = (*REFINEMENT, "synthetic_dataset", "peft_config", "data_collator", "callbacks")
+
+
+def rlp_trainer(
+    output_dir, method="uml", model=None, tokenizer=None, data=None, eval_dataset=None, **settings
+) -> RLPRewardTrainer:
+    """Our trainer; `uml` gets policy samples and `spg` a ready D̂ unless the settings bring their own."""
+    tokenizer = tokenizer or tiny_tokenizer()
+    arguments = {name: settings.pop(name) for name in TRAINER_ARGUMENTS if name in settings}
+    if "uml" in method and "data_collator" not in arguments:
+        arguments.setdefault("policy_samples", policy_samples())
+    if "spg" in method and not set(arguments) & {"equivalence", "synthetic_dataset", "labelling_reward_model"}:
+        arguments["synthetic_dataset"] = synthetic_preferences()
+    return RLPRewardTrainer(
+        model or tiny_reward_model(tokenizer),
+        RLPRewardConfig(str(output_dir), method=method, **{**SETTINGS, **settings}),
+        train_dataset=preferences() if data is None else data,
+        eval_dataset=eval_dataset,
+        processing_class=tokenizer,
+        **arguments,
+    )
+
+
+def logged(trainer, key: str) -> list[float]:
+    """The values that a run logged under a key, in order."""
+    return [entry[key] for entry in trainer.state.log_history if key in entry]

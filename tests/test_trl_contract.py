@@ -1,0 +1,169 @@
+"""What this package leans on in TRL, transformers and accelerate. A failure here says what moved when they moved."""
+
+import inspect
+from types import SimpleNamespace
+
+import pytest
+import torch
+import transformers
+from accelerate import Accelerator
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
+from trl import GRPOConfig, GRPOTrainer, ModelConfig, RewardConfig, RewardTrainer, RLOOConfig, RLOOTrainer, TrlParser
+from trl.trainer.reward_trainer import DataCollatorForPreference
+
+from tests.reward_runs import SETTINGS, rlp_trainer, trl_trainer
+from trl_rlp.trainer.rlp_reward_trainer import RLPRewardTrainer
+
+
+OVERRIDDEN = {"__init__", "compute_loss", "log", "train"}
+CLASS_ATTRIBUTES = {"_tag_names", "_name", "_paper"}
+OWN_METHODS = {"_warn_of_lost_scores", "_add_terms"}
+
+
+def parameters(function) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+def test_our_trainer_overrides_these_names_and_no_others():
+    own = {name for name in vars(RLPRewardTrainer) if not name.startswith("__") or name == "__init__"}
+    assert own == OVERRIDDEN | CLASS_ATTRIBUTES | OWN_METHODS
+    for name in OVERRIDDEN | CLASS_ATTRIBUTES:
+        assert hasattr(RewardTrainer, name), f"TRL's RewardTrainer has lost `{name}`"
+    for name in OWN_METHODS:
+        assert not hasattr(RewardTrainer, name), f"TRL's RewardTrainer now has a `{name}` of its own"
+
+
+def test_the_reward_trainer_takes_these_arguments():
+    """Ours hands them on by position, so their order counts."""
+    theirs, ours = parameters(RewardTrainer.__init__), parameters(RLPRewardTrainer.__init__)
+    assert ours[: len(theirs)] == theirs
+
+
+@pytest.mark.parametrize("name", ["compute_loss", "log", "train"])
+def test_overridden_methods_have_the_same_signature(name):
+    assert parameters(vars(RLPRewardTrainer)[name]) == parameters(inspect.getattr_static(RewardTrainer, name))
+
+
+def test_the_loss_is_a_mean_that_the_trainer_divides_by_the_accumulation_steps():
+    assert RewardTrainer.loss_is_scaled_for_ga is False
+
+
+def test_the_loss_runs_a_callable_in_place_of_the_model_once_and_reads_its_logits(tmp_path):
+    """Two pairs with rewards (2, 1) and (0, 3): the loss is the mean of softplus(-1) and softplus(3)."""
+    trainer = trl_trainer(tmp_path)
+    calls = []
+
+    def model(**inputs):
+        calls.append(inputs)
+        return SimpleNamespace(logits=torch.tensor([[2.0], [0.0], [1.0], [3.0]]))
+
+    ids = torch.ones(4, 3, dtype=torch.long)
+    trainer.model.train()
+    loss, outputs = trainer.compute_loss(model, {"input_ids": ids, "attention_mask": ids}, True, None)
+    assert len(calls) == 1
+    assert {"input_ids", "attention_mask"} <= set(calls[0])
+    expected = (torch.nn.functional.softplus(torch.tensor([-1.0, 3.0]))).mean()
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
+    assert outputs.logits.shape == (4, 1)
+
+
+def test_the_trainer_reads_what_is_set_after_it_stands(tmp_path):
+    """`train_dataset` and `data_collator` are replaced, callbacks added, once TRL's constructor has run."""
+    trainer = trl_trainer(tmp_path, max_steps=1, remove_unused_columns=False)
+    assert {"chosen_ids", "rejected_ids"} <= set(trainer.train_dataset.column_names)
+    trainer.train_dataset = trainer.train_dataset.add_column("record", list(range(8)))
+    seen = []
+
+    def collate(examples):
+        seen.extend(example["record"] for example in examples)
+        return DataCollatorForPreference(pad_token_id=0)(examples)
+
+    class Began(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            seen.append("began")
+
+    trainer.data_collator = collate
+    trainer.add_callback(Began())
+    trainer.train()
+    assert "began" in seen
+    assert set(seen) & set(range(8))
+
+
+def test_the_order_of_events_around_an_optimizer_step(tmp_path):
+    """Gradients are whole and clipped before the step, the step count rises after it, the folder is there on save."""
+    events = []
+
+    class Recorder(TrainerCallback):
+        def on_epoch_begin(self, args, state, control, **kwargs):
+            events.append(("epoch", state.epoch))
+
+        def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+            norm = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm().item()
+            events.append(("step", state.global_step, round(norm, 6)))
+
+        def on_save(self, args, state, control, **kwargs):
+            folder = tmp_path / f"checkpoint-{state.global_step}"
+            events.append(("save", state.global_step, (folder / "trainer_state.json").is_file()))
+
+    settings = {"max_steps": 4, "gradient_accumulation_steps": 2, "max_grad_norm": 1e-3, "save_steps": 2}
+    trainer = trl_trainer(tmp_path, save_strategy="steps", **settings)
+    trainer.add_callback(Recorder())
+    trainer.train()
+    # Eight pairs by four are two steps an epoch.
+    steps = [("step", step, 1e-3) for step in range(4)]
+    saves = [("save", 2, True), ("save", 4, True)]
+    assert events == [("epoch", 0), *steps[:2], saves[0], ("epoch", 1), *steps[2:], saves[1]]
+    assert get_last_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-4")
+
+
+def test_names_on_the_trainer_that_we_read(tmp_path):
+    trainer = trl_trainer(tmp_path)
+    for name in ("model", "args", "accelerator", "processing_class", "state", "train_dataset", "data_collator"):
+        assert name in vars(trainer), name
+    assert isinstance(trainer, Trainer)
+    assert trainer.accelerator.num_processes == 1
+    assert trainer.accelerator.scaler is None
+    assert trainer.processing_class.pad_token_id == trainer.model.config.pad_token_id
+
+
+def test_bf16_is_open_until_the_configuration_stands(tmp_path):
+    """TRL fills in `bf16=None` in its own `__post_init__`, which ours runs after having chosen."""
+    assert next(field for field in RewardConfig.__dataclass_fields__.values() if field.name == "bf16").default is None
+    assert RewardConfig(str(tmp_path), bf16=False).bf16 is False
+    assert RewardConfig(str(tmp_path), **SETTINGS).remove_unused_columns is True
+
+
+def test_columns_that_enter_trl_s_loss_or_not():
+    """The collator reads the ids and `margin` and leaves other columns alone."""
+    collator = DataCollatorForPreference(pad_token_id=0, pad_to_multiple_of=4)
+    batch = collator([{"chosen_ids": [1], "rejected_ids": [2, 3], "margin": 0.5, "record": 1, "candidate_ids": None}])
+    assert batch["input_ids"].tolist() == [[1, 0, 0, 0], [2, 3, 0, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 0, 0, 0], [1, 1, 0, 0]]
+    assert batch["margin"].tolist() == [0.5]
+    assert set(batch) == {"input_ids", "attention_mask", "margin"}
+
+
+def test_public_names_that_we_import():
+    assert callable(is_torch_bf16_gpu_available) and callable(is_torch_xla_available)
+    assert {"tensor", "reduction"} <= set(parameters(Accelerator.reduce))
+    assert {"train_dataset", "reward_funcs", "peft_config"} <= set(parameters(RLOOTrainer.__init__))
+    assert {"train_dataset", "reward_funcs", "peft_config"} <= set(parameters(GRPOTrainer.__init__))
+    for config in (RLOOConfig, GRPOConfig, ModelConfig):
+        assert config.__dataclass_fields__
+    assert hasattr(TrlParser, "parse_args_and_config")
+
+
+def test_model_outputs_can_be_shortened():
+    outputs = transformers.modeling_outputs.SequenceClassifierOutputWithPast(logits=torch.zeros(3, 1))
+    outputs.logits = outputs.logits[:2]
+    assert outputs["logits"].shape == (2, 1)
+
+
+def test_the_model_card_names_the_paper(tmp_path):
+    trainer = rlp_trainer(tmp_path, method="none")
+    trainer.create_model_card(model_name="refined")
+    card = (tmp_path / "README.md").read_text()
+    assert "trained with RLP, a method introduced in [Fine-Tuning Language Models with Reward Learning" in card
+    assert "papers/2403.19279" in card

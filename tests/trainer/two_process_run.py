@@ -1,0 +1,98 @@
+"""Run by `torchrun --nproc_per_node 2`: refines on two processes and checks that nothing drifts apart."""
+
+import sys
+from pathlib import Path
+
+import torch
+from accelerate.utils import gather_object
+
+from tests.reward_runs import SameText, logged, policy_samples, preferences, rlp_trainer
+from tests.tiny_models import tiny_reward_model, tiny_tokenizer
+from trl_rlp.data.collator import SyntheticPreferenceCollator
+from trl_rlp.data.views import ViewSampler
+from trl_rlp.trainer.refinement_data import made_once
+
+
+class LuckOfTheRank(SyntheticPreferenceCollator):
+    """Process 1 gets views of one instruction in every other batch, process 0 never."""
+
+    rank, batches = 0, 0
+
+    def __call__(self, examples):
+        batch = super().__call__(examples)
+        self.batches += 1
+        if self.rank == 1 and self.batches % 2:
+            batch["view_instruction_ids"] = torch.zeros_like(batch["view_instruction_ids"])
+        return batch
+
+
+def assert_equal_on_both(module: torch.nn.Module, before: dict[str, torch.Tensor]) -> None:
+    weights = {name: weight.detach() for name, weight in module.named_parameters()}
+    assert not any(torch.equal(weight, before[name]) for name, weight in weights.items())
+    first, second = gather_object([weights])
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def copies(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: weight.detach().clone() for name, weight in module.named_parameters()}
+
+
+def refine(folder: Path, joint_forward: bool) -> None:
+    tokenizer = tiny_tokenizer()
+    collator = LuckOfTheRank(
+        tokenizer.pad_token_id, views=ViewSampler(policy_samples(), tokenizer), records_per_batch=2
+    )
+    settings = {"gradient_accumulation_steps": 2, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    trainer = rlp_trainer(
+        folder, data_collator=collator, joint_forward=joint_forward, data=preferences(32), **settings
+    )
+    assert trainer.accelerator.num_processes == 2
+    LuckOfTheRank.rank, LuckOfTheRank.batches = trainer.accelerator.process_index, 0
+    heads = trainer.representation_term.heads_callback.heads
+    model_before, heads_before = copies(trainer.model), copies(heads)
+    trainer.train()
+    assert_equal_on_both(trainer.model, model_before)
+    assert_equal_on_both(heads, heads_before)
+    # Four micro-batches a step on two processes, of which process 1 skips one of its two.
+    assert logged(trainer, "skipped_view_batches") == [1.0] * 4
+    mine = logged(trainer, "mi")
+    assert gather_object([mine]) == [mine, mine]
+    resumed = rlp_trainer(
+        folder, data_collator=collator, joint_forward=joint_forward, data=preferences(32), **settings
+    )
+    resumed.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
+    for key in ("loss", "mi", "grad_norm"):
+        assert logged(resumed, key) == logged(trainer, key), key
+
+
+def synthesise(folder: Path) -> None:
+    trainer = rlp_trainer(
+        folder,
+        method="uml+spg",
+        policy_samples=policy_samples(),
+        equivalence=SameText(),
+        labelling_reward_model=tiny_reward_model(tiny_tokenizer(), seed=5),
+        labelling_processing_class=tiny_tokenizer(),
+    )
+    mine = trainer.train_dataset["rejected_ids"]
+    assert gather_object([list(mine)]) == [list(mine), list(mine)]
+    trainer.train()
+
+    def fail():
+        raise ValueError("no preference")
+
+    try:
+        made_once(fail, trainer.accelerator)
+    except ValueError as error:
+        assert str(error) == "no preference"
+    else:
+        raise AssertionError("the error of process 0 did not reach this one")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    folder = Path(sys.argv[1])
+    refine(folder / "joint", joint_forward=True)
+    refine(folder / "separate", joint_forward=False)
+    synthesise(folder / "synthesis")
+    sys.stdout.write("both processes agree\n")
