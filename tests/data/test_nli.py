@@ -1,4 +1,5 @@
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -241,3 +242,12 @@ def test_nan_logits_are_refused(tokenizer):
         model.classifier.bias.fill_(float("nan"))
     with pytest.raises(ValueError, match="`model` gives NaN or infinite logits"):
         NLIEquivalence(model, tokenizer).labels(["q"], ["a"], ["b"])
+
+
+def test_a_real_classifier_tells_a_restatement_from_another_answer():
+    folder = Path(__file__).parents[2] / "../shared/models/minilm-nli"
+    if not folder.exists():
+        pytest.skip("needs the NLI classifier of ../shared/models")
+    seconds = ["It is Paris.", "Rome", "Paris, France"]
+    same = NLIEquivalence(str(folder)).same(["What is the capital of France?"] * 3, ["Paris"] * 3, seconds)
+    assert same == [True, False, True]

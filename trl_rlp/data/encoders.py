@@ -32,6 +32,7 @@ def load_encoder(
 
     Raises:
         TypeError: if `model` is neither a name nor a `transformers` model.
+        ValueError: if the tokenizer has no pad token.
     """
     if isinstance(model, str):
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
@@ -41,6 +42,8 @@ def load_encoder(
         raise TypeError(f"`model` must be a name, a folder or a `transformers` model, got `{type(model).__name__}`.")
     if processing_class is None:
         processing_class = AutoTokenizer.from_pretrained(model.name_or_path)
+    if processing_class.pad_token_id is None:
+        raise ValueError("`processing_class` has no pad token, so texts cannot be batched. Set its `pad_token`.")
     return model, processing_class
 
 
