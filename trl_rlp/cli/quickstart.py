@@ -1,0 +1,21 @@
+"""`trl-rlp quickstart`."""
+
+from collections.abc import Sequence
+
+from trl_rlp.cli.arguments import parse
+from trl_rlp.quickstart.quickstart import quickstart
+from trl_rlp.quickstart.quickstart_config import QuickstartConfig
+
+
+def main(options: Sequence[str]) -> None:
+    """
+    Runs Algorithm 1 on SmolLM2-135M and prints what came out.
+
+    Args:
+        options (`Sequence[str]`):
+            Words after `trl-rlp quickstart`.
+    """
+    (config,) = parse(
+        "quickstart", "Runs all of RLP on SmolLM2-135M, within a time budget.", options, QuickstartConfig
+    )
+    quickstart(config)
