@@ -19,7 +19,9 @@ def test_finished_completions_are_scored_with_eos_and_cut_ones_without(tokenizer
     completions = [[{"role": "assistant", "content": "Ada"}]] * 2 if chat else ["Ada"] * 2
     ids = tokenizer("Ada")["input_ids"]
     reward = RewardFunction(model, tokenizer, [tokenizer.eos_token_id])
-    rewards = reward([prompt] * 2, completions, completion_ids=[[*ids, tokenizer.eos_token_id], ids], trainer_state=None)
+    rewards = reward(
+        [prompt] * 2, completions, completion_ids=[[*ids, tokenizer.eos_token_id], ids], trainer_state=None
+    )
     expected = score(model, tokenizer, [prompt] * 2, ["Ada"] * 2, [True, False])
     assert rewards == pytest.approx(expected, abs=1e-6) and rewards[0] != rewards[1]
 
