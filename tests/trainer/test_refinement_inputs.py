@@ -40,6 +40,15 @@ MISSING = {
         {"equivalence": SameText(), "policy_samples": policy_samples()},
         '`labelling_reward_model` is None, but `chosen`="reward".*or set `chosen`="random"',
     ),
+    "tokenizer of a labeller": (
+        "spg",
+        {
+            "equivalence": SameText(),
+            "policy_samples": policy_samples(),
+            "labelling_reward_model": tiny_reward_model(tiny_tokenizer()),
+        },
+        "`labelling_processing_class` is None, and `labelling_reward_model` was not loaded",
+    ),
     "groups for views": (
         "uml",
         {"views_from": "group"},

@@ -1,6 +1,7 @@
 """The refinement of a reward model: what is learnt, logged, saved, resumed and refused."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -100,14 +101,28 @@ def test_the_kl_weight_rises_over_the_ramp(tmp_path):
         assert entry["representation_loss"] == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
-@pytest.mark.parametrize("settings", [{"joint_forward": False}, {"gradient_checkpointing": False}], ids=str)
-def test_how_the_forward_is_run_does_not_change_the_losses(tmp_path, settings):
+@pytest.mark.parametrize(
+    "settings",
+    [{"joint_forward": False}, {"gradient_checkpointing": False}, {"dataloader_num_workers": 2}],
+    ids=str,
+)
+def test_how_a_step_is_run_does_not_change_its_losses(tmp_path, settings):
     runs = []
     for name, extra in (("default", {}), ("other", settings)):
         runs.append(rlp_trainer(tmp_path / name, **extra))
         runs[-1].train()
     for key in ("preference_loss", "representation_loss", "mi"):
         assert logged(runs[0], key) == pytest.approx(logged(runs[1], key), abs=1e-4), key
+
+
+@pytest.mark.parametrize("dtype, settings", [("float32", {"bf16": True}), ("bfloat16", {})], ids=["autocast", "pure"])
+def test_heads_stay_in_fp32_beside_a_model_in_bf16(tmp_path, dtype, settings):
+    model = tiny_reward_model(tiny_tokenizer()).to(getattr(torch, dtype))
+    trainer = rlp_trainer(tmp_path, model=model, **settings)
+    trainer.train()
+    heads = trainer.representation_term.heads_callback.heads
+    assert {weight.dtype for weight in heads.parameters()} == {torch.float32}
+    assert all(math.isfinite(value) for value in logged(trainer, "loss") + logged(trainer, "kl_12"))
 
 
 def test_accumulation_averages_the_gradients_of_the_heads(tmp_path):
@@ -193,6 +208,13 @@ def test_evaluation_measures_pairs_alone(tmp_path):
     assert metrics["eval_loss"] == expected["eval_loss"]
     assert metrics["eval_accuracy"] == expected["eval_accuracy"]
     assert "eval_representation_loss" not in metrics
+
+
+def test_an_evaluation_set_may_bring_views_for_nothing(tmp_path):
+    """A column called `record` makes the collator bring views."""
+    data = preferences(4).add_column("record", [0, 1, 2, 3])
+    ours = rlp_trainer(tmp_path / "ours", eval_dataset=data)
+    assert ours.evaluate()["eval_loss"] == trl_trainer(tmp_path / "theirs", eval_dataset=data).evaluate()["eval_loss"]
 
 
 @pytest.mark.parametrize("chat", [False, True], ids=["text", "chat"])

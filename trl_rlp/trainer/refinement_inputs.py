@@ -128,6 +128,12 @@ class RefinementInputs:
                 '`labelling_reward_model` is None, but `chosen`="reward" prefers the output with the highest reward. '
                 'Pass the reward model of step 2, or set `chosen`="random".'
             )
+        labeller = self.labelling_reward_model
+        if labeller is not None and self.labelling_processing_class is None and not labeller.name_or_path:
+            raise ValueError(
+                "`labelling_processing_class` is None, and `labelling_reward_model` was not loaded from a folder that "
+                "has its tokenizer. Pass the tokenizer."
+            )
 
     def _has_groups(self) -> bool:
         return self.policy_samples is not None and "cluster_ids" in self.policy_samples.column_names

@@ -228,9 +228,9 @@ class RLPRewardTrainer(RewardTrainer):
             `torch.Tensor` or `tuple[torch.Tensor, Any]`: a scalar in nats, and the outputs if asked for.
         """
         term = self.representation_term
+        views = {name: inputs.pop(f"view_{name}") for name in VIEW_TENSORS if f"view_{name}" in inputs}
         if term is None or not self.model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        views = {name: inputs.pop(f"view_{name}") for name in VIEW_TENSORS}
         forward = term.forward(model, views)
         loss, outputs = super().compute_loss(forward, inputs, True, num_items_in_batch)
         term.log.add({"preference_loss": loss})
