@@ -1,0 +1,87 @@
+import pytest
+from datasets import Dataset
+
+from trl_rlp.quickstart.question_outcome import by_kind, describe_questions, label_accuracy
+
+
+SAMPLES = Dataset.from_dict(
+    {
+        "prompt": ["1?", "2?", "3?", "4?"],
+        "completions": [
+            [" 4", " 4.", " 5", " 6"],  # half agree, rightly
+            [" Rome", " Oslo", " Bern", " Riga"],  # nothing agrees
+            [" yes", " yes", " Yes", " yes"],  # all agree, wrongly
+            [" 7", " 7", " 7", " 8"],  # three agree, wrongly
+        ],
+        "finished": [[True] * 4] * 4,
+        "answers": [["4", "four"], ["Oslo"], ["no"], ["9"]],
+        "kind": ["sum", "capital", "yes or no", "sum"],
+        "question": ["2 + 2", "Norway", "Is it", "4 + 5"],
+    }
+)
+PREFERENCES = Dataset.from_dict(
+    {
+        "prompt": ["1?", "4?"],
+        "chosen": [" 4", " 7"],
+        "rejected": [" 6", " 8"],
+        "sample_row": [0, 3],
+    }
+)
+
+
+def test_each_question_is_described():
+    first, second, third, fourth = describe_questions(SAMPLES, PREFERENCES, threshold=0.5)
+    assert first == {
+        "kind": "sum",
+        "question": "2 + 2",
+        "answer": "4",
+        "accuracy": 0.5,
+        "confidence": 0.5,
+        "majority": "4",
+        "majority_right": True,
+        "status": "accepted",
+        "chosen": "4",
+        "chosen_right": True,
+        "rejected": "6",
+        "rejected_right": False,
+    }
+    assert (second["status"], second["confidence"], second["accuracy"]) == ("below γ", 0.25, 0.25)
+    assert (third["status"], third["majority_right"]) == ("all agree", False)
+    assert (fourth["status"], fourth["confidence"], fourth["chosen_right"]) == ("accepted", 0.75, False)
+
+
+def test_kinds_are_summed_up_most_accurate_first():
+    table = by_kind(describe_questions(SAMPLES, PREFERENCES, threshold=0.5))
+    assert [entry["kind"] for entry in table] == ["sum", "capital", "yes or no"]
+    assert table[0] == {
+        "kind": "sum",
+        "questions": 2,
+        "accuracy": 0.25,
+        "confidence": 0.625,
+        "majority_right": 0.5,
+        "accepted": 2,
+        "accepted_right": 1,
+    }
+
+
+def test_labels_are_held_against_answers_that_decide():
+    """Of four pairs: right over wrong, wrong over right, wrong over wrong, right over wrong: 2 of 3 decided."""
+    pairs = Dataset.from_dict(
+        {
+            "chosen": [" 4", " 5", " 5", " 4."],
+            "rejected": [" 5", " four", " 6", " 6"],
+            "sample_row": [0, 0, 0, 0],
+        }
+    )
+    assert label_accuracy(pairs, SAMPLES["answers"][:]) == {
+        "pairs": 4,
+        "decided": 3,
+        "accuracy": pytest.approx(2 / 3),
+        "neither_right": 1,
+        "chosen_right": 0.5,
+    }
+
+
+def test_nothing_decided_has_no_accuracy():
+    pairs = Dataset.from_dict({"chosen": [" 5"], "rejected": [" 6"], "sample_row": [0]})
+    assert label_accuracy(pairs, SAMPLES["answers"][:])["accuracy"] is None

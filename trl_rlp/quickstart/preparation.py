@@ -1,0 +1,89 @@
+"""What comes before Algorithm 1: π_SFT from demonstrations, and D from simulated annotators."""
+
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from peft import LoraConfig
+from trl import SFTConfig, SFTTrainer
+
+from trl_rlp.data.sampling import sample_completions
+from trl_rlp.evaluation.policy_metrics import describe_outputs
+from trl_rlp.quickstart.simulation import simulate_preferences
+from trl_rlp.trainer.artifacts import load_policy, save_data, save_plain
+from trl_rlp.trainer.precision import supported_precision
+
+
+def train_sft(
+    folder: Path, base_model: str | Path, demonstrations: Dataset, args: dict[str, Any], lora: dict[str, Any]
+) -> dict[str, float]:
+    """
+    Step 0 of RLHF: fine-tunes a model on demonstrations.
+
+    Args:
+        folder (`Path`):
+            Where the plain causal LM goes.
+        base_model (`str` or `Path`):
+            Folder of the model to start from.
+        demonstrations (`datasets.Dataset`):
+            TRL's prompt-completion format.
+        args (`dict`):
+            Fields of `trl.SFTConfig` but `output_dir`.
+        lora (`dict`):
+            Fields of `peft.LoraConfig`.
+
+    Returns:
+        `dict[str, float]`: `train_loss` in nats a token.
+    """
+    model, processing_class = load_policy(base_model)
+    trainer = SFTTrainer(
+        model=model,
+        args=SFTConfig(**supported_precision(args), output_dir=str(folder / "checkpoints")),
+        train_dataset=demonstrations,
+        processing_class=processing_class,
+        peft_config=LoraConfig(task_type="CAUSAL_LM", **lora),
+    )
+    output = trainer.train()
+    save_plain(trainer, folder)
+    return {"train_loss": output.training_loss}
+
+
+def collect_preferences(
+    folder: Path, sft_model: str | Path, questions: dict[str, Dataset], sampling: dict[str, Any], seed: int
+) -> dict[str, dict[str, float]]:
+    """
+    Step 1 of Algorithm 1: samples π_SFT and has a simulated annotator compare right with wrong outputs.
+
+    Args:
+        folder (`Path`):
+            Where the pairs go: one folder a part, whose `data` is in TRL's preference format with `is_flipped`.
+        sft_model (`str` or `Path`):
+            π_SFT.
+        questions (`dict[str, datasets.Dataset]`):
+            By part, `prompt` and `answers`.
+        sampling (`dict`):
+            Further arguments of [`~trl_rlp.data.sampling.sample_completions`].
+        seed (`int`):
+            Decides pairs and flips.
+
+    Returns:
+        `dict`: by part, the figures of [`~trl_rlp.evaluation.policy_metrics.describe_outputs`], `pairs` and `flipped`.
+    """
+    model, processing_class = load_policy(sft_model)
+    figures = {}
+    for number, (part, rows) in enumerate(questions.items()):
+        samples = sample_completions(
+            rows.select_columns(["prompt"]),
+            model,
+            processing_class,
+            output_dir=str(folder / part / "shards"),
+            **sampling,
+        )
+        pairs = simulate_preferences(samples, rows["answers"], seed=seed + number)
+        save_data(pairs, folder / part)
+        figures[part] = {
+            **describe_outputs(samples, rows["answers"]),
+            "pairs": len(pairs),
+            "flipped": sum(pairs["is_flipped"]),
+        }
+    return figures

@@ -1,0 +1,243 @@
+"""The quickstart: Algorithm 1 on SmolLM2-135M and short questions, within a time budget."""
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from rich.console import Console
+
+from trl_rlp.data.equivalence import ExactMatch
+from trl_rlp.pipeline import RLPResult, run_rlp
+from trl_rlp.pipeline_config import RLPConfig
+from trl_rlp.quickstart.narration import STORY, narrated
+from trl_rlp.quickstart.outcome import measure
+from trl_rlp.quickstart.preparation import collect_preferences, train_sft
+from trl_rlp.quickstart.questions import (
+    Question,
+    demonstration_dataset,
+    load_questions,
+    prompt_dataset,
+    split_questions,
+)
+from trl_rlp.quickstart.quickstart_config import DEMONSTRATIONS, QuickstartConfig, lora, pipeline_config, sampling
+from trl_rlp.quickstart.report import print_summary, write_page
+from trl_rlp.quickstart.simulation import LABEL_NOISE, without_noise
+from trl_rlp.quickstart.sizes import (
+    Sizes,
+    algorithm_seconds,
+    demonstration_seconds,
+    fastest_threads,
+    fit,
+    preference_seconds,
+)
+from trl_rlp.quickstart.smollm2 import load_smollm2
+from trl_rlp.trainer.artifacts import load_data
+from trl_rlp.trainer.run_folder import RunFolder, write_json
+
+
+PAGE = "report.html"
+OUTCOME = "outcome.json"
+PLANNED_SHARE = 0.9
+"""Share of the time budget that is planned with; the rest is for what the plan did not see."""
+
+
+def quickstart(config: QuickstartConfig, sizes: Sizes | None = None, console: Console | None = None) -> Path:
+    """
+    Runs the whole of Algorithm 1 on a small real model and writes a page about it.
+
+    Steps 2 to 5 are [`~trl_rlp.pipeline.run_rlp`]; before it come supervised fine-tuning and simulated preferences.
+    Whatever comes out is what is written. What the trainers print goes to `log.txt`.
+
+    Args:
+        config ([`~trl_rlp.quickstart.quickstart_config.QuickstartConfig`]):
+            Settings.
+        sizes ([`~trl_rlp.quickstart.sizes.Sizes`], *optional*):
+            Amounts of work before the time budget cuts them.
+        console (`rich.console.Console`, *optional*):
+            Where progress and summary go. Standard output if `None`.
+
+    Returns:
+        `Path` of the page.
+
+    Raises:
+        ImportError: if the wheel with SmolLM2 is not installed.
+        ValueError: if the folder holds another run.
+    """
+    start = time.perf_counter()
+    console = console or Console(file=sys.stdout)
+    sizes = sizes or Sizes()
+    # The time budget decides results too, but through the plans, which are stages of the run.
+    settings = {key: value for key, value in asdict(config).items() if key not in ("output_dir", "minutes")}
+    run = RunFolder(config.output_dir, {**settings, "sizes": asdict(sizes)})
+    threads = fastest_threads()
+    torch.set_num_threads(threads)
+    console.print(
+        f"RLP in at most {config.minutes:g} minutes, {threads} of {os.cpu_count()} cores, log: {run.path}/log.txt"
+    )
+    with narrated(run.path / "log.txt", console, start):
+        outcome = _run(run, config, sizes, start, console)
+    outcome["machine"] = {
+        "threads": threads,
+        "cores": os.cpu_count(),
+        "processor": platform.machine(),
+        "torch": torch.__version__,
+    }
+    outcome["seconds"]["whole call"] = time.perf_counter() - start
+    write_json(run.path / OUTCOME, outcome)
+    page = write_page(outcome, run.path / PAGE)
+    print_summary(outcome, console)
+    console.print(f"Page: {page}", soft_wrap=True)
+    return page
+
+
+class _Budget:
+    """The wall time that is left, turned into amounts of work."""
+
+    def __init__(self, run: RunFolder, minutes: float, start: float, console: Console):
+        self.run, self.end, self.console = run, start + PLANNED_SHARE * 60 * minutes, console
+
+    def plan(self, name: str, sizes: Sizes, slowdown: float, remaining: Callable[[Sizes], float]) -> Sizes:
+        """Cuts the work ahead to what fits; as a stage, so that a run that goes on keeps the sizes it began with."""
+        left = self.end - time.perf_counter()
+        self.run.stage(name, _plan, sizes=sizes, left=left, slowdown=slowdown, remaining=remaining)
+        figures = self.run.figures(name)
+        if figures["share"] < 1:
+            self.console.print(
+                f"        this machine takes {figures['slowdown']:.1f} times as long as two free cores: "
+                f"the work ahead is cut to {figures['share']:.0%}",
+                soft_wrap=True,
+            )
+        return Sizes(**figures["sizes"])
+
+    def slowdown(self, name: str, expected: float) -> float:
+        """How many times as long as on two free cores a finished stage took."""
+        return self.run.results()[name]["seconds"] / expected
+
+
+def _plan(
+    folder: Path, sizes: Sizes, left: float, slowdown: float, remaining: Callable[[Sizes], float]
+) -> dict[str, Any]:
+    fitted, share = fit(sizes, left, slowdown, remaining)
+    expected = slowdown * remaining(fitted)
+    return {"sizes": asdict(fitted), "share": share, "slowdown": slowdown, "left": left, "expected": expected}
+
+
+def _run(run: RunFolder, config: QuickstartConfig, sizes: Sizes, start: float, console: Console) -> dict[str, Any]:
+    """Everything from the first weights to the last figure."""
+    budget = _Budget(run, config.minutes, start, console)
+    parts = split_questions(load_questions(), config.question_seed)
+
+    # Step 0: π_SFT.
+    sft = _fine_tune(run, config, sizes, parts["demonstrations"])
+    slowdown = budget.slowdown("sft", demonstration_seconds(sizes))
+    sizes = budget.plan(
+        "plan_preferences", sizes, slowdown, lambda plan: preference_seconds(plan) + algorithm_seconds(plan)
+    )
+
+    # Step 1: D, and human pairs about the held-out questions.
+    questions = {
+        "train": prompt_dataset(parts["preferences"][: sizes.preference_questions]),
+        "heldout": prompt_dataset(parts["heldout"][: sizes.heldout_questions]),
+    }
+    drawing = sampling(config, sizes)
+    folder = run.stage(
+        "preferences", collect_preferences, sft_model=sft, questions=questions, sampling=drawing, seed=config.seed
+    )
+    preferences = {part: load_data(folder / part) for part in questions}
+    slowdown = max(slowdown, budget.slowdown("preferences", preference_seconds(sizes)))
+    sizes = budget.plan("plan_algorithm", sizes, slowdown, algorithm_seconds)
+
+    # Steps 2 to 5.
+    unlabelled = prompt_dataset(parts["unlabelled"][: sizes.unlabelled_questions])
+    settings = pipeline_config(config, sizes, sft, run.path / "rlp")
+    result = run_rlp(
+        settings,
+        preferences["train"].remove_columns("is_flipped"),
+        unlabelled.select_columns(["prompt", "answers"]),
+        ExactMatch(),
+        eval_preference_dataset=preferences["heldout"].remove_columns("is_flipped"),
+    )
+    _measure(run, settings, sizes, sft, result, unlabelled, questions["heldout"], preferences["heldout"])
+    return _outcome(run, config, settings, sizes, result)
+
+
+def _fine_tune(run: RunFolder, config: QuickstartConfig, sizes: Sizes, demonstrations: list[Question]) -> Path:
+    model = Path(config.model) if config.model else load_smollm2()
+    return run.stage(
+        "sft",
+        train_sft,
+        base_model=model,
+        demonstrations=demonstration_dataset(demonstrations[: sizes.demonstrations]),
+        args={**DEMONSTRATIONS, "num_train_epochs": sizes.demonstration_epochs, "seed": config.seed},
+        lora=lora(model, 1 / 2),
+    )
+
+
+def _measure(
+    run: RunFolder,
+    settings: RLPConfig,
+    sizes: Sizes,
+    sft: Path,
+    result: RLPResult,
+    unlabelled: Dataset,
+    heldout: Dataset,
+    heldout_preferences: Dataset,
+) -> None:
+    run.stage(
+        "outcome",
+        measure,
+        models=_models(sft, result),
+        samples=result.policy_samples,
+        synthetic=result.synthetic_preferences,
+        unlabelled=unlabelled,
+        heldout=heldout,
+        heldout_preferences=without_noise(heldout_preferences),
+        threshold=settings.reward_config().confidence_threshold,
+        sampling=settings.sampling(
+            num_generations=sizes.evaluation_generations, temperature=settings.evaluation_temperature
+        ),
+        seed=settings.seed,
+    )
+
+
+def _outcome(
+    run: RunFolder, config: QuickstartConfig, settings: RLPConfig, sizes: Sizes, result: RLPResult
+) -> dict[str, Any]:
+    """All that the page and the summary tell, as plain values."""
+    return {
+        **run.figures("outcome"),
+        "settings": {
+            **asdict(config),
+            "threshold": settings.reward_config().confidence_threshold,
+            "evaluation_temperature": settings.evaluation_temperature,
+            "label_noise": LABEL_NOISE,
+        },
+        "sizes": asdict(sizes) | {"all_questions": len(load_questions())},
+        "plans": {name: run.figures(name) for name in ("plan_preferences", "plan_algorithm")},
+        "preferences": run.figures("preferences"),
+        "stages": result.stages,
+        "seconds": _seconds(run, result),
+    }
+
+
+def _models(sft: Path, result: RLPResult) -> dict[str, Path]:
+    return {
+        "sft": sft,
+        "policy": result.policy,
+        "retrained_policy": result.retrained_policy,
+        "reward_model": result.reward_model,
+        "refined_reward_model": result.refined_reward_model,
+    }
+
+
+def _seconds(run: RunFolder, result: RLPResult) -> dict[str, float]:
+    """Wall time of every stage, in the order of the story."""
+    stages = {**run.results(), **result.stages}
+    return {text: stages[name]["seconds"] for name, text in STORY.items() if name in stages}
