@@ -82,7 +82,8 @@ def test_the_summary_says_the_same(tmp_path):
         print_summary(OUTCOME, Console(file=file, width=160))
     said = " ".join(re.sub("[│┃─━┏┓┗┛└┘┌┐┳┻┬┴╇╋┡┩┼├┤]", " ", path.read_text()).split())
     for text in (
-        "at γ = 0.5: 2 accepted, 1 below γ, of 3 questions; the preferred side is the right one in 0.876 of the 1 pairs",
+        "at γ = 0.5: 2 accepted, 1 below γ, of 3 questions",
+        "the preferred side is the right one in 0.876 of the 1 pairs",
         "human, no label flipped 81 0.654 0.765 +0.111 ± 0.040",
         "Gate: not passed. human pairs: accuracy fell",
         "right answers to 74 held-out questions, 4 samples each at T = 0.7",
