@@ -9,7 +9,16 @@ import trl_rlp
 
 
 ROOT = Path(trl_rlp.__file__).parent
-FLOORS = {"losses": 0, "data": 1, "evaluation": 2, "trainer": 3, "pipeline": 4, "pipeline_config": 4, "quickstart": 4, "cli": 5}
+FLOORS = {
+    "losses": 0,
+    "data": 1,
+    "evaluation": 2,
+    "trainer": 3,
+    "pipeline": 4,
+    "pipeline_config": 4,
+    "quickstart": 4,
+    "cli": 5,
+}
 FORBIDDEN_BELOW = {"losses": {"transformers", "trl", "datasets", "accelerate", "peft"}}
 
 

@@ -52,7 +52,8 @@ def test_chat_prompts_get_assistant_turns():
 
 def test_judged_pairs_follow_the_judge_and_leave_out_ties():
     def judge(prompts, firsts, seconds):
-        return [0.5 if "4" in first else float(len(first) > len(second)) for first, second in zip(firsts, seconds)]
+        outputs = zip(firsts, seconds, strict=True)
+        return [0.5 if "4" in first else float(len(first) > len(second)) for first, second in outputs]
 
     pairs = judged_pairs(SAMPLES, judge)
     assert set(pairs["prompt"]) <= {"capital of France?", "colour of snow?", "2 + 2?"}

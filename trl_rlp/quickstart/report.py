@@ -226,8 +226,8 @@ def _print_questions(outcome: dict[str, Any], console: Console) -> None:
     spg, select_all = synthetic["spg"], synthetic["select_all"]
     console.print(
         f"Synthetic preferences at γ = {outcome['settings']['threshold']:g}: {counts}, of {len(questions)} questions; "
-        f"the preferred side is the right one in {share(spg['accuracy'])} of the {spg['decided']} pairs that the known "
-        f"answers decide (select-all: {share(select_all['accuracy'])} of {select_all['decided']})."
+        f"the preferred side is the right one in {share(spg['accuracy'])} of the {spg['decided']} pairs that the "
+        f"known answers decide (select-all: {share(select_all['accuracy'])} of {select_all['decided']})."
     )
     table = Table(title="Examples", title_justify="left")
     for column in ("question", "confidence", "status", "majority", "known answer"):
