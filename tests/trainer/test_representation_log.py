@@ -49,11 +49,20 @@ def test_the_warning_waits_for_its_patience_and_comes_once(accelerator, caplog):
 
 def test_one_log_with_information_keeps_it_quiet(accelerator, caplog):
     log = RepresentationLog()
-    for value in [0.0, 0.0, 0.5, 0.0, 0.0, 0.0]:
+    for value in [0.0, 0.0, 0.5, 0.0, -0.4, 0.0]:
         add_mi(log, value)
         log.means(accelerator)
     log.warn_if_empty()
     assert warnings(caplog) == 0
+
+
+def test_an_estimate_below_zero_information_is_none_either(accelerator, caplog):
+    """NWJ starts at -1/e with scores of 0."""
+    log = RepresentationLog()
+    for _ in range(MI_PATIENCE):
+        add_mi(log, -0.368)
+        log.means(accelerator)
+    assert warnings(caplog) == 1
 
 
 def test_a_short_run_is_judged_at_its_end(accelerator, caplog):

@@ -28,8 +28,8 @@ class RepresentationLog:
     """
     Gathers the terms of the loss between two logs and gives their means over micro-batches and processes.
 
-    It warns once when the estimate of mutual information has stayed within `MI_TOLERANCE` nats of its
-    zero-information value for `MI_PATIENCE` logs, or for all logs of a shorter run.
+    It warns once when the estimate of mutual information has not risen `MI_TOLERANCE` nats above its zero-information
+    value in `MI_PATIENCE` logs, or in all logs of a shorter run.
     """
 
     def __init__(self):
@@ -80,7 +80,8 @@ class RepresentationLog:
 
     def _watch(self, means: dict[str, float]) -> None:
         if "mi" in means:
-            self._at_zero.append(abs(means["mi"] - means["mi_zero"]) <= MI_TOLERANCE)
+            # A lower bound may also fall below: a bad critic knows less than nothing.
+            self._at_zero.append(means["mi"] - means["mi_zero"] <= MI_TOLERANCE)
         if len(self._at_zero) == MI_PATIENCE:
             self.warn_if_empty()
 
@@ -90,7 +91,7 @@ class RepresentationLog:
             return
         self._has_warned = True
         logger.warning(
-            f"`mi` has stayed within {MI_TOLERANCE} nats of its zero-information value in the last logs "
+            f"`mi` has not risen {MI_TOLERANCE} nats above its zero-information value in the last logs "
             f"({len(self._at_zero)}): the loss has found nothing that the views share. Train longer, or try "
             '`representation_recipe="cosine"` or a lower `kl_weight`.'
         )
