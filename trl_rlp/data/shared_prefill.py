@@ -13,6 +13,9 @@ from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
+# What models call the KV cache: the first since transformers 5.24, the second before. Delete it with support for 5.23.
+CACHE_NAMES = ("cache", "past_key_values")
+
 
 def generate_samples(
     model: PreTrainedModel | PeftModel,
@@ -29,9 +32,9 @@ def generate_samples(
     gives the same samples either way, up to the rounding of the model's forward pass.
 
     Models whose cache is not known to hold all that was read are sampled the plain way, which is logged: a cache class
-    of their own (MiniMax), states outside of the cache (Mamba, RecurrentGemma), virtual tokens (PEFT prompt tuning),
-    and any model where `Cache` does not yet describe its layers (`is_dummy`, absent in transformers 5.0). So are
-    batches with a prompt of a single token, which has nothing to share.
+    of their own (MiniMax), states outside of the cache (RecurrentGemma, and Mamba before transformers 5.24), virtual
+    tokens (PEFT prompt tuning), and any model where `Cache` does not yet describe its layers (`is_dummy`, absent in
+    transformers 5.0). So are batches with a prompt of a single token, which has nothing to share.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -67,7 +70,7 @@ def generate_samples(
             input_ids=input_ids.repeat_interleave(num_generations, dim=0),
             attention_mask=attention_mask.repeat_interleave(num_generations, dim=0),
             generation_config=generation_config,
-            **({} if cache is None else {"past_key_values": cache}),
+            **({} if cache is None else {_cache_name(model): cache}),
         )  # (prompts * num_generations, length + new_tokens)
     return sequences[:, input_ids.shape[1] :].unflatten(0, (len(ids), num_generations))
 
@@ -79,9 +82,8 @@ def _prefill(
     length = input_ids.shape[1] - 1
     if length < 1 or not attention_mask[:, -2].all():
         return None
-    base = _base_model(model)
-    cache = None
-    if "past_key_values" in inspect.signature(base.forward).parameters:
+    name, cache = _cache_name(model), None
+    if name is not None:
         # `generate` knows each model's position ids and masks; the token that it adds, greedily, is thrown away.
         one_token = GenerationConfig(
             max_new_tokens=1, do_sample=False, pad_token_id=pad_token_id, return_dict_in_generate=True, use_cache=True
@@ -89,11 +91,17 @@ def _prefill(
         with _own_settings_off(model):
             cache = model.generate(
                 input_ids=input_ids[:, :-1], attention_mask=attention_mask[:, :-1], generation_config=one_token
-            ).past_key_values
+            )[name]
     if cache is None or not _holds_all(cache, length):
-        logger.info("%s is sampled without sharing the prefill: its cache cannot be repeated.", type(base).__name__)
+        name = type(_base_model(model)).__name__
+        logger.info("%s is sampled without sharing the prefill: its cache cannot be repeated.", name)
         return None
     return cache
+
+
+def _cache_name(model: PreTrainedModel | PeftModel) -> str | None:
+    parameters = inspect.signature(_base_model(model).forward).parameters
+    return next((name for name in CACHE_NAMES if name in parameters), None)
 
 
 def _holds_all(cache: Cache, length: int) -> bool:
