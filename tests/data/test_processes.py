@@ -2,7 +2,7 @@ import pytest
 import torch
 from accelerate import PartialState
 
-from trl_rlp.data.processes import process_state
+from trl_rlp.data.processes import leave_process_group, process_state
 
 
 def test_one_process_is_one_process():
@@ -16,3 +16,8 @@ def test_a_state_that_counts_wrong_is_refused(monkeypatch):
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     with pytest.raises(RuntimeError, match=r"counts 1 process\(es\), but 2 were started.*PartialState\(cpu=True\)"):
         process_state()
+
+
+def test_leaving_without_a_group_does_nothing():
+    leave_process_group()
+    assert process_state().num_processes == 1

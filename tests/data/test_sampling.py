@@ -289,6 +289,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl_rlp.data import sampling
+from trl_rlp.data.processes import leave_process_group
 from trl_rlp.data.sampling import sample_completions
 
 folder, texts = sys.argv[1], {texts!r}
@@ -306,6 +307,7 @@ try:
     sample_completions(prompts, model, tokenizer, output_dir=folder + "/shards", seed=7, **{settings!r})
 except ValueError as error:
     print("refused:", error)
+leave_process_group()
 """
 
 

@@ -9,6 +9,7 @@ from accelerate.utils import gather_object
 from tests.reward_runs import SameText, logged, policy_samples, preferences, rlp_trainer
 from tests.tiny_models import tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.collator import SyntheticPreferenceCollator
+from trl_rlp.data.processes import leave_process_group
 from trl_rlp.data.views import ViewSampler
 from trl_rlp.trainer.refinement_data import made_once
 
@@ -96,3 +97,4 @@ if __name__ == "__main__":
     refine(folder / "separate", joint_forward=False)
     synthesise(folder / "synthesis")
     sys.stdout.write("both processes agree\n")
+    leave_process_group()

@@ -68,4 +68,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = " ".join(str(error).split())
         print(f"trl-rlp {command}: {message} [{TRACEBACK}=1 shows where]", file=sys.stderr)
         return 2
+    importlib.import_module("trl_rlp.data.processes").leave_process_group()
     return 0

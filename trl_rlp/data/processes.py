@@ -35,3 +35,13 @@ def process_state() -> PartialState:
                 "without an accelerator create `PartialState(cpu=True)`, or a config with `use_cpu=True`, first."
             )
     return state
+
+
+def leave_process_group() -> None:
+    """
+    Ends the process group at the end of a program that ran in several processes; otherwise does nothing.
+
+    A program that ends without it now and then aborts, after all its work is done.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        process_state().destroy_process_group()
