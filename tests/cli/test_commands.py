@@ -52,6 +52,27 @@ def test_sample_writes_json_lines_and_takes_another_column(tmp_path, models, cap
     assert rows["prompt"] == ["a", "b"] and [len(row) for row in rows["completions"]] == [3, 3]
 
 
+def test_sample_names_a_missing_model(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "a"}])
+    assert main(["sample", "--model", "no-such-model", "--prompts", prompts, "--output_dir", str(tmp_path)]) == 2
+    assert "No model could be loaded from 'no-such-model'" in capsys.readouterr().err
+
+
+def test_reward_names_missing_samples_before_it_loads_a_classifier(tmp_path, models, preferences, capsys):
+    words = [
+        "reward",
+        "--model_name_or_path",
+        models["policy"],
+        "--preference_dataset",
+        preferences,
+        "--method",
+        "spg",
+    ]
+    assert main([*words, "--output_dir", str(tmp_path / "out"), *TRAINING]) == 2
+    assert "`policy_samples` and `synthetic_dataset` are None" in capsys.readouterr().err
+
+
 def test_sample_names_a_missing_column(tmp_path, models, capsys):
     prompts = write_rows(tmp_path / "prompts.jsonl", [{"text": "a"}])
     words = ["sample", "--model", models["policy"], "--prompts", prompts, "--output_dir", str(tmp_path / "out")]

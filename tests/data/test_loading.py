@@ -18,3 +18,10 @@ def test_json_lines_and_saved_folders_give_the_same_rows(tmp_path):
 def test_missing_local_paths_are_not_looked_up_on_the_hub(name):
     with pytest.raises(FileNotFoundError, match="No data set at"):
         load_rows(name)
+
+
+def test_an_empty_file_is_named(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.touch()
+    with pytest.raises(ValueError, match="rows.jsonl' is empty"):
+        load_rows(str(path))

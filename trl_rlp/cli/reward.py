@@ -50,7 +50,7 @@ class RewardArguments:
 
         Args:
             equivalence ([`~trl_rlp.cli.arguments.EquivalenceArguments`]):
-                Built only if groups have to be made.
+                Built only if there are samples of which groups have to be made.
             config ([`~trl_rlp.trainer.rlp_reward_config.RLPRewardConfig`]):
                 Says which method.
 
@@ -69,7 +69,7 @@ class RewardArguments:
         makes_groups = (terms.synthetic and self.synthetic_dataset is None) or (
             terms.views and config.views_from == "group"
         )
-        if makes_groups:
+        if makes_groups and self.policy_samples is not None:
             arguments["equivalence"] = equivalence.build()
         return arguments
 

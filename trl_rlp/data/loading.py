@@ -21,6 +21,7 @@ def load_rows(name: str, split: str = "train") -> Dataset:
 
     Raises:
         FileNotFoundError: if the name looks like a local path and nothing is there.
+        ValueError: if the file is empty.
 
     Example:
 
@@ -36,6 +37,8 @@ Hub name.
     """
     path = Path(name)
     if path.is_file():
+        if not path.stat().st_size:
+            raise ValueError(f"The data set at '{name}' is empty. Write one JSON object a line.")
         return load_dataset("json", data_files=str(path), split="train")
     if path.is_dir():
         return load_from_disk(str(path))

@@ -1,6 +1,8 @@
 """Loading and saving the plain models and data sets that pass from stage to stage."""
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,17 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
+@contextmanager
+def _named(path: str | Path) -> Iterator[None]:
+    """transformers' own message says that a connection failed, but not for which of several models."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"No model could be loaded from '{path}'. Pass a folder or a name on the Hub. ({error})"
+        ) from error
+
+
 def load_policy(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
     Loads a causal LM and its tokenizer onto this process's device.
@@ -42,9 +55,13 @@ def load_policy(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerB
     Returns:
         `tuple[PreTrainedModel, PreTrainedTokenizerBase]`, the model in evaluation mode and in the precision it was
         saved in.
+
+    Raises:
+        OSError: if there is no model of that name.
     """
-    model = AutoModelForCausalLM.from_pretrained(path, dtype="auto").eval().to(process_state().device)
-    return model, AutoTokenizer.from_pretrained(path)
+    with _named(path):
+        model = AutoModelForCausalLM.from_pretrained(path, dtype="auto").eval().to(process_state().device)
+        return model, AutoTokenizer.from_pretrained(path)
 
 
 def load_reward_model(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -58,9 +75,13 @@ def load_reward_model(path: str | Path) -> tuple[PreTrainedModel, PreTrainedToke
     Returns:
         `tuple[PreTrainedModel, PreTrainedTokenizerBase]`, the model in evaluation mode and in the precision it was
         saved in.
+
+    Raises:
+        OSError: if there is no model of that name.
     """
-    model = AutoModelForSequenceClassification.from_pretrained(path, dtype="auto").eval().to(process_state().device)
-    return model, AutoTokenizer.from_pretrained(path)
+    with _named(path):
+        model = AutoModelForSequenceClassification.from_pretrained(path, dtype="auto")
+        return model.eval().to(process_state().device), AutoTokenizer.from_pretrained(path)
 
 
 def initial_reward_model(
@@ -85,8 +106,9 @@ def initial_reward_model(
     """
     set_seed(seed)
     kwargs = {"dtype": "float32", **(model_init_kwargs or {}), "num_labels": 1}
-    model = AutoModelForSequenceClassification.from_pretrained(path, **kwargs)
-    processing_class = AutoTokenizer.from_pretrained(path)
+    with _named(path):
+        model = AutoModelForSequenceClassification.from_pretrained(path, **kwargs)
+        processing_class = AutoTokenizer.from_pretrained(path)
     ensure_pad_token(model, processing_class)
     return model, processing_class
 
