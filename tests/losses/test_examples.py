@@ -11,7 +11,9 @@ import pytest
 PAGE = Path(__file__).parents[2] / "docs" / "multi_view_loss.md"
 
 
-@pytest.mark.parametrize("name", ["mutual_information", "multi_view", "heads", "representation"])
+@pytest.mark.parametrize(
+    "name", ["mutual_information", "multi_view", "heads", "representation", "kl", "log_probs", "ppo"]
+)
 def test_examples_in_docstrings_run(name):
     result = doctest.testmod(importlib.import_module(f"trl_rlp.losses.{name}"))
     assert result.attempted > 0 and result.failed == 0
