@@ -1,12 +1,11 @@
 """One way to turn a prompt and a completion into token ids and a reward, for everything that asks for one."""
 
-import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from trl_rlp.data.batching import evaluating, pad_right, require_context, token_budget_batches
 from trl_rlp.data.padding import ensure_pad_token
+from trl_rlp.data.row_scores import require_reward_model, score_rows
 
 
 __all__ = ["batch_scoring_ids", "cut_prompts", "ensure_pad_token", "score", "scoring_ids", "warn_cut"]
@@ -230,56 +229,6 @@ def score(
     [0.31, -0.12]
     ```
     """
-    _require_reward_model(model)
+    require_reward_model(model)
     rows = batch_scoring_ids(processing_class, prompts, completions, finished, max_length)
-    if not rows:
-        return []
-    _require_scorable(model, rows)
-    batches = token_budget_batches([len(ids) for ids in rows], tokens_per_batch)
-    with evaluating(model):
-        outputs = torch.cat([_forward(model, [rows[row] for row in batch]) for batch in batches])  # (rows,)
-    rewards = torch.empty(len(rows))
-    rewards[torch.tensor(sum(batches, []))] = outputs.float().cpu()
-    if not rewards.isfinite().all():
-        row = int((~rewards.isfinite()).nonzero()[0])
-        raise ValueError(
-            f"The reward of row {row} is {rewards[row].item()}. Check the weights of `model` and its dtype (fp16 "
-            "overflows; use bf16 or fp32)."
-        )
-    return rewards.tolist()
-
-
-def _forward(model: PreTrainedModel, rows: list[list[int]]) -> torch.Tensor:
-    pad_token_id = model.config.get_text_config().pad_token_id
-    # Without a pad token there is one row only, so the value never shows.
-    input_ids, attention_mask = pad_right(rows, 0 if pad_token_id is None else pad_token_id, model.device)
-    return model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits.squeeze(-1)  # (batch,)
-
-
-def _require_reward_model(model: PreTrainedModel | PeftModel) -> None:
-    if not isinstance(model, (PreTrainedModel, PeftModel)):
-        raise TypeError(
-            f"`model` must be a sequence classifier of transformers or peft, got `{type(model).__name__}`. Unwrap it "
-            "with `accelerator.unwrap_model`."
-        )
-    if model.config.num_labels != 1:
-        raise ValueError(
-            f"`model` has `num_labels`={model.config.num_labels}, but a reward is one number. Load it with "
-            "`AutoModelForSequenceClassification.from_pretrained(..., num_labels=1)`."
-        )
-
-
-def _require_scorable(model: PreTrainedModel | PeftModel, rows: list[list[int]]) -> None:
-    require_context(model.config, [len(ids) for ids in rows])
-    config = model.config.get_text_config()
-    if config.pad_token_id is None and len(rows) > 1:
-        raise ValueError(
-            "`model` has no pad token (`config.pad_token_id` is None), so rows cannot be batched. Call "
-            "`ensure_pad_token(model, processing_class)`."
-        )
-    if any(ids[-1] == config.pad_token_id for ids in rows):
-        logger.warning_once(
-            f"The pad token (id {config.pad_token_id}) also ends texts, as it does where pad equals EOS: the reward "
-            "is read before the end, so it cannot tell finished from unfinished. Call "
-            "`ensure_pad_token(model, processing_class)` before the reward model is trained."
-        )
+    return score_rows(model, rows, tokens_per_batch=tokens_per_batch)
