@@ -14,7 +14,7 @@ from trl_rlp.quickstart.sizes import (
 
 
 def test_the_default_work_fits_ten_minutes_on_two_free_cores():
-    rebuilding_the_model = 40
+    rebuilding_the_model = 30
     total = demonstration_seconds(Sizes()) + preference_seconds(Sizes()) + algorithm_seconds(Sizes())
     assert total + rebuilding_the_model < 0.9 * 600
 

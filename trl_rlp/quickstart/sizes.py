@@ -69,8 +69,12 @@ SECONDS = {
     "policy completion": 0.34,
     "scored text": 0.04,
     "stage": 4.0,
+    "start": 8.0,
 }
-"""Wall time of one unit of work on two free cores, measured; a stage loads and saves models besides."""
+"""
+Wall time of one unit of work on two free cores, measured; a stage loads and saves models besides, and the first one
+imports what all need.
+"""
 
 
 def demonstration_seconds(sizes: Sizes) -> float:
@@ -84,7 +88,8 @@ def demonstration_seconds(sizes: Sizes) -> float:
     Returns:
         `float`, seconds.
     """
-    return SECONDS["stage"] + SECONDS["demonstration"] * sizes.demonstrations * sizes.demonstration_epochs
+    read = sizes.demonstrations * sizes.demonstration_epochs
+    return SECONDS["start"] + SECONDS["stage"] + SECONDS["demonstration"] * read
 
 
 def preference_seconds(sizes: Sizes) -> float:
