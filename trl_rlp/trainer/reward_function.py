@@ -5,7 +5,9 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trl_rlp.data.scoring import score
+from trl_rlp.data.row_scores import score_rows
+from trl_rlp.data.scoring import batch_scoring_ids, cut_prompts
+from trl_rlp.trainer.token_prompts import TokenPrompt
 
 
 class RewardFunction:
@@ -29,6 +31,11 @@ class RewardFunction:
             As in [`~trl_rlp.data.scoring.score`].
         name (`str`, *optional*, defaults to `"reward_model"`):
             Name in the trainer's logs.
+        reads_policy_tokens (`bool`, *optional*, defaults to `False`):
+            Whether its tokenizer is the policy's: prompts that are token ids, [`TokenPrompt`], are then scored as
+            they are, with the completion's ids behind them. Otherwise they are read as text.
+        require_finite (`bool`, *optional*, defaults to `True`):
+            Whether a reward that is NaN or infinite is an error; else it is given as it is.
 
     Raises:
         ValueError: if the deviation is not positive.
@@ -43,6 +50,8 @@ class RewardFunction:
         deviation: float = 1.0,
         max_length: int | None = None,
         name: str = "reward_model",
+        reads_policy_tokens: bool = False,
+        require_finite: bool = True,
     ):
         if not deviation > 0:
             raise ValueError(
@@ -52,6 +61,7 @@ class RewardFunction:
         self.processing_class = processing_class
         self.eos_token_ids = frozenset(eos_token_ids)
         self.mean, self.deviation, self.max_length = mean, deviation, max_length
+        self.reads_policy_tokens, self.require_finite = reads_policy_tokens, require_finite
         self.__name__ = name
 
     def __call__(
@@ -73,7 +83,13 @@ class RewardFunction:
         Returns:
             `list[float]`.
         """
-        texts = [text if isinstance(text, str) else text[-1]["content"] for text in completions]
-        finished = [bool(ids) and ids[-1] in self.eos_token_ids for ids in completion_ids]
-        rewards = score(self.model, self.processing_class, prompts, texts, finished, max_length=self.max_length)
+        if self.reads_policy_tokens and isinstance(prompts[0], TokenPrompt):
+            rows = [[*prompt.ids, *ids] for prompt, ids in zip(prompts, completion_ids, strict=True)]
+            if self.max_length is not None:
+                rows, _ = cut_prompts(rows, self.processing_class, self.max_length)
+        else:
+            texts = [text if isinstance(text, str) else text[-1]["content"] for text in completions]
+            finished = [bool(ids) and ids[-1] in self.eos_token_ids for ids in completion_ids]
+            rows = batch_scoring_ids(self.processing_class, prompts, texts, finished, self.max_length)
+        rewards = score_rows(self.model, rows, require_finite=self.require_finite)
         return [(reward - self.mean) / self.deviation for reward in rewards]

@@ -1,0 +1,64 @@
+"""Small PPO runs for tests: data, arguments and trainers that take a second."""
+
+from datasets import Dataset
+
+from tests.tiny_models import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
+from trl_rlp.trainer.rlp_ppo_config import RLPPPOConfig
+from trl_rlp.trainer.rlp_ppo_trainer import RLPPPOTrainer
+
+
+SETTINGS = {
+    "per_device_train_batch_size": 2,
+    "per_device_eval_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "total_episodes": 12,
+    "num_ppo_epochs": 2,
+    "response_length": 6,
+    "learning_rate": 1e-2,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "use_cpu": True,
+    "bf16": False,
+    "dataloader_pin_memory": False,
+    "num_sample_generations": 0,
+}
+CLOCK = {"eps", "step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
+
+
+def prompts(count: int = 8, kind: str = "text") -> Dataset:
+    """Prompts of different lengths as text, chat, or token ids."""
+    texts = ["ab" * (1 + i % 3) + f"{i}:" for i in range(count)]
+    if kind == "chat":
+        return Dataset.from_dict({"prompt": [[{"role": "user", "content": text}] for text in texts]})
+    if kind == "ids":
+        return Dataset.from_dict(tiny_tokenizer()(texts))
+    return Dataset.from_dict({"prompt": texts})
+
+
+def ppo_config(folder, **settings) -> RLPPPOConfig:
+    return RLPPPOConfig(str(folder), **{**SETTINGS, **settings})
+
+
+def ppo_trainer(folder, data=None, **arguments) -> RLPPPOTrainer:
+    """A trainer on tiny models; what is no argument of the trainer is a setting."""
+    names = ("model", "ref_model", "reward_model", "value_model", "eval_dataset", "peft_config", "callbacks")
+    names += ("processing_class", "reward_funcs", "reward_processing_class", "data_collator")
+    given = {name: arguments.pop(name) for name in names if name in arguments}
+    tokenizer = given.pop("processing_class", None) or tiny_tokenizer()
+    if "reward_model" not in given and "reward_funcs" not in given:
+        given["reward_model"] = tiny_reward_model(tokenizer, seed=3)
+    model = given.pop("model", None)
+    return RLPPPOTrainer(
+        ppo_config(folder, **arguments),
+        tokenizer,
+        tiny_causal_lm(tokenizer) if model is None else model,
+        train_dataset=prompts() if data is None else data,
+        **given,
+    )
+
+
+def logged(trainer: RLPPPOTrainer) -> list[dict]:
+    """What a run logged, without the time that it took."""
+    return [{k: v for k, v in row.items() if k not in CLOCK} for row in trainer.state.log_history]

@@ -1,0 +1,50 @@
+import copy
+import pickle
+
+import pytest
+from datasets import Dataset
+
+from tests.tiny_models import tiny_tokenizer
+from trl_rlp.trainer.token_prompts import TokenPrompt, require_token_ids, with_prompts
+
+
+def test_a_token_prompt_is_text_that_keeps_its_ids():
+    prompt = TokenPrompt("abc", [7, 8])
+    for again in (prompt, copy.deepcopy([prompt])[0], pickle.loads(pickle.dumps(prompt))):
+        assert again == "abc" and again.ids == [7, 8]
+
+
+def test_rows_of_ids_get_prompts_and_others_stay():
+    tokenizer = tiny_tokenizer()
+    ids = tokenizer("ab")["input_ids"]
+    rows = with_prompts([{"input_ids": [tokenizer.eos_token_id, *ids], "answer": "x"}], tokenizer, len(tokenizer))
+    assert rows == [{"prompt": "ab", "answer": "x"}]
+    assert rows[0]["prompt"].ids == [tokenizer.eos_token_id, *ids]
+    assert with_prompts([{"prompt": "ab", "input_ids": [1]}], tokenizer, 10) == [{"prompt": "ab", "input_ids": [1]}]
+
+
+def test_a_pad_token_outside_the_embedding_is_left_out_and_one_inside_stays():
+    tokenizer = tiny_tokenizer()
+    ids = [tokenizer.pad_token_id, *tokenizer("ab")["input_ids"]]
+    assert with_prompts([{"input_ids": ids}], tokenizer, len(tokenizer))[0]["prompt"].ids == ids
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    foreign = [tokenizer.pad_token_id, *ids[1:]]
+    assert with_prompts([{"input_ids": foreign}], tokenizer, len(tokenizer) - 1)[0]["prompt"].ids == ids[1:]
+
+
+@pytest.mark.parametrize(
+    "rows, match",
+    [
+        ([[1, 2], []], "`data` row 1 has no tokens"),
+        ([[1, 12]], "`data` row 0 holds token id 12, outside the policy's embedding of 10 rows"),
+        ([[1, -1]], "`data` row 0 holds token id -1"),
+        ([[1] * 6], "`data` row 0 has 6 tokens, but the policy's context leaves 5"),
+    ],
+)
+def test_ids_that_do_not_fit_are_named(rows, match):
+    with pytest.raises(ValueError, match=match):
+        require_token_ids(Dataset.from_dict({"input_ids": rows}), "data", None, 10, 5)
+
+
+def test_foreign_padding_is_no_error():
+    require_token_ids(Dataset.from_dict({"input_ids": [[10, 10, 1]]}), "data", 10, 10, 5)

@@ -1,0 +1,194 @@
+"""What happens around PPO's optimizer steps: the critic's own step, steps left out, checkpoints between rollouts."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from torch import nn
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import get_last_checkpoint
+
+from trl_rlp.trainer.critic import Critic
+from trl_rlp.trainer.ppo_state import MOST_BAD_STEPS, PPOState
+from trl_rlp.trainer.rlp_ppo_config import RLPPPOConfig
+
+
+logger = get_logger(__name__)
+
+VALUE_MODEL = "value_model"
+VALUE_OPTIMIZER = "value_optimizer.pt"
+
+
+class PPOCallback(TrainerCallback):
+    """
+    Trains the critic beside the policy, guards both against what is not finite, and saves between rollouts only.
+
+    The critic has an optimizer of its own, of the class and with the settings of the policy's, and follows the
+    policy's learning-rate schedule. Its gradients are clipped apart.
+
+    Args:
+        critic ([`~trl_rlp.trainer.critic.Critic`]):
+            On its device.
+        args ([`~trl_rlp.trainer.rlp_ppo_config.RLPPPOConfig`]):
+            Settings of the run.
+        accelerator (`accelerate.Accelerator`):
+            The trainer's.
+        optimizer_class (`type`), optimizer_kwargs (`dict`):
+            What the policy's optimizer is made of.
+    """
+
+    def __init__(
+        self,
+        critic: Critic,
+        args: RLPPPOConfig,
+        accelerator: Accelerator,
+        optimizer_class: type[torch.optim.Optimizer],
+        optimizer_kwargs: dict[str, Any],
+    ):
+        self.accelerator, self.output_dir = accelerator, args.output_dir
+        self.ppo_state = PPOState(kl_coef=args.kl_coef)
+        self.learning_rate = args.value_learning_rate or args.learning_rate
+        parameters = [parameter for parameter in critic.parameters() if parameter.requires_grad]
+        optimizer = optimizer_class(parameters, **{**optimizer_kwargs, "lr": self.learning_rate})
+        self.critic, self.optimizer = accelerator.prepare(critic, optimizer)
+        self._is_finite, self._is_bad_rollout = True, False
+
+    def begin_rollout(self, batch: dict[str, torch.Tensor]) -> bool:
+        """
+        Counts a rollout; on one that is not finite no step is taken.
+
+        Args:
+            batch (`dict[str, torch.Tensor]`):
+                `advantages` and `returns`, into which whatever is not finite spreads.
+
+        Returns:
+            `bool`: whether all is finite, on all processes.
+
+        Raises:
+            RuntimeError: if it is the third bad one in a row.
+        """
+        self.ppo_state.rollouts += 1
+        is_finite = bool(batch["advantages"].isfinite().all() & batch["returns"].isfinite().all())
+        self._is_bad_rollout = self._anywhere(not is_finite)
+        if self._is_bad_rollout:
+            self._count_bad("a rollout's scores, log-probabilities or values")
+        return not self._is_bad_rollout
+
+    def see_loss(self, loss: torch.Tensor) -> bool:
+        """
+        Notes whether the loss of a micro-batch is finite.
+
+        Args:
+            loss (`torch.Tensor`):
+                A scalar.
+
+        Returns:
+            `bool`: whether it is, on this process.
+        """
+        is_finite = bool(loss.isfinite())
+        self._is_finite &= is_finite
+        return is_finite
+
+    def _anywhere(self, is_so: bool) -> bool:
+        flag = torch.tensor(float(is_so), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, reduction="sum").item())
+
+    def on_pre_optimizer_step(
+        self, args: RLPPPOConfig, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Steps the critic on the gradients since the last step, or takes all gradients away if one is not finite."""
+        policy = kwargs["model"]
+        if self._is_bad_rollout or not self._is_good_step(policy):
+            self.ppo_state.skipped_steps += 1
+            _drop_gradients(policy)
+            self.optimizer.zero_grad()
+            if not self._is_bad_rollout:
+                self._count_bad("the loss or its gradient")
+        else:
+            self.ppo_state.bad_in_a_row = 0
+            if self.ppo_state.rollouts <= args.value_warmup_rollouts:
+                _drop_gradients(policy)
+            self._step_critic(args, kwargs["lr_scheduler"])
+        self._is_finite = True
+
+    def _is_good_step(self, policy: nn.Module) -> bool:
+        gradients = [p.grad for module in (policy, self.critic) for p in module.parameters() if p.grad is not None]
+        is_good = self._is_finite and all(bool(gradient.isfinite().all()) for gradient in gradients)
+        return not self._anywhere(not is_good)
+
+    def _count_bad(self, what: str) -> None:
+        self.ppo_state.bad_in_a_row += 1
+        logger.warning(
+            f"{what[0].upper()}{what[1:]} are not finite (rollout {self.ppo_state.rollouts}): no step is taken."
+        )
+        if self.ppo_state.bad_in_a_row == MOST_BAD_STEPS:
+            folder = self.output_dir
+            checkpoint = get_last_checkpoint(folder) if Path(folder).is_dir() else None
+            raise RuntimeError(
+                f"{MOST_BAD_STEPS} times in a row {what} were not finite. Go on from the last good checkpoint "
+                f"({checkpoint or 'there is none yet'}) with a lower `learning_rate`, or look at the reward functions."
+            )
+
+    def _step_critic(self, args: RLPPPOConfig, lr_scheduler: Any) -> None:
+        if args.max_grad_norm > 0:
+            self.accelerator.clip_grad_norm_(self.critic.parameters(), args.max_grad_norm)
+        share = lr_scheduler.get_last_lr()[0] / lr_scheduler.base_lrs[0] if lr_scheduler.base_lrs[0] else 1.0
+        for group in self.optimizer.param_groups:
+            group["lr"] = share * self.learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def on_step_end(self, args: RLPPPOConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Puts a checkpoint that falls into a rollout off to its end, and one after a step left out to a good one."""
+        must_wait = state.global_step % args.steps_per_rollout or self.ppo_state.bad_in_a_row
+        if must_wait and control.should_save:
+            control.should_save, self._is_put_off = False, True
+        elif self._is_put_off and not must_wait:
+            control.should_save, self._is_put_off = True, False
+
+    _is_put_off = False
+
+    @property
+    def value_model(self) -> PreTrainedModel:
+        """The critic's classifier, not wrapped."""
+        return self.accelerator.unwrap_model(self.critic).model
+
+    def on_save(self, args: RLPPPOConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Writes value model, its optimizer and PPO's state into the checkpoint that the trainer has just written."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if not args.should_save:
+            return
+        self.value_model.save_pretrained(folder / VALUE_MODEL)
+        self.ppo_state.save(folder)
+        if not args.save_only_model:
+            torch.save(self.optimizer.state_dict(), folder / VALUE_OPTIMIZER)
+
+    def load(self, checkpoint: str | Path) -> None:
+        """
+        Restores all that [`on_save`] wrote.
+
+        Args:
+            checkpoint (`str` or `Path`):
+                Folder that the trainer wrote.
+
+        Raises:
+            ValueError: if the folder lacks it.
+        """
+        self.ppo_state = PPOState.load(checkpoint)
+        value_model = type(self.value_model).from_pretrained(Path(checkpoint) / VALUE_MODEL, dtype="auto")
+        self.value_model.load_state_dict(value_model.state_dict())
+        path = Path(checkpoint) / VALUE_OPTIMIZER
+        if not path.is_file():
+            raise ValueError(
+                f"`resume_from_checkpoint`={str(checkpoint)!r} holds no {VALUE_OPTIMIZER}: it was written with "
+                "`save_only_model`, which no run can go on from."
+            )
+        self.optimizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+
+
+def _drop_gradients(module: nn.Module) -> None:
+    """Without gradients an optimizer leaves parameters and their momenta as they are; zeros would move both."""
+    for parameter in module.parameters():
+        parameter.grad = None

@@ -1,0 +1,165 @@
+"""The models of a PPO run, asked for numbers for each token of a rollout."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from peft import PeftModel
+from torch import nn
+
+from trl_rlp.trainer.completion_log_probs import completion_log_probs, positions_of, takes_positions
+from trl_rlp.trainer.rlp_ppo_config import RLPPPOConfig
+
+
+@dataclass
+class Tokens:
+    """
+    Prompts with their completions.
+
+    Args:
+        ids (`torch.Tensor` of shape `(batch, length)`):
+            Prompts, padded on the left, and completions, padded on the right.
+        mask (`torch.Tensor` of shape `(batch, length)`):
+            1 where there is text.
+        num_tokens (`int`):
+            Tokens of a completion, padding included.
+    """
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    num_tokens: int
+
+    @classmethod
+    def of(cls, batch: dict[str, torch.Tensor]) -> "Tokens":
+        """
+        Puts prompts and completions side by side.
+
+        Args:
+            batch (`dict[str, torch.Tensor]`):
+                `prompt_ids`, `prompt_mask`, `completion_ids`, `completion_mask`.
+
+        Returns:
+            [`Tokens`].
+        """
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)  # (batch, length)
+        mask = torch.cat([batch["prompt_mask"], batch["completion_mask"].to(batch["prompt_mask"].dtype)], dim=1)
+        return cls(ids, mask, batch["completion_ids"].shape[1])
+
+    def parts(self, rows: int) -> Iterator["Tokens"]:
+        """
+        Cuts the batch.
+
+        Args:
+            rows (`int`):
+                Completions of a part.
+
+        Yields:
+            [`Tokens`].
+        """
+        for ids, mask in zip(self.ids.split(rows), self.mask.split(rows), strict=True):
+            yield Tokens(ids, mask, self.num_tokens)
+
+
+class PPOModels:
+    """
+    Policy, reference and critic.
+
+    Args:
+        policy (`nn.Module`):
+            Not wrapped for distribution.
+        reference (`nn.Module`, *optional*):
+            `None` for a PEFT policy without its adapters.
+        critic (`nn.Module`):
+            [`~trl_rlp.trainer.critic.Critic`], possibly wrapped.
+        args ([`~trl_rlp.trainer.rlp_ppo_config.RLPPPOConfig`]):
+            Settings of the run.
+        accelerator (`accelerate.Accelerator`):
+            The trainer's.
+    """
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        reference: nn.Module | None,
+        critic: nn.Module,
+        args: RLPPPOConfig,
+        accelerator: Accelerator,
+    ):
+        self.policy, self.reference, self.critic = policy, reference, critic
+        self.args, self.accelerator = args, accelerator
+        self._with_positions = takes_positions(policy)
+
+    def log_probs(self, model: nn.Module, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Gives log-probabilities and entropies, with gradients where they are on.
+
+        Args:
+            model (`nn.Module`):
+                The policy, possibly wrapped, or the reference.
+            tokens ([`Tokens`]):
+                A batch.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor]`, both of shape `(batch, num_tokens)`, in nats.
+        """
+        with self.accelerator.autocast():
+            return completion_log_probs(
+                model, tokens.ids, tokens.mask, tokens.num_tokens, self.args.temperature, self._with_positions
+            )
+
+    def values(self, tokens: Tokens) -> torch.Tensor:
+        """
+        Gives the critic's values, with gradients where they are on.
+
+        Args:
+            tokens ([`Tokens`]):
+                A batch.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, num_tokens)`, in units of reward.
+        """
+        with self.accelerator.autocast():
+            return self.critic(tokens.ids, tokens.mask, positions_of(tokens.mask), tokens.num_tokens)
+
+    @torch.no_grad()
+    def judge(self, tokens: Tokens) -> dict[str, torch.Tensor]:
+        """
+        Gives what the three models say of a rollout, before any step on it.
+
+        Args:
+            tokens ([`Tokens`]):
+                The rollout.
+
+        Returns:
+            `dict[str, torch.Tensor]` of shape `(batch, num_tokens)` each: `old_log_probs`, `entropies`,
+            `ref_log_probs`, `old_values`.
+        """
+        parts: dict[str, list[torch.Tensor]] = {
+            name: [] for name in ("old_log_probs", "entropies", "ref_log_probs", "old_values")
+        }
+        for part in tokens.parts(self.args.local_rollout_forward_batch_size):
+            log_probs, entropies = self.log_probs(self.policy, part)
+            with self._reference() as reference:
+                ref_log_probs, _ = self.log_probs(reference, part)
+            for name, tensor in zip(parts, (log_probs, entropies, ref_log_probs, self.values(part)), strict=True):
+                parts[name].append(tensor)
+        return {name: torch.cat(tensors) for name, tensors in parts.items()}
+
+    @contextlib.contextmanager
+    def _reference(self) -> Iterator[Any]:
+        if self.reference is not None:
+            yield self.reference
+            return
+        policy: PeftModel = self.accelerator.unwrap_model(self.policy)
+        if self.args.ref_adapter_name is None:
+            with policy.disable_adapter():
+                yield self.policy
+            return
+        policy.set_adapter(self.args.ref_adapter_name)
+        try:
+            yield self.policy
+        finally:
+            policy.set_adapter(self.args.model_adapter_name or "default")

@@ -1,0 +1,114 @@
+"""Small things that a PPO run needs of its models before it starts."""
+
+from accelerate import Accelerator
+from datasets import Dataset, IterableDataset
+from peft import PeftModel
+from torch import nn
+from transformers import DataCollator, DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from trl_rlp.trainer.rlp_ppo_config import RLPPPOConfig
+from trl_rlp.trainer.token_prompts import require_token_ids
+
+
+logger = logging.get_logger(__name__)
+
+
+def context_left(model: PreTrainedModel | PeftModel, args: RLPPPOConfig) -> int | None:
+    """
+    Gives the tokens that a prompt may have beside a completion.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The policy.
+        args ([`~trl_rlp.trainer.rlp_ppo_config.RLPPPOConfig`]):
+            `max_completion_length` is read.
+
+    Returns:
+        `int`, or `None` for a model without a limit.
+    """
+    config = model.config.get_text_config()
+    if not hasattr(config, "max_position_embeddings"):
+        return None
+    return config.max_position_embeddings - args.max_completion_length
+
+
+def require_datasets(
+    datasets: dict[str, Dataset | IterableDataset | None],
+    model: PreTrainedModel | PeftModel,
+    processing_class: PreTrainedTokenizerBase,
+    args: RLPPPOConfig,
+) -> None:
+    """
+    Checks the prompts of a run; those of a stream, and text, are checked when they are read.
+
+    Args:
+        datasets (`dict`):
+            Data sets by the name of their argument.
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The policy.
+        processing_class (`PreTrainedTokenizerBase`):
+            Its tokenizer.
+        args ([`~trl_rlp.trainer.rlp_ppo_config.RLPPPOConfig`]):
+            Settings of the run.
+
+    Raises:
+        ValueError: if a column is missing, or token ids do not fit the policy.
+    """
+    for name, dataset in datasets.items():
+        if not isinstance(dataset, Dataset):
+            continue
+        if "prompt" in dataset.column_names:
+            continue
+        if "input_ids" not in dataset.column_names:
+            raise ValueError(
+                f"`{name}` lacks a column `prompt` (text or messages) or `input_ids`, it has {dataset.column_names}. "
+                "Rename or add one."
+            )
+        size = model.get_input_embeddings().weight.shape[0]
+        require_token_ids(dataset, name, processing_class.pad_token_id, size, context_left(model, args))
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """
+    Sets all dropout probabilities of a model to 0.
+
+    Args:
+        model (`nn.Module`):
+            Changed in place.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+
+
+def prepared_reference(ref_model: PreTrainedModel, accelerator: Accelerator) -> nn.Module:
+    """
+    Gives the reference policy, frozen and on its device.
+
+    Args:
+        ref_model ([`~transformers.PreTrainedModel`]):
+            The policy as it starts, or what the user passed.
+        accelerator (`accelerate.Accelerator`):
+            The trainer's.
+
+    Returns:
+        `nn.Module`: the model, wrapped where the processes shard models.
+    """
+    disable_dropout(ref_model)
+    return accelerator.prepare_model(ref_model.eval().requires_grad_(False), evaluation_mode=True)
+
+
+def warn_of_collator(data_collator: DataCollator | None) -> None:
+    """
+    Says that a collator is not used, unless it only pads, which is done where prompts are sampled.
+
+    Args:
+        data_collator (`DataCollator`, *optional*):
+            What the user passed.
+    """
+    if data_collator is not None and not isinstance(data_collator, DataCollatorWithPadding):
+        logger.warning(
+            f"`data_collator` (`{type(data_collator).__name__}`) is not used: rows reach the trainer as they are and "
+            "are padded where they are sampled. Do what it does with `Dataset.map` beforehand."
+        )

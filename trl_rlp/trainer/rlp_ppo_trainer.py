@@ -1,0 +1,405 @@
+"""PPO on today's TRL: GRPO's generation and rewards, with a critic, token-level advantages and PPO's own losses."""
+
+import copy
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+from datasets import Dataset, IterableDataset
+from peft import PeftConfig, PeftModel
+from torch import nn
+from torch.utils.data import Sampler
+from transformers import DataCollator, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from trl import GRPOTrainer
+
+from trl_rlp.trainer.critic import Critic, initial_value_model
+from trl_rlp.trainer.experience import experience_of
+from trl_rlp.trainer.ppo_callback import PPOCallback
+from trl_rlp.trainer.ppo_inputs import (
+    RewardSource,
+    counted_in_steps,
+    loaded_policy,
+    require_models,
+    reward_functions,
+    stop_token_ids,
+    with_safe_padding,
+)
+from trl_rlp.trainer.ppo_losses import LOSS_TERMS, ppo_loss
+from trl_rlp.trainer.ppo_models import PPOModels, Tokens
+from trl_rlp.trainer.ppo_setup import (
+    context_left,
+    disable_dropout,
+    prepared_reference,
+    require_datasets,
+    warn_of_collator,
+)
+from trl_rlp.trainer.reward_function import RewardFunction
+from trl_rlp.trainer.rlp_ppo_config import RLPPPOConfig
+from trl_rlp.trainer.rollout import Rollout
+from trl_rlp.trainer.rollout_log import ROLLOUT_TERMS, with_ratio_variance
+from trl_rlp.trainer.rollout_sampler import RolloutSampler
+from trl_rlp.trainer.rollout_scheduler import RolloutScheduler
+from trl_rlp.trainer.sample_generations import SampleGenerations, print_table
+from trl_rlp.trainer.term_log import TermLog
+from trl_rlp.trainer.token_prompts import TokenPrompt, require_length, with_prompts
+
+
+class RLPPPOTrainer(GRPOTrainer):
+    r"""
+    Trainer for Proximal Policy Optimization on today's TRL, in the place of the PPOTrainer that TRL removed in 1.13.
+
+    $$\max_\pi E[r(x, y) - \beta KL(\pi \| \pi_{ref})]$$
+
+    It takes the former trainer's arguments, in its order. Completions are generated and scored as in
+    [`~trl.GRPOTrainer`], so text and chat prompts, reward functions, vLLM and continuous batching work as there; the
+    critic, the advantages of each token and the losses are PPO's.
+
+    What it saves is the policy, a plain causal LM. A checkpoint holds the value model too, and all that a stopped run
+    needs to go on as if it had not been stopped.
+
+    Args:
+        args ([`~trl_rlp.trainer.rlp_ppo_config.RLPPPOConfig`]):
+            Configuration.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            The policy's tokenizer.
+        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The policy.
+        ref_model ([`~transformers.PreTrainedModel`], *optional*):
+            Reference of the KL divergence. If `None`, a copy of the policy as it starts, or a PEFT policy without its
+            adapters.
+        reward_model ([`~transformers.PreTrainedModel`], *optional*):
+            Sequence classifier with `num_labels=1`. It reads the policy's tokens unless `reward_processing_class` says
+            otherwise.
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            A column `prompt` (text or messages), or `input_ids`, which reach the policy unchanged.
+        value_model ([`~transformers.PreTrainedModel`], *optional*):
+            Sequence classifier with `num_labels=1` over the policy's tokens. If `None`, made as
+            `args.value_model_init` says.
+        data_collator ([`~transformers.DataCollator`], *optional*):
+            Not used: prompts are padded where they are sampled. The former trainer's default is accepted in silence,
+            another one with a warning.
+        eval_dataset (*optional*):
+            Prompts for `evaluate()` and `generate_completions()`.
+        optimizers (`tuple`, *optional*):
+            Optimizer and scheduler of the policy.
+        callbacks (`list[TrainerCallback]`, *optional*):
+            Further callbacks.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            Trains the policy as an adapter.
+        reward_funcs (`list`, *optional*):
+            Reward models (or their folders or Hub names) and functions, beside or instead of `reward_model`;
+            `args.reward_weights` weighs all, `reward_model` first.
+        reward_processing_class (`PreTrainedTokenizerBase` or `list`, *optional*):
+            Tokenizer of the reward model, or one for each source of rewards, `None` for functions.
+
+    Raises:
+        ValueError: if models, data or settings do not fit each other.
+        RuntimeError: in training, if three steps in a row are not finite; the message names the last good checkpoint.
+
+    Reference:
+        [Schulman et al. 2017](https://arxiv.org/abs/1707.06347); for language models [Ziegler et al.
+        2019](https://arxiv.org/abs/1909.08593).
+    """
+
+    _tag_names = ["trl", "ppo", "rlp"]
+    _name = "RLP-PPO"
+    _paper = {
+        "title": "Fine-Tuning Language Models with Reward Learning on Policy",
+        "id": "2403.19279",
+        "citation": "@inproceedings{lang2024fine, title={Fine-Tuning Language Models with Reward Learning on Policy}, "
+        "author={Lang, Hao and Huang, Fei and Li, Yongbin}, booktitle={NAACL}, year={2024}}",
+    }
+
+    def __init__(
+        self,
+        args: RLPPPOConfig,
+        processing_class: PreTrainedTokenizerBase,
+        model: str | PreTrainedModel | PeftModel,
+        ref_model: PreTrainedModel | None = None,
+        reward_model: PreTrainedModel | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        value_model: PreTrainedModel | None = None,
+        data_collator: DataCollator | None = None,
+        eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        callbacks: list[TrainerCallback] | None = None,
+        peft_config: PeftConfig | None = None,
+        *,
+        reward_funcs: RewardSource | list[RewardSource] | None = None,
+        reward_processing_class: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase | None] | None = None,
+    ):
+        reward_funcs = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs] if reward_funcs else []
+        model = loaded_policy(model, args)
+        require_models(model, ref_model, reward_model, reward_funcs)
+        require_datasets({"train_dataset": train_dataset, "eval_dataset": eval_dataset}, model, processing_class, args)
+        warn_of_collator(data_collator)
+        if ref_model is None and peft_config is None and not isinstance(model, PeftModel):
+            # GRPO binds the policy's forward to the policy, and a copy made later would run the policy.
+            ref_model = copy.deepcopy(model)
+        self.reward_model = reward_model
+        self._stop_token_ids = stop_token_ids(args, model, processing_class)
+        # Where nothing ends a completion, one that holds EOS still counts as finished.
+        self._ends = self._stop_token_ids or [processing_class.eos_token_id]
+        self._vocabulary_size = model.get_input_embeddings().weight.shape[0]
+        self._longest_prompt = context_left(model, args)
+        self._rollout: Rollout | None = None
+        self._scores: torch.Tensor | None = None
+        self._table: list[dict[str, Any]] | None = None
+        super().__init__(
+            model=model,
+            reward_funcs=reward_functions(
+                reward_model,
+                reward_funcs,
+                reward_processing_class,
+                processing_class,
+                self._ends,
+                args.device,
+            ),
+            args=counted_in_steps(args, train_dataset),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=with_safe_padding(processing_class, self._vocabulary_size),
+            callbacks=callbacks,
+            optimizers=optimizers,
+            peft_config=peft_config,
+        )
+        self.eos_token_ids = self._stop_token_ids
+        if not self.use_vllm:
+            self.generation_config.eos_token_id = self._stop_token_ids or None
+            self.generation_kwargs["eos_token_id"] = self._stop_token_ids or None
+        self._add_models(ref_model, value_model)
+        self._terms = {mode: TermLog((*ROLLOUT_TERMS, *LOSS_TERMS)) for mode in ("train", "eval")}
+        self.add_callback(SampleGenerations(self))
+
+    def _add_models(self, ref_model: PreTrainedModel | None, value_model: PreTrainedModel | None) -> None:
+        """The models that GRPO does not have."""
+        if value_model is None:
+            first = self.reward_funcs[0]
+            is_readable = isinstance(first, RewardFunction) and first.reads_policy_tokens
+            source = self.reward_model if is_readable else None
+            value_model = initial_value_model(self.args.value_model_init, self.model, source)
+        if self.args.gradient_checkpointing and value_model.supports_gradient_checkpointing:
+            value_model.gradient_checkpointing_enable(
+                self.args.gradient_checkpointing_kwargs or {"use_reentrant": False}
+            )
+        if self.args.disable_dropout:
+            disable_dropout(value_model)
+        self.ref_model = None if ref_model is None else prepared_reference(ref_model, self.accelerator)
+        optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args)
+        self._ppo = PPOCallback(
+            Critic(value_model).to(self.args.device),
+            self.args,
+            self.accelerator,
+            optimizer_class,
+            {**kwargs, "weight_decay": self.args.weight_decay},
+        )
+        self.add_callback(self._ppo)
+        self._models = PPOModels(self.model, self.ref_model, self._ppo.critic, self.args, self.accelerator)
+
+    @property
+    def policy_model(self) -> PreTrainedModel | PeftModel:
+        """The policy, under the former trainer's name."""
+        return self.model
+
+    @property
+    def value_model(self) -> PreTrainedModel:
+        """The value model, a sequence classifier."""
+        return self._ppo.value_model
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return RolloutSampler(super()._get_train_sampler(dataset), seed, lambda: int(self.state.epoch or 0))
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> RolloutScheduler:
+        """
+        Makes a schedule that moves once a rollout.
+
+        Args:
+            num_training_steps (`int`):
+                Optimizer steps of the run.
+            optimizer (`torch.optim.Optimizer`, *optional*):
+                The policy's, if the trainer has none yet.
+
+        Returns:
+            [`~trl_rlp.trainer.rollout_scheduler.RolloutScheduler`].
+        """
+        if not isinstance(self.lr_scheduler, RolloutScheduler):
+            scheduler = super().create_scheduler(num_training_steps // self.args.steps_per_rollout, optimizer)
+            self.lr_scheduler = RolloutScheduler(scheduler, self.args.steps_per_rollout)
+        return self.lr_scheduler
+
+    def _prepare_inputs(self, generation_batch: list[dict[str, Any]]) -> dict[str, Any]:
+        """Gives the next micro-batch; where a rollout is used up, of a new one."""
+        if not self.model.training:
+            return super()._prepare_inputs(generation_batch)
+        if self._rollout is None or self._rollout.is_used_up:
+            experience = self._generate_and_score_completions(generation_batch)
+            self._rollout = Rollout(experience, self.args, self.accelerator)
+        return self._rollout.take()
+
+    def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], None, dict[str, Any]]:
+        """Leaves prompts that are token ids as they are."""
+        if isinstance(prompts[0], TokenPrompt):
+            prompt_ids, images, fields = [prompt.ids for prompt in prompts], None, {}
+        else:
+            prompt_ids, images, fields = super()._tokenize_prompts(prompts)
+        if self._longest_prompt is not None:
+            require_length(max(map(len, prompt_ids)), self._longest_prompt, "A prompt")
+        return prompt_ids, images, fields
+
+    def _calculate_rewards(self, inputs: list, prompts: list, completions: list, completion_ids: list) -> torch.Tensor:
+        """Keeps this process's scores, which GRPO turns into advantages of its own."""
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids)  # (all, functions)
+        own = rewards[self.accelerator.process_index * len(prompts) :][: len(prompts)]  # (batch, functions)
+        self._scores = (own * self.reward_weights.to(own.device)).nansum(dim=1)
+        self._scores[own.isnan().all(dim=1)] = torch.nan
+        if self._table is not None:
+            table = zip(prompts, completions, self._scores.tolist(), strict=True)
+            self._table += [{"query": p, "model response": c, "score": s} for p, c, s in table]
+        return rewards
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Gives a rollout with all that the losses need; in evaluation, minus the objective as its loss."""
+        rows = with_prompts(inputs, self.processing_class, self._vocabulary_size)
+        generated = super()._generate_and_score_completions(rows)
+        state = self._ppo.ppo_state
+        if not self.model.training:
+            # Evaluation prompts must not move the statistics of the run.
+            _, terms = experience_of(generated, self._scores, self._ends, self._models, replace(state))
+            self._terms["eval"].add(terms)
+            return {"loss": -terms["objective/rlhf_reward"]}
+        batch, terms = experience_of(generated, self._scores, self._ends, self._models, state)
+        is_finite = self._ppo.begin_rollout(batch)
+        if is_finite:
+            self._terms["train"].add(terms)
+            state.adapt_kl_coef(self.accelerator.reduce(terms["objective/kl"], reduction="mean").item(), self.args)
+        return batch
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """
+        Gives PPO's loss of a micro-batch, of policy and critic together; in evaluation minus the objective.
+
+        Args:
+            model (`nn.Module`):
+                The policy as the trainer wrapped it.
+            inputs (`dict[str, torch.Tensor]`):
+                A micro-batch of a rollout.
+            return_outputs (`bool`, *optional*, defaults to `False`):
+                Must be `False`.
+            num_items_in_batch (*optional*):
+                Not used: the rollout knows how many tokens a step has.
+
+        Returns:
+            `torch.Tensor`: a scalar.
+
+        Raises:
+            ValueError: if `return_outputs` is set.
+        """
+        if return_outputs:
+            raise ValueError("`return_outputs` must be False: PPO's loss is of a policy and a critic.")
+        if not self.model.training:
+            return inputs["loss"]
+        tokens = Tokens.of(inputs)
+        log_probs, entropies = self._models.log_probs(model, tokens)
+        loss, terms = ppo_loss(inputs, log_probs, entropies, self._models.values(tokens), self.args)
+        if self._ppo.see_loss(loss):
+            self._terms["train"].add(terms)
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """
+        Logs what GRPO logs of completions and rewards, and PPO's metrics under the former trainer's names.
+
+        Args:
+            logs (`dict[str, float]`):
+                Metrics by name.
+            start_time (`float`, *optional*):
+                Start of training.
+        """
+        mode, prefix = ("train", "") if self.model.training else ("eval", "eval_")
+        metrics = with_ratio_variance(self._terms[mode].sums(self.accelerator))
+        if mode == "train" and metrics:
+            state = self._ppo.ppo_state
+            metrics |= {
+                "lr": logs["learning_rate"],
+                "episode": state.rollouts * self.args.batch_size,
+                "eps": (state.rollouts - self._first_rollout) * self.args.batch_size / (time.time() - self._start),
+                "kl_coef": state.kl_coef,
+                "skipped_steps": state.skipped_steps,
+            }
+        logs.update({f"{prefix}{name}": value for name, value in metrics.items()})
+        super().log(logs, start_time)
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any | None = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """
+        Trains policy and critic.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*):
+                Folder of a checkpoint, or `True` for the last one in `args.output_dir`.
+            trial (*optional*):
+                Passed on.
+            ignore_keys_for_eval (`list[str]`, *optional*):
+                Passed on.
+
+        Returns:
+            `TrainOutput`: optimizer steps, mean loss and metrics.
+
+        Raises:
+            RuntimeError: if three steps in a row are not finite.
+            ValueError: if the checkpoint was not written by this trainer.
+        """
+        if resume_from_checkpoint:
+            is_last = resume_from_checkpoint is True
+            checkpoint = get_last_checkpoint(self.args.output_dir) if is_last else resume_from_checkpoint
+            # Without any checkpoint it is for the trainer to complain.
+            if checkpoint is not None:
+                self._ppo.load(checkpoint)
+        self._rollout = None
+        self._start, self._first_rollout = time.time(), self._ppo.ppo_state.rollouts
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    @torch.no_grad()
+    def generate_completions(self, sampling: bool = False) -> None:
+        """
+        Prints completions of the evaluation prompts, drawn at a temperature of 0.01, with their scores.
+
+        Args:
+            sampling (`bool`, *optional*, defaults to `False`):
+                Whether one batch of prompts is enough.
+        """
+        if self.eval_dataset is None or self.use_vllm:
+            return
+        was_training, temperature = self.model.training, self.generation_config.temperature
+        self.model.eval()
+        self.generation_config.temperature = self.generation_kwargs["temperature"] = 0.01
+        self._table = []
+        try:
+            for rows in self.get_eval_dataloader():
+                super()._generate_and_score_completions(
+                    with_prompts(rows, self.processing_class, self._vocabulary_size)
+                )
+                if sampling:
+                    break
+            if self.accelerator.is_main_process:
+                print_table(self._table)
+        finally:
+            self._table = None
+            self._metrics["eval"].clear()
+            self.generation_config.temperature = self.generation_kwargs["temperature"] = temperature
+            self.model.train(was_training)

@@ -1,0 +1,33 @@
+"""The order of the prompts, which a resumed run finds again."""
+
+from collections.abc import Callable, Iterator
+
+from torch.utils.data import Sampler
+
+
+class RolloutSampler(Sampler):
+    """
+    Draws the order of each pass over the prompts from the seed and the pass alone.
+
+    TRL's sampler draws it from a generator that runs on from pass to pass, so a run that is resumed in a later pass
+    would get the first one's order.
+
+    Args:
+        sampler (`trl.trainer.utils.RepeatSampler`):
+            TRL's, with a `generator` of its own where it shuffles.
+        seed (`int`):
+            Seed of the data.
+        epoch (`Callable[[], int]`):
+            Gives the number of the pass.
+    """
+
+    def __init__(self, sampler: Sampler, seed: int, epoch: Callable[[], int]):
+        self.sampler, self.seed, self.epoch = sampler, seed, epoch
+
+    def __iter__(self) -> Iterator[int]:
+        if self.sampler.shuffle:
+            self.sampler.generator.manual_seed(self.seed + self.epoch())
+        yield from self.sampler
+
+    def __len__(self) -> int:
+        return len(self.sampler)
