@@ -6,11 +6,10 @@ from trl import GRPOConfig, TrlParser
 
 from tests.ppo_runs import SETTINGS, ppo_config
 from trl_rlp.losses.kl import KL_ESTIMATORS
+from trl_rlp.trainer.ppo_fields import REPLACED, UNUSED
 from trl_rlp.trainer.rlp_ppo_config import (
     LOSS_NORMALISATIONS,
-    REPLACED,
     SCORE_POSITIONS,
-    UNUSED,
     VALUE_MODEL_INITS,
     RLPPPOConfig,
 )

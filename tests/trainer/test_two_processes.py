@@ -5,15 +5,40 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
 
-SCRIPT = Path(__file__).with_name("two_process_run.py")
+from tests.trainer.two_process_ppo import logged, run, weights
+
+
+HERE = Path(__file__).parent
+COMPARED = ("loss", "grad_norm", "kl_coef", "objective/kl", "objective/scores", "objective/rlhf_reward")
+"""Metrics that do not depend on how a step is cut into micro-batches."""
+
+
+def run_two(script: str, folder: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
+    result = subprocess.run(
+        [*command, str(HERE / script), str(folder)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count("both processes agree") == 2
 
 
 def test_two_processes_refine_one_model(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[2])}
-    run = subprocess.run(
-        [*command, str(SCRIPT), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert run.stdout.count("both processes agree") == 2
+    run_two("two_process_run.py", tmp_path)
+
+
+def test_two_processes_take_the_steps_of_one(tmp_path):
+    """Whitening, running statistics and the normalisation by tokens are global, so losses and weights are the same."""
+    run_two("two_process_ppo.py", tmp_path)
+    two = torch.load(tmp_path / "two.pt", weights_only=True)
+    one = run(tmp_path / "one", processes=1)
+    rollouts = list(zip(logged(one)[:-1], two["log"][:-1], strict=True))
+    assert len(rollouts) == 3
+    for row, other in rollouts:
+        for name in COMPARED:
+            assert other[name] == pytest.approx(row[name], rel=1e-4, abs=1e-6), name
+    for mine, theirs in zip(weights(one), two["weights"], strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-6)

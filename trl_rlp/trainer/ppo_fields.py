@@ -5,6 +5,34 @@ from dataclasses import dataclass, field
 from trl import GRPOConfig
 
 
+REPLACED = {
+    "beta": "`kl_coef`",
+    "num_iterations": "`num_ppo_epochs`",
+    "epsilon": "`cliprange`",
+    "epsilon_high": "`cliprange`",
+    "generation_batch_size": "`per_device_train_batch_size` times `gradient_accumulation_steps`",
+    "steps_per_generation": "`gradient_accumulation_steps`",
+    "loss_type": "`loss_normalisation`",
+    "scale_rewards": "`normalise_rewards` or `whiten_rewards`",
+    "mask_truncated_completions": "`missing_eos_penalty`",
+}
+"""Fields of GRPOConfig that have another name here, and that name."""
+
+UNUSED = (
+    "delta",
+    "importance_sampling_level",
+    "multi_objective_aggregation",
+    "sync_ref_model",
+    "top_entropy_quantile",
+    "entropy_coef",
+    "use_adaptive_entropy",
+    "off_policy_mask_threshold",
+    "use_bias_correction_kl",
+    "router_aux_loss_coef",
+)
+"""Fields of GRPOConfig that PPO's losses do not have."""
+
+
 @dataclass
 class PPOFields(GRPOConfig):
     """What [`~trl_rlp.trainer.rlp_ppo_config.RLPPPOConfig`] has beside [`~trl.GRPOConfig`], unchecked."""

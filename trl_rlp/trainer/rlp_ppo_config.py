@@ -2,53 +2,19 @@
 
 import math
 from dataclasses import dataclass, fields
+from typing import Any
 
 from trl import GRPOConfig
 
 from trl_rlp.losses.kl import KL_ESTIMATORS
-from trl_rlp.trainer.ppo_fields import PPOFields
+from trl_rlp.trainer.ppo_fields import REPLACED, UNUSED, PPOFields
+from trl_rlp.trainer.ppo_presets import PRESETS
 from trl_rlp.trainer.precision import default_precision
 
 
 SCORE_POSITIONS = ("last_token", "after_last_token")
 LOSS_NORMALISATIONS = ("mini_batch", "micro_batch")
 VALUE_MODEL_INITS = ("reward", "policy")
-DERIVED = (
-    "num_total_batches",
-    "batch_size",
-    "local_batch_size",
-    "micro_batch_size",
-    "mini_batch_size",
-    "local_mini_batch_size",
-)
-"""Fields that the trainer fills in."""
-
-REPLACED = {
-    "beta": "`kl_coef`",
-    "num_iterations": "`num_ppo_epochs`",
-    "epsilon": "`cliprange`",
-    "epsilon_high": "`cliprange`",
-    "generation_batch_size": "`per_device_train_batch_size` times `gradient_accumulation_steps`",
-    "steps_per_generation": "`gradient_accumulation_steps`",
-    "loss_type": "`loss_normalisation`",
-    "scale_rewards": "`normalise_rewards` or `whiten_rewards`",
-    "mask_truncated_completions": "`missing_eos_penalty`",
-}
-"""Fields of GRPOConfig that have another name here, and that name."""
-
-UNUSED = (
-    "delta",
-    "importance_sampling_level",
-    "multi_objective_aggregation",
-    "sync_ref_model",
-    "top_entropy_quantile",
-    "entropy_coef",
-    "use_adaptive_entropy",
-    "off_policy_mask_threshold",
-    "use_bias_correction_kl",
-    "router_aux_loss_coef",
-)
-"""Fields of GRPOConfig that PPO's losses do not have."""
 
 
 @dataclass
@@ -276,6 +242,35 @@ class RLPPPOConfig(PPOFields):
         self.num_generations, evaluation = self._given_generations
         self.num_generations_eval = evaluation or 1
         del self._given_generations
+
+    @classmethod
+    def from_preset(cls, name: str, output_dir: str, **overrides: Any) -> "RLPPPOConfig":
+        """
+        Gives the settings of a known code base.
+
+        Args:
+            name (`str`):
+                A key of [`~trl_rlp.trainer.ppo_presets.PRESETS`]: `"alpacafarm"` or `"trl-1.12"`.
+            output_dir (`str`):
+                Folder of the run.
+            overrides:
+                Further fields, or other values.
+
+        Returns:
+            [`RLPPPOConfig`].
+
+        Raises:
+            ValueError: if the name is unknown.
+
+        Example:
+
+        ```python
+        >>> RLPPPOConfig.from_preset("alpacafarm", "ppo", total_episodes=10_000)
+        ```
+        """
+        if name not in PRESETS:
+            raise ValueError(f"`name` must be one of {list(PRESETS)}, got {name!r}.")
+        return cls(output_dir, **{**PRESETS[name], **overrides})
 
     @property
     def steps_per_rollout(self) -> int:

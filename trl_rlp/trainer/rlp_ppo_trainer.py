@@ -2,20 +2,16 @@
 
 import copy
 import time
-from dataclasses import replace
 from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
 from torch import nn
-from torch.utils.data import Sampler
 from transformers import DataCollator, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
-from trl import GRPOTrainer
 
 from trl_rlp.trainer.critic import Critic, initial_value_model
-from trl_rlp.trainer.experience import experience_of
 from trl_rlp.trainer.ppo_callback import PPOCallback
 from trl_rlp.trainer.ppo_inputs import (
     RewardSource,
@@ -39,14 +35,13 @@ from trl_rlp.trainer.reward_function import RewardFunction
 from trl_rlp.trainer.rlp_ppo_config import RLPPPOConfig
 from trl_rlp.trainer.rollout import Rollout
 from trl_rlp.trainer.rollout_log import ROLLOUT_TERMS, with_ratio_variance
-from trl_rlp.trainer.rollout_sampler import RolloutSampler
 from trl_rlp.trainer.rollout_scheduler import RolloutScheduler
-from trl_rlp.trainer.sample_generations import SampleGenerations, print_table
+from trl_rlp.trainer.rollout_trainer import RolloutTrainer
+from trl_rlp.trainer.sample_generations import SampleGenerations
 from trl_rlp.trainer.term_log import TermLog
-from trl_rlp.trainer.token_prompts import TokenPrompt, require_length, with_prompts
 
 
-class RLPPPOTrainer(GRPOTrainer):
+class RLPPPOTrainer(RolloutTrainer):
     r"""
     Trainer for Proximal Policy Optimization on today's TRL, in the place of the PPOTrainer that TRL removed in 1.13.
 
@@ -208,10 +203,6 @@ class RLPPPOTrainer(GRPOTrainer):
         """The value model, a sequence classifier."""
         return self._ppo.value_model
 
-    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return RolloutSampler(super()._get_train_sampler(dataset), seed, lambda: int(self.state.epoch or 0))
-
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> RolloutScheduler:
@@ -231,53 +222,6 @@ class RLPPPOTrainer(GRPOTrainer):
             scheduler = super().create_scheduler(num_training_steps // self.args.steps_per_rollout, optimizer)
             self.lr_scheduler = RolloutScheduler(scheduler, self.args.steps_per_rollout)
         return self.lr_scheduler
-
-    def _prepare_inputs(self, generation_batch: list[dict[str, Any]]) -> dict[str, Any]:
-        """Gives the next micro-batch; where a rollout is used up, of a new one."""
-        if not self.model.training:
-            return super()._prepare_inputs(generation_batch)
-        if self._rollout is None or self._rollout.is_used_up:
-            experience = self._generate_and_score_completions(generation_batch)
-            self._rollout = Rollout(experience, self.args, self.accelerator)
-        return self._rollout.take()
-
-    def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], None, dict[str, Any]]:
-        """Leaves prompts that are token ids as they are."""
-        if isinstance(prompts[0], TokenPrompt):
-            prompt_ids, images, fields = [prompt.ids for prompt in prompts], None, {}
-        else:
-            prompt_ids, images, fields = super()._tokenize_prompts(prompts)
-        if self._longest_prompt is not None:
-            require_length(max(map(len, prompt_ids)), self._longest_prompt, "A prompt")
-        return prompt_ids, images, fields
-
-    def _calculate_rewards(self, inputs: list, prompts: list, completions: list, completion_ids: list) -> torch.Tensor:
-        """Keeps this process's scores, which GRPO turns into advantages of its own."""
-        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids)  # (all, functions)
-        own = rewards[self.accelerator.process_index * len(prompts) :][: len(prompts)]  # (batch, functions)
-        self._scores = (own * self.reward_weights.to(own.device)).nansum(dim=1)
-        self._scores[own.isnan().all(dim=1)] = torch.nan
-        if self._table is not None:
-            table = zip(prompts, completions, self._scores.tolist(), strict=True)
-            self._table += [{"query": p, "model response": c, "score": s} for p, c, s in table]
-        return rewards
-
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Gives a rollout with all that the losses need; in evaluation, minus the objective as its loss."""
-        rows = with_prompts(inputs, self.processing_class, self._vocabulary_size)
-        generated = super()._generate_and_score_completions(rows)
-        state = self._ppo.ppo_state
-        if not self.model.training:
-            # Evaluation prompts must not move the statistics of the run.
-            _, terms = experience_of(generated, self._scores, self._ends, self._models, replace(state))
-            self._terms["eval"].add(terms)
-            return {"loss": -terms["objective/rlhf_reward"]}
-        batch, terms = experience_of(generated, self._scores, self._ends, self._models, state)
-        is_finite = self._ppo.begin_rollout(batch)
-        if is_finite:
-            self._terms["train"].add(terms)
-            state.adapt_kl_coef(self.accelerator.reduce(terms["objective/kl"], reduction="mean").item(), self.args)
-        return batch
 
     def compute_loss(
         self,
@@ -373,33 +317,3 @@ class RLPPPOTrainer(GRPOTrainer):
         self._rollout = None
         self._start, self._first_rollout = time.time(), self._ppo.ppo_state.rollouts
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-
-    @torch.no_grad()
-    def generate_completions(self, sampling: bool = False) -> None:
-        """
-        Prints completions of the evaluation prompts, drawn at a temperature of 0.01, with their scores.
-
-        Args:
-            sampling (`bool`, *optional*, defaults to `False`):
-                Whether one batch of prompts is enough.
-        """
-        if self.eval_dataset is None or self.use_vllm:
-            return
-        was_training, temperature = self.model.training, self.generation_config.temperature
-        self.model.eval()
-        self.generation_config.temperature = self.generation_kwargs["temperature"] = 0.01
-        self._table = []
-        try:
-            for rows in self.get_eval_dataloader():
-                super()._generate_and_score_completions(
-                    with_prompts(rows, self.processing_class, self._vocabulary_size)
-                )
-                if sampling:
-                    break
-            if self.accelerator.is_main_process:
-                print_table(self._table)
-        finally:
-            self._table = None
-            self._metrics["eval"].clear()
-            self.generation_config.temperature = self.generation_kwargs["temperature"] = temperature
-            self.model.train(was_training)

@@ -1,0 +1,64 @@
+"""PPO on replayed completions, in one process or, by `torchrun --nproc_per_node 2`, in two."""
+
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
+from tests.ppo_runs import logged, ppo_trainer, prompts
+from trl_rlp.data.processes import leave_process_group
+from trl_rlp.trainer.rlp_ppo_trainer import RLPPPOTrainer
+
+
+ROLLOUT = 4
+SETTINGS = {
+    "gradient_accumulation_steps": 1,
+    "num_ppo_epochs": 2,
+    "whiten_rewards": True,
+    "normalise_rewards": True,
+    "adaptive_kl": True,
+    "learning_rate": 1e-3,
+    "max_grad_norm": 0.5,
+    "optim": "sgd",  # Adam makes steps of one size from gradients of any, rounding errors included
+    "shuffle_dataset": False,
+}
+
+
+def replay(trainer: RLPPPOTrainer) -> None:
+    """Completions of 1 to 4 tokens that depend on the prompt alone."""
+
+    def generate(prompt_ids, *args, **kwargs):
+        return [[40 + (sum(ids) + place) % 50 for place in range(1 + sum(ids) % 4)] for ids in prompt_ids], None
+
+    trainer._generate_single_turn = generate
+
+
+def run(folder: Path, processes: int) -> RLPPPOTrainer:
+    trainer = ppo_trainer(folder, prompts(12), per_device_train_batch_size=ROLLOUT // processes, **SETTINGS)
+    replay(trainer)
+    trainer.train()
+    return trainer
+
+
+def weights(trainer: RLPPPOTrainer) -> list[torch.Tensor]:
+    models = (trainer.policy_model, trainer.value_model)
+    return [parameter.detach().clone() for model in models for parameter in model.parameters()]
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    trainer = run(folder, processes=2)
+    state = PartialState()
+    assert state.num_processes == 2 and type(trainer.model_wrapped).__name__ == "DistributedDataParallel"
+    mine, theirs = gather_object([[weight.tolist() for weight in weights(trainer)]])
+    assert mine == theirs, "policy or critic drifted apart"
+    if state.is_main_process:
+        torch.save({"log": logged(trainer), "weights": weights(trainer)}, folder / "two.pt")
+    sys.stdout.write("both processes agree\n")
+    leave_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

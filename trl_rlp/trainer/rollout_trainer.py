@@ -1,0 +1,118 @@
+"""GRPO's trainer with PPO's rollouts: the one place that overrides private names of TRL's."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch.utils.data import Sampler
+from trl import GRPOTrainer
+
+from trl_rlp.trainer.experience import experience_of
+from trl_rlp.trainer.ppo_callback import PPOCallback
+from trl_rlp.trainer.ppo_models import PPOModels
+from trl_rlp.trainer.rollout import Rollout
+from trl_rlp.trainer.rollout_sampler import RolloutSampler
+from trl_rlp.trainer.sample_generations import print_table
+from trl_rlp.trainer.term_log import TermLog
+from trl_rlp.trainer.token_prompts import TokenPrompt, require_length, with_prompts
+
+
+class RolloutTrainer(GRPOTrainer):
+    """
+    Generates and scores as GRPO does, and makes of each generation batch a [`~trl_rlp.trainer.rollout.Rollout`].
+
+    Every name that it overrides is listed in `tests/test_trl_contract.py`. What it reads is set by
+    [`~trl_rlp.trainer.rlp_ppo_trainer.RLPPPOTrainer`], of which it is a part.
+    """
+
+    _ends: list[int]
+    _longest_prompt: int | None
+    _models: PPOModels
+    _ppo: PPOCallback
+    _rollout: Rollout | None
+    _scores: torch.Tensor | None
+    _table: list[dict[str, Any]] | None
+    _terms: dict[str, TermLog]
+    _vocabulary_size: int
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return RolloutSampler(super()._get_train_sampler(dataset), seed, lambda: int(self.state.epoch or 0))
+
+    def _prepare_inputs(self, generation_batch: list[dict[str, Any]]) -> dict[str, Any]:
+        """Gives the next micro-batch; where a rollout is used up, of a new one."""
+        if not self.model.training:
+            return super()._prepare_inputs(generation_batch)
+        if self._rollout is None or self._rollout.is_used_up:
+            experience = self._generate_and_score_completions(generation_batch)
+            self._rollout = Rollout(experience, self.args, self.accelerator)
+        return self._rollout.take()
+
+    def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], None, dict[str, Any]]:
+        """Leaves prompts that are token ids as they are."""
+        if isinstance(prompts[0], TokenPrompt):
+            prompt_ids, images, fields = [prompt.ids for prompt in prompts], None, {}
+        else:
+            prompt_ids, images, fields = super()._tokenize_prompts(prompts)
+        if self._longest_prompt is not None:
+            require_length(max(map(len, prompt_ids)), self._longest_prompt, "A prompt")
+        return prompt_ids, images, fields
+
+    def _calculate_rewards(self, inputs: list, prompts: list, completions: list, completion_ids: list) -> torch.Tensor:
+        """Keeps this process's scores, which GRPO turns into advantages of its own."""
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids)  # (all, functions)
+        own = rewards[self.accelerator.process_index * len(prompts) :][: len(prompts)]  # (batch, functions)
+        self._scores = (own * self.reward_weights.to(own.device)).nansum(dim=1)
+        self._scores[own.isnan().all(dim=1)] = torch.nan
+        if self._table is not None:
+            table = zip(prompts, completions, self._scores.tolist(), strict=True)
+            self._table += [{"query": p, "model response": c, "score": s} for p, c, s in table]
+        return rewards
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Gives a rollout with all that the losses need; in evaluation, minus the objective as its loss."""
+        rows = with_prompts(inputs, self.processing_class, self._vocabulary_size)
+        generated = super()._generate_and_score_completions(rows)
+        state = self._ppo.ppo_state
+        if not self.model.training:
+            # Evaluation prompts must not move the statistics of the run.
+            _, terms = experience_of(generated, self._scores, self._ends, self._models, replace(state))
+            self._terms["eval"].add(terms)
+            return {"loss": -terms["objective/rlhf_reward"]}
+        batch, terms = experience_of(generated, self._scores, self._ends, self._models, state)
+        is_finite = self._ppo.begin_rollout(batch)
+        if is_finite:
+            self._terms["train"].add(terms)
+            state.adapt_kl_coef(self.accelerator.reduce(terms["objective/kl"], reduction="mean").item(), self.args)
+        return batch
+
+    @torch.no_grad()
+    def generate_completions(self, sampling: bool = False) -> None:
+        """
+        Prints completions of the evaluation prompts, drawn at a temperature of 0.01, with their scores.
+
+        Args:
+            sampling (`bool`, *optional*, defaults to `False`):
+                Whether one batch of prompts is enough.
+        """
+        if self.eval_dataset is None or self.use_vllm:
+            return
+        was_training, temperature = self.model.training, self.generation_config.temperature
+        self.model.eval()
+        self.generation_config.temperature = self.generation_kwargs["temperature"] = 0.01
+        self._table = []
+        try:
+            for rows in self.get_eval_dataloader():
+                super()._generate_and_score_completions(
+                    with_prompts(rows, self.processing_class, self._vocabulary_size)
+                )
+                if sampling:
+                    break
+            if self.accelerator.is_main_process:
+                print_table(self._table)
+        finally:
+            self._table = None
+            self._metrics["eval"].clear()
+            self.generation_config.temperature = self.generation_kwargs["temperature"] = temperature
+            self.model.train(was_training)
