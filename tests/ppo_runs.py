@@ -45,6 +45,7 @@ def ppo_trainer(folder, data=None, **arguments) -> RLPPPOTrainer:
     """A trainer on tiny models; what is no argument of the trainer is a setting."""
     names = ("model", "ref_model", "reward_model", "value_model", "eval_dataset", "peft_config", "callbacks")
     names += ("processing_class", "reward_funcs", "reward_processing_class", "data_collator")
+    names += ("value_peft_config", "preference_dataset", "equivalence")
     given = {name: arguments.pop(name) for name in names if name in arguments}
     tokenizer = given.pop("processing_class", None) or tiny_tokenizer()
     if "reward_model" not in given and "reward_funcs" not in given:

@@ -5,13 +5,14 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import trl_rlp.pipeline as pipeline
+import trl_rlp.trainer.refinement_stage as refinement_stage
 from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.normalisation import normalise_text
 from trl_rlp.data.scoring import score
 from trl_rlp.pipeline import run_rlp
 from trl_rlp.pipeline_config import RLPConfig
 from trl_rlp.trainer.artifacts import load_data
-from trl_rlp.trainer.training_stages import train_reward_model
+from trl_rlp.trainer.reward_stage import train_reward_model
 
 
 TRAINING = {"per_device_train_batch_size": 4, "max_steps": 2, "report_to": "none", "logging_steps": 1, "use_cpu": True}
@@ -71,6 +72,7 @@ def config(tmp_path, sft_model, **overrides):
     ("method", "chat", "overrides"),
     [
         ("spg", False, {}),
+        ("spg", True, {"policy_trainer": "rloo"}),
         ("uml", True, {"policy_trainer": "grpo", "standardise_rewards": True}),
         ("uml+spg", False, {"reward_peft": {"r": 2}, "policy_peft": {"r": 2, "target_modules": ["q_proj"]}}),
     ],
@@ -125,6 +127,7 @@ def untrained(monkeypatch, sft_model):
 
     monkeypatch.setattr(pipeline, "train_policy", copy_policy)
     monkeypatch.setattr(pipeline, "train_reward_model", copy_reward_model)
+    monkeypatch.setattr(refinement_stage, "train_reward_model", copy_reward_model)
     return calls
 
 
@@ -177,6 +180,7 @@ def test_bad_inputs_are_named_before_the_folder_is_made(tmp_path, sft_model, cha
 def test_both_reward_models_start_from_one_point(tmp_path, sft_model, untrained, monkeypatch):
     """With a learning rate of zero, r and r̂ are the same model: same start, same head."""
     monkeypatch.setattr(pipeline, "train_reward_model", train_reward_model)
+    monkeypatch.setattr(refinement_stage, "train_reward_model", train_reward_model)
     preferences, prompts = data(chat=False)
     frozen = {**TRAINING, "learning_rate": 0.0}
     result = run_rlp(config(tmp_path, sft_model, reward_args=frozen), preferences, prompts, SameParity())

@@ -38,7 +38,7 @@ def test_a_lora_reward_model_keeps_its_score_head():
         ({"heldout_share": 1.0}, r"`heldout_share` must be in \(0, 1\), got 1"),
         ({"reward_args": "{lr: 1"}, "`reward_args` is not JSON"),
         ({"reward_args": {"lerning_rate": 1}}, r"`reward_args` names \['lerning_rate'\], which RLPRewardConfig"),
-        ({"policy_args": {"kl_coef": 1}}, r"`policy_args` names \['kl_coef'\], which RLOOConfig does not have"),
+        ({"policy_args": {"kl": 1}}, r"`policy_args` names \['kl'\], which RLPPPOConfig does not have"),
         ({"reward_peft": {"rank": 1}}, r"`reward_peft` names \['rank'\], which LoraConfig does not have"),
         ({"policy_args": {"output_dir": "x"}}, r"`policy_args` may not set \['output_dir'\]"),
         ({"reward_args": {"confidence_threshold": 1.5}}, "confidence_threshold"),

@@ -12,14 +12,42 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, RewardConfig, RewardTrainer, RLOOConfig, RLOOTrainer, TrlParser
 from trl.trainer.reward_trainer import DataCollatorForPreference
+from trl.trainer.utils import RepeatSampler
 
+from tests.ppo_runs import ppo_trainer
 from tests.reward_runs import SETTINGS, rlp_trainer, trl_trainer
+from trl_rlp.trainer.ppo_trainer import PPOTrainer
+from trl_rlp.trainer.rlp_ppo_trainer import RLPPPOTrainer
 from trl_rlp.trainer.rlp_reward_trainer import RLPRewardTrainer
+from trl_rlp.trainer.rollout_trainer import RolloutTrainer
 
 
 OVERRIDDEN = {"__init__", "compute_loss", "log", "train"}
 CLASS_ATTRIBUTES = {"_tag_names", "_name", "_paper"}
 OWN_METHODS = {"_warn_of_lost_scores", "_add_terms"}
+PPO_OVERRIDDEN = {
+    "__init__": ["self", "model", "reward_funcs", "args", "train_dataset", "eval_dataset", "processing_class"],
+    "_get_train_sampler": ["self", "dataset"],
+    "_prepare_inputs": ["self", "generation_batch"],
+    "_tokenize_prompts": ["self", "prompts"],
+    "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
+    "_generate_and_score_completions": ["self", "inputs"],
+    "create_scheduler": ["self", "num_training_steps", "optimizer"],
+    "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
+    "log": ["self", "logs", "start_time"],
+    "train": ["self", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
+}
+"""What our PPO overrides of GRPO's trainer, and how each of them is called."""
+
+PPO_OWN = {
+    "policy_model",
+    "value_model",
+    "generate_completions",
+    "_add_critic",
+    "_readable_reward_model",
+    "_train_first",
+    "_take_reward_model",
+}
 
 
 def parameters(function) -> list[str]:
@@ -167,3 +195,58 @@ def test_the_model_card_names_the_paper(tmp_path):
     card = (tmp_path / "README.md").read_text()
     assert "trained with RLP, a method introduced in [Fine-Tuning Language Models with Reward Learning" in card
     assert "papers/2403.19279" in card
+
+
+def test_our_ppo_overrides_these_names_of_grpo_s_trainer_and_no_others():
+    own = {}
+    for cls in (RolloutTrainer, PPOTrainer, RLPPPOTrainer):
+        own |= {name: value for name, value in vars(cls).items() if callable(value) or isinstance(value, property)}
+    own = {name for name in own if not name.startswith("__") or name == "__init__"}
+    assert own == set(PPO_OVERRIDDEN) | PPO_OWN
+    for name, arguments in PPO_OVERRIDDEN.items():
+        theirs = parameters(inspect.getattr_static(GRPOTrainer, name))
+        assert theirs[: len(arguments)] == arguments, f"GRPOTrainer.{name} takes other arguments now"
+    for name in PPO_OWN:
+        assert not hasattr(GRPOTrainer, name), f"TRL's GRPOTrainer now has a `{name}` of its own"
+
+
+def test_what_our_ppo_reads_of_grpo_s_trainer(tmp_path):
+    trainer = ppo_trainer(tmp_path)
+    for name in (
+        "eos_token_ids",
+        "generation_config",
+        "generation_kwargs",
+        "reward_funcs",
+        "reward_weights",
+        "use_vllm",
+    ):
+        assert name in vars(trainer), name
+    assert set(trainer._metrics) == {"train", "eval"}
+    assert trainer.loss_is_scaled_for_ga is True
+    assert trainer.generation_config.temperature == trainer.generation_kwargs["temperature"] == 0.7
+    assert isinstance(RepeatSampler(range(4), 1).generator, torch.Generator) and RepeatSampler(range(4), 1).shuffle
+
+
+def test_a_rollout_of_grpo_s_has_what_ppo_needs(tmp_path):
+    """Prompts padded on the left, completions on the right, and rewards of all processes, one column a function."""
+    trainer = ppo_trainer(tmp_path)
+    trainer.model.train()
+    rows = [{"prompt": "a"}, {"prompt": "bcd"}]
+    batch = GRPOTrainer._generate_and_score_completions(trainer, rows)
+    assert {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask"} <= set(batch)
+    assert batch["prompt_mask"].tolist() == [[0, 0, 1], [1, 1, 1]]
+    mask = batch["completion_mask"].bool()
+    assert not (mask[:, 1:] & ~mask[:, :-1]).any()
+    assert trainer._scores.shape == (2,)
+
+
+def test_evaluation_takes_a_loss_and_a_mode_from_the_model(tmp_path):
+    trainer = ppo_trainer(tmp_path)
+    trainer.model.eval()
+    assert trainer.compute_loss(trainer.model, {"loss": torch.tensor(2.0)}).item() == 2.0
+    assert parameters(Trainer.get_optimizer_cls_and_kwargs) == ["args", "model"]
+
+
+def test_a_checkpoint_is_looked_through_for_adapters_of_the_policy():
+    """Why the critic's adapter is a file of another kind: a folder with an adapter would be loaded into the policy."""
+    assert "adapter_subdirs" in inspect.getsource(Trainer._load_from_checkpoint)

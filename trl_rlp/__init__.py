@@ -24,6 +24,8 @@ _MODULES = {
     "trl_rlp.pipeline": ["RLPResult", "run_rlp"],
     "trl_rlp.pipeline_config": ["RLPConfig"],
     "trl_rlp.trainer.reward_function": ["RewardFunction"],
+    "trl_rlp.trainer.rlp_ppo_config": ["RLPPPOConfig"],
+    "trl_rlp.trainer.rlp_ppo_trainer": ["RLPPPOTrainer"],
     "trl_rlp.trainer.rlp_reward_config": ["RLPRewardConfig"],
     "trl_rlp.trainer.rlp_reward_trainer": ["RLPRewardTrainer"],
 }

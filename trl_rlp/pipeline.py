@@ -9,16 +9,11 @@ from datasets import Dataset
 from trl_rlp.data.fingerprints import value_fingerprint
 from trl_rlp.data.validation import require_columns, require_prompts
 from trl_rlp.pipeline_config import RLPConfig
-from trl_rlp.trainer.artifacts import load_data
-from trl_rlp.trainer.data_stages import (
-    compare_reward_models,
-    evaluate_policies,
-    group_samples,
-    make_synthetic_preferences,
-    sample_policy,
-)
+from trl_rlp.trainer.data_stages import evaluate_policies
+from trl_rlp.trainer.policy_stage import train_policy
+from trl_rlp.trainer.refinement_stage import RefinementSettings, hold_out, refine_reward_model
+from trl_rlp.trainer.reward_stage import train_reward_model
 from trl_rlp.trainer.run_folder import RunFolder
-from trl_rlp.trainer.training_stages import train_policy, train_reward_model
 
 
 @dataclass
@@ -91,7 +86,7 @@ def run_rlp(
         RewardModelRegression: if the gate refuses (`on_regression="raise"`).
 
     Reference:
-        Lang, Huang, Li 2024, https://arxiv.org/abs/2403.19279, Algorithm 1. Departure: RLOO or GRPO in place of PPO.
+        Lang, Huang, Li 2024, https://arxiv.org/abs/2403.19279, Algorithm 1.
     """
     _check_inputs(
         config, equivalence, preference_dataset, prompt_dataset, eval_preference_dataset, eval_prompt_dataset
@@ -100,48 +95,29 @@ def run_rlp(
         config, equivalence, preference_dataset, prompt_dataset, eval_preference_dataset, eval_prompt_dataset
     )
     run = RunFolder(config.output_dir, settings)
-    learn_reward = {"base_model": config.reward_base_model or config.sft_model, "peft_config": config.lora("reward")}
     learn_policy = _policy_arguments(config, prompt_dataset)
 
     # Step 1: collect D. It is given; a part of it is held out for the gate.
-    preferences, heldout = _hold_out(preference_dataset, eval_preference_dataset, config)
+    preferences, heldout = preference_dataset, eval_preference_dataset
+    if heldout is None:
+        preferences, heldout = hold_out(preference_dataset, config.heldout_share, config.seed)
 
     # Step 2: train the reward model r on D.
-    args = {**config.reward_args, "method": "none"}
     reward_model = run.stage(
-        "reward_model", train_reward_model, preference_dataset=preferences, args=args, **learn_reward
+        "reward_model",
+        train_reward_model,
+        base_model=config.reward_base_model or config.sft_model,
+        preference_dataset=preferences,
+        args={**config.reward_args, "method": "none"},
+        peft_config=config.lora("reward"),
     )
 
     # Step 3: train the policy π from π_SFT against r.
     policy = run.stage("policy", train_policy, reward_model=reward_model, **learn_policy)
 
     # Step 4: sample P from π, and retrain the reward model by Eq. 1: on D and D̂ (SPG), with L_M (UML), or both.
-    samples = _sample(run, config, policy, prompt_dataset, equivalence)
-    synthetic = _synthesise(run, config, samples, reward_model)
-    refinement = {
-        "policy_samples": load_data(samples) if "uml" in config.method else None,
-        "synthetic_dataset": load_data(synthetic) if synthetic else None,
-    }
-    args = {**config.reward_args, "method": config.method}
-    refined_reward_model = run.stage(
-        "refined_reward_model",
-        train_reward_model,
-        preference_dataset=preferences,
-        args=args,
-        **refinement,
-        **learn_reward,
-    )
-    run.stage(
-        "gate",
-        compare_reward_models,
-        before=reward_model,
-        after=refined_reward_model,
-        human_pairs=heldout,
-        samples=samples,
-        answers=_answers(prompt_dataset),
-        synthetic=synthetic,
-        on_regression=config.on_regression,
-        seed=config.seed,
+    samples, synthetic, refined_reward_model = refine_reward_model(
+        run, _refinement_settings(config), policy, reward_model, prompt_dataset, equivalence, preferences, heldout
     )
 
     # Step 5: retrain the policy, from π_SFT again, against the refined reward model.
@@ -161,38 +137,14 @@ def run_rlp(
     )
 
 
-def _sample(run: RunFolder, config: RLPConfig, policy: Path, prompt_dataset: Dataset, equivalence: Any | None) -> Path:
-    """P, and where the method needs them its groups of equal meaning."""
-    samples = run.stage(
-        "policy_samples",
-        sample_policy,
-        policy=policy,
-        prompt_dataset=prompt_dataset,
-        sampling=config.sampling(temperature=config.temperature),
-    )
-    if not config.needs_groups():
-        return samples
-    reward_config = config.reward_config()
-    return run.stage(
-        "groups",
-        group_samples,
-        samples=samples,
-        equivalence=equivalence,
-        threshold=reward_config.confidence_threshold,
-        complete_groups=reward_config.views_from == "group",
-    )
-
-
-def _synthesise(run: RunFolder, config: RLPConfig, groups: Path, reward_model: Path) -> Path | None:
-    """D̂, where the method asks for it."""
-    if "spg" not in config.method:
-        return None
-    return run.stage(
-        "synthetic_preferences",
-        make_synthetic_preferences,
-        groups=groups,
-        reward_model=reward_model,
+def _refinement_settings(config: RLPConfig) -> RefinementSettings:
+    return RefinementSettings(
+        base_model=config.reward_base_model or config.sft_model,
         config=config.reward_config(),
+        args=config.reward_args,
+        sampling=config.sampling(temperature=config.temperature),
+        peft_config=config.lora("reward"),
+        on_regression=config.on_regression,
         seed=config.seed,
     )
 
@@ -225,23 +177,6 @@ def _check_inputs(
         require_prompts(eval_prompts, "eval_prompt_dataset")
     if equivalence is None and config.needs_groups():
         raise ValueError(f"`equivalence` is needed by method {config.method!r}. Pass for example `NLIEquivalence()`.")
-
-
-def _answers(prompt_dataset: Dataset) -> list | None:
-    return list(prompt_dataset["answers"]) if "answers" in prompt_dataset.column_names else None
-
-
-def _hold_out(preferences: Dataset, given: Dataset | None, config: RLPConfig) -> tuple[Dataset, Dataset]:
-    """D to train on, and human pairs for the gate."""
-    if given is not None:
-        return preferences, given
-    if len(preferences) < 2:
-        raise ValueError(
-            "`preference_dataset` has one row, none is left for the gate. Pass more, or an evaluation set."
-        )
-    size = max(1, round(config.heldout_share * len(preferences)))
-    parts = preferences.train_test_split(test_size=size, seed=config.seed)
-    return parts["train"], parts["test"]
 
 
 def _settings(config: RLPConfig, equivalence: Any | None, *datasets: Dataset | None) -> dict[str, Any]:

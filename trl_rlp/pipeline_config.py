@@ -1,30 +1,18 @@
 """Settings of Algorithm 1."""
 
-import json
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from peft import LoraConfig
 
 from trl_rlp.evaluation.gate import ON_REGRESSION
+from trl_rlp.trainer.mappings import mapping
+from trl_rlp.trainer.policy_stage import POLICY_TRAINERS
 from trl_rlp.trainer.precision import supported_precision
 from trl_rlp.trainer.rlp_reward_config import RLPRewardConfig
-from trl_rlp.trainer.training_stages import POLICY_TRAINERS
 
 
 METHODS = ("uml", "spg", "uml+spg")
-
-
-def _mapping(name: str, value: dict[str, Any] | str | None) -> dict[str, Any] | None:
-    """A field that a command line gives as JSON text and Python as a dict."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"`{name}` is not JSON ({error}). Pass a mapping such as '{{\"seed\": 1}}'.") from error
-    if value is not None and not isinstance(value, dict):
-        raise TypeError(f"`{name}` must be a mapping, got {value!r}.")
-    return value
 
 
 @dataclass
@@ -42,8 +30,8 @@ class RLPConfig:
             Model that both reward models start from, with a fresh score head. `sft_model` if `None`.
         method (`str`, *optional*, defaults to `"spg"`):
             How the reward model is refined: `"uml"`, `"spg"` or `"uml+spg"`.
-        policy_trainer (`str`, *optional*, defaults to `"rloo"`):
-            Policy optimiser: `"rloo"` or `"grpo"`. The paper uses PPO, which TRL removed.
+        policy_trainer (`str`, *optional*, defaults to `"ppo"`):
+            Policy optimiser: `"ppo"` (the paper's), `"rloo"` or `"grpo"`.
         num_generations (`int`, *optional*, defaults to `10`):
             n: outputs sampled from the policy for each instruction, at least 2.
         temperature (`float`, *optional*, defaults to `1.0`):
@@ -66,7 +54,8 @@ class RLPConfig:
             Fields of [`~trl_rlp.trainer.rlp_reward_config.RLPRewardConfig`] for both reward models: learning rate,
             batch size, γ, λ and so on.
         policy_args (`dict` or `str`, *optional*):
-            Fields of TRL's `RLOOConfig` or `GRPOConfig` for both policies: `beta`, `num_generations` and so on.
+            Fields of [`~trl_rlp.trainer.rlp_ppo_config.RLPPPOConfig`], or of TRL's `RLOOConfig` or `GRPOConfig`, for
+            both policies: learning rate, `kl_coef` or `beta`, and so on.
         reward_peft (`dict` or `str`, *optional*):
             Fields of `peft.LoraConfig`: trains the reward models as adapters, merged before saving.
         policy_peft (`dict` or `str`, *optional*):
@@ -90,7 +79,7 @@ class RLPConfig:
     method: str = field(
         default="spg", metadata={"help": "How the reward model is refined: `uml`, `spg` or `uml+spg`."}
     )
-    policy_trainer: str = field(default="rloo", metadata={"help": "Policy optimiser: `rloo` or `grpo`."})
+    policy_trainer: str = field(default="ppo", metadata={"help": "Policy optimiser: `ppo`, `rloo` or `grpo`."})
     num_generations: int = field(
         default=10, metadata={"help": "n: outputs sampled from the policy for each instruction, at least 2."}
     )
@@ -121,7 +110,8 @@ class RLPConfig:
         default=None, metadata={"help": "Fields of RLPRewardConfig for both reward models, as a mapping."}
     )
     policy_args: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Fields of RLOOConfig or GRPOConfig for both policies, as a mapping."}
+        default=None,
+        metadata={"help": "Fields of RLPPPOConfig, RLOOConfig or GRPOConfig for both policies, as a mapping."},
     )
     reward_peft: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Fields of LoraConfig: trains the reward models as adapters."}
@@ -133,9 +123,9 @@ class RLPConfig:
 
     def __post_init__(self):
         for name in ("reward_args", "policy_args"):
-            setattr(self, name, _mapping(name, getattr(self, name)) or {})
+            setattr(self, name, mapping(name, getattr(self, name)) or {})
         for name in ("reward_peft", "policy_peft"):
-            setattr(self, name, _mapping(name, getattr(self, name)))
+            setattr(self, name, mapping(name, getattr(self, name)))
         self._check_names()
         self._check_ranges()
         self._check_mappings()
@@ -193,7 +183,7 @@ class RLPConfig:
         Returns:
             `bool`.
         """
-        return "spg" in self.method or self.reward_config().views_from == "group"
+        return self.reward_config().needs_groups
 
     def sampling(self, **overrides: Any) -> dict[str, Any]:
         """

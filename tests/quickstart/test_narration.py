@@ -16,7 +16,7 @@ def test_stages_are_told_and_the_rest_goes_to_the_log(tmp_path):
         run_folder.logger.info("%s: started", "plan_algorithm")
         sys.stdout.write("loss 0.1\n")
         sys.stderr.write("progress\n")
-    assert "Step 3: policy π by RLOO against r" in screen.getvalue()
+    assert "Step 3: policy π by PPO against r" in screen.getvalue()
     assert len(screen.getvalue().splitlines()) == 1
     log = (tmp_path / "log.txt").read_text()
     assert "loss 0.1" in log and "progress" in log

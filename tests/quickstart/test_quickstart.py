@@ -23,8 +23,8 @@ TINY = Sizes(
     num_generations=6,
     evaluation_generations=2,
     reward_epochs=1,
-    policy_steps=1,
-    completions_per_step=8,
+    policy_rollouts=1,
+    completions_per_rollout=8,
 )
 QUESTIONS = [
     Question(("odd", "even")[number % 2], f"Is {number} odd?", ("no", "yes")[number % 2 :][:1]) for number in range(40)
@@ -94,10 +94,10 @@ def test_a_run_without_synthetic_training_still_describes_the_preferences(model,
 
 
 def test_no_time_left_cuts_the_work_and_says_so(model, tmp_path, few_questions, capsys):
-    sizes = Sizes(**{**vars(TINY), "policy_steps": 3, "preference_questions": 12})
+    sizes = Sizes(**{**vars(TINY), "policy_rollouts": 3, "preference_questions": 12})
     page = quickstart(config(model, tmp_path / "run", minutes=1e-6), sizes)
     outcome = json.loads((tmp_path / "run" / "outcome.json").read_text())
-    assert outcome["sizes"]["policy_steps"] == 2
+    assert outcome["sizes"]["policy_rollouts"] == 2
     assert outcome["plans"]["plan_algorithm"]["share"] < 1
     assert "was cut to" in page.read_text()
     assert "the work ahead is cut to" in capsys.readouterr().out

@@ -39,7 +39,7 @@ def test_lora_adapts_the_last_layers(tmp_path):
 def test_the_pipeline_gets_the_papers_numbers_and_the_sizes(tmp_path):
     tokenizer = tiny_tokenizer(chat=False)
     folder = save(tiny_causal_lm(tokenizer), tokenizer, tmp_path / "sft")
-    sizes = Sizes(policy_steps=5, reward_epochs=2)
+    sizes = Sizes(policy_rollouts=5, reward_epochs=2)
     config = pipeline_config(QuickstartConfig(seed=3), sizes, Path(folder), tmp_path / "run")
     assert (config.num_generations, config.temperature, config.evaluation_temperature) == (10, 1.0, 0.7)
     assert config.reward_config().confidence_threshold == 0.5

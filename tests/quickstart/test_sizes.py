@@ -21,11 +21,11 @@ def test_the_default_work_fits_ten_minutes_on_two_free_cores():
 
 def test_shrinking_keeps_what_the_method_fixes():
     half = shrink(Sizes(), 0.5)
-    assert (half.unlabelled_questions, half.policy_steps) == (52, 3)
+    assert (half.unlabelled_questions, half.policy_rollouts) == (52, 3)
     assert (half.num_generations, half.reward_epochs, half.demonstrations) == (10, 3, 72)
     smallest = shrink(Sizes(), 0.0)
     assert {name: vars(smallest)[name] for name in SHRINKING} == SHRINKING
-    assert shrink(Sizes(policy_steps=1), 0.5).policy_steps == 1  # never more than was asked for
+    assert shrink(Sizes(policy_rollouts=1), 0.5).policy_rollouts == 1  # never more than was asked for
     assert shrink(Sizes(), 1.0) == Sizes()
 
 

@@ -219,6 +219,16 @@ def test_an_adapter_trains_with_the_policy_without_it_as_the_reference(tmp_path)
     assert kl[0] == pytest.approx(0, abs=1e-5) and kl[-1] != pytest.approx(0, abs=1e-6)
 
 
+def test_the_critic_may_be_an_adapter(tmp_path):
+    trainer = ppo_trainer(tmp_path, value_peft_config=LoraConfig(r=2, target_modules=["q_proj"]))
+    before = weights(trainer.value_model)
+    trainer.train()
+    after = weights(trainer.value_model)
+    changed = {name for name, weight in after.items() if not torch.equal(weight, before[name])}
+    assert any("lora" in name for name in changed) and any("score" in name for name in changed)
+    assert all("lora" in name or "modules_to_save" in name for name in changed)
+
+
 def test_rewards_of_several_sources_are_weighed(tmp_path):
     """A reward model with another tokenizer, one in a folder, and a function; the weights are 0, 0 and 2."""
     other = tiny_tokenizer(offset=7)
@@ -248,7 +258,10 @@ RESUMED = {
     "plain": {},
     "in the second pass": {"data": prompts(4), "total_episodes": 16},
     "running state": {"adaptive_kl": True, "kl_horizon": 20, "normalise_rewards": True, "num_mini_batches": 2},
-    "adapter": {"peft_config": LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")},
+    "adapters": {
+        "peft_config": LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"),
+        "value_peft_config": LoraConfig(r=2, target_modules=["q_proj"]),
+    },
 }
 
 

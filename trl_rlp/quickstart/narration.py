@@ -16,13 +16,13 @@ STORY = {
     "sft": "Step 0: fine-tuning on demonstrations (π_SFT)",
     "preferences": "Step 1: simulated human preferences (D)",
     "reward_model": "Step 2: reward model r on D",
-    "policy": "Step 3: policy π by RLOO against r",
+    "policy": "Step 3: policy π by PPO against r",
     "policy_samples": "Step 4: samples P of π",
     "groups": "Step 4: groups of equal answers",
     "synthetic_preferences": "Step 4: synthetic preferences (D̂)",
     "refined_reward_model": "Step 4: refined reward model r̂",
     "gate": "Step 4: gate, r̂ against r",
-    "retrained_policy": "Step 5: policy π̂ by RLOO from π_SFT against r̂",
+    "retrained_policy": "Step 5: policy π̂ by PPO from π_SFT against r̂",
     "outcome": "Measuring policies and reward models",
 }
 """The stages in their order, by name."""

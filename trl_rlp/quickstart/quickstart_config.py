@@ -19,11 +19,15 @@ DEMONSTRATIONS = {**COMMON, "per_device_train_batch_size": 8, "learning_rate": 1
 REWARD = {**COMMON, "per_device_train_batch_size": 16, "learning_rate": 1e-3, "warmup_steps": 2}
 POLICY = {
     **COMMON,
-    "num_generations": 4,
+    "gradient_accumulation_steps": 2,
+    "num_mini_batches": 2,
+    "num_ppo_epochs": 2,
+    "num_sample_generations": 0,
     "max_completion_length": MAX_NEW_TOKENS,
-    "learning_rate": 2e-3,
+    "temperature": 1.0,
+    "learning_rate": 1e-3,
     "lr_scheduler_type": "constant",
-    "beta": 0.05,
+    "kl_coef": 0.05,
 }
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -138,8 +142,8 @@ def pipeline_config(config: QuickstartConfig, sizes: Sizes, sft_model: Path, out
         reward_args={**REWARD, "num_train_epochs": sizes.reward_epochs, "seed": config.seed},
         policy_args={
             **POLICY,
-            "max_steps": sizes.policy_steps,
-            "per_device_train_batch_size": sizes.completions_per_step,
+            "max_steps": sizes.policy_rollouts,
+            "per_device_train_batch_size": sizes.completions_per_rollout // POLICY["gradient_accumulation_steps"],
             "seed": config.seed,
         },
         reward_peft=lora(sft_model, 1 / 2),

@@ -30,10 +30,10 @@ class Sizes:
             Outputs a question when a policy is evaluated.
         reward_epochs (`int`, *optional*, defaults to `3`):
             Passes over the preferences.
-        policy_steps (`int`, *optional*, defaults to `6`):
-            Optimizer steps of each policy.
-        completions_per_step (`int`, *optional*, defaults to `32`):
-            Completions of one such step, in groups of four to a question.
+        policy_rollouts (`int`, *optional*, defaults to `6`):
+            Rollouts of PPO of each policy.
+        completions_per_rollout (`int`, *optional*, defaults to `32`):
+            Completions of a rollout, each to a question of its own; an even number.
     """
 
     demonstrations: int = 72
@@ -44,15 +44,15 @@ class Sizes:
     num_generations: int = 10
     evaluation_generations: int = 4
     reward_epochs: int = 3
-    policy_steps: int = 6
-    completions_per_step: int = 32
+    policy_rollouts: int = 6
+    completions_per_rollout: int = 32
 
 
 SHRINKING = {
     "preference_questions": 24,
-    "unlabelled_questions": 24,
+    "unlabelled_questions": 32,  # a rollout's
     "heldout_questions": 16,
-    "policy_steps": 2,
+    "policy_rollouts": 2,
 }
 """What a time budget may shrink, and the least that is left of it."""
 
@@ -128,7 +128,7 @@ def algorithm_seconds(sizes: Sizes) -> float:
     return (
         8 * SECONDS["stage"]
         + SECONDS["trained pair"] * sizes.reward_epochs * (2 * human + synthetic)
-        + SECONDS["policy completion"] * 2 * sizes.policy_steps * sizes.completions_per_step
+        + SECONDS["policy completion"] * 2 * sizes.policy_rollouts * sizes.completions_per_rollout
         + SECONDS["sampled output"] * outputs
         + SECONDS["scored text"] * scored
     )

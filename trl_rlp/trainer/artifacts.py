@@ -113,6 +113,24 @@ def initial_reward_model(
     return model, processing_class
 
 
+def save_model(folder: Path, model: PreTrainedModel, processing_class: PreTrainedTokenizerBase) -> None:
+    """
+    Saves a plain model with its tokenizer; with several processes the main one writes.
+
+    Args:
+        folder (`Path`):
+            Where to.
+        model (`PreTrainedModel`):
+            Not wrapped.
+        processing_class (`PreTrainedTokenizerBase`):
+            Its tokenizer.
+    """
+    if process_state().is_main_process:
+        model.save_pretrained(folder)
+        processing_class.save_pretrained(folder)
+    process_state().wait_for_everyone()
+
+
 def save_plain(trainer: Trainer, folder: Path) -> None:
     """
     Saves a trained model as a plain one: adapters merged, tokenizer beside it.

@@ -19,14 +19,14 @@ class Critic(nn.Module):
     Gives the value of each state that a token of a completion is drawn in.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]):
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Sequence classifier with `num_labels=1` whose score layer reads every token (decoder-only models do).
 
     Raises:
         ValueError: if `num_labels` is not 1 or the model has no score layer of a known name.
     """
 
-    def __init__(self, model: PreTrainedModel):
+    def __init__(self, model: PreTrainedModel | PeftModel):
         super().__init__()
         if model.config.num_labels != 1:
             raise ValueError(

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
@@ -18,6 +19,7 @@ from trl_rlp.trainer.rlp_ppo_config import RLPPPOConfig
 logger = get_logger(__name__)
 
 VALUE_MODEL = "value_model"
+VALUE_ADAPTER = "value_adapter.pt"
 VALUE_OPTIMIZER = "value_optimizer.pt"
 
 
@@ -151,7 +153,7 @@ class PPOCallback(TrainerCallback):
     _is_put_off = False
 
     @property
-    def value_model(self) -> PreTrainedModel:
+    def value_model(self) -> PreTrainedModel | PeftModel:
         """The critic's classifier, not wrapped."""
         return self.accelerator.unwrap_model(self.critic).model
 
@@ -160,7 +162,7 @@ class PPOCallback(TrainerCallback):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if not args.should_save:
             return
-        self.value_model.save_pretrained(folder / VALUE_MODEL)
+        _save_weights(self.value_model, folder)
         self.ppo_state.save(folder)
         if not args.save_only_model:
             torch.save(self.optimizer.state_dict(), folder / VALUE_OPTIMIZER)
@@ -177,8 +179,7 @@ class PPOCallback(TrainerCallback):
             ValueError: if the folder lacks it.
         """
         self.ppo_state = PPOState.load(checkpoint)
-        value_model = type(self.value_model).from_pretrained(Path(checkpoint) / VALUE_MODEL, dtype="auto")
-        self.value_model.load_state_dict(value_model.state_dict())
+        _load_weights(self.value_model, Path(checkpoint))
         path = Path(checkpoint) / VALUE_OPTIMIZER
         if not path.is_file():
             raise ValueError(
@@ -186,6 +187,22 @@ class PPOCallback(TrainerCallback):
                 "`save_only_model`, which no run can go on from."
             )
         self.optimizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+
+
+def _save_weights(model: PreTrainedModel | PeftModel, folder: Path) -> None:
+    if isinstance(model, PeftModel):
+        # A folder with an adapter inside a checkpoint would be taken for one of the policy's.
+        torch.save(get_peft_model_state_dict(model), folder / VALUE_ADAPTER)
+    else:
+        model.save_pretrained(folder / VALUE_MODEL)
+
+
+def _load_weights(model: PreTrainedModel | PeftModel, folder: Path) -> None:
+    if isinstance(model, PeftModel):
+        state = torch.load(folder / VALUE_ADAPTER, map_location="cpu", weights_only=True)
+        set_peft_model_state_dict(model, state)
+    else:
+        model.load_state_dict(type(model).from_pretrained(folder / VALUE_MODEL, dtype="auto").state_dict())
 
 
 def _drop_gradients(module: nn.Module) -> None:

@@ -1,6 +1,7 @@
 """The fields of the PPO trainer's configuration, whose docstring explains them in the same words."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from trl import GRPOConfig
 
@@ -184,6 +185,35 @@ class PPOFields(GRPOConfig):
     )
     value_warmup_rollouts: int = field(
         default=0, metadata={"help": "Rollouts at the start in which the value model alone learns."}
+    )
+    # RLP
+    rlp_method: str = field(
+        default="none",
+        metadata={
+            "help": "How the reward model is refined on the policy's samples before the policy is trained once more "
+            "from the start: `none` (plain PPO), `uml`, `spg` or `uml+spg`."
+        },
+    )
+    rlp_num_generations: int = field(
+        default=10,
+        metadata={"help": "Outputs sampled from the policy for each prompt, at least 2. n in the paper."},
+    )
+    rlp_temperature: float = field(default=1.0, metadata={"help": "Temperature of these samples, above 0."})
+    rlp_reward_base: str | None = field(
+        default=None,
+        metadata={
+            "help": "Model that the refined reward model starts from, with a fresh score head. If not set, the policy "
+            "as it starts."
+        },
+    )
+    rlp_reward_args: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Fields of RLPRewardConfig for the refinement, as a mapping."}
+    )
+    rlp_heldout_share: float = field(
+        default=0.05,
+        metadata={
+            "help": "Share of the human preferences kept to compare both reward models on, between 0 and 1 exclusive."
+        },
     )
     # PEFT
     model_adapter_name: str | None = field(

@@ -154,10 +154,29 @@ def reward_functions(
         model, saved = load_reward_model(source) if isinstance(source, str) else (source, None)
         tokenizer = tokenizer or saved or _tokenizer_of(model, is_first=source is reward_model) or processing_class
         name = "reward_model" if source is reward_model else str(model.name_or_path).split("/")[-1] or "reward_model"
-        is_shared = tokenizer is processing_class or tokenizer.get_vocab() == processing_class.get_vocab()
-        options = {"name": name, "reads_policy_tokens": is_shared, "require_finite": False}
+        options = {"name": name, "reads_policy_tokens": knows_tokens_of(tokenizer, processing_class)}
+        options["require_finite"] = False
         functions.append(RewardFunction(model.to(device), tokenizer, eos_token_ids, **options))
     return functions
+
+
+def knows_tokens_of(reader: PreTrainedTokenizerBase, writer: PreTrainedTokenizerBase) -> bool:
+    """
+    Says whether a model with one tokenizer can read the token ids of another.
+
+    Args:
+        reader (`PreTrainedTokenizerBase`):
+            Tokenizer of the model that reads; it may have further tokens, such as a pad token of its own.
+        writer (`PreTrainedTokenizerBase`):
+            Tokenizer that the ids are of.
+
+    Returns:
+        `bool`: whether every token has the same id in both.
+    """
+    if reader is writer:
+        return True
+    known = reader.get_vocab()
+    return all(known.get(token) == token_id for token, token_id in writer.get_vocab().items())
 
 
 def _one_each(

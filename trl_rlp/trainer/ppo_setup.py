@@ -2,12 +2,13 @@
 
 from accelerate import Accelerator
 from datasets import Dataset, IterableDataset
-from peft import PeftModel
+from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import DataCollator, DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from trl_rlp.trainer.rlp_ppo_config import RLPPPOConfig
+from trl_rlp.trainer.score_head import with_score_head
 from trl_rlp.trainer.token_prompts import require_token_ids
 
 
@@ -80,6 +81,34 @@ def disable_dropout(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+
+
+def prepared_value_model(
+    value_model: PreTrainedModel, peft_config: PeftConfig | None, args: RLPPPOConfig
+) -> PreTrainedModel | PeftModel:
+    """
+    Sets a value model up for training as TRL's trainers set up the policy.
+
+    Args:
+        value_model ([`~transformers.PreTrainedModel`]):
+            Changed in place.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            Trains an adapter; the score head is trained with it.
+        args ([`~trl_rlp.trainer.rlp_ppo_config.RLPPPOConfig`]):
+            `gradient_checkpointing` and `disable_dropout` are read.
+
+    Returns:
+        [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`].
+    """
+    if args.gradient_checkpointing and value_model.supports_gradient_checkpointing:
+        value_model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs or {"use_reentrant": False})
+    if args.disable_dropout:
+        disable_dropout(value_model)
+    if peft_config is None:
+        return value_model
+    if args.gradient_checkpointing:
+        value_model.enable_input_require_grads()
+    return get_peft_model(value_model, with_score_head(peft_config))
 
 
 def prepared_reference(ref_model: PreTrainedModel, accelerator: Accelerator) -> nn.Module:

@@ -7,9 +7,11 @@ from typing import Any
 from trl import GRPOConfig
 
 from trl_rlp.losses.kl import KL_ESTIMATORS
+from trl_rlp.trainer.mappings import mapping
 from trl_rlp.trainer.ppo_fields import REPLACED, UNUSED, PPOFields
 from trl_rlp.trainer.ppo_presets import PRESETS
 from trl_rlp.trainer.precision import default_precision
+from trl_rlp.trainer.rlp_reward_config import METHODS
 
 
 SCORE_POSITIONS = ("last_token", "after_last_token")
@@ -109,6 +111,23 @@ class RLPPPOConfig(PPOFields):
         value_warmup_rollouts (`int`, *optional*, defaults to `0`):
             Rollouts at the start in which the value model alone learns.
 
+        > Parameters that control RLP
+
+        rlp_method (`str`, *optional*, defaults to `"none"`):
+            How the reward model is refined on the policy's samples before the policy is trained once more from the
+            start: `none` (plain PPO), `uml`, `spg` or `uml+spg`.
+        rlp_num_generations (`int`, *optional*, defaults to `10`):
+            Outputs sampled from the policy for each prompt, at least 2. n in the paper.
+        rlp_temperature (`float`, *optional*, defaults to `1.0`):
+            Temperature of these samples, above 0.
+        rlp_reward_base (`str`, *optional*):
+            Model that the refined reward model starts from, with a fresh score head. If not set, the policy as it
+            starts.
+        rlp_reward_args (`dict`, *optional*):
+            Fields of RLPRewardConfig for the refinement, as a mapping.
+        rlp_heldout_share (`float`, *optional*, defaults to `0.05`):
+            Share of the human preferences kept to compare both reward models on, between 0 and 1 exclusive.
+
         > Parameters that control PEFT
 
         model_adapter_name (`str`, *optional*):
@@ -157,6 +176,7 @@ class RLPPPOConfig(PPOFields):
 
     def __post_init__(self):
         self.bf16 = default_precision(self)
+        self.rlp_reward_args = mapping("rlp_reward_args", self.rlp_reward_args) or {}
         self._check_replaced()
         self._check_names()
         self._check_ranges()
@@ -186,6 +206,7 @@ class RLPPPOConfig(PPOFields):
             "loss_normalisation": LOSS_NORMALISATIONS,
             "value_model_init": (None, *VALUE_MODEL_INITS),
             "stop_token": (None, "eos"),
+            "rlp_method": METHODS,
         }
         for name, names in known.items():
             if vars(self)[name] not in names:
@@ -196,7 +217,7 @@ class RLPPPOConfig(PPOFields):
 
     def _check_ranges(self) -> None:
         at_least_one = ("num_generations", "response_length", "num_mini_batches", "num_ppo_epochs")
-        above_zero = ("temperature", "kl_target", "kl_horizon", "cliprange")
+        above_zero = ("temperature", "rlp_temperature", "kl_target", "kl_horizon", "cliprange")
         above_zero_or_none = (
             "missing_eos_penalty",
             "reward_clip",
@@ -205,13 +226,14 @@ class RLPPPOConfig(PPOFields):
             "total_episodes",
         )
         at_least_zero = ("kl_coef", "vf_coef", "num_sample_generations", "value_warmup_rollouts")
-        ranges: dict[str, tuple[bool, str]] = {}
         values = vars(self)
-        ranges |= {name: (values[name] >= 1, "at least 1") for name in at_least_one}
+        ranges = {name: (values[name] >= 1, "at least 1") for name in at_least_one}
         ranges |= {name: (0 < values[name] < math.inf, "above 0") for name in above_zero}
         ranges |= {name: (values[name] is None or values[name] > 0, "above 0 or None") for name in above_zero_or_none}
         ranges |= {name: (0 <= values[name] < math.inf, "at least 0") for name in at_least_zero}
         ranges |= {name: (0 <= values[name] <= 1, "between 0 and 1") for name in ("gamma", "lam")}
+        ranges["rlp_num_generations"] = (self.rlp_num_generations >= 2, "at least 2, as RLP compares outputs")
+        ranges["rlp_heldout_share"] = (0 < self.rlp_heldout_share < 1, "between 0 and 1, both excluded")
         for name, (is_valid, expected) in ranges.items():
             if not is_valid:
                 raise ValueError(f"`{name}` must be {expected}, got {values[name]}.")

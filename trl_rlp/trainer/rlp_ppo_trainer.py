@@ -1,47 +1,33 @@
-"""PPO on today's TRL: GRPO's generation and rewards, with a critic, token-level advantages and PPO's own losses."""
+"""PPO in the place of the trainer that TRL removed, with RLP as an option."""
 
 import copy
-import time
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import set_seed
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
-from torch import nn
-from transformers import DataCollator, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DataCollator,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+)
+from transformers.trainer_utils import TrainOutput
 
-from trl_rlp.trainer.critic import Critic, initial_value_model
-from trl_rlp.trainer.ppo_callback import PPOCallback
-from trl_rlp.trainer.ppo_inputs import (
-    RewardSource,
-    counted_in_steps,
-    loaded_policy,
-    require_models,
-    reward_functions,
-    stop_token_ids,
-    with_safe_padding,
-)
-from trl_rlp.trainer.ppo_losses import LOSS_TERMS, ppo_loss
-from trl_rlp.trainer.ppo_models import PPOModels, Tokens
-from trl_rlp.trainer.ppo_setup import (
-    context_left,
-    disable_dropout,
-    prepared_reference,
-    require_datasets,
-    warn_of_collator,
-)
-from trl_rlp.trainer.reward_function import RewardFunction
+from trl_rlp.trainer.artifacts import load_reward_model, save_plain
+from trl_rlp.trainer.ppo_inputs import RewardSource, loaded_policy, reward_functions
+from trl_rlp.trainer.ppo_trainer import PPOTrainer
+from trl_rlp.trainer.refinement_stage import Refinement
+from trl_rlp.trainer.reward_stage import CHECKPOINTS, final_figures, last_checkpoint
 from trl_rlp.trainer.rlp_ppo_config import RLPPPOConfig
-from trl_rlp.trainer.rollout import Rollout
-from trl_rlp.trainer.rollout_log import ROLLOUT_TERMS, with_ratio_variance
-from trl_rlp.trainer.rollout_scheduler import RolloutScheduler
-from trl_rlp.trainer.rollout_trainer import RolloutTrainer
-from trl_rlp.trainer.sample_generations import SampleGenerations
-from trl_rlp.trainer.term_log import TermLog
+from trl_rlp.trainer.rlp_run import RLPInputs, RLPRun
 
 
-class RLPPPOTrainer(RolloutTrainer):
+class RLPPPOTrainer(PPOTrainer):
     r"""
     Trainer for Proximal Policy Optimization on today's TRL, in the place of the PPOTrainer that TRL removed in 1.13.
 
@@ -51,14 +37,17 @@ class RLPPPOTrainer(RolloutTrainer):
     [`~trl.GRPOTrainer`], so text and chat prompts, reward functions, vLLM and continuous batching work as there; the
     critic, the advantages of each token and the losses are PPO's.
 
+    With `args.rlp_method` `train()` runs Algorithm 1 of RLP: it trains the policy, samples it, refines the reward
+    model on the samples, and trains the policy again, from its start, against the refined one.
+
     What it saves is the policy, a plain causal LM. A checkpoint holds the value model too, and all that a stopped run
     needs to go on as if it had not been stopped.
 
     Args:
         args ([`~trl_rlp.trainer.rlp_ppo_config.RLPPPOConfig`]):
             Configuration.
-        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
-            The policy's tokenizer.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            The policy's tokenizer. If `None`, the one that was saved with it.
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             The policy.
         ref_model ([`~transformers.PreTrainedModel`], *optional*):
@@ -88,6 +77,16 @@ class RLPPPOTrainer(RolloutTrainer):
             `args.reward_weights` weighs all, `reward_model` first.
         reward_processing_class (`PreTrainedTokenizerBase` or `list`, *optional*):
             Tokenizer of the reward model, or one for each source of rewards, `None` for functions.
+        value_peft_config ([`~peft.PeftConfig`], *optional*):
+            Trains the value model as an adapter, with its score head.
+        preference_dataset ([`~datasets.Dataset`], *optional*):
+            For `args.rlp_method`: the human preferences that `reward_model` was trained on, in TRL's format.
+        equivalence (*optional*):
+            For `args.rlp_method`: which outputs mean the same, see [`~trl_rlp.data.equivalence`].
+
+    Attributes:
+        refinement ([`~trl_rlp.trainer.refinement_stage.Refinement`] or `None`): after `train()` with
+            `args.rlp_method`, the folders of samples, synthetic preferences and refined reward model.
 
     Raises:
         ValueError: if models, data or settings do not fit each other.
@@ -110,7 +109,7 @@ class RLPPPOTrainer(RolloutTrainer):
     def __init__(
         self,
         args: RLPPPOConfig,
-        processing_class: PreTrainedTokenizerBase,
+        processing_class: PreTrainedTokenizerBase | None,
         model: str | PreTrainedModel | PeftModel,
         ref_model: PreTrainedModel | None = None,
         reward_model: PreTrainedModel | None = None,
@@ -124,165 +123,41 @@ class RLPPPOTrainer(RolloutTrainer):
         *,
         reward_funcs: RewardSource | list[RewardSource] | None = None,
         reward_processing_class: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase | None] | None = None,
+        value_peft_config: PeftConfig | None = None,
+        preference_dataset: Dataset | None = None,
+        equivalence: Any | None = None,
     ):
-        reward_funcs = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs] if reward_funcs else []
         model = loaded_policy(model, args)
-        require_models(model, ref_model, reward_model, reward_funcs)
-        require_datasets({"train_dataset": train_dataset, "eval_dataset": eval_dataset}, model, processing_class, args)
-        warn_of_collator(data_collator)
-        if ref_model is None and peft_config is None and not isinstance(model, PeftModel):
-            # GRPO binds the policy's forward to the policy, and a copy made later would run the policy.
-            ref_model = copy.deepcopy(model)
-        self.reward_model = reward_model
-        self._stop_token_ids = stop_token_ids(args, model, processing_class)
-        # Where nothing ends a completion, one that holds EOS still counts as finished.
-        self._ends = self._stop_token_ids or [processing_class.eos_token_id]
-        self._vocabulary_size = model.get_input_embeddings().weight.shape[0]
-        self._longest_prompt = context_left(model, args)
-        self._rollout: Rollout | None = None
-        self._scores: torch.Tensor | None = None
-        self._table: list[dict[str, Any]] | None = None
+        processing_class = processing_class or AutoTokenizer.from_pretrained(model.name_or_path)
+        inputs = RLPInputs(preference_dataset, equivalence)
+        inputs.require_fit(args, model, reward_model, train_dataset, optimizers)
+        self.refinement: Refinement | None = None
+        self._rlp = None
+        arguments = {
+            "ref_model": ref_model,
+            "train_dataset": train_dataset,
+            "data_collator": data_collator,
+            "eval_dataset": eval_dataset,
+            "callbacks": callbacks,
+            "peft_config": peft_config,
+            "reward_funcs": reward_funcs,
+            "reward_processing_class": reward_processing_class,
+            "value_peft_config": value_peft_config,
+        }
+        if args.rlp_method != "none":
+            self._rlp = RLPRun(args, inputs, model, processing_class, train_dataset)
+            first = copy.deepcopy(value_model)
+            self._first = {"args": args, **arguments, "reward_model": reward_model, "value_model": first}
+            self._dtype = model.dtype
         super().__init__(
-            model=model,
-            reward_funcs=reward_functions(
-                reward_model,
-                reward_funcs,
-                reward_processing_class,
-                processing_class,
-                self._ends,
-                args.device,
-            ),
-            args=counted_in_steps(args, train_dataset),
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=with_safe_padding(processing_class, self._vocabulary_size),
-            callbacks=callbacks,
+            args,
+            processing_class,
+            model,
+            reward_model=reward_model,
+            value_model=value_model,
             optimizers=optimizers,
-            peft_config=peft_config,
+            **arguments,
         )
-        self.eos_token_ids = self._stop_token_ids
-        if not self.use_vllm:
-            self.generation_config.eos_token_id = self._stop_token_ids or None
-            self.generation_kwargs["eos_token_id"] = self._stop_token_ids or None
-        self._add_models(ref_model, value_model)
-        self._terms = {mode: TermLog((*ROLLOUT_TERMS, *LOSS_TERMS)) for mode in ("train", "eval")}
-        self.add_callback(SampleGenerations(self))
-
-    def _add_models(self, ref_model: PreTrainedModel | None, value_model: PreTrainedModel | None) -> None:
-        """The models that GRPO does not have."""
-        if value_model is None:
-            first = self.reward_funcs[0]
-            is_readable = isinstance(first, RewardFunction) and first.reads_policy_tokens
-            source = self.reward_model if is_readable else None
-            value_model = initial_value_model(self.args.value_model_init, self.model, source)
-        if self.args.gradient_checkpointing and value_model.supports_gradient_checkpointing:
-            value_model.gradient_checkpointing_enable(
-                self.args.gradient_checkpointing_kwargs or {"use_reentrant": False}
-            )
-        if self.args.disable_dropout:
-            disable_dropout(value_model)
-        self.ref_model = None if ref_model is None else prepared_reference(ref_model, self.accelerator)
-        optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args)
-        self._ppo = PPOCallback(
-            Critic(value_model).to(self.args.device),
-            self.args,
-            self.accelerator,
-            optimizer_class,
-            {**kwargs, "weight_decay": self.args.weight_decay},
-        )
-        self.add_callback(self._ppo)
-        self._models = PPOModels(self.model, self.ref_model, self._ppo.critic, self.args, self.accelerator)
-
-    @property
-    def policy_model(self) -> PreTrainedModel | PeftModel:
-        """The policy, under the former trainer's name."""
-        return self.model
-
-    @property
-    def value_model(self) -> PreTrainedModel:
-        """The value model, a sequence classifier."""
-        return self._ppo.value_model
-
-    def create_scheduler(
-        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
-    ) -> RolloutScheduler:
-        """
-        Makes a schedule that moves once a rollout.
-
-        Args:
-            num_training_steps (`int`):
-                Optimizer steps of the run.
-            optimizer (`torch.optim.Optimizer`, *optional*):
-                The policy's, if the trainer has none yet.
-
-        Returns:
-            [`~trl_rlp.trainer.rollout_scheduler.RolloutScheduler`].
-        """
-        if not isinstance(self.lr_scheduler, RolloutScheduler):
-            scheduler = super().create_scheduler(num_training_steps // self.args.steps_per_rollout, optimizer)
-            self.lr_scheduler = RolloutScheduler(scheduler, self.args.steps_per_rollout)
-        return self.lr_scheduler
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, torch.Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor:
-        """
-        Gives PPO's loss of a micro-batch, of policy and critic together; in evaluation minus the objective.
-
-        Args:
-            model (`nn.Module`):
-                The policy as the trainer wrapped it.
-            inputs (`dict[str, torch.Tensor]`):
-                A micro-batch of a rollout.
-            return_outputs (`bool`, *optional*, defaults to `False`):
-                Must be `False`.
-            num_items_in_batch (*optional*):
-                Not used: the rollout knows how many tokens a step has.
-
-        Returns:
-            `torch.Tensor`: a scalar.
-
-        Raises:
-            ValueError: if `return_outputs` is set.
-        """
-        if return_outputs:
-            raise ValueError("`return_outputs` must be False: PPO's loss is of a policy and a critic.")
-        if not self.model.training:
-            return inputs["loss"]
-        tokens = Tokens.of(inputs)
-        log_probs, entropies = self._models.log_probs(model, tokens)
-        loss, terms = ppo_loss(inputs, log_probs, entropies, self._models.values(tokens), self.args)
-        if self._ppo.see_loss(loss):
-            self._terms["train"].add(terms)
-        return loss
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """
-        Logs what GRPO logs of completions and rewards, and PPO's metrics under the former trainer's names.
-
-        Args:
-            logs (`dict[str, float]`):
-                Metrics by name.
-            start_time (`float`, *optional*):
-                Start of training.
-        """
-        mode, prefix = ("train", "") if self.model.training else ("eval", "eval_")
-        metrics = with_ratio_variance(self._terms[mode].sums(self.accelerator))
-        if mode == "train" and metrics:
-            state = self._ppo.ppo_state
-            metrics |= {
-                "lr": logs["learning_rate"],
-                "episode": state.rollouts * self.args.batch_size,
-                "eps": (state.rollouts - self._first_rollout) * self.args.batch_size / (time.time() - self._start),
-                "kl_coef": state.kl_coef,
-                "skipped_steps": state.skipped_steps,
-            }
-        logs.update({f"{prefix}{name}": value for name, value in metrics.items()})
-        super().log(logs, start_time)
 
     def train(
         self,
@@ -291,7 +166,9 @@ class RLPPPOTrainer(RolloutTrainer):
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         """
-        Trains policy and critic.
+        Trains policy and critic; with `args.rlp_method`, against a reward model refined on a first policy's samples.
+
+        What comes before the last step of Algorithm 1 is kept in `output_dir`/rlp and is not done again.
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*):
@@ -302,18 +179,34 @@ class RLPPPOTrainer(RolloutTrainer):
                 Passed on.
 
         Returns:
-            `TrainOutput`: optimizer steps, mean loss and metrics.
+            `TrainOutput`: optimizer steps, mean loss and metrics of the last step of Algorithm 1.
 
         Raises:
             RuntimeError: if three steps in a row are not finite.
-            ValueError: if the checkpoint was not written by this trainer.
+            ValueError: if the checkpoint was not written by this trainer, or the folder holds another run.
         """
-        if resume_from_checkpoint:
-            is_last = resume_from_checkpoint is True
-            checkpoint = get_last_checkpoint(self.args.output_dir) if is_last else resume_from_checkpoint
-            # Without any checkpoint it is for the trainer to complain.
-            if checkpoint is not None:
-                self._ppo.load(checkpoint)
-        self._rollout = None
-        self._start, self._first_rollout = time.time(), self._ppo.ppo_state.rollouts
+        if self._rlp is not None and self.refinement is None:
+            function = self.reward_funcs[0]
+            self.refinement = self._rlp.refine(self._train_first, function.model, function.processing_class)
+            self._take_reward_model(self.refinement.reward_model)
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def _train_first(self, folder: Path) -> dict[str, float]:
+        """Step 3 of Algorithm 1: a policy from the same start, against the reward model as it is."""
+        args = copy.copy(self._first["args"])
+        args.output_dir = str(folder / CHECKPOINTS)
+        policy = AutoModelForCausalLM.from_pretrained(self._rlp.initial_policy, dtype=self._dtype)
+        trainer = PPOTrainer(processing_class=self.processing_class, model=policy, **{**self._first, "args": args})
+        trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+        save_plain(trainer, folder)
+        return final_figures(trainer)
+
+    def _take_reward_model(self, folder: Path) -> None:
+        """What step 5 changes: the reward model, and a critic that starts from it where none was passed."""
+        self.reward_model, processing_class = load_reward_model(folder)
+        (self.reward_funcs[0],) = reward_functions(
+            self.reward_model, [], processing_class, self.processing_class, self._ends, self.args.device
+        )
+        self.remove_callback(self._ppo)
+        self._add_critic()
+        set_seed(self.args.seed, device_specific=True)

@@ -238,6 +238,11 @@ class RLPRewardConfig(RewardConfig):
                 "never reach the collator. Leave it at its default."
             )
 
+    @property
+    def needs_groups(self) -> bool:
+        """Whether outputs must be grouped by meaning, for synthetic pairs or for views of one group."""
+        return METHODS[self.method].synthetic or VIEWS_FROM[self.views_from]
+
     def _check_names(self) -> None:
         known = {
             "method": METHODS,

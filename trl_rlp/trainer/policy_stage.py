@@ -1,92 +1,35 @@
-"""The training steps of Algorithm 1: each writes a plain model to a folder and returns its figures."""
+"""Steps 3 and 5 of Algorithm 1: training a policy, which leaves a plain model in a folder and returns its figures."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import Trainer
-from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from trl_rlp.data.sampling import end_token_ids, sample_completions
 from trl_rlp.data.scoring import score
 from trl_rlp.trainer.artifacts import (
-    initial_reward_model,
     load_policy,
     load_reward_model,
     save_plain,
 )
+from trl_rlp.trainer.ppo_inputs import knows_tokens_of
 from trl_rlp.trainer.precision import supported_precision
 from trl_rlp.trainer.reward_function import RewardFunction
-from trl_rlp.trainer.rlp_reward_config import RLPRewardConfig
-from trl_rlp.trainer.rlp_reward_trainer import RLPRewardTrainer
+from trl_rlp.trainer.reward_stage import CHECKPOINTS, final_figures, last_checkpoint
+from trl_rlp.trainer.rlp_ppo_config import RLPPPOConfig
+from trl_rlp.trainer.rlp_ppo_trainer import RLPPPOTrainer
 
 
-POLICY_TRAINERS = {"rloo": (RLOOTrainer, RLOOConfig), "grpo": (GRPOTrainer, GRPOConfig)}
-CHECKPOINTS = "checkpoints"
+POLICY_TRAINERS = {
+    "ppo": (RLPPPOTrainer, RLPPPOConfig),
+    "rloo": (RLOOTrainer, RLOOConfig),
+    "grpo": (GRPOTrainer, GRPOConfig),
+}
 NUM_STANDARDISATION_PROMPTS = 256
-
-
-def _final_figures(trainer: Trainer) -> dict[str, float]:
-    """The last logged value of everything the trainer logged."""
-    figures = {}
-    for entry in trainer.state.log_history:
-        figures |= {key: value for key, value in entry.items() if isinstance(value, (int, float))}
-    return figures
-
-
-def train_reward_model(
-    folder: Path,
-    base_model: str | Path,
-    preference_dataset: Dataset,
-    args: dict[str, Any],
-    peft_config: LoraConfig | None = None,
-    **refinement: Any,
-) -> dict[str, float]:
-    """
-    Steps 2 and 4 of Algorithm 1: trains r_φ on D, or, with `refinement`, r̂_φ by Eq. 1.
-
-    Args:
-        folder (`Path`):
-            Where the plain sequence classifier goes. Checkpoints found here are resumed from.
-        base_model (`str` or `Path`):
-            The SFT model that reward learning starts from.
-        preference_dataset (`datasets.Dataset`):
-            D, in TRL's preference format.
-        args (`dict`):
-            Fields of [`~trl_rlp.trainer.rlp_reward_config.RLPRewardConfig`] but `output_dir`; `method` says whether
-            r_φ (`"none"`) or r̂_φ is trained.
-        peft_config (`LoraConfig`, *optional*):
-            Trains an adapter, which is merged before saving.
-        refinement:
-            Further arguments of [`~trl_rlp.trainer.rlp_reward_trainer.RLPRewardTrainer`]: `policy_samples`,
-            `synthetic_dataset` and so on.
-
-    Returns:
-        `dict[str, float]`: the last value of each logged metric.
-    """
-    config = RLPRewardConfig(**args, output_dir=str(folder / CHECKPOINTS))
-    kwargs = config.model_init_kwargs if isinstance(config.model_init_kwargs, dict) else None
-    config.model_init_kwargs = None
-    model, processing_class = initial_reward_model(base_model, config.seed, kwargs)
-    trainer = RLPRewardTrainer(
-        model=model,
-        args=config,
-        train_dataset=preference_dataset,
-        processing_class=processing_class,
-        peft_config=peft_config,
-        **refinement,
-    )
-    trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
-    save_plain(trainer, folder)
-    return _final_figures(trainer)
-
-
-def _last_checkpoint(folder: Path) -> str | None:
-    checkpoints = folder / CHECKPOINTS
-    return get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
 
 
 def standardisation(
@@ -132,7 +75,7 @@ def train_policy(
     reward_model: str | Path,
     prompt_dataset: Dataset,
     args: dict[str, Any],
-    policy_trainer: str = "rloo",
+    policy_trainer: str = "ppo",
     peft_config: LoraConfig | None = None,
     standardise_with: dict[str, Any] | None = None,
 ) -> dict[str, float]:
@@ -149,11 +92,11 @@ def train_policy(
         prompt_dataset (`datasets.Dataset`):
             U: a `prompt` column.
         args (`dict`):
-            Fields of the trainer's config but `output_dir`; β is `beta`.
-        policy_trainer (`str`, *optional*, defaults to `"rloo"`):
-            `"rloo"` or `"grpo"`. The paper uses PPO.
+            Fields of the trainer's config but `output_dir`; β is `kl_coef` for PPO and `beta` for the others.
+        policy_trainer (`str`, *optional*, defaults to `"ppo"`):
+            `"ppo"`, the paper's, `"rloo"` or `"grpo"`.
         peft_config (`LoraConfig`, *optional*):
-            Trains an adapter, which is merged before saving.
+            Trains an adapter, which is merged before saving; PPO's value model gets one like it.
         standardise_with (`dict`, *optional*):
             Arguments of `sample_completions` for [`standardisation`]; `None` leaves the rewards as they are.
 
@@ -170,14 +113,31 @@ def train_policy(
     scale = (
         {} if standardise_with is None else standardisation(reward_model, sft_model, prompt_dataset, standardise_with)
     )
-    reward = RewardFunction(*load_reward_model(reward_model), end_token_ids(*load_policy(sft_model)), **scale)
+    model, reward_processing_class = load_reward_model(reward_model)
+    policy, processing_class = load_policy(sft_model)
+    reward = RewardFunction(
+        model,
+        reward_processing_class,
+        end_token_ids(policy, processing_class),
+        reads_policy_tokens=knows_tokens_of(reward_processing_class, processing_class),
+        require_finite=policy_trainer != "ppo",
+        **scale,
+    )
     trainer = trainer_class(
         model=str(sft_model),
         reward_funcs=reward,
         args=config,
         train_dataset=prompt_dataset,
+        processing_class=processing_class,
         peft_config=peft_config,
+        **_value_adapter(policy_trainer, peft_config),
     )
-    trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     save_plain(trainer, folder)
-    return _final_figures(trainer)
+    return final_figures(trainer)
+
+
+def _value_adapter(policy_trainer: str, peft_config: LoraConfig | None) -> dict[str, Any]:
+    if policy_trainer != "ppo" or peft_config is None:
+        return {}
+    return {"value_peft_config": replace(peft_config, task_type="SEQ_CLS", modules_to_save=["score"])}

@@ -1,0 +1,256 @@
+"""PPO on today's TRL: GRPO's rollouts, with a critic, advantages of each token and PPO's own losses."""
+
+import copy
+import time
+from typing import Any
+
+import torch
+from datasets import Dataset, IterableDataset
+from peft import PeftConfig, PeftModel
+from torch import nn
+from transformers import AutoTokenizer, DataCollator, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+
+from trl_rlp.trainer.critic import Critic, initial_value_model
+from trl_rlp.trainer.ppo_callback import PPOCallback
+from trl_rlp.trainer.ppo_inputs import (
+    RewardSource,
+    counted_in_steps,
+    loaded_policy,
+    require_models,
+    reward_functions,
+    stop_token_ids,
+    with_safe_padding,
+)
+from trl_rlp.trainer.ppo_losses import LOSS_TERMS, ppo_loss
+from trl_rlp.trainer.ppo_models import PPOModels, Tokens
+from trl_rlp.trainer.ppo_setup import (
+    context_left,
+    prepared_reference,
+    prepared_value_model,
+    require_datasets,
+    warn_of_collator,
+)
+from trl_rlp.trainer.reward_function import RewardFunction
+from trl_rlp.trainer.rlp_ppo_config import RLPPPOConfig
+from trl_rlp.trainer.rollout import Rollout
+from trl_rlp.trainer.rollout_log import ROLLOUT_TERMS, with_ratio_variance
+from trl_rlp.trainer.rollout_scheduler import RolloutScheduler
+from trl_rlp.trainer.rollout_trainer import RolloutTrainer
+from trl_rlp.trainer.sample_generations import SampleGenerations
+from trl_rlp.trainer.term_log import TermLog
+
+
+class PPOTrainer(RolloutTrainer):
+    """
+    PPO without RLP: all of [`~trl_rlp.trainer.rlp_ppo_trainer.RLPPPOTrainer`], whose docstring explains the arguments,
+    but the refinement of the reward model.
+    """
+
+    def __init__(
+        self,
+        args: RLPPPOConfig,
+        processing_class: PreTrainedTokenizerBase | None,
+        model: str | PreTrainedModel | PeftModel,
+        ref_model: PreTrainedModel | None = None,
+        reward_model: PreTrainedModel | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        value_model: PreTrainedModel | None = None,
+        data_collator: DataCollator | None = None,
+        eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        callbacks: list[TrainerCallback] | None = None,
+        peft_config: PeftConfig | None = None,
+        *,
+        reward_funcs: RewardSource | list[RewardSource] | None = None,
+        reward_processing_class: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase | None] | None = None,
+        value_peft_config: PeftConfig | None = None,
+    ):
+        reward_funcs = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs] if reward_funcs else []
+        model = loaded_policy(model, args)
+        processing_class = processing_class or AutoTokenizer.from_pretrained(model.name_or_path)
+        require_models(model, ref_model, reward_model, reward_funcs)
+        require_datasets({"train_dataset": train_dataset, "eval_dataset": eval_dataset}, model, processing_class, args)
+        warn_of_collator(data_collator)
+        if ref_model is None and peft_config is None and not isinstance(model, PeftModel):
+            # GRPO binds the policy's forward to the policy, and a copy made later would run the policy.
+            ref_model = copy.deepcopy(model)
+        self.reward_model = reward_model
+        self._stop_token_ids = stop_token_ids(args, model, processing_class)
+        # Where nothing ends a completion, one that holds EOS still counts as finished.
+        self._ends = self._stop_token_ids or [processing_class.eos_token_id]
+        self._vocabulary_size = model.get_input_embeddings().weight.shape[0]
+        self._longest_prompt = context_left(model, args)
+        self._rollout: Rollout | None = None
+        self._scores: torch.Tensor | None = None
+        self._table: list[dict[str, Any]] | None = None
+        super().__init__(
+            model=model,
+            reward_funcs=reward_functions(
+                reward_model,
+                reward_funcs,
+                reward_processing_class,
+                processing_class,
+                self._ends,
+                args.device,
+            ),
+            args=counted_in_steps(args, train_dataset),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=with_safe_padding(processing_class, self._vocabulary_size),
+            callbacks=callbacks,
+            optimizers=optimizers,
+            peft_config=peft_config,
+        )
+        self.eos_token_ids = self._stop_token_ids
+        if not self.use_vllm:
+            self.generation_config.eos_token_id = self._stop_token_ids or None
+            self.generation_kwargs["eos_token_id"] = self._stop_token_ids or None
+        self.ref_model = None if ref_model is None else prepared_reference(ref_model, self.accelerator)
+        self._given_value_model, self._value_peft_config = value_model, value_peft_config
+        self._add_critic()
+        self._terms = {mode: TermLog((*ROLLOUT_TERMS, *LOSS_TERMS)) for mode in ("train", "eval")}
+        self.add_callback(SampleGenerations(self))
+
+    def _add_critic(self) -> None:
+        """Makes value model and optimizer anew, and lets them step beside the policy."""
+        value_model = self._given_value_model
+        if value_model is None:
+            value_model = initial_value_model(self.args.value_model_init, self.model, self._readable_reward_model())
+        value_model = prepared_value_model(value_model, self._value_peft_config, self.args)
+        optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args)
+        kwargs = {**kwargs, "weight_decay": self.args.weight_decay}
+        critic = Critic(value_model).to(self.args.device)
+        self._ppo = PPOCallback(critic, self.args, self.accelerator, optimizer_class, kwargs)
+        self.add_callback(self._ppo)
+        self._models = PPOModels(self.model, self.ref_model, self._ppo.critic, self.args, self.accelerator)
+
+    def _readable_reward_model(self) -> PreTrainedModel | None:
+        """The first source of rewards, if it is a model that knows the policy's tokens."""
+        first = self.reward_funcs[0]
+        return first.model if isinstance(first, RewardFunction) and first.reads_policy_tokens else None
+
+    @property
+    def policy_model(self) -> PreTrainedModel | PeftModel:
+        """The policy, under the former trainer's name."""
+        return self.model
+
+    @property
+    def value_model(self) -> PreTrainedModel | PeftModel:
+        """The value model, a sequence classifier."""
+        return self._ppo.value_model
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> RolloutScheduler:
+        """
+        Makes a schedule that moves once a rollout.
+
+        Args:
+            num_training_steps (`int`):
+                Optimizer steps of the run.
+            optimizer (`torch.optim.Optimizer`, *optional*):
+                The policy's, if the trainer has none yet.
+
+        Returns:
+            [`~trl_rlp.trainer.rollout_scheduler.RolloutScheduler`].
+        """
+        if not isinstance(self.lr_scheduler, RolloutScheduler):
+            scheduler = super().create_scheduler(num_training_steps // self.args.steps_per_rollout, optimizer)
+            self.lr_scheduler = RolloutScheduler(scheduler, self.args.steps_per_rollout)
+        return self.lr_scheduler
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """
+        Gives PPO's loss of a micro-batch, of policy and critic together; in evaluation minus the objective.
+
+        Args:
+            model (`nn.Module`):
+                The policy as the trainer wrapped it.
+            inputs (`dict[str, torch.Tensor]`):
+                A micro-batch of a rollout.
+            return_outputs (`bool`, *optional*, defaults to `False`):
+                Must be `False`.
+            num_items_in_batch (*optional*):
+                Not used: the rollout knows how many tokens a step has.
+
+        Returns:
+            `torch.Tensor`: a scalar.
+
+        Raises:
+            ValueError: if `return_outputs` is set.
+        """
+        if return_outputs:
+            raise ValueError("`return_outputs` must be False: PPO's loss is of a policy and a critic.")
+        if not self.model.training:
+            return inputs["loss"]
+        tokens = Tokens.of(inputs)
+        log_probs, entropies = self._models.log_probs(model, tokens)
+        loss, terms = ppo_loss(inputs, log_probs, entropies, self._models.values(tokens), self.args)
+        if self._ppo.see_loss(loss):
+            self._terms["train"].add(terms)
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """
+        Logs what GRPO logs of completions and rewards, and PPO's metrics under the former trainer's names.
+
+        Args:
+            logs (`dict[str, float]`):
+                Metrics by name.
+            start_time (`float`, *optional*):
+                Start of training.
+        """
+        mode, prefix = ("train", "") if self.model.training else ("eval", "eval_")
+        metrics = with_ratio_variance(self._terms[mode].sums(self.accelerator))
+        if mode == "train" and metrics:
+            state = self._ppo.ppo_state
+            metrics |= {
+                "lr": logs.get("learning_rate", self.lr_scheduler.get_last_lr()[0]),
+                "episode": state.rollouts * self.args.batch_size,
+                "eps": (state.rollouts - self._first_rollout) * self.args.batch_size / (time.time() - self._start),
+                "kl_coef": state.kl_coef,
+                "skipped_steps": state.skipped_steps,
+            }
+        logs.update({f"{prefix}{name}": value for name, value in metrics.items()})
+        super().log(logs, start_time)
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any | None = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """
+        Trains policy and critic.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*):
+                Folder of a checkpoint, or `True` for the last one in `args.output_dir`.
+            trial (*optional*):
+                Passed on.
+            ignore_keys_for_eval (`list[str]`, *optional*):
+                Passed on.
+
+        Returns:
+            `TrainOutput`: optimizer steps, mean loss and metrics.
+
+        Raises:
+            RuntimeError: if three steps in a row are not finite.
+            ValueError: if the checkpoint was not written by this trainer.
+        """
+        if resume_from_checkpoint:
+            is_last = resume_from_checkpoint is True
+            checkpoint = get_last_checkpoint(self.args.output_dir) if is_last else resume_from_checkpoint
+            # Without any checkpoint it is for the trainer to complain.
+            if checkpoint is not None:
+                self._ppo.load(checkpoint)
+        self._rollout = None
+        self._start, self._first_rollout = time.time(), self._ppo.ppo_state.rollouts
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)

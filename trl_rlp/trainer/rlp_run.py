@@ -1,0 +1,209 @@
+"""Algorithm 1 around a PPO trainer: the policy is trained, the reward model refined, and training begins anew."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from trl_rlp.data.fingerprints import tokenizer_fingerprint, value_fingerprint, weights_fingerprint
+from trl_rlp.data.validation import require_columns
+from trl_rlp.trainer.artifacts import save_model
+from trl_rlp.trainer.refinement_stage import Refinement, RefinementSettings, hold_out, refine_reward_model
+from trl_rlp.trainer.rlp_ppo_config import RLPPPOConfig
+from trl_rlp.trainer.rlp_reward_config import RLPRewardConfig
+from trl_rlp.trainer.run_folder import RunFolder
+
+
+FOLDER = "rlp"
+INITIAL_POLICY = "initial_policy"
+
+
+@dataclass(frozen=True)
+class RLPInputs:
+    """
+    What a PPO trainer needs for RLP besides its own arguments.
+
+    Args:
+        preference_dataset (`datasets.Dataset`, *optional*):
+            D: the human preferences that the reward model was trained on, in TRL's format.
+        equivalence (*optional*):
+            Which outputs mean the same, see [`~trl_rlp.data.equivalence`].
+    """
+
+    preference_dataset: Dataset | None
+    equivalence: Any | None
+
+    def require_fit(
+        self,
+        args: RLPPPOConfig,
+        model: PreTrainedModel | PeftModel,
+        reward_model: PreTrainedModel | None,
+        train_dataset: Dataset | IterableDataset,
+        optimizers: tuple[Any, Any],
+    ) -> None:
+        """
+        Checks that the method has what it needs and nothing that it would ignore.
+
+        Args:
+            args ([`~trl_rlp.trainer.rlp_ppo_config.RLPPPOConfig`]):
+                Settings of the run.
+            model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+                The policy.
+            reward_model ([`~transformers.PreTrainedModel`], *optional*):
+                The one to refine.
+            train_dataset (`Dataset` or `IterableDataset`):
+                Prompts.
+            optimizers (`tuple`):
+                The user's, which serve one policy only.
+
+        Raises:
+            TypeError, ValueError: if something is missing, useless, or of a kind that cannot be refined with.
+        """
+        if args.rlp_method == "none":
+            for name, value in vars(self).items():
+                if value is not None:
+                    raise ValueError(f'`{name}` has no use with `rlp_method`="none". Set it to "uml" or "spg".')
+            return
+        if self.preference_dataset is None:
+            raise ValueError(f"`preference_dataset` is None, but `rlp_method`={args.rlp_method!r} needs it. Pass D.")
+        require_columns(self.preference_dataset, ["chosen", "rejected"], "preference_dataset")
+        if reward_model is None:
+            raise ValueError(
+                f"`reward_model` is None, but `rlp_method`={args.rlp_method!r} refines it. Pass the model itself; "
+                "`reward_funcs` are left as they are."
+            )
+        if isinstance(model, PeftModel):
+            raise ValueError(
+                "`model` is a `PeftModel`, which cannot begin anew after the refinement. Pass the base model and "
+                "`peft_config`."
+            )
+        if isinstance(train_dataset, IterableDataset):
+            raise ValueError("`train_dataset` is a stream, whose prompts cannot be sampled again. Load it whole.")
+        if any(optimizers):
+            raise ValueError(
+                f"`optimizers` belong to one policy, and `rlp_method`={args.rlp_method!r} trains two. Set `optim` and "
+                "`learning_rate` instead."
+            )
+        if refinement_config(args).needs_groups and self.equivalence is None:
+            raise ValueError(
+                f"`equivalence` is None, but `rlp_method`={args.rlp_method!r} groups outputs by meaning. Pass for "
+                "example `NLIEquivalence()`."
+            )
+
+
+def refinement_config(args: RLPPPOConfig) -> RLPRewardConfig:
+    """
+    Gives the settings of the refined reward model's trainer.
+
+    Args:
+        args ([`~trl_rlp.trainer.rlp_ppo_config.RLPPPOConfig`]):
+            `rlp_method` and `rlp_reward_args` are read.
+
+    Returns:
+        [`~trl_rlp.trainer.rlp_reward_config.RLPRewardConfig`].
+    """
+    return RLPRewardConfig(output_dir=args.output_dir, method=args.rlp_method, **args.rlp_reward_args)
+
+
+class RLPRun:
+    """
+    The steps of Algorithm 1 before the last one, as stages under `output_dir`/rlp; finished ones are not done again.
+
+    Args:
+        args ([`~trl_rlp.trainer.rlp_ppo_config.RLPPPOConfig`]):
+            Settings of the run.
+        inputs ([`RLPInputs`]):
+            Preferences and equivalence, checked.
+        policy ([`~transformers.PreTrainedModel`]):
+            As it starts. It is written to disk at once.
+        processing_class (`PreTrainedTokenizerBase`):
+            Its tokenizer.
+        prompts (`datasets.Dataset`):
+            `prompt`, or `input_ids`, of which the text is taken.
+    """
+
+    def __init__(
+        self,
+        args: RLPPPOConfig,
+        inputs: RLPInputs,
+        policy: PreTrainedModel,
+        processing_class: PreTrainedTokenizerBase,
+        prompts: Dataset,
+    ):
+        self.args, self.inputs = args, inputs
+        # A configuration resets accelerate's state, so it must be made before the trainer's accelerator.
+        self._reward_config = refinement_config(args)
+        self.prompts = _with_text(prompts, processing_class)
+        self.folder = RunFolder(Path(args.output_dir) / FOLDER, self._settings(policy, processing_class))
+        self.initial_policy = self.folder.stage(
+            INITIAL_POLICY, save_model, model=policy, processing_class=processing_class
+        )
+
+    def _settings(self, policy: PreTrainedModel, processing_class: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """What decides the results; where they go and what is logged does not."""
+        left_out = ("output_dir", "logging_dir", "run_name", "report_to", "hub_", "push_", "log_", "logging_", "save_")
+        values = {name: value for name, value in self.args.to_dict().items() if not name.startswith(left_out)}
+        equivalence = self.inputs.equivalence
+        return {
+            "args": json.loads(json.dumps(values, default=str)),
+            "policy": weights_fingerprint(policy),
+            "tokenizer": tokenizer_fingerprint(processing_class),
+            "prompts": value_fingerprint(self.prompts.to_list()),
+            "preference_dataset": value_fingerprint(self.inputs.preference_dataset.to_list()),
+            "equivalence": None if equivalence is None else equivalence.fingerprint,
+        }
+
+    def refine(
+        self,
+        train_first: Callable[[Path], dict[str, float]],
+        reward_model: PreTrainedModel,
+        reward_processing_class: PreTrainedTokenizerBase,
+    ) -> Refinement:
+        """
+        Trains the first policy, samples it, and refines the reward model: steps 3 and 4.
+
+        Args:
+            train_first (`Callable[[Path], dict[str, float]]`):
+                Trains a policy from the initial one and writes it, plain, to a folder.
+            reward_model ([`~transformers.PreTrainedModel`]):
+                r_φ.
+            reward_processing_class (`PreTrainedTokenizerBase`):
+                Its tokenizer.
+
+        Returns:
+            [`~trl_rlp.trainer.refinement_stage.Refinement`].
+        """
+        policy = self.folder.stage("policy", train_first)
+        saved = self.folder.stage(
+            "reward_model", save_model, model=reward_model, processing_class=reward_processing_class
+        )
+        seed = self.args.seed
+        settings = RefinementSettings(
+            base_model=self.args.rlp_reward_base or self.initial_policy,
+            config=self._reward_config,
+            args=self.args.rlp_reward_args,
+            sampling={
+                "num_generations": self.args.rlp_num_generations,
+                "temperature": self.args.rlp_temperature,
+                "max_new_tokens": self.args.max_completion_length,
+                "seed": seed,
+            },
+            seed=seed,
+        )
+        preferences, heldout = hold_out(self.inputs.preference_dataset, self.args.rlp_heldout_share, seed)
+        return refine_reward_model(
+            self.folder, settings, policy, saved, self.prompts, self.inputs.equivalence, preferences, heldout
+        )
+
+
+def _with_text(prompts: Dataset, processing_class: PreTrainedTokenizerBase) -> Dataset:
+    kept = [name for name in ("prompt", "answers") if name in prompts.column_names]
+    if "prompt" in kept:
+        return prompts.select_columns(kept)
+    texts = processing_class.batch_decode(prompts["input_ids"][:], skip_special_tokens=True)
+    return prompts.select_columns(kept).add_column("prompt", texts) if kept else Dataset.from_dict({"prompt": texts})
