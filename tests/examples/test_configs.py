@@ -1,0 +1,34 @@
+"""The example configurations name fields that there are, with values that fit."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from trl_rlp.cli.arguments import EquivalenceArguments
+from trl_rlp.pipeline_config import RLPConfig
+from trl_rlp.trainer.ppo_presets import PRESETS
+
+
+PAPER = Path(__file__).parents[2] / "examples/configs/paper.yaml"
+
+
+@pytest.fixture
+def paper():
+    settings = yaml.safe_load(PAPER.read_text())
+    for name in ("reward_args", "policy_args"):
+        settings[name]["bf16"] = False  # there may be no accelerator here
+    return settings
+
+
+def test_the_paper_s_configuration_is_valid(paper, tmp_path):
+    equivalence = {name: paper.pop(name) for name in list(paper) if name.startswith("equivalence")}
+    assert EquivalenceArguments(**equivalence).equivalence_rule == "strict"
+    config = RLPConfig(output_dir=str(tmp_path), sft_model="sft", **paper)
+    assert (config.method, config.policy_trainer, config.num_generations) == ("spg", "ppo", 10)
+
+
+def test_its_ppo_is_the_preset(paper):
+    preset = PRESETS["alpacafarm"]
+    assert {name: paper["policy_args"][name] for name in preset} == preset
+    assert set(paper["policy_args"]) - set(preset) == {"max_steps", "bf16"}
