@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from accelerate.commands.config.config_args import ClusterConfig
 
 from trl_rlp.cli.arguments import EquivalenceArguments
 from trl_rlp.pipeline_config import RLPConfig
@@ -32,3 +33,12 @@ def test_its_ppo_is_the_preset(paper):
     preset = PRESETS["alpacafarm"]
     assert {name: paper["policy_args"][name] for name in preset} == preset
     assert set(paper["policy_args"]) - set(preset) == {"max_steps", "bf16"}
+
+
+@pytest.mark.parametrize(
+    "name, kind", [("fsdp2", "FSDP"), ("deepspeed_zero2", "DEEPSPEED"), ("deepspeed_zero3", "DEEPSPEED")]
+)
+def test_launch_configurations_are_accelerate_s(name, kind):
+    config = ClusterConfig.from_yaml_file(PAPER.with_name(f"{name}.yaml"))
+    assert config.distributed_type == kind
+    assert "Not run" in PAPER.with_name(f"{name}.yaml").read_text()

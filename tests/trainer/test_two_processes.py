@@ -16,11 +16,15 @@ COMPARED = ("loss", "grad_norm", "kl_coef", "objective/kl", "objective/scores", 
 """Metrics that do not depend on how a step is cut into micro-batches."""
 
 
-def run_two(script: str, folder: Path) -> None:
+def run_two(script: str, folder: Path, *words: str) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
     result = subprocess.run(
-        [*command, str(HERE / script), str(folder)], env=environment, capture_output=True, text=True, timeout=300
+        [*command, str(HERE / script), str(folder), *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.count("both processes agree") == 2
@@ -30,9 +34,10 @@ def test_two_processes_refine_one_model(tmp_path):
     run_two("two_process_run.py", tmp_path)
 
 
-def test_two_processes_take_the_steps_of_one(tmp_path):
+@pytest.mark.parametrize("words", [[], ["replicated"]], ids=["wrapped critic", "replicated critic"])
+def test_two_processes_take_the_steps_of_one(tmp_path, words):
     """Whitening, running statistics and the normalisation by tokens are global, so losses and weights are the same."""
-    run_two("two_process_ppo.py", tmp_path)
+    run_two("two_process_ppo.py", tmp_path, *words)
     two = torch.load(tmp_path / "two.pt", weights_only=True)
     one = run(tmp_path / "one", processes=1)
     rollouts = list(zip(logged(one)[:-1], two["log"][:-1], strict=True))

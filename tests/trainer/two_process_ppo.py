@@ -35,8 +35,17 @@ def replay(trainer: RLPPPOTrainer) -> None:
     trainer._generate_single_turn = generate
 
 
-def run(folder: Path, processes: int) -> RLPPPOTrainer:
+def replicate_critic(trainer: RLPPPOTrainer) -> None:
+    """As DeepSpeed has it: no wrapper around the critic, whose gradients are averaged by hand."""
+    ppo = trainer._ppo
+    ppo.critic = trainer._models.critic = trainer.accelerator.unwrap_model(ppo.critic)
+    ppo._is_replicated = True
+
+
+def run(folder: Path, processes: int, is_replicated: bool = False) -> RLPPPOTrainer:
     trainer = ppo_trainer(folder, prompts(12), per_device_train_batch_size=ROLLOUT // processes, **SETTINGS)
+    if is_replicated:
+        replicate_critic(trainer)
     replay(trainer)
     trainer.train()
     return trainer
@@ -47,9 +56,9 @@ def weights(trainer: RLPPPOTrainer) -> list[torch.Tensor]:
     return [parameter.detach().clone() for model in models for parameter in model.parameters()]
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, is_replicated: bool) -> None:
     torch.set_num_threads(1)
-    trainer = run(folder, processes=2)
+    trainer = run(folder, 2, is_replicated)
     state = PartialState()
     assert state.num_processes == 2 and type(trainer.model_wrapped).__name__ == "DistributedDataParallel"
     mine, theirs = gather_object([[weight.tolist() for weight in weights(trainer)]])
@@ -61,4 +70,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), is_replicated="replicated" in sys.argv[2:])

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from trl_rlp.losses.representation import RepresentationLoss
+from trl_rlp.trainer.gradients import average_gradients
 from trl_rlp.trainer.rlp_reward_config import RLPRewardConfig
 
 
@@ -48,7 +49,7 @@ class HeadsCallback(TrainerCallback):
     ) -> None:
         """Steps the heads on the gradients of the micro-batches since the last step."""
         if self.accelerator.num_processes > 1:
-            self._average_gradients()
+            average_gradients(self.heads.parameters(), self.accelerator)
         scaler = self.accelerator.scaler
         if scaler is not None:
             scaler.unscale_(self.optimizer)
@@ -60,17 +61,6 @@ class HeadsCallback(TrainerCallback):
         else:
             self.optimizer.step()
         self.optimizer.zero_grad()
-
-    def _average_gradients(self) -> None:
-        """
-        Averages over processes once a step. Unlike DDP it needs no backward pass on each process, so one whose views
-        were skipped counts as zeros and holds nobody up.
-        """
-        parameters = list(self.heads.parameters())
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        flat = self.accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), reduction="mean")
-        for parameter, piece in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-            parameter.grad = piece.view_as(parameter)
 
     def on_save(self, args: RLPRewardConfig, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Writes the heads and their optimiser into the checkpoint that the trainer has just written."""

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from accelerate.logging import get_logger
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from transformers.trainer_utils import get_last_checkpoint
 
 from trl_rlp.trainer.critic import Critic
+from trl_rlp.trainer.gradients import average_gradients
 from trl_rlp.trainer.ppo_state import MOST_BAD_STEPS, PPOState
 from trl_rlp.trainer.rlp_ppo_config import RLPPPOConfig
 
@@ -53,8 +54,14 @@ class PPOCallback(TrainerCallback):
         self.ppo_state = PPOState(kl_coef=args.kl_coef)
         self.learning_rate = args.value_learning_rate or args.learning_rate
         parameters = [parameter for parameter in critic.parameters() if parameter.requires_grad]
-        optimizer = optimizer_class(parameters, **{**optimizer_kwargs, "lr": self.learning_rate})
-        self.critic, self.optimizer = accelerator.prepare(critic, optimizer)
+        self.critic, self.optimizer = (
+            critic,
+            optimizer_class(parameters, **{**optimizer_kwargs, "lr": self.learning_rate}),
+        )
+        # A DeepSpeed engine holds one model, the policy; the critic is then a whole copy in each process.
+        self._is_replicated = accelerator.distributed_type == DistributedType.DEEPSPEED
+        if not self._is_replicated:
+            self.critic, self.optimizer = accelerator.prepare(self.critic, self.optimizer)
         self._is_finite, self._is_bad_rollout = True, False
 
     def begin_rollout(self, batch: dict[str, torch.Tensor]) -> bool:
@@ -134,13 +141,19 @@ class PPOCallback(TrainerCallback):
             )
 
     def _step_critic(self, args: RLPPPOConfig, lr_scheduler: Any) -> None:
+        if self._is_replicated and self.accelerator.num_processes > 1:
+            average_gradients(self._trained(), self.accelerator)
         if args.max_grad_norm > 0:
-            self.accelerator.clip_grad_norm_(self.critic.parameters(), args.max_grad_norm)
+            clip = nn.utils.clip_grad_norm_ if self._is_replicated else self.accelerator.clip_grad_norm_
+            clip(self._trained(), args.max_grad_norm)
         share = lr_scheduler.get_last_lr()[0] / lr_scheduler.base_lrs[0] if lr_scheduler.base_lrs[0] else 1.0
         for group in self.optimizer.param_groups:
             group["lr"] = share * self.learning_rate
         self.optimizer.step()
         self.optimizer.zero_grad()
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.critic.parameters() if parameter.requires_grad]
 
     def on_step_end(self, args: RLPPPOConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Puts a checkpoint that falls into a rollout off to its end, and one after a step left out to a good one."""
