@@ -5,7 +5,7 @@ import torch
 from accelerate import Accelerator
 
 from tests.ppo_runs import ppo_config
-from trl_rlp.trainer.experience import advantages_of, is_finished, shaped_scores
+from trl_rlp.trainer.experience import advantages_of, before_padding, is_finished, shaped_scores
 from trl_rlp.trainer.ppo_state import PPOState
 
 
@@ -93,6 +93,11 @@ def test_rewards_are_whitened_about_their_mean(tmp_path):
 
 def test_clamped_kl_is_never_negative(tmp_path):
     assert advantages(tmp_path, kl_estimator="clamped")["kl"].tolist() == [[0.5, 0.0, 0.0], [0.0, 2.0, 0.0]]
+
+
+def test_the_former_trainer_s_completions_end_before_the_first_pad_token():
+    ids = torch.tensor([[5, 1, 6], [1, 5, 5], [5, 6, 7]])
+    assert before_padding(ids, 1).tolist() == [[True, False, False], [False] * 3, [True] * 3]
 
 
 def test_a_completion_with_a_stop_token_is_finished():

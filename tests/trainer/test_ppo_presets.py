@@ -3,6 +3,7 @@
 import pytest
 
 from tests.ppo_runs import SETTINGS, logged, ppo_trainer
+from tests.tiny_models import tiny_tokenizer
 from trl_rlp.trainer.ppo_presets import PRESETS
 from trl_rlp.trainer.rlp_ppo_config import RLPPPOConfig
 
@@ -51,3 +52,19 @@ def test_values_may_be_overridden_and_names_must_be_known(tmp_path):
     assert RLPPPOConfig.from_preset("alpacafarm", str(tmp_path), kl_coef=0.02, **MACHINE).kl_coef == 0.02
     with pytest.raises(ValueError, match=r"`name` must be one of \['alpacafarm', 'trl-1.12'\], got 'ppo'"):
         RLPPPOConfig.from_preset("ppo", str(tmp_path))
+
+
+def test_where_pad_is_eos_the_former_trainer_s_numbers_leave_eos_out(tmp_path):
+    """Every completion is `a`, then EOS: one token counts, where the default counts two."""
+    counted = {}
+    for name, settings in {"former": {"score_position": "after_last_token"}, "default": {}}.items():
+        tokenizer = tiny_tokenizer(pad_is_eos=True)
+        trainer = ppo_trainer(tmp_path / name, processing_class=tokenizer, total_episodes=4, **settings)
+        a = tokenizer("a")["input_ids"]
+        trainer._generate_single_turn = lambda ids, *args, a=a, eos=tokenizer.eos_token_id, **kwargs: (
+            [[*a, eos] for _ in ids],
+            None,
+        )
+        trainer.train()
+        counted[name] = trainer._rollout.tensors["completion_mask"].sum(dim=1).tolist()
+    assert counted == {"former": [1] * 4, "default": [2] * 4}

@@ -21,6 +21,7 @@ def experience_of(
     stop_token_ids: list[int],
     models: PPOModels,
     state: PPOState,
+    pad_token_id: int,
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """
     Gives what PPO learns from a rollout.
@@ -36,6 +37,8 @@ def experience_of(
             Policy, reference and critic.
         state ([`~trl_rlp.trainer.ppo_state.PPOState`]):
             Its statistics take the scores in.
+        pad_token_id (`int`):
+            The policy's pad token, at which the former trainer took a completion to end.
 
     Returns:
         `tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]`: tensors for
@@ -44,11 +47,31 @@ def experience_of(
     batch = {name: generated[name] for name in GENERATED if name in generated}
     mask = batch["completion_mask"] = batch["completion_mask"].bool()
     finished = is_finished(batch, stop_token_ids)
+    if models.args.score_position == "after_last_token":
+        mask = batch["completion_mask"] = mask & before_padding(batch["completion_ids"], pad_token_id)
     batch |= models.judge(Tokens.of(batch))
     scores = shaped_scores(scores, finished, models.args, state, models.accelerator)
     judged = [batch[name] for name in ("old_log_probs", "ref_log_probs", "old_values")]
     batch |= advantages_of(scores, *judged, mask, models.args, state.kl_coef, models.accelerator)
     return batch, objective_terms(batch, scores, finished) | critic_terms(batch)
+
+
+def before_padding(completion_ids: torch.Tensor, pad_token_id: int) -> torch.Tensor:
+    """
+    Says which tokens the former trainer counted: those before the first pad token, even where the policy drew it.
+
+    Where pad is EOS that leaves EOS out.
+
+    Args:
+        completion_ids (`torch.Tensor` of shape `(batch, length)`):
+            Token ids.
+        pad_token_id (`int`):
+            The pad token.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, length)`: boolean.
+    """
+    return (completion_ids == pad_token_id).cumsum(dim=1) == 0
 
 
 def is_finished(batch: dict[str, torch.Tensor], stop_token_ids: list[int]) -> torch.Tensor:

@@ -79,6 +79,9 @@ class PPOTrainer(RolloutTrainer):
         self._stop_token_ids = stop_token_ids(args, model, processing_class)
         # Where nothing ends a completion, one that holds EOS still counts as finished.
         self._ends = self._stop_token_ids or [processing_class.eos_token_id]
+        # The user's, which may lie outside the embedding; what rows are padded with may be another.
+        pad_token_id = processing_class.pad_token_id
+        self._pad_token_id = processing_class.eos_token_id if pad_token_id is None else pad_token_id
         self._vocabulary_size = model.get_input_embeddings().weight.shape[0]
         self._longest_prompt = context_left(model, args)
         self._rollout: Rollout | None = None

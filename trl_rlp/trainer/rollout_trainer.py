@@ -29,6 +29,7 @@ class RolloutTrainer(GRPOTrainer):
     _ends: list[int]
     _longest_prompt: int | None
     _models: PPOModels
+    _pad_token_id: int
     _ppo: PPOCallback
     _rollout: Rollout | None
     _scores: torch.Tensor | None
@@ -74,13 +75,13 @@ class RolloutTrainer(GRPOTrainer):
         """Gives a rollout with all that the losses need; in evaluation, minus the objective as its loss."""
         rows = with_prompts(inputs, self.processing_class, self._vocabulary_size)
         generated = super()._generate_and_score_completions(rows)
-        state = self._ppo.ppo_state
+        state, pad = self._ppo.ppo_state, self._pad_token_id
         if not self.model.training:
             # Evaluation prompts must not move the statistics of the run.
-            _, terms = experience_of(generated, self._scores, self._ends, self._models, replace(state))
+            _, terms = experience_of(generated, self._scores, self._ends, self._models, replace(state), pad)
             self._terms["eval"].add(terms)
             return {"loss": -terms["objective/rlhf_reward"]}
-        batch, terms = experience_of(generated, self._scores, self._ends, self._models, state)
+        batch, terms = experience_of(generated, self._scores, self._ends, self._models, state, pad)
         is_finite = self._ppo.begin_rollout(batch)
         if is_finite:
             self._terms["train"].add(terms)
