@@ -45,6 +45,8 @@ PPO_OWN = {
     "generate_completions",
     "_add_critic",
     "_readable_reward_model",
+    "_standardise_rewards",
+    "_log_advantages",
     "_train_first",
     "_take_reward_model",
 }
@@ -222,6 +224,7 @@ def test_what_our_ppo_reads_of_grpo_s_trainer(tmp_path):
     ):
         assert name in vars(trainer), name
     assert set(trainer._metrics) == {"train", "eval"}
+    assert trainer._logs["advantages"].maxlen == trainer.args.generation_batch_size
     assert trainer.loss_is_scaled_for_ga is True
     assert trainer.generation_config.temperature == trainer.generation_kwargs["temperature"] == 0.7
     assert isinstance(RepeatSampler(range(4), 1).generator, torch.Generator) and RepeatSampler(range(4), 1).shuffle

@@ -167,3 +167,9 @@ def test_the_command_line_takes_every_field(tmp_path):
     words = ["--output_dir", str(tmp_path), "--kl_estimator", "clamped", "--use_cpu", "true", "--stop_token_id", "5"]
     (args,) = TrlParser((RLPPPOConfig,)).parse_args_and_config(words)
     assert (args.kl_estimator, args.stop_token_id) == ("clamped", 5)
+
+
+@pytest.mark.parametrize("settings", [{"stop_token": None}, {"stop_token_id": 5}])
+def test_stop_tokens_of_vllm_are_its_own(tmp_path, settings):
+    with pytest.raises(ValueError, match="pass other stop tokens to vLLM in `generation_kwargs`"):
+        ppo_config(tmp_path, use_vllm=True, **settings)

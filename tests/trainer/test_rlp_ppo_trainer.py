@@ -247,6 +247,46 @@ def test_rewards_of_several_sources_are_weighed(tmp_path):
     assert trainer.value_model.config.vocab_size == len(tiny_tokenizer())
 
 
+def test_rewards_of_models_may_be_standardised_on_the_policy_as_it_starts(tmp_path):
+    """A function keeps its scale, and a resumed run finds the model's again."""
+    settings = {"standardise_rewards": True, "save_strategy": "steps", "save_steps": 1, "total_episodes": 8}
+    reward_model = tiny_reward_model(tiny_tokenizer(), seed=3)
+    settings |= {
+        "reward_model": reward_model,
+        "reward_funcs": [lambda completions, **kwargs: [2.0] * len(completions)],
+    }
+    trainer = ppo_trainer(tmp_path, **settings)
+    trainer.train()
+    function = trainer.reward_funcs[0]
+    assert function.deviation != 1.0 and function.mean != 0.0
+    resumed = ppo_trainer(tmp_path, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert (resumed.reward_funcs[0].mean, resumed.reward_funcs[0].deviation) == (function.mean, function.deviation)
+    row = trainer.state.log_history[0]
+    assert row["objective/scores"] == pytest.approx(row["rewards/reward_model/mean"] + 2.0, abs=1e-5)
+
+
+def test_the_table_of_completions_has_ppo_s_advantages(tmp_path):
+    trainer = ppo_trainer(tmp_path, total_episodes=4)
+    trainer.train()
+    tensors = trainer._rollout.tensors
+    means = tensors["advantages"].sum(dim=1) / tensors["completion_mask"].sum(dim=1)
+    assert list(trainer._logs["advantages"]) == pytest.approx(means.tolist())
+
+
+def test_the_model_card_names_the_paper(tmp_path):
+    ppo_trainer(tmp_path).create_model_card(model_name="policy")
+    card = (tmp_path / "README.md").read_text()
+    assert "trained with RLP-PPO, a method introduced in [Fine-Tuning Language Models with Reward Learning" in card
+
+
+@pytest.mark.slow
+def test_continuous_batching_passes_through(tmp_path):
+    trainer = ppo_trainer(tmp_path, use_transformers_continuous_batching=True, total_episodes=4)
+    trainer.train()
+    assert trainer.state.log_history[0]["episode"] == 4
+
+
 def test_the_critic_may_learn_alone_at_first(tmp_path):
     trainer = ppo_trainer(tmp_path, value_warmup_rollouts=3)
     policy, critic = weights(trainer.model), weights(trainer.value_model)

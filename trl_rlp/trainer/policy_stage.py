@@ -4,13 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from datasets import Dataset
 from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from trl_rlp.data.sampling import end_token_ids, sample_completions
-from trl_rlp.data.scoring import score
+from trl_rlp.data.sampling import end_token_ids
 from trl_rlp.trainer.artifacts import (
     load_policy,
     load_reward_model,
@@ -22,6 +20,7 @@ from trl_rlp.trainer.reward_function import RewardFunction
 from trl_rlp.trainer.reward_stage import CHECKPOINTS, final_figures, last_checkpoint
 from trl_rlp.trainer.rlp_ppo_config import RLPPPOConfig
 from trl_rlp.trainer.rlp_ppo_trainer import RLPPPOTrainer
+from trl_rlp.trainer.standardisation import standardise
 
 
 POLICY_TRAINERS = {
@@ -29,44 +28,6 @@ POLICY_TRAINERS = {
     "rloo": (RLOOTrainer, RLOOConfig),
     "grpo": (GRPOTrainer, GRPOConfig),
 }
-NUM_STANDARDISATION_PROMPTS = 256
-
-
-def standardisation(
-    reward_model: str | Path,
-    sft_model: str | Path,
-    prompt_dataset: Dataset,
-    sampling: dict[str, Any],
-) -> dict[str, float]:
-    """
-    Gives mean and deviation of a reward model on fixed outputs of π_SFT.
-
-    r_φ and r̂_φ differ in scale, so an equal β is not an equal KL pressure; standardised on the same outputs they are
-    comparable. Off by default: the paper says nothing of it.
-
-    Args:
-        reward_model (`str` or `Path`):
-            Folder or Hub name.
-        sft_model (`str` or `Path`):
-            π_SFT.
-        prompt_dataset (`datasets.Dataset`):
-            U; the first 256 prompts are used.
-        sampling (`dict`):
-            Further arguments of [`~trl_rlp.data.sampling.sample_completions`]; the same seed gives the same outputs.
-
-    Returns:
-        `dict[str, float]`: `mean` and `deviation`, for [`~trl_rlp.trainer.reward_function.RewardFunction`].
-    """
-    prompts = prompt_dataset.select(range(min(len(prompt_dataset), NUM_STANDARDISATION_PROMPTS)))
-    samples = sample_completions(prompts.select_columns(["prompt"]), *load_policy(sft_model), **sampling)
-    size = len(samples[0]["completions"])
-    rewards = score(
-        *load_reward_model(reward_model),
-        [prompt for prompt in samples["prompt"] for _ in range(size)],
-        [completion for row in samples["completions"] for completion in row],
-        [flag for row in samples["finished"] for flag in row],
-    )
-    return {"mean": float(np.mean(rewards)), "deviation": float(np.std(rewards))}
 
 
 def train_policy(
@@ -98,7 +59,8 @@ def train_policy(
         peft_config (`LoraConfig`, *optional*):
             Trains an adapter, which is merged before saving; PPO's value model gets one like it.
         standardise_with (`dict`, *optional*):
-            Arguments of `sample_completions` for [`standardisation`]; `None` leaves the rewards as they are.
+            Arguments of `sample_completions` for [`~trl_rlp.trainer.standardisation.standardise`]; `None` leaves the
+            rewards as they are.
 
     Returns:
         `dict[str, float]`: the last value of each logged metric.
@@ -110,9 +72,6 @@ def train_policy(
         raise ValueError(f"`policy_trainer` must be one of {sorted(POLICY_TRAINERS)}, got {policy_trainer!r}.")
     trainer_class, config_class = POLICY_TRAINERS[policy_trainer]
     config = config_class(**supported_precision(args), output_dir=str(folder / CHECKPOINTS))
-    scale = (
-        {} if standardise_with is None else standardisation(reward_model, sft_model, prompt_dataset, standardise_with)
-    )
     model, reward_processing_class = load_reward_model(reward_model)
     policy, processing_class = load_policy(sft_model)
     reward = RewardFunction(
@@ -121,8 +80,9 @@ def train_policy(
         end_token_ids(policy, processing_class),
         reads_policy_tokens=knows_tokens_of(reward_processing_class, processing_class),
         require_finite=policy_trainer != "ppo",
-        **scale,
     )
+    if standardise_with is not None:
+        standardise([reward], policy, processing_class, prompt_dataset, standardise_with)
     trainer = trainer_class(
         model=str(sft_model),
         reward_funcs=reward,

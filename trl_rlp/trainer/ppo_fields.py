@@ -1,6 +1,6 @@
 """The fields of the PPO trainer's configuration, whose docstring explains them in the same words."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from trl import GRPOConfig
@@ -258,3 +258,10 @@ class PPOFields(GRPOConfig):
         default=True, metadata={"help": "Whether dropout is off in all models. Ratios of probabilities need it."}
     )
     learning_rate: float = field(default=3e-6, metadata={"help": "Initial learning rate of the policy."})
+
+    def _check_defaults_of_grpo(self) -> None:
+        defaults = {entry.name: entry.default for entry in fields(GRPOConfig)}
+        for name in (*REPLACED, *UNUSED):
+            if vars(self)[name] != defaults[name]:
+                remedy = f"Set {REPLACED[name]} instead." if name in REPLACED else "Leave it at its default."
+                raise ValueError(f"`{name}`={vars(self)[name]!r} has no meaning in PPO. {remedy}")

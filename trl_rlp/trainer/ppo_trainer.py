@@ -38,7 +38,9 @@ from trl_rlp.trainer.rollout_log import ROLLOUT_TERMS, with_ratio_variance
 from trl_rlp.trainer.rollout_scheduler import RolloutScheduler
 from trl_rlp.trainer.rollout_trainer import RolloutTrainer
 from trl_rlp.trainer.sample_generations import SampleGenerations
+from trl_rlp.trainer.standardisation import standardise
 from trl_rlp.trainer.term_log import TermLog
+from trl_rlp.trainer.token_prompts import text_prompts
 
 
 class PPOTrainer(RolloutTrainer):
@@ -132,6 +134,21 @@ class PPOTrainer(RolloutTrainer):
         """The first source of rewards, if it is a model that knows the policy's tokens."""
         first = self.reward_funcs[0]
         return first.model if isinstance(first, RewardFunction) and first.reads_policy_tokens else None
+
+    def _standardise_rewards(self) -> None:
+        """On the policy as it starts: a resumed run loads its weights after this, so it finds the same scale."""
+        standardise(
+            [function for function in self.reward_funcs if isinstance(function, RewardFunction)],
+            self.model,
+            self.processing_class,
+            text_prompts(self.train_dataset, self.processing_class),
+            {
+                "num_generations": 2,
+                "temperature": self.args.temperature,
+                "max_new_tokens": self.args.max_completion_length,
+                "seed": self.args.seed,
+            },
+        )
 
     @property
     def policy_model(self) -> PreTrainedModel | PeftModel:
@@ -254,6 +271,8 @@ class PPOTrainer(RolloutTrainer):
             # Without any checkpoint it is for the trainer to complain.
             if checkpoint is not None:
                 self._ppo.load(checkpoint)
+        if self.args.standardise_rewards:
+            self._standardise_rewards()
         self._rollout = None
         self._start, self._first_rollout = time.time(), self._ppo.ppo_state.rollouts
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)

@@ -26,7 +26,8 @@ class RewardFunction:
         eos_token_ids (`Collection[int]`):
             The policy's end-of-sequence ids: a completion that ends in one is finished.
         mean (`float`, *optional*, defaults to `0.0`), deviation (`float`, *optional*, defaults to `1.0`):
-            The reward becomes (r - mean) / deviation, see [`standardisation`].
+            The reward becomes (r - mean) / deviation, see
+            [`~trl_rlp.trainer.standardisation.standardise`].
         max_length (`int`, *optional*):
             As in [`~trl_rlp.data.scoring.score`].
         name (`str`, *optional*, defaults to `"reward_model"`):
@@ -53,16 +54,32 @@ class RewardFunction:
         reads_policy_tokens: bool = False,
         require_finite: bool = True,
     ):
+        self.model = model.eval().requires_grad_(False)
+        self.processing_class = processing_class
+        self.eos_token_ids = frozenset(eos_token_ids)
+        self.max_length = max_length
+        self.set_scale(mean, deviation)
+        self.reads_policy_tokens, self.require_finite = reads_policy_tokens, require_finite
+        self.__name__ = name
+
+    def set_scale(self, mean: float, deviation: float) -> None:
+        """
+        Sets what the rewards are brought to one scale by.
+
+        Args:
+            mean (`float`):
+                Is taken from each.
+            deviation (`float`):
+                Divides each, above 0.
+
+        Raises:
+            ValueError: if the deviation is not positive.
+        """
         if not deviation > 0:
             raise ValueError(
                 f"`deviation` must be positive, got {deviation}. Rewards that are all equal cannot be standardised."
             )
-        self.model = model.eval().requires_grad_(False)
-        self.processing_class = processing_class
-        self.eos_token_ids = frozenset(eos_token_ids)
-        self.mean, self.deviation, self.max_length = mean, deviation, max_length
-        self.reads_policy_tokens, self.require_finite = reads_policy_tokens, require_finite
-        self.__name__ = name
+        self.mean, self.deviation = mean, deviation
 
     def __call__(
         self, prompts: list, completions: list, completion_ids: list[list[int]], **kwargs: Any

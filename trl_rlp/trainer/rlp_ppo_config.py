@@ -1,14 +1,12 @@
 """Settings of the PPO trainer."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
-
-from trl import GRPOConfig
 
 from trl_rlp.losses.kl import KL_ESTIMATORS
 from trl_rlp.trainer.mappings import mapping
-from trl_rlp.trainer.ppo_fields import REPLACED, UNUSED, PPOFields
+from trl_rlp.trainer.ppo_fields import PPOFields
 from trl_rlp.trainer.ppo_presets import PRESETS
 from trl_rlp.trainer.precision import default_precision
 from trl_rlp.trainer.rlp_reward_config import METHODS
@@ -177,7 +175,7 @@ class RLPPPOConfig(PPOFields):
     def __post_init__(self):
         self.bf16 = default_precision(self)
         self.rlp_reward_args = mapping("rlp_reward_args", self.rlp_reward_args) or {}
-        self._check_replaced()
+        self._check_defaults_of_grpo()
         self._check_names()
         self._check_ranges()
         if self.max_completion_length is None:
@@ -192,13 +190,6 @@ class RLPPPOConfig(PPOFields):
                 "completions: one of them could turn `kl_coef` negative. Raise it above a fifth of a rollout."
             )
 
-    def _check_replaced(self) -> None:
-        defaults = {entry.name: entry.default for entry in fields(GRPOConfig)}
-        for name in (*REPLACED, *UNUSED):
-            if vars(self)[name] != defaults[name]:
-                remedy = f"Set {REPLACED[name]} instead." if name in REPLACED else "Leave it at its default."
-                raise ValueError(f"`{name}`={vars(self)[name]!r} has no meaning in PPO. {remedy}")
-
     def _check_names(self) -> None:
         known = {
             "kl_estimator": KL_ESTIMATORS,
@@ -211,6 +202,11 @@ class RLPPPOConfig(PPOFields):
         for name, names in known.items():
             if vars(self)[name] not in names:
                 raise ValueError(f"`{name}` must be one of {list(names)}, got {vars(self)[name]!r}.")
+        if self.use_vllm and (self.stop_token is None or self.stop_token_id is not None):
+            raise ValueError(
+                "With `use_vllm` completions end at the model's EOS token. Leave `stop_token` at its default, and "
+                "pass other stop tokens to vLLM in `generation_kwargs`."
+            )
         if self.stop_token_id is not None:
             # "eos" is the default, so it cannot be told from a wish.
             self.stop_token = None

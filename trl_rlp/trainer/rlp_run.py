@@ -17,6 +17,7 @@ from trl_rlp.trainer.refinement_stage import Refinement, RefinementSettings, hol
 from trl_rlp.trainer.rlp_ppo_config import RLPPPOConfig
 from trl_rlp.trainer.rlp_reward_config import RLPRewardConfig
 from trl_rlp.trainer.run_folder import RunFolder
+from trl_rlp.trainer.token_prompts import text_prompts
 
 
 FOLDER = "rlp"
@@ -138,7 +139,7 @@ class RLPRun:
         self.args, self.inputs = args, inputs
         # A configuration resets accelerate's state, so it must be made before the trainer's accelerator.
         self._reward_config = refinement_config(args)
-        self.prompts = _with_text(prompts, processing_class)
+        self.prompts = text_prompts(prompts, processing_class)
         self.folder = RunFolder(Path(args.output_dir) / FOLDER, self._settings(policy, processing_class))
         self.initial_policy = self.folder.stage(
             INITIAL_POLICY, save_model, model=policy, processing_class=processing_class
@@ -199,11 +200,3 @@ class RLPRun:
         return refine_reward_model(
             self.folder, settings, policy, saved, self.prompts, self.inputs.equivalence, preferences, heldout
         )
-
-
-def _with_text(prompts: Dataset, processing_class: PreTrainedTokenizerBase) -> Dataset:
-    kept = [name for name in ("prompt", "answers") if name in prompts.column_names]
-    if "prompt" in kept:
-        return prompts.select_columns(kept)
-    texts = processing_class.batch_decode(prompts["input_ids"][:], skip_special_tokens=True)
-    return prompts.select_columns(kept).add_column("prompt", texts) if kept else Dataset.from_dict({"prompt": texts})

@@ -82,11 +82,18 @@ class RolloutTrainer(GRPOTrainer):
             self._terms["eval"].add(terms)
             return {"loss": -terms["objective/rlhf_reward"]}
         batch, terms = experience_of(generated, self._scores, self._ends, self._models, state, pad)
+        self._log_advantages(batch)
         is_finite = self._ppo.begin_rollout(batch)
         if is_finite:
             self._terms["train"].add(terms)
             state.adapt_kl_coef(self.accelerator.reduce(terms["objective/kl"], reduction="mean").item(), self.args)
         return batch
+
+    def _log_advantages(self, batch: dict[str, torch.Tensor]) -> None:
+        """Puts the mean advantage of each completion into the table of completions, in the place of GRPO's."""
+        means = batch["advantages"].sum(dim=1) / batch["completion_mask"].sum(dim=1).clamp(min=1)  # (batch,)
+        table, means = self._logs["advantages"], self.accelerator.gather(means).tolist()
+        table.extend(means[-table.maxlen :])
 
     @torch.no_grad()
     def generate_completions(self, sampling: bool = False) -> None:

@@ -125,3 +125,23 @@ def require_length(length: int, longest: int, name: str) -> None:
             f"{name} has {length} tokens, but the policy's context leaves {longest} beside a completion of "
             "`max_completion_length`. Shorten or drop the prompt, or lower `max_completion_length`."
         )
+
+
+def text_prompts(prompts: Dataset, processing_class: PreTrainedTokenizerBase) -> Dataset:
+    """
+    Gives prompts that text can be made of, for what reads no token ids.
+
+    Args:
+        prompts (`datasets.Dataset`):
+            `prompt`, or `input_ids`, which are decoded without special tokens.
+        processing_class (`PreTrainedTokenizerBase`):
+            The policy's tokenizer.
+
+    Returns:
+        `datasets.Dataset`: `prompt`, and `answers` if there are any.
+    """
+    kept = [name for name in ("prompt", "answers") if name in prompts.column_names]
+    if "prompt" in kept:
+        return prompts.select_columns(kept)
+    texts = processing_class.batch_decode(prompts["input_ids"][:], skip_special_tokens=True)
+    return Dataset.from_dict({"prompt": texts, **{name: prompts[name][:] for name in kept}})
