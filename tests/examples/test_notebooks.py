@@ -21,6 +21,30 @@ num_generations = 4
 training = {{"max_steps": 2, "per_device_train_batch_size": 4, "use_cpu": True}}
 lora = {{"r": 2, "target_modules": ["q_proj"]}}
 """,
+    "02_ppo_with_rlp.ipynb": """
+import trl_rlp.quickstart.questions as questions
+
+questions.load_questions = lambda: [questions.Question("even", f"Is {{i}} even?", ("yes",)) for i in range(40)]
+model_path = {model_path!r}
+num_generations = 4
+rollouts = 2
+completions_per_rollout = 4
+reward_training = {{"max_steps": 2, "per_device_train_batch_size": 4}}
+""",
+}
+PRINTED = {
+    "01_refine_a_reward_model.ipynb": ["questions accepted", "spg", "uml"],
+    "02_ppo_with_rlp.ipynb": [
+        "objective/kl",
+        "objective/scores",
+        "val/explained_variance",
+        "confidence",
+        "synthetic pairs of",
+        "human pairs: accuracy",
+        "policy pairs: accuracy",
+        "PPO with RLP: accuracy",
+        "PPO with RLP minus PPO",
+    ],
 }
 
 
@@ -36,7 +60,7 @@ def test_notebook_runs_from_top_to_bottom(path, tmp_path):
     code_cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(cell.execution_count is not None for cell in code_cells)
     text = "".join(output.get("text", "") for cell in code_cells for output in cell.outputs)
-    assert "questions accepted" in text and "spg" in text and "uml" in text
+    assert [expected for expected in PRINTED[path.name] if expected not in text] == []
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
