@@ -1,17 +1,20 @@
-"""The page's quick start runs, and page and code name the same metrics, files, presets, fields and arguments."""
+"""The page's snippets run, and page and code name the same metrics, files, presets, fields and arguments."""
 
 import inspect
 import re
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoModelForCausalLM
 
-from tests.ppo_runs import ppo_trainer
+from tests.ppo_runs import SETTINGS, ppo_trainer, prompts
+from tests.reward_runs import preferences
 from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from tests.trainer.test_rlp_ppo_config import FORMER
 from tests.trainer.test_rlp_ppo_trainer import FORMER_METRICS
+from tests.trainer.test_rlp_run import RLP, SameParity
 from trl_rlp.trainer.ppo_callback import VALUE_ADAPTER, VALUE_MODEL, VALUE_OPTIMIZER
 from trl_rlp.trainer.ppo_presets import PRESETS
 from trl_rlp.trainer.ppo_state import STATE_FILE
@@ -53,24 +56,45 @@ def presets() -> dict[str, tuple[str, str, str]]:
     }
 
 
+def run(heading: str, names: dict[str, Any]) -> RLPPPOTrainer:
+    """The trainer that the snippet of a section makes, with what it takes for granted in `names`."""
+    (snippet,) = re.findall(r"```python\n(.*?)```", PAGE.split(f"## {heading}\n")[1].split("\n## ")[0], flags=re.S)
+    exec(compile(snippet, f"rlp_ppo_trainer.md, {heading}", "exec"), names)
+    return names["trainer"]
+
+
 @pytest.fixture(scope="module")
 def quick_start(tmp_path_factory):
     """The trainer of the quick start, trained in a folder with the models that it names."""
     folder, tokenizer = tmp_path_factory.mktemp("page"), tiny_tokenizer()
     save(tiny_causal_lm(tokenizer), tokenizer, folder / "sft_model")
     save(tiny_reward_model(tokenizer, seed=3), tokenizer, folder / "reward_model")
-    (snippet,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.S)
-    names = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        exec(compile(snippet, "rlp_ppo_trainer.md", "exec"), names)
-    return folder, names["trainer"]
+        return folder, run("Quick start", {})
 
 
 def test_the_quick_start_trains_and_saves(quick_start):
     folder, trainer = quick_start
     assert [row["episode"] for row in trainer.state.log_history if "episode" in row] == [4, 8]
     assert AutoModelForCausalLM.from_pretrained(folder / "ppo" / "final")
+
+
+def test_the_snippet_of_rlp_refines_the_reward_model(tmp_path, monkeypatch):
+    """With fewer episodes, another judge and its own names."""
+    monkeypatch.chdir(tmp_path)
+    tokenizer, small = tiny_tokenizer(), {**SETTINGS, **RLP, "total_episodes": 4, "stop_token": None}
+    names = {
+        "RLPPPOConfig": lambda folder, **fields: RLPPPOConfig(folder, **{**fields, **small}),
+        "RLPPPOTrainer": RLPPPOTrainer,
+        "NLIEquivalence": SameParity,
+        "tokenizer": tokenizer,
+        "policy": tiny_causal_lm(tokenizer),
+        "reward_model": tiny_reward_model(tokenizer, seed=3),
+        "prompts": prompts(),
+        "preferences": preferences(10),
+    }
+    assert run("RLP inside the trainer", names).refinement.reward_model.is_dir()
 
 
 def test_every_logged_metric_is_on_the_page(quick_start):
