@@ -30,6 +30,7 @@ PPO_OVERRIDDEN = {
     "_get_train_sampler": ["self", "dataset"],
     "_prepare_inputs": ["self", "generation_batch"],
     "_tokenize_prompts": ["self", "prompts"],
+    "_get_per_token_logps_and_entropies": ["self"],
     "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
     "_generate_and_score_completions": ["self", "inputs"],
     "create_scheduler": ["self", "num_training_steps", "optimizer"],

@@ -106,3 +106,19 @@ def test_a_completion_with_a_stop_token_is_finished():
         "completion_mask": torch.tensor([[1, 1, 0], [1, 1, 0], [1, 1, 1]]),
     }
     assert is_finished(batch, [1, 7]).tolist() == [True, False, True]
+
+
+def test_a_completion_without_tokens_is_scored_where_the_first_would_be(tmp_path):
+    mask = torch.tensor([[False, False], [True, True]])
+    zeros = torch.zeros(2, 2)
+    args = ppo_config(tmp_path, score_position="after_last_token", lam=1.0)
+    found = advantages_of(torch.tensor([3.0, 1.0]), zeros, zeros, zeros, mask, args, 0.5, ACCELERATOR)
+    assert found["returns"][0].tolist() == [3.0, 0.0]
+    assert found["value_mask"].tolist() == [[True, False], [True, True]]
+
+
+def test_a_single_token_has_no_advantage_over_itself(tmp_path):
+    one, zero = torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1)
+    args = ppo_config(tmp_path, whiten_rewards=True)
+    found = advantages_of(torch.tensor([3.0]), zero, zero, zero, one, args, 0.5, ACCELERATOR)
+    assert found["advantages"].tolist() == [[0.0]] and found["returns"].tolist() == [[3.0]]

@@ -65,3 +65,12 @@ def test_values_need_not_be_clipped(tmp_path):
     loss, terms = loss_of(tmp_path, batch(), cliprange_value=None)
     assert terms["loss/value_avg"].item() == pytest.approx(0.13 / 3)
     assert terms["val/clipfrac_avg"].item() == 0
+
+
+def test_a_micro_batch_without_tokens_of_the_policy_still_trains_the_critic(tmp_path):
+    """All completions are EOS alone, which the former trainer's masks leave to the critic."""
+    none, first = torch.zeros(2, 2, dtype=torch.bool), torch.tensor([[True, False], [True, False]])
+    loss, terms = loss_of(tmp_path, batch(completion_mask=none, value_mask=first))
+    value = (0.64 / 2 + 0.64 / 2) / 3
+    assert loss.item() == pytest.approx(0.1 * value)
+    assert terms["loss/policy_avg"].item() == 0.0

@@ -24,6 +24,11 @@ def test_equal_scores_have_no_deviation_to_divide_by():
     assert PPOState(0.1).add_scores(moments(2.0, 2.0)[None]) == 1.0
 
 
+def test_before_any_finite_score_nothing_is_divided():
+    state = PPOState(0.1)
+    assert state.add_scores(moments()[None]) == 1.0 and state.score_count == 0
+
+
 def test_an_adaptive_weight_follows_its_target(tmp_path):
     """Four completions a rollout, horizon 100: an error clipped to .2 moves it by .2 * 4 / 100."""
     args = ppo_config(tmp_path, adaptive_kl=True, kl_target=2.0, kl_horizon=100)

@@ -148,7 +148,7 @@ def test_fields_of_grpo_without_a_meaning_are_refused_and_their_successor_named(
     values = {"loss_type": "grpo", "importance_sampling_level": "sequence", "scale_rewards": "none"}
     values |= {"multi_objective_aggregation": "normalize_then_sum"}
     default = GRPO[name].default
-    value = values.get(name, True if default is False else 3)
+    value = values.get(name, True if default is False else 7)
     with pytest.raises(ValueError, match=rf"`{name}`=.* has no meaning in PPO. (Set .* instead|Leave it)"):
         ppo_config(tmp_path, **{name: value})
 

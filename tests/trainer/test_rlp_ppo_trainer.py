@@ -4,7 +4,7 @@ import json
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
-from peft import LoraConfig
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -13,9 +13,10 @@ from transformers import (
     TrainerCallback,
 )
 
-from tests.ppo_runs import logged, ppo_trainer, prompts
+from tests.ppo_runs import logged, ppo_config, ppo_trainer, prompts
 from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.scoring import score
+from trl_rlp.trainer.rlp_ppo_trainer import RLPPPOTrainer
 
 
 FORMER_METRICS = {
@@ -365,7 +366,7 @@ def test_a_rollout_that_is_not_finite_is_skipped_and_counted(tmp_path):
 
     trainer = ppo_trainer(tmp_path, reward_funcs=[reward], normalise_rewards=True)
     trainer.train()
-    assert [row["skipped_steps"] for row in trainer.state.log_history if "skipped_steps" in row] == [0, 2]
+    assert [row["skipped_steps"] for row in trainer.state.log_history if "skipped_steps" in row] == [0, 2, 2]
     assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
 
 
@@ -430,6 +431,26 @@ ERRORS = {
         "`train_dataset` row 0 holds token id 9999, outside the policy's embedding",
     ),
     "no column": (lambda: {"data": Dataset.from_dict({"text": ["a"] * 8})}, "`train_dataset` lacks a column `prompt`"),
+    "reward as critic": (
+        lambda: (lambda model: {"reward_model": model, "value_model": model})(tiny_reward_model(tiny_tokenizer())),
+        "`value_model` is also the policy, the reference or the reward model",
+    ),
+    "labels of a further source": (
+        lambda: {"reward_funcs": [tiny_reward_model(tiny_tokenizer(), num_labels=2)]},
+        "A model of `reward_funcs` has `num_labels`=2",
+    ),
+    "unknown adapter": (
+        lambda: {"ref_adapter_name": "two"},
+        "`ref_adapter_name`='two' is none of the policy's adapters",
+    ),
+    "virtual tokens": (
+        lambda: {"peft_config": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)},
+        "one of virtual tokens",
+    ),
+    "standardised stream": (
+        lambda: {"data": Dataset.from_dict({"prompt": ["a"] * 8}).to_iterable_dataset(), "standardise_rewards": True},
+        "`train_dataset` is a stream, which `standardise_rewards` cannot sample",
+    ),
     "tokenizers": (
         lambda: {"reward_processing_class": [tiny_tokenizer(), None]},
         "`reward_processing_class` has 2 entries for 1 sources",
@@ -451,3 +472,112 @@ def test_a_long_text_is_named_when_it_is_read(tmp_path):
 def test_another_collator_is_warned_of(tmp_path, caplog):
     ppo_trainer(tmp_path, data_collator=lambda rows: rows)
     assert "`data_collator` (`function`) is not used" in caplog.text
+
+
+def test_without_a_stop_token_completions_go_on_whatever_the_model_s_own_config_says(tmp_path):
+    model = tiny_causal_lm(tiny_tokenizer())
+    model.generation_config.eos_token_id = list(range(len(tiny_tokenizer())))
+    model.generation_config.suppress_tokens = list(range(50))
+    trainer = ppo_trainer(tmp_path, model=model, stop_token=None, eval_dataset=prompts(2), num_sample_generations=1)
+    trainer.train()
+    assert [row["completions/mean_length"] for row in logged(trainer)[:3]] == [6, 6, 6]
+    assert len(model.generation_config.suppress_tokens) == 50
+
+
+def test_the_critic_trains_with_checkpointing(tmp_path, monkeypatch):
+    trainer = ppo_trainer(tmp_path, gradient_checkpointing=True)
+    layer = trainer.value_model.model.layers[0]
+    calls = []
+    checkpoint = layer._gradient_checkpointing_func
+    monkeypatch.setattr(layer, "_gradient_checkpointing_func", lambda *a, **k: calls.append(1) or checkpoint(*a, **k))
+    trainer.train()
+    assert trainer.value_model.training and len(calls) >= 12
+
+
+def test_one_completion_of_one_token_can_be_evaluated(tmp_path):
+    trainer = ppo_trainer(tmp_path, eval_dataset=prompts(1), response_length=1, per_device_eval_batch_size=1)
+    assert "eval_objective/rlhf_reward" in trainer.evaluate()
+
+
+def test_a_critic_from_a_reward_model_in_bf16_has_the_policy_s_dtype(tmp_path):
+    trainer = ppo_trainer(tmp_path, reward_model=tiny_reward_model(tiny_tokenizer(), seed=3).to(torch.bfloat16))
+    assert trainer.value_model.dtype == torch.float32 and trainer.reward_model.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("argument", ["reward_model", "reward_funcs"])
+def test_a_reward_model_may_be_an_adapter(tmp_path, argument):
+    model = get_peft_model(
+        tiny_reward_model(tiny_tokenizer(), seed=3), LoraConfig(r=2, target_modules=["q_proj"], task_type="SEQ_CLS")
+    )
+    before = weights(model)
+    trainer = ppo_trainer(tmp_path, **{argument: [model] if argument == "reward_funcs" else model})
+    trainer.train()
+    assert not has_changed(model, before)
+    assert not any("lora" in name for name, _ in trainer.value_model.named_parameters())
+
+
+def test_the_named_adapter_is_trained_against_the_named_reference(tmp_path):
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    model = get_peft_model(tiny_causal_lm(tiny_tokenizer()), config, adapter_name="one")
+    model.add_adapter("two", config)
+    before = weights(model)
+    trainer = ppo_trainer(tmp_path, model=model, model_adapter_name="two", ref_adapter_name="one")
+    trainer.train()
+    changed = {name for name, weight in weights(model).items() if not torch.equal(weight, before[name])}
+    assert changed and all(".two." in name for name in changed)
+
+
+def test_rows_that_are_padded_already_are_read_by_their_mask(tmp_path):
+    tokenizer = tiny_tokenizer()
+    rows = tokenizer(["ab", "abcdef"] * 4, padding="max_length", max_length=10, padding_side="left")
+    texts = tokenizer(["ab", "abcdef"] * 4)
+    logs = []
+    for name, columns in (("padded", rows), ("plain", texts)):
+        trainer = ppo_trainer(tmp_path / name, Dataset.from_dict(dict(columns)))
+        trainer.train()
+        logs.append(logged(trainer))
+    assert logs[0] == logs[1]
+
+
+def test_the_first_of_several_evaluation_sets_is_printed(tmp_path, capsys):
+    trainer = ppo_trainer(
+        tmp_path, eval_dataset={"one": prompts(2), "two": prompts(2, "chat")}, num_sample_generations=1
+    )
+    trainer.train()
+    assert "ab0:" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"`eval_dataset\['two'\]` lacks a column `prompt`"):
+        ppo_trainer(tmp_path, eval_dataset={"one": prompts(2), "two": Dataset.from_dict({"text": ["a"]})})
+
+
+def test_printed_completions_stay_out_of_the_table_of_the_rollout(tmp_path):
+    evaluation = Dataset.from_dict({"prompt": ["evaluated"] * 2})
+    trainer = ppo_trainer(tmp_path, total_episodes=4, eval_dataset=evaluation, num_sample_generations=1)
+    trainer.train()
+    assert len(trainer._logs["prompt"]) == 4 and "evaluated" not in trainer._logs["prompt"]
+
+
+def test_rewards_are_standardised_once(tmp_path):
+    trainer = ppo_trainer(tmp_path, standardise_rewards=True, total_episodes=4)
+    trainer.train()
+    function = trainer.reward_funcs[0]
+    scale = function.mean, function.deviation
+    trainer.train()
+    assert (function.mean, function.deviation) == scale
+
+
+def test_biases_and_norms_of_the_critic_do_not_decay(tmp_path):
+    trainer = ppo_trainer(tmp_path, weight_decay=0.1)
+    decayed, rest = trainer._ppo.optimizer.param_groups
+    assert (decayed["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)
+    assert all(parameter.ndim == 1 for parameter in rest["params"]) and rest["params"]
+    assert all(parameter.ndim == 2 for parameter in decayed["params"])
+
+
+def test_prompts_are_needed(tmp_path):
+    with pytest.raises(ValueError, match="`train_dataset` is None. Pass prompts"):
+        RLPPPOTrainer(
+            ppo_config(tmp_path),
+            tiny_tokenizer(),
+            tiny_causal_lm(tiny_tokenizer()),
+            reward_model=tiny_reward_model(tiny_tokenizer()),
+        )

@@ -14,6 +14,7 @@ from tests.reward_runs import preferences
 from tests.tiny_models import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.normalisation import normalise_text
 from trl_rlp.trainer.artifacts import load_data
+from trl_rlp.trainer.rlp_run import argument_fingerprint
 
 
 REWARD = {"max_steps": 2, "per_device_train_batch_size": 2, "use_cpu": True, "report_to": "none", "logging_steps": 1}
@@ -98,6 +99,10 @@ def test_the_folder_of_another_run_is_refused(tmp_path):
     rlp_trainer(tmp_path).train()
     with pytest.raises(ValueError, match="holds a run with other settings"):
         rlp_trainer(tmp_path, model=tiny_causal_lm(tiny_tokenizer(), seed=9))
+    with pytest.raises(ValueError, match="holds a run with other settings"):
+        rlp_trainer(tmp_path, reward_model=tiny_reward_model(tiny_tokenizer(), seed=9))
+    with pytest.raises(ValueError, match="holds a run with other settings"):
+        rlp_trainer(tmp_path, peft_config=LoraConfig(r=2, target_modules=["q_proj"]))
 
 
 def test_plain_ppo_leaves_no_folder(tmp_path):
@@ -152,3 +157,21 @@ def test_fields_of_the_refinement_may_be_json(tmp_path):
     args = ppo_config(tmp_path, rlp_reward_args=json.dumps({"max_steps": 3}))
     assert args.rlp_reward_args == {"max_steps": 3}
     assert "rlp_method" not in SETTINGS and args.rlp_method == "none"
+
+
+def test_only_the_last_policy_is_pushed(tmp_path, monkeypatch):
+    pushed = []
+    monkeypatch.setattr(
+        module.PPOTrainer, "init_hf_repo", lambda self, *args, **kwargs: pushed.append(self.args.output_dir)
+    )
+    monkeypatch.setattr(module.PPOTrainer, "push_to_hub", lambda self, *args, **kwargs: None)
+    monkeypatch.setattr(module.PPOTrainer, "_push_from_checkpoint", lambda self, folder: None)
+    rlp_trainer(tmp_path, push_to_hub=True).train()
+    assert set(pushed) == {str(tmp_path)}
+
+
+def test_arguments_are_told_apart():
+    first, second = (LoraConfig(r=2, target_modules=list(names)) for names in ("ab", "ba"))
+    assert argument_fingerprint(first) == argument_fingerprint(second)
+    assert argument_fingerprint(first) != argument_fingerprint(LoraConfig(r=4, target_modules=["a", "b"]))
+    assert argument_fingerprint([None, "folder", len]) == [None, "folder", "len"]

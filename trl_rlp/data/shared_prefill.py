@@ -65,7 +65,7 @@ def generate_samples(
     if cache is not None:
         order = torch.arange(len(ids), device=model.device).repeat_interleave(num_generations)
         cache.reorder_cache(order)  # batch_repeat_interleave is missing where a layer is recurrent
-    with _own_settings_off(model):
+    with own_settings_off(model):
         sequences = model.generate(
             input_ids=input_ids.repeat_interleave(num_generations, dim=0),
             attention_mask=attention_mask.repeat_interleave(num_generations, dim=0),
@@ -88,7 +88,7 @@ def _prefill(
         one_token = GenerationConfig(
             max_new_tokens=1, do_sample=False, pad_token_id=pad_token_id, return_dict_in_generate=True, use_cache=True
         )
-        with _own_settings_off(model):
+        with own_settings_off(model):
             cache = model.generate(
                 input_ids=input_ids[:, :-1], attention_mask=attention_mask[:, :-1], generation_config=one_token
             )[name]
@@ -116,8 +116,14 @@ def _holds_all(cache: Cache, length: int) -> bool:
 
 
 @contextmanager
-def _own_settings_off(model: PreTrainedModel | PeftModel) -> Iterator[None]:
-    """`generate` fills what a config leaves open from the model's own one: top-k, penalties. Inside, there is none."""
+def own_settings_off(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """
+    Keeps `generate` from filling what its config leaves open from the model's own: top-k, penalties, EOS.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Its `generation_config` is set back afterwards.
+    """
     owners = [owner for owner in dict.fromkeys([model, _base_model(model)]) if "generation_config" in vars(owner)]
     configs = [owner.generation_config for owner in owners]
     try:

@@ -87,11 +87,11 @@ def initial_value_model(
             `"reward"`, `"policy"`, or `None` for the reward model if its embedding has the policy's size.
         policy ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             The policy; its adapters are left out.
-        reward_model ([`~transformers.PreTrainedModel`], *optional*):
-            The reward model, if it reads the policy's tokens.
+        reward_model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*):
+            The reward model, if it reads the policy's tokens; adapters are merged in.
 
     Returns:
-        [`~transformers.PreTrainedModel`]: a copy; it shares no weights with either.
+        [`~transformers.PreTrainedModel`]: a copy, of the policy's dtype; it shares no weights with either.
 
     Raises:
         ValueError: if `"reward"` is asked for and there is no such reward model.
@@ -102,7 +102,13 @@ def initial_value_model(
             '`value_model_init="policy"` or pass `value_model`.'
         )
     if init != "policy" and reward_model is not None:
-        model = copy.deepcopy(reward_model).requires_grad_(True)
+        model = copy.deepcopy(reward_model)
+        if isinstance(model, PeftModel):
+            model = model.merge_and_unload()
+        model.requires_grad_(True)
+        if model.dtype != policy.dtype and not getattr(model, "is_quantized", False):
+            # Reward models are often kept in bf16, in which small steps of an optimizer are lost.
+            model.to(policy.dtype)
     else:
         model = _classifier_of(policy)
     with torch.no_grad():

@@ -159,9 +159,10 @@ def advantages_of(
         and for the log `kl` (nats) and `penalties` (its part of the rewards), 0 outside `mask`.
     """
     kl = kl_estimate(log_probs, ref_log_probs, args.kl_estimator).masked_fill(~mask, 0)
-    positions, value_mask = (last_token(mask), mask)
     if args.score_position == "after_last_token":
         positions, value_mask = after_last_token(mask)
+    else:
+        positions, value_mask = last_token(mask), mask
     rewards = token_rewards(scores, kl, mask, kl_coef, positions)
     if args.whiten_rewards:
         rewards = _whitened(rewards, value_mask, args, accelerator, shift_mean=False)
@@ -179,5 +180,8 @@ def _whitened(
     values: torch.Tensor, mask: torch.Tensor, args: RLPPPOConfig, accelerator: Accelerator, shift_mean: bool = True
 ) -> torch.Tensor:
     moments = accelerator.gather(masked_moments(values, mask)[None])  # (processes, 3)
+    if moments[:, 0].sum() < 2:
+        # Evaluation may end with a batch of one completion of one token, which has no deviation to divide by.
+        return values.masked_fill(~mask, 0) * (not shift_mean)
     mean, variance = pooled_mean_and_variance(moments, unbiased=args.unbiased_whitening)
     return whiten(values, mask, mean, variance, shift_mean)

@@ -1,5 +1,6 @@
 """What happens around PPO's optimizer steps: the critic's own step, steps left out, checkpoints between rollouts."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,11 @@ class PPOCallback(TrainerCallback):
             The trainer's.
         optimizer_class (`type`), optimizer_kwargs (`dict`):
             What the policy's optimizer is made of.
+        decayed (`Collection[str]`):
+            The critic's parameters that `weight_decay` is for; the trainer leaves out biases and norms.
+
+    Raises:
+        ValueError: if the value model is to warm up alone under DeepSpeed.
     """
 
     def __init__(
@@ -49,17 +55,26 @@ class PPOCallback(TrainerCallback):
         accelerator: Accelerator,
         optimizer_class: type[torch.optim.Optimizer],
         optimizer_kwargs: dict[str, Any],
+        decayed: Collection[str],
     ):
         self.accelerator, self.output_dir = accelerator, args.output_dir
         self.ppo_state = PPOState(kl_coef=args.kl_coef)
         self.learning_rate = args.value_learning_rate or args.learning_rate
-        parameters = [parameter for parameter in critic.parameters() if parameter.requires_grad]
-        self.critic, self.optimizer = (
-            critic,
-            optimizer_class(parameters, **{**optimizer_kwargs, "lr": self.learning_rate}),
-        )
+        trained = {name: parameter for name, parameter in critic.named_parameters() if parameter.requires_grad}
+        groups = [
+            {"params": [p for name, p in trained.items() if name in decayed], "weight_decay": args.weight_decay},
+            {"params": [p for name, p in trained.items() if name not in decayed], "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
+        optimizer = optimizer_class(groups, **{**optimizer_kwargs, "lr": self.learning_rate})
+        self.critic, self.optimizer = critic, optimizer
         # A DeepSpeed engine holds one model, the policy; the critic is then a whole copy in each process.
         self._is_replicated = accelerator.distributed_type == DistributedType.DEEPSPEED
+        if self._is_replicated and args.value_warmup_rollouts:
+            raise ValueError(
+                "`value_warmup_rollouts` has no effect under DeepSpeed, whose engine steps the policy by itself. "
+                "Leave it at 0, or use FSDP."
+            )
         if not self._is_replicated:
             self.critic, self.optimizer = accelerator.prepare(self.critic, self.optimizer)
         self._is_finite, self._is_bad_rollout = True, False

@@ -7,7 +7,7 @@ from typing import Any
 
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rlp.data.row_scores import require_reward_model
@@ -18,7 +18,7 @@ from trl_rlp.trainer.rlp_ppo_config import RLPPPOConfig
 
 logger = get_logger(__name__)
 
-RewardSource = str | PreTrainedModel | Callable[..., list[float]]
+RewardSource = str | PreTrainedModel | PeftModel | Callable[..., list[float]]
 
 
 def loaded_policy(model: str | PreTrainedModel | PeftModel, args: RLPPPOConfig) -> PreTrainedModel | PeftModel:
@@ -39,10 +39,42 @@ def loaded_policy(model: str | PreTrainedModel | PeftModel, args: RLPPPOConfig) 
     return AutoModelForCausalLM.from_pretrained(model, **{"dtype": "float32", **(args.model_init_kwargs or {})})
 
 
+def choose_adapter(model: PreTrainedModel | PeftModel, peft_config: PeftConfig | None, args: RLPPPOConfig) -> None:
+    """
+    Makes the adapter active that is to be trained.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The policy.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            Of an adapter that is yet to be added.
+        args ([`~trl_rlp.trainer.rlp_ppo_config.RLPPPOConfig`]):
+            `model_adapter_name` and `ref_adapter_name` are read.
+
+    Raises:
+        ValueError: if the policy has no adapter of a name, or one of virtual tokens.
+    """
+    adapters = model.peft_config if isinstance(model, PeftModel) else {}
+    if any(config is not None and config.is_prompt_learning for config in (peft_config, *adapters.values())):
+        raise ValueError(
+            "The policy's adapter is one of virtual tokens (prompt or prefix tuning), whose log-probabilities PPO "
+            "does not read. Use LoRA or another adapter of weights."
+        )
+    for name in ("model_adapter_name", "ref_adapter_name"):
+        if vars(args)[name] not in (None, *adapters):
+            raise ValueError(
+                f"`{name}`={vars(args)[name]!r} is none of the policy's adapters, which are {list(adapters)}. Name "
+                "one of them, or pass a `PeftModel` that has it."
+            )
+    if args.model_adapter_name is not None:
+        model.set_adapter(args.model_adapter_name)
+
+
 def require_models(
     model: PreTrainedModel | PeftModel,
     ref_model: PreTrainedModel | None,
-    reward_model: PreTrainedModel | None,
+    reward_model: PreTrainedModel | PeftModel | None,
+    value_model: PreTrainedModel | None,
     reward_funcs: Sequence[RewardSource],
 ) -> None:
     """
@@ -53,19 +85,26 @@ def require_models(
             The policy.
         ref_model ([`~transformers.PreTrainedModel`], *optional*):
             The reference.
-        reward_model ([`~transformers.PreTrainedModel`], *optional*):
+        reward_model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*):
             The reward model.
+        value_model ([`~transformers.PreTrainedModel`], *optional*):
+            The value model.
         reward_funcs (`Sequence`):
             Further sources of rewards.
 
     Raises:
         TypeError: if the reward model is not a `transformers` model.
-        ValueError: if policy and reference are one object, there is no reward, or `num_labels` is not 1.
+        ValueError: if two of them are one object, there is no reward, or `num_labels` is not 1.
     """
     if ref_model is model:
         raise ValueError(
             "`model` and `ref_model` are the same object, so the KL divergence would always be 0. Pass None for a "
             "copy of the policy as it starts, or load the reference apart."
+        )
+    if value_model is not None and any(value_model is other for other in (model, ref_model, reward_model)):
+        raise ValueError(
+            "`value_model` is also the policy, the reference or the reward model, but it is trained on its own. Leave "
+            "it at None for a copy of the reward model, or load it apart."
         )
     if reward_model is None and not reward_funcs:
         raise ValueError("`reward_model` is None and there are no `reward_funcs`. Pass one of them.")
@@ -148,11 +187,15 @@ def reward_functions(
         )
     functions = []
     for source, tokenizer in zip(sources, tokenizers, strict=True):
-        if callable(source) and not isinstance(source, PreTrainedModel):
+        if callable(source) and not isinstance(source, (PreTrainedModel, PeftModel)):
             functions.append(source)
             continue
         model, saved = load_reward_model(source) if isinstance(source, str) else (source, None)
         tokenizer = tokenizer or saved or _tokenizer_of(model, is_first=source is reward_model) or processing_class
+        try:
+            require_reward_model(model)
+        except ValueError as error:
+            raise ValueError(str(error).replace("`model`", "A model of `reward_funcs`", 1)) from None
         name = "reward_model" if source is reward_model else str(model.name_or_path).split("/")[-1] or "reward_model"
         options = {"name": name, "reads_policy_tokens": knows_tokens_of(tokenizer, processing_class)}
         options["require_finite"] = False
@@ -217,7 +260,7 @@ def with_safe_padding(processing_class: PreTrainedTokenizerBase, vocabulary_size
     return processing_class
 
 
-def counted_in_steps(args: RLPPPOConfig, train_dataset: Dataset | IterableDataset) -> RLPPPOConfig:
+def counted_in_steps(args: RLPPPOConfig, train_dataset: Dataset | IterableDataset | None) -> RLPPPOConfig:
     """
     Gives the settings as TRL's loop reads them: what counts rollouts becomes optimizer steps.
 
@@ -231,13 +274,20 @@ def counted_in_steps(args: RLPPPOConfig, train_dataset: Dataset | IterableDatase
         [`~trl_rlp.trainer.rlp_ppo_config.RLPPPOConfig`]: a copy.
 
     Raises:
-        ValueError: if there are fewer prompts than a rollout takes, or the length of the run is not known.
+        ValueError: if there are no prompts, or fewer than a rollout takes, or the length of the run is not known.
     """
+    if train_dataset is None:
+        raise ValueError("`train_dataset` is None. Pass prompts: a column `prompt` (text or messages) or `input_ids`.")
     args.local_batch_size = args.per_device_train_batch_size * args.steps_per_generation
     args.batch_size = args.local_batch_size * args.world_size
     args.micro_batch_size = args.per_device_train_batch_size * args.world_size
     args.mini_batch_size = args.batch_size // args.num_mini_batches
     args.local_mini_batch_size = args.local_batch_size // args.num_mini_batches
+    if isinstance(train_dataset, IterableDataset) and args.standardise_rewards:
+        raise ValueError(
+            "`train_dataset` is a stream, which `standardise_rewards` cannot sample beforehand. Load it whole, or use "
+            "`normalise_rewards`."
+        )
     prompts = None if isinstance(train_dataset, IterableDataset) else len(train_dataset)
     if prompts is not None and prompts * args.num_generations < args.batch_size:
         raise ValueError(

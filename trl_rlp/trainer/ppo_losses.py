@@ -64,16 +64,18 @@ def ppo_loss(
     loss = masked_mean(policy_tokens, mask, policy_count)
     loss = loss + args.vf_coef * masked_mean(value_tokens, value_mask, value_count)
     with torch.no_grad():
-        ratio = masked_mean((log_probs - old_log_probs).exp(), mask)
+        # A micro-batch whose completions are all EOS has no token where the former trainer's masks leave EOS out.
+        count, own_value_count = mask.sum().clamp(min=1), value_mask.sum().clamp(min=1)
+        ratio = masked_mean((log_probs - old_log_probs).exp(), mask, count)
         is_clipped = policy_is_clipped(log_probs, old_log_probs, advantages, mask, args.cliprange)
         value_clipped = value_is_clipped(values, old_values, returns, value_mask, args.cliprange_value)
         terms = [
-            masked_mean(policy_tokens, mask),
-            masked_mean(value_tokens, value_mask),
-            masked_mean(kl_estimate(log_probs, old_log_probs, "k2"), mask),
-            masked_mean(is_clipped, mask),
-            masked_mean(entropies, mask),
-            masked_mean(value_clipped, value_mask),
+            masked_mean(policy_tokens, mask, count),
+            masked_mean(value_tokens, value_mask, own_value_count),
+            masked_mean(kl_estimate(log_probs, old_log_probs, "k2"), mask, count),
+            masked_mean(is_clipped, mask, count),
+            masked_mean(entropies, mask, count),
+            masked_mean(value_clipped, value_mask, own_value_count),
             ratio,
             ratio.square(),
         ]

@@ -140,12 +140,15 @@ class PPOModels:
         parts: dict[str, list[torch.Tensor]] = {
             name: [] for name in ("old_log_probs", "entropies", "ref_log_probs", "old_values")
         }
+        was_training = self.critic.training
+        self.critic.eval()
         for part in tokens.parts(self.args.local_rollout_forward_batch_size):
             log_probs, entropies = self.log_probs(self.policy, part)
             with self._reference() as reference:
                 ref_log_probs, _ = self.log_probs(reference, part)
             for name, tensor in zip(parts, (log_probs, entropies, ref_log_probs, self.values(part)), strict=True):
                 parts[name].append(tensor)
+        self.critic.train(was_training)
         return {name: torch.cat(tensors) for name, tensors in parts.items()}
 
     @contextlib.contextmanager
@@ -158,8 +161,9 @@ class PPOModels:
             with policy.disable_adapter():
                 yield self.policy
             return
+        active = policy.active_adapter
         policy.set_adapter(self.args.ref_adapter_name)
         try:
             yield self.policy
         finally:
-            policy.set_adapter(self.args.model_adapter_name or "default")
+            policy.set_adapter(active)

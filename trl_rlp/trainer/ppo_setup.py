@@ -35,7 +35,7 @@ def context_left(model: PreTrainedModel | PeftModel, args: RLPPPOConfig) -> int 
 
 
 def require_datasets(
-    datasets: dict[str, Dataset | IterableDataset | None],
+    datasets: dict[str, Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None],
     model: PreTrainedModel | PeftModel,
     processing_class: PreTrainedTokenizerBase,
     args: RLPPPOConfig,
@@ -45,7 +45,7 @@ def require_datasets(
 
     Args:
         datasets (`dict`):
-            Data sets by the name of their argument.
+            Data sets by the name of their argument; one argument may hold several by name.
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             The policy.
         processing_class (`PreTrainedTokenizerBase`):
@@ -56,7 +56,9 @@ def require_datasets(
     Raises:
         ValueError: if a column is missing, or token ids do not fit the policy.
     """
-    for name, dataset in datasets.items():
+    several = {name: sets for name, sets in datasets.items() if isinstance(sets, dict)}
+    nested = {f"{name}[{key!r}]": dataset for name, sets in several.items() for key, dataset in sets.items()}
+    for name, dataset in {**datasets, **nested}.items():
         if not isinstance(dataset, Dataset):
             continue
         if "prompt" in dataset.column_names:
@@ -100,6 +102,7 @@ def prepared_value_model(
     Returns:
         [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`].
     """
+    value_model.train()  # models come in evaluation mode, in which checkpointing does nothing
     if args.gradient_checkpointing and value_model.supports_gradient_checkpointing:
         value_model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs or {"use_reentrant": False})
     if args.disable_dropout:

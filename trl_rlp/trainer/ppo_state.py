@@ -63,8 +63,10 @@ class PPOState:
                 [`~trl_rlp.losses.ppo.masked_moments`] of each process.
 
         Returns:
-            `float`: the standard deviation of all scores so far, 1 if they are all equal.
+            `float`: the standard deviation of all scores so far, 1 if they are all equal or there are none.
         """
+        if self.score_count + float(moments[:, 0].sum()) == 0:
+            return 1.0
         past = torch.tensor([self.score_count, self.score_mean, self.score_squares], dtype=torch.float64)
         moments = torch.cat([past[None], moments.double().cpu()])  # (processes + 1, 3)
         mean, variance = pooled_mean_and_variance(moments, unbiased=False)

@@ -15,6 +15,7 @@ from trl_rlp.trainer.critic import Critic, initial_value_model
 from trl_rlp.trainer.ppo_callback import PPOCallback
 from trl_rlp.trainer.ppo_inputs import (
     RewardSource,
+    choose_adapter,
     counted_in_steps,
     loaded_policy,
     require_models,
@@ -71,8 +72,9 @@ class PPOTrainer(RolloutTrainer):
         reward_funcs = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs] if reward_funcs else []
         model = loaded_policy(model, args)
         processing_class = processing_class or AutoTokenizer.from_pretrained(model.name_or_path)
-        require_models(model, ref_model, reward_model, reward_funcs)
+        require_models(model, ref_model, reward_model, value_model, reward_funcs)
         require_datasets({"train_dataset": train_dataset, "eval_dataset": eval_dataset}, model, processing_class, args)
+        choose_adapter(model, peft_config, args)
         warn_of_collator(data_collator)
         if ref_model is None and peft_config is None and not isinstance(model, PeftModel):
             # GRPO binds the policy's forward to the policy, and a copy made later would run the policy.
@@ -89,6 +91,7 @@ class PPOTrainer(RolloutTrainer):
         self._rollout: Rollout | None = None
         self._scores: torch.Tensor | None = None
         self._table: list[dict[str, Any]] | None = None
+        self._is_standardised = False
         super().__init__(
             model=model,
             reward_funcs=reward_functions(
@@ -124,9 +127,9 @@ class PPOTrainer(RolloutTrainer):
             value_model = initial_value_model(self.args.value_model_init, self.model, self._readable_reward_model())
         value_model = prepared_value_model(value_model, self._value_peft_config, self.args)
         optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args)
-        kwargs = {**kwargs, "weight_decay": self.args.weight_decay}
         critic = Critic(value_model).to(self.args.device)
-        self._ppo = PPOCallback(critic, self.args, self.accelerator, optimizer_class, kwargs)
+        decayed = self.get_decay_parameter_names(critic)
+        self._ppo = PPOCallback(critic, self.args, self.accelerator, optimizer_class, kwargs, decayed)
         self.add_callback(self._ppo)
         self._models = PPOModels(self.model, self.ref_model, self._ppo.critic, self.args, self.accelerator)
 
@@ -229,7 +232,7 @@ class PPOTrainer(RolloutTrainer):
         """
         mode, prefix = ("train", "") if self.model.training else ("eval", "eval_")
         metrics = with_ratio_variance(self._terms[mode].sums(self.accelerator))
-        if mode == "train" and metrics:
+        if mode == "train" and (metrics or "loss" in logs):
             state = self._ppo.ppo_state
             metrics |= {
                 "lr": logs.get("learning_rate", self.lr_scheduler.get_last_lr()[0]),
@@ -271,8 +274,9 @@ class PPOTrainer(RolloutTrainer):
             # Without any checkpoint it is for the trainer to complain.
             if checkpoint is not None:
                 self._ppo.load(checkpoint)
-        if self.args.standardise_rewards:
+        if self.args.standardise_rewards and not self._is_standardised:
             self._standardise_rewards()
+            self._is_standardised = True
         self._rollout = None
         self._start, self._first_rollout = time.time(), self._ppo.ppo_state.rollouts
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)

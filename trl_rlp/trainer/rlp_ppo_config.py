@@ -178,6 +178,16 @@ class RLPPPOConfig(PPOFields):
         self._check_defaults_of_grpo()
         self._check_names()
         self._check_ranges()
+        if self.fp16:
+            raise ValueError(
+                "`fp16` scales one loss, and PPO steps two optimizers. Set `bf16` where the hardware has it, or "
+                "neither."
+            )
+        if self.lr_scheduler_type == "reduce_lr_on_plateau":
+            raise ValueError(
+                '`lr_scheduler_type`="reduce_lr_on_plateau" waits for a metric that PPO does not aim at. Choose a '
+                "schedule of steps, such as `linear`."
+            )
         if self.max_completion_length is None:
             self.max_completion_length = self.response_length
         self.response_length = self.max_completion_length
@@ -239,7 +249,9 @@ class RLPPPOConfig(PPOFields):
         if self.gradient_accumulation_steps % self.num_mini_batches:
             raise ValueError(
                 f"`num_mini_batches`={self.num_mini_batches} does not divide `gradient_accumulation_steps`="
-                f"{self.gradient_accumulation_steps}, the micro-batches of a rollout. Make it a divisor."
+                f"{self.gradient_accumulation_steps}, the micro-batches of a rollout. Make it a divisor, for instance "
+                f"`gradient_accumulation_steps`={self.gradient_accumulation_steps * self.num_mini_batches} with "
+                f"`per_device_train_batch_size` divided by {self.num_mini_batches}."
             )
         self.steps_per_generation = self.gradient_accumulation_steps
         self.gradient_accumulation_steps //= self.num_mini_batches

@@ -145,8 +145,9 @@ class RLPPPOTrainer(PPOTrainer):
             "value_peft_config": value_peft_config,
         }
         if args.rlp_method != "none":
-            self._rlp = RLPRun(args, inputs, model, processing_class, train_dataset)
             first = copy.deepcopy(value_model)
+            deciding = {**arguments, "reward_model": reward_model, "value_model": value_model}
+            self._rlp = RLPRun(args, inputs, model, processing_class, train_dataset, deciding)
             self._first = {"args": args, **arguments, "reward_model": reward_model, "value_model": first}
             self._dtype = model.dtype
         super().__init__(
@@ -194,7 +195,7 @@ class RLPPPOTrainer(PPOTrainer):
     def _train_first(self, folder: Path) -> dict[str, float]:
         """Step 3 of Algorithm 1: a policy from the same start, against the reward model as it is."""
         args = copy.copy(self._first["args"])
-        args.output_dir = str(folder / CHECKPOINTS)
+        args.output_dir, args.push_to_hub = str(folder / CHECKPOINTS), False
         policy = AutoModelForCausalLM.from_pretrained(self._rlp.initial_policy, dtype=self._dtype)
         trainer = PPOTrainer(processing_class=self.processing_class, model=policy, **{**self._first, "args": args})
         trainer.train(resume_from_checkpoint=last_checkpoint(folder))
@@ -207,6 +208,7 @@ class RLPPPOTrainer(PPOTrainer):
         (self.reward_funcs[0],) = reward_functions(
             self.reward_model, [], processing_class, self.processing_class, self._ends, self.args.device
         )
+        self._is_standardised = False
         self.remove_callback(self._ppo)
         self._add_critic()
         set_seed(self.args.seed, device_specific=True)

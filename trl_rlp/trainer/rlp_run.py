@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, IterableDataset
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rlp.data.fingerprints import tokenizer_fingerprint, value_fingerprint, weights_fingerprint
@@ -21,6 +22,17 @@ from trl_rlp.trainer.token_prompts import text_prompts
 
 
 FOLDER = "rlp"
+DECIDING = (
+    "ref_model",
+    "reward_model",
+    "value_model",
+    "reward_funcs",
+    "reward_processing_class",
+    "peft_config",
+    "value_peft_config",
+)
+"""Arguments of the trainer that decide what the first policy becomes, beside those that a run always has."""
+
 INITIAL_POLICY = "initial_policy"
 
 
@@ -111,6 +123,35 @@ def refinement_config(args: RLPPPOConfig) -> RLPRewardConfig:
     return RLPRewardConfig(output_dir=args.output_dir, method=args.rlp_method, **args.rlp_reward_args)
 
 
+def argument_fingerprint(value: Any) -> Any:
+    """
+    Gives what tells an argument of a trainer from another in a file.
+
+    Args:
+        value (`Any`):
+            A model, a tokenizer, a PEFT config, a function (known by its name only), text, `None`, or a list of them.
+
+    Returns:
+        `str`, or a list of them, or `None`.
+    """
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [argument_fingerprint(entry) for entry in value]
+    if isinstance(value, nn.Module):
+        return weights_fingerprint(value)
+    if isinstance(value, PreTrainedTokenizerBase):
+        return tokenizer_fingerprint(value)
+    if isinstance(value, PeftConfig):
+        return value_fingerprint(json.loads(json.dumps(value.to_dict(), default=_plain)))
+    return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def _plain(value: Any) -> Any:
+    """A set has no order of its own: another process would write it down in another one."""
+    return sorted(value) if isinstance(value, (set, frozenset)) else str(value)
+
+
 class RLPRun:
     """
     The steps of Algorithm 1 before the last one, as stages under `output_dir`/rlp; finished ones are not done again.
@@ -126,6 +167,8 @@ class RLPRun:
             Its tokenizer.
         prompts (`datasets.Dataset`):
             `prompt`, or `input_ids`, of which the text is taken.
+        arguments (`dict[str, Any]`):
+            Of the trainer; those of [`DECIDING`] tell one run from another.
     """
 
     def __init__(
@@ -135,17 +178,20 @@ class RLPRun:
         policy: PreTrainedModel,
         processing_class: PreTrainedTokenizerBase,
         prompts: Dataset,
+        arguments: dict[str, Any],
     ):
         self.args, self.inputs = args, inputs
         # A configuration resets accelerate's state, so it must be made before the trainer's accelerator.
         self._reward_config = refinement_config(args)
         self.prompts = text_prompts(prompts, processing_class)
-        self.folder = RunFolder(Path(args.output_dir) / FOLDER, self._settings(policy, processing_class))
+        self.folder = RunFolder(Path(args.output_dir) / FOLDER, self._settings(policy, processing_class, arguments))
         self.initial_policy = self.folder.stage(
             INITIAL_POLICY, save_model, model=policy, processing_class=processing_class
         )
 
-    def _settings(self, policy: PreTrainedModel, processing_class: PreTrainedTokenizerBase) -> dict[str, Any]:
+    def _settings(
+        self, policy: PreTrainedModel, processing_class: PreTrainedTokenizerBase, arguments: dict[str, Any]
+    ) -> dict[str, Any]:
         """What decides the results; where they go and what is logged does not."""
         left_out = ("output_dir", "logging_dir", "run_name", "report_to", "hub_", "push_", "log_", "logging_", "save_")
         values = {name: value for name, value in self.args.to_dict().items() if not name.startswith(left_out)}
@@ -157,6 +203,7 @@ class RLPRun:
             "prompts": value_fingerprint(self.prompts.to_list()),
             "preference_dataset": value_fingerprint(self.inputs.preference_dataset.to_list()),
             "equivalence": None if equivalence is None else equivalence.fingerprint,
+            **{name: argument_fingerprint(arguments[name]) for name in DECIDING},
         }
 
     def refine(

@@ -1,5 +1,6 @@
 """GRPO's trainer with PPO's rollouts: the one place that overrides private names of TRL's."""
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +9,7 @@ from datasets import Dataset
 from torch.utils.data import Sampler
 from trl import GRPOTrainer
 
+from trl_rlp.data.shared_prefill import own_settings_off
 from trl_rlp.trainer.experience import experience_of
 from trl_rlp.trainer.ppo_callback import PPOCallback
 from trl_rlp.trainer.ppo_models import PPOModels
@@ -60,6 +62,12 @@ class RolloutTrainer(GRPOTrainer):
             require_length(max(map(len, prompt_ids)), self._longest_prompt, "A prompt")
         return prompt_ids, images, fields
 
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor | None, ...]:
+        """Saves a pass over the policy that GRPO needs and PPO does not, unless vLLM's figures are held against it."""
+        if self.use_vllm:
+            return super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        return None, None, None
+
     def _calculate_rewards(self, inputs: list, prompts: list, completions: list, completion_ids: list) -> torch.Tensor:
         """Keeps this process's scores, which GRPO turns into advantages of its own."""
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids)  # (all, functions)
@@ -74,7 +82,8 @@ class RolloutTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Gives a rollout with all that the losses need; in evaluation, minus the objective as its loss."""
         rows = with_prompts(inputs, self.processing_class, self._vocabulary_size)
-        generated = super()._generate_and_score_completions(rows)
+        with own_settings_off(self.model):
+            generated = super()._generate_and_score_completions(rows)
         state, pad = self._ppo.ppo_state, self._pad_token_id
         if not self.model.training:
             # Evaluation prompts must not move the statistics of the run.
@@ -98,7 +107,8 @@ class RolloutTrainer(GRPOTrainer):
     @torch.no_grad()
     def generate_completions(self, sampling: bool = False) -> None:
         """
-        Prints completions of the evaluation prompts, drawn at a temperature of 0.01, with their scores.
+        Prints completions of the evaluation prompts (of several data sets, the first one's), drawn at a temperature
+        of 0.01, with their scores.
 
         Args:
             sampling (`bool`, *optional*, defaults to `False`):
@@ -109,18 +119,19 @@ class RolloutTrainer(GRPOTrainer):
         was_training, temperature = self.model.training, self.generation_config.temperature
         self.model.eval()
         self.generation_config.temperature = self.generation_kwargs["temperature"] = 0.01
-        self._table = []
+        self._table, logs = [], copy.deepcopy(self._logs)
+        name = next(iter(self.eval_dataset)) if isinstance(self.eval_dataset, dict) else None
         try:
-            for rows in self.get_eval_dataloader():
-                super()._generate_and_score_completions(
-                    with_prompts(rows, self.processing_class, self._vocabulary_size)
-                )
+            for rows in self.get_eval_dataloader(name):
+                rows = with_prompts(rows, self.processing_class, self._vocabulary_size)
+                with own_settings_off(self.model):
+                    super()._generate_and_score_completions(rows)
                 if sampling:
                     break
             if self.accelerator.is_main_process:
                 print_table(self._table)
         finally:
-            self._table = None
+            self._table, self._logs = None, logs
             self._metrics["eval"].clear()
             self.generation_config.temperature = self.generation_kwargs["temperature"] = temperature
             self.model.train(was_training)

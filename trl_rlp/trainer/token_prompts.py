@@ -32,7 +32,8 @@ def with_prompts(rows: list[dict], processing_class: PreTrainedTokenizerBase, vo
 
     Args:
         rows (`list[dict]`):
-            Rows of a data set: each with `prompt` (text or messages) or `input_ids`.
+            Rows of a data set: each with `prompt` (text or messages) or `input_ids`, of which those are left out that
+            an `attention_mask` hides.
         processing_class (`PreTrainedTokenizerBase`):
             The policy's tokenizer.
         vocabulary_size (`int`):
@@ -45,10 +46,16 @@ def with_prompts(rows: list[dict], processing_class: PreTrainedTokenizerBase, vo
 
 
 def _with_prompt(row: dict, processing_class: PreTrainedTokenizerBase, vocabulary_size: int) -> dict:
-    ids = without_foreign_padding(row["input_ids"], processing_class.pad_token_id, vocabulary_size)
+    ids = without_foreign_padding(_seen(row), processing_class.pad_token_id, vocabulary_size)
     text = processing_class.decode(ids, skip_special_tokens=True)
     rest = {name: value for name, value in row.items() if name not in ("input_ids", "attention_mask")}
     return {**rest, "prompt": TokenPrompt(text, ids)}
+
+
+def _seen(row: dict) -> list[int]:
+    """Token ids that a mask beside them does not hide: scripts may bring rows that are padded already."""
+    mask = row.get("attention_mask")
+    return row["input_ids"] if mask is None else [i for i, seen in zip(row["input_ids"], mask, strict=True) if seen]
 
 
 def without_foreign_padding(ids: Sequence[int], pad_token_id: int | None, vocabulary_size: int) -> list[int]:
@@ -78,7 +85,7 @@ def require_token_ids(
 
     Args:
         dataset (`datasets.Dataset`):
-            With a column `input_ids`.
+            With a column `input_ids`, and possibly `attention_mask`.
         name (`str`):
             Name of the argument, for the message.
         pad_token_id (`int`, *optional*):
@@ -91,8 +98,9 @@ def require_token_ids(
     Raises:
         ValueError: if a row is empty, too long, or holds an id outside the embedding.
     """
-    for row, ids in enumerate(dataset["input_ids"]):
-        ids = without_foreign_padding(ids, pad_token_id, vocabulary_size)
+    columns = [column for column in ("input_ids", "attention_mask") if column in dataset.column_names]
+    for row, entry in enumerate(dataset.select_columns(columns)):
+        ids = without_foreign_padding(_seen(entry), pad_token_id, vocabulary_size)
         if not ids:
             raise ValueError(f"`{name}` row {row} has no tokens. Drop it with `Dataset.filter`.")
         if max(ids) >= vocabulary_size or min(ids) < 0:
