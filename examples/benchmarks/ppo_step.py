@@ -9,8 +9,9 @@ length) and the same settings on both sides, given to the trainers in the same w
 both sides (`stop_token=None`). The script fails unless both sides generated, and trained on, the same number of
 tokens.
 
-Both sides leave `gradient_checkpointing` at its default, which is True. The former trainer never acts on it: it keeps
-all activations, and ours computes them twice.
+Neither side checkpoints activations: the former trainer never does, whatever `gradient_checkpointing` says. With
+`--checkpointing 1` both get `gradient_checkpointing=True`, their default, on which ours acts: it saves memory and
+computes activations twice.
 
 In each round both sides run, in turning order, on a CPU with one thread. A worker's first rollout warms up. A rollout
 is timed in seconds of processor time, so that other programs on the machine count for little; with one thread that is
@@ -49,6 +50,7 @@ SIZES = {
     "vocabulary": (49_152, "tokens of the vocabulary"),
     "hidden_size": (256, "of all models, 64 a head"),
     "layers": (4, "of all models"),
+    "checkpointing": (0, "whether to ask for gradient checkpointing (1) or not (0)"),
 }
 GOALS = {"episodes_per_second": (1.25, "higher"), "peak_memory": (0.8, "lower")}
 MEASURED = {
@@ -146,6 +148,7 @@ def make_config(config_class: type, folder: str, sizes: argparse.Namespace):
         response_length=sizes.completion_tokens,
         stop_token=None,
         kl_estimator="k1",
+        gradient_checkpointing=bool(sizes.checkpointing),
         num_sample_generations=0,
         logging_steps=1,
         save_strategy="no",

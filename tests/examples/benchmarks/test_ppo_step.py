@@ -20,6 +20,7 @@ SIZES = {
     "vocabulary": 100,
     "hidden_size": 64,
     "layers": 1,
+    "checkpointing": 0,
 }
 TOKENS = [2, 2 * 4 * 6, 2 * 2 * 4 * (5 + 6)]
 OPTIONS = [f"--{name}={value}" for name, value in SIZES.items()]
