@@ -306,7 +306,7 @@ assert len(calls) == [4, 2][PartialState().process_index], calls
 try:
     sample_completions(prompts, model, tokenizer, output_dir=folder + "/shards", seed=7, **{settings!r})
 except ValueError as error:
-    print("refused:", error)
+    sys.stdout.write(f"refused: {{error}}\\n")  # in one write, so that the other process's stays whole
 leave_process_group()
 """
 

@@ -175,3 +175,13 @@ def test_arguments_are_told_apart():
     assert argument_fingerprint(first) == argument_fingerprint(second)
     assert argument_fingerprint(first) != argument_fingerprint(LoraConfig(r=4, target_modules=["a", "b"]))
     assert argument_fingerprint([None, "folder", len]) == [None, "folder", "len"]
+
+
+def test_the_user_s_adapter_configs_are_left_alone(tmp_path):
+    configs = {
+        "peft_config": LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"),
+        "value_peft_config": LoraConfig(r=2, target_modules=["q_proj"]),
+    }
+    rlp_trainer(tmp_path, **configs).train()
+    assert all(config.base_model_name_or_path is None for config in configs.values())
+    rlp_trainer(tmp_path, **configs)

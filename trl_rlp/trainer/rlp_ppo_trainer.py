@@ -133,6 +133,8 @@ class RLPPPOTrainer(PPOTrainer):
         inputs.require_fit(args, model, reward_model, train_dataset, optimizers)
         self.refinement: Refinement | None = None
         self._rlp = None
+        # PEFT writes the name of the base model into a config, so the user's is left alone.
+        peft_config, value_peft_config = copy.deepcopy((peft_config, value_peft_config))
         arguments = {
             "ref_model": ref_model,
             "train_dataset": train_dataset,
@@ -197,7 +199,10 @@ class RLPPPOTrainer(PPOTrainer):
         args = copy.copy(self._first["args"])
         args.output_dir, args.push_to_hub = str(folder / CHECKPOINTS), False
         policy = AutoModelForCausalLM.from_pretrained(self._rlp.initial_policy, dtype=self._dtype)
-        trainer = PPOTrainer(processing_class=self.processing_class, model=policy, **{**self._first, "args": args})
+        configs = {name: copy.deepcopy(self._first[name]) for name in ("peft_config", "value_peft_config")}
+        trainer = PPOTrainer(
+            processing_class=self.processing_class, model=policy, **{**self._first, **configs, "args": args}
+        )
         trainer.train(resume_from_checkpoint=last_checkpoint(folder))
         save_plain(trainer, folder)
         return final_figures(trainer)
@@ -210,5 +215,6 @@ class RLPPPOTrainer(PPOTrainer):
         )
         self._is_standardised = False
         self.remove_callback(self._ppo)
-        self._add_critic()
+        # As before the first critic, whose adapter may draw numbers.
         set_seed(self.args.seed, device_specific=True)
+        self._add_critic()
