@@ -12,8 +12,8 @@ columns of the originals, not their weights or texts. The model with remote code
 Pytest does not collect this file. Run it by hand, on TRL's revision for the installed version or one near it:
 
 ```bash
-git clone https://github.com/huggingface/trl /tmp/trl
-python tests/trl_suite.py /tmp/trl
+git clone https://github.com/huggingface/trl ../trl
+python tests/trl_suite.py ../trl
 ```
 """
 

@@ -264,7 +264,8 @@ def test_bad_input_is_named(model, tokenizer, data, settings, match):
 
 
 def test_a_prompt_may_fill_the_context_to_the_last_token(model, tokenizer):
-    sample_completions(prompts(["b" * 300]), model, tokenizer, num_generations=2, max_new_tokens=212)
+    samples = sample_completions(prompts(["b" * 300]), model, tokenizer, num_generations=2, max_new_tokens=212)
+    assert len(samples[0]["completions"]) == 2
 
 
 def test_tokenizers_without_eos_or_chat_template_are_refused(model, tokenizer):

@@ -46,5 +46,8 @@ def test_ids_that_do_not_fit_are_named(rows, match):
         require_token_ids(Dataset.from_dict({"input_ids": rows}), "data", None, 10, 5)
 
 
-def test_foreign_padding_is_no_error():
-    require_token_ids(Dataset.from_dict({"input_ids": [[10, 10, 1]]}), "data", 10, 10, 5)
+def test_foreign_padding_is_no_error_and_the_same_id_is_one_where_it_is_no_padding():
+    data = Dataset.from_dict({"input_ids": [[10, 10, 1]]})
+    require_token_ids(data, "data", 10, 10, 5)
+    with pytest.raises(ValueError, match="holds token id 10, outside"):
+        require_token_ids(data, "data", None, 10, 5)
