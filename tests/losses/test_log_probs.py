@@ -23,8 +23,11 @@ def test_numbers_worked_by_hand():
     assert entropies[0].tolist() == pytest.approx([math.log(10) / 10 + 0.9 * math.log(10 / 9)] * 2)
 
 
+@pytest.mark.parametrize("chunk", [1, 55, 2**19], ids=["a token", "five tokens", "all tokens"])
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 2.0])
-def test_values_and_gradients_are_those_of_log_softmax(temperature):
+def test_values_and_gradients_are_those_of_log_softmax(monkeypatch, temperature, chunk):
+    """Of twelve tokens, with eleven logits each, whatever share of them is worked on at a time."""
+    monkeypatch.setattr("trl_rlp.losses.log_probs.CPU_CHUNK", chunk)
     torch.manual_seed(0)
     logits = (5 * torch.randn(3, 4, 11)).requires_grad_()
     tokens, weights = torch.randint(11, (3, 4)), torch.randn(3, 4)

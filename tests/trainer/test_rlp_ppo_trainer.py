@@ -391,6 +391,17 @@ def test_a_loss_that_is_not_finite_moves_nothing(tmp_path):
     assert not has_changed(trainer.model, policy) and not has_changed(trainer.value_model, critic)
 
 
+@pytest.mark.parametrize("side", ["model", "value_model"])
+def test_one_bad_element_of_one_gradient_moves_nothing(tmp_path, side):
+    trainer = ppo_trainer(tmp_path, total_episodes=4)
+    policy, critic = weights(trainer.model), weights(trainer.value_model)
+    norm = next(p for name, p in getattr(trainer, side).named_parameters() if name.endswith("norm.weight"))
+    norm.register_hook(lambda grad: grad.index_fill(0, torch.tensor([2]), torch.inf))
+    trainer.train()
+    assert not has_changed(trainer.model, policy) and not has_changed(trainer.value_model, critic)
+    assert trainer.state.log_history[0]["skipped_steps"] == 2
+
+
 def test_a_stream_of_prompts_trains(tmp_path):
     stream = IterableDataset.from_generator(lambda: iter([{"prompt": f"{i}:"} for i in range(40)]))
     trainer = ppo_trainer(tmp_path, stream)

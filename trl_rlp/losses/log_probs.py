@@ -1,5 +1,6 @@
-"""Log-probabilities of sampled tokens from logits, with one row of logits at a time in temporary memory."""
+"""Log-probabilities of sampled tokens from logits, with few logits at a time in temporary memory."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -8,21 +9,38 @@ import torch
 SMALLEST = -1e30
 """Stands for a log-probability of minus infinity, so that 0 times it is 0."""
 
+CPU_CHUNK = 2**19
+"""Logits worked on at a time on a CPU: few enough to stay in its cache from one operation to the next."""
+
+ACCELERATOR_CHUNK = 2**25
+"""The same elsewhere: enough to keep an accelerator busy."""
+
+
+def _chunks(logits: torch.Tensor) -> Iterator[slice]:
+    """Slices of consecutive tokens, of at least one each."""
+    size = CPU_CHUNK if logits.device.type == "cpu" else ACCELERATOR_CHUNK
+    step = max(1, size // logits.shape[-1])
+    return (slice(start, start + step) for start in range(0, len(logits), step))
+
 
 class _TokenLogProbs(torch.autograd.Function):
     """The forward pass keeps the logits and nothing else of their size, the backward pass makes one: the gradient."""
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, tokens: torch.Tensor, temperature: float):
+        """From logits of shape `(tokens, vocabulary)` and ids of shape `(tokens,)`."""
         log_probs = logits.new_empty(tokens.shape, dtype=torch.float32)
         normalisers, entropies = torch.empty_like(log_probs), torch.empty_like(log_probs)
-        for row, ids in enumerate(tokens):
-            scaled = logits[row].float() / temperature  # (length, vocabulary)
-            normaliser = scaled.logsumexp(dim=-1)  # (length,)
-            log_probs[row] = scaled.gather(-1, ids[:, None]).squeeze(-1) - normaliser
-            shifted = scaled.sub_(normaliser[:, None]).clamp_(min=SMALLEST)
-            entropies[row] = -torch.linalg.vecdot(shifted.exp(), shifted)
-            normalisers[row] = normaliser
+        for chunk in _chunks(logits):
+            shifted = logits[chunk].float() / temperature  # (chunk, vocabulary)
+            largest = shifted.amax(dim=-1, keepdim=True)  # (chunk, 1)
+            shifted = shifted.sub_(largest)
+            chosen = shifted.gather(-1, tokens[chunk, None]).squeeze(-1)  # (chunk,)
+            weights = shifted.exp()  # (chunk, vocabulary)
+            total = weights.sum(dim=-1)  # (chunk,)
+            log_probs[chunk] = chosen - total.log()
+            normalisers[chunk] = largest.squeeze(-1) + total.log()
+            entropies[chunk] = total.log() - torch.linalg.vecdot(weights, shifted.clamp_(min=SMALLEST)) / total
         ctx.save_for_backward(logits, tokens, normalisers)
         ctx.temperature = temperature
         ctx.mark_non_differentiable(entropies)
@@ -30,13 +48,14 @@ class _TokenLogProbs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor, _: torch.Tensor):
+        """d ln p(y) / d l_v = (1[v = y] - p(v)) / τ."""
         logits, tokens, normalisers = ctx.saved_tensors
-        grad_logits = torch.empty_like(logits)
-        for row, ids in enumerate(tokens):
-            scaled = logits[row].float() / ctx.temperature  # (length, vocabulary)
-            probabilities = scaled.sub_(normalisers[row][:, None]).exp_()
-            row_grad = grad[row][:, None].float() / ctx.temperature  # (length, 1)
-            grad_logits[row] = probabilities.mul_(-row_grad).scatter_add_(-1, ids[:, None], row_grad)
+        grad_logits, grad = torch.empty_like(logits), grad[:, None].float() / ctx.temperature  # grad: (tokens, 1)
+        for chunk in _chunks(logits):
+            scaled = logits[chunk].float() / ctx.temperature  # (chunk, vocabulary)
+            probabilities = scaled.sub_(normalisers[chunk, None]).exp_()
+            rows = probabilities.mul_(-grad[chunk])
+            grad_logits[chunk] = rows.scatter_add_(-1, tokens[chunk, None], grad[chunk])
         return grad_logits, None, None
 
 
@@ -49,7 +68,8 @@ def token_log_probs(
     $$\ln p_t = l_{t, y_t} / \tau - \ln \sum_v e^{l_{t, v} / \tau}$$
 
     `log_softmax` and `gather` give the same numbers, but make several tensors of the size of the logits, which for
-    language models are the largest tensors of a training step. This makes one, the gradient, and works row by row.
+    language models are the largest tensors of a training step. This makes one, the gradient, and works on few tokens
+    at a time.
 
     Args:
         logits (`torch.Tensor` of shape `(batch, length, vocabulary)`):
@@ -85,4 +105,6 @@ def token_log_probs(
         )
     if not temperature > 0:
         raise ValueError(f"`temperature` must be above 0, got {temperature}.")
-    return _TokenLogProbs.apply(logits, tokens, temperature)
+    rows = logits.flatten(0, 1), tokens.flatten()  # (batch * length, vocabulary), (batch * length,)
+    log_probs, entropies = _TokenLogProbs.apply(*rows, temperature)
+    return log_probs.view(tokens.shape), entropies.view(tokens.shape)
