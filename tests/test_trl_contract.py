@@ -44,6 +44,8 @@ PPO_OWN = {
     "policy_model",
     "value_model",
     "generate_completions",
+    "_note_tokens",
+    "_generate_to_stop_tokens",
     "_add_critic",
     "_readable_reward_model",
     "_standardise_rewards",

@@ -88,13 +88,9 @@ def run_rlp(
     Reference:
         Lang, Huang, Li 2024, https://arxiv.org/abs/2403.19279, Algorithm 1.
     """
-    _check_inputs(
-        config, equivalence, preference_dataset, prompt_dataset, eval_preference_dataset, eval_prompt_dataset
-    )
-    settings = _settings(
-        config, equivalence, preference_dataset, prompt_dataset, eval_preference_dataset, eval_prompt_dataset
-    )
-    run = RunFolder(config.output_dir, settings)
+    datasets = preference_dataset, prompt_dataset, eval_preference_dataset, eval_prompt_dataset
+    _check_inputs(config, equivalence, *datasets)
+    run = RunFolder(config.output_dir, _settings(config, equivalence, *datasets))
     learn_policy = _policy_arguments(config, prompt_dataset)
 
     # Step 1: collect D. It is given; a part of it is held out for the gate.
@@ -132,9 +128,7 @@ def run_rlp(
             prompt_dataset=eval_prompt_dataset,
             sampling=config.sampling(temperature=config.evaluation_temperature),
         )
-    return RLPResult(
-        reward_model, policy, samples, synthetic, refined_reward_model, retrained_policy, stages=run.results()
-    )
+    return RLPResult(reward_model, policy, samples, synthetic, refined_reward_model, retrained_policy, run.results())
 
 
 def _refinement_settings(config: RLPConfig) -> RefinementSettings:

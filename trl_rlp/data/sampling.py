@@ -124,14 +124,10 @@ def sample_completions(
                 advance(len(batch))
         return [records[row] for row in rows]
 
-    longest_first = sorted(range(len(texts)), key=lambda row: -len(prompt_ids[row]))
+    shards = cut_shards(sorted(range(len(texts)), key=lambda row: -len(prompt_ids[row])), shard_size)
     with evaluating(model):
         records = work_in_shards(
-            cut_shards(longest_first, shard_size),
-            sample_shard,
-            description="Sampling",
-            output_dir=output_dir,
-            fingerprint=fingerprint,
+            shards, sample_shard, description="Sampling", output_dir=output_dir, fingerprint=fingerprint
         )
     return with_completions(prompts, records)
 

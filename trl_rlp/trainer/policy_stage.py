@@ -9,15 +9,11 @@ from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from trl_rlp.data.sampling import end_token_ids
-from trl_rlp.trainer.artifacts import (
-    load_policy,
-    load_reward_model,
-    save_plain,
-)
-from trl_rlp.trainer.ppo_inputs import knows_tokens_of
+from trl_rlp.trainer.artifacts import load_policy, load_reward_model
+from trl_rlp.trainer.checkpoints import CHECKPOINTS, train_to_end
 from trl_rlp.trainer.precision import supported_precision
 from trl_rlp.trainer.reward_function import RewardFunction
-from trl_rlp.trainer.reward_stage import CHECKPOINTS, final_figures, last_checkpoint
+from trl_rlp.trainer.reward_sources import knows_tokens_of
 from trl_rlp.trainer.rlp_ppo_config import RLPPPOConfig
 from trl_rlp.trainer.rlp_ppo_trainer import RLPPPOTrainer
 from trl_rlp.trainer.standardisation import standardise
@@ -92,9 +88,7 @@ def train_policy(
         peft_config=peft_config,
         **_value_adapter(policy_trainer, peft_config),
     )
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
-    save_plain(trainer, folder)
-    return final_figures(trainer)
+    return train_to_end(trainer, folder)
 
 
 def _value_adapter(policy_trainer: str, peft_config: LoraConfig | None) -> dict[str, Any]:

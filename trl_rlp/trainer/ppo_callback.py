@@ -10,8 +10,8 @@ from accelerate.logging import get_logger
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
-from transformers.trainer_utils import get_last_checkpoint
 
+from trl_rlp.trainer.checkpoints import last_checkpoint
 from trl_rlp.trainer.critic import Critic
 from trl_rlp.trainer.gradients import average_gradients
 from trl_rlp.trainer.ppo_state import MOST_BAD_STEPS, PPOState
@@ -149,8 +149,7 @@ class PPOCallback(TrainerCallback):
             f"{what[0].upper()}{what[1:]} are not finite (rollout {self.ppo_state.rollouts}): no step is taken."
         )
         if self.ppo_state.bad_in_a_row == MOST_BAD_STEPS:
-            folder = self.output_dir
-            checkpoint = get_last_checkpoint(folder) if Path(folder).is_dir() else None
+            checkpoint = last_checkpoint(self.output_dir)
             raise RuntimeError(
                 f"{MOST_BAD_STEPS} times in a row {what} were not finite. Go on from the last good checkpoint "
                 f"({checkpoint or 'there is none yet'}) with a lower `learning_rate`, or look at the reward functions."

@@ -271,9 +271,20 @@ class PPOFields(GRPOConfig):
     )
     learning_rate: float = field(default=3e-6, metadata={"help": "Initial learning rate of the policy."})
 
-    def _check_defaults_of_grpo(self) -> None:
+    def _check_fields_of_grpo(self) -> None:
+        """Refuses inherited settings that PPO cannot follow."""
         defaults = {entry.name: entry.default for entry in fields(GRPOConfig)}
         for name in (*REPLACED, *UNUSED):
             if vars(self)[name] != defaults[name]:
                 remedy = f"Set {REPLACED[name]} instead." if name in REPLACED else "Leave it at its default."
                 raise ValueError(f"`{name}`={vars(self)[name]!r} has no meaning in PPO. {remedy}")
+        if self.fp16:
+            raise ValueError(
+                "`fp16` scales one loss, and PPO steps two optimizers. Set `bf16` where the hardware has it, or "
+                "neither."
+            )
+        if self.lr_scheduler_type == "reduce_lr_on_plateau":
+            raise ValueError(
+                '`lr_scheduler_type`="reduce_lr_on_plateau" waits for a metric that PPO does not aim at. Choose a '
+                "schedule of steps, such as `linear`."
+            )

@@ -2,41 +2,38 @@
 
 import copy
 import math
-from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rlp.data.row_scores import require_reward_model
-from trl_rlp.trainer.artifacts import load_reward_model
-from trl_rlp.trainer.reward_function import RewardFunction
+from trl_rlp.data.sampling import end_token_ids
+from trl_rlp.trainer.reward_sources import RewardSource
 from trl_rlp.trainer.rlp_ppo_config import RLPPPOConfig
 
 
-logger = get_logger(__name__)
-
-RewardSource = str | PreTrainedModel | PeftModel | Callable[..., list[float]]
-
-
-def loaded_policy(model: str | PreTrainedModel | PeftModel, args: RLPPPOConfig) -> PreTrainedModel | PeftModel:
+def loaded_policy(
+    model: str | PreTrainedModel | PeftModel, processing_class: PreTrainedTokenizerBase | None, args: RLPPPOConfig
+) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
     """
-    Gives the policy as an object.
+    Gives policy and tokenizer as objects.
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Folder, Hub name, or the model itself.
+        processing_class (`PreTrainedTokenizerBase`, *optional*):
+            Its tokenizer. If not set, the one that was saved with it.
         args ([`~trl_rlp.trainer.rlp_ppo_config.RLPPPOConfig`]):
             `model_init_kwargs` are read, with fp32 as the default, as in TRL's trainers.
 
     Returns:
-        [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`].
+        `tuple`: what was passed, or what was loaded in its place.
     """
-    if not isinstance(model, str):
-        return model
-    return AutoModelForCausalLM.from_pretrained(model, **{"dtype": "float32", **(args.model_init_kwargs or {})})
+    if isinstance(model, str):
+        model = AutoModelForCausalLM.from_pretrained(model, **{"dtype": "float32", **(args.model_init_kwargs or {})})
+    return model, processing_class or AutoTokenizer.from_pretrained(model.name_or_path)
 
 
 def choose_adapter(model: PreTrainedModel | PeftModel, peft_config: PeftConfig | None, args: RLPPPOConfig) -> None:
@@ -142,99 +139,7 @@ def stop_token_ids(
         return [args.stop_token_id]
     if args.stop_token is None:
         return []
-    if processing_class.eos_token_id is None:
-        raise ValueError("`processing_class` has no EOS token, at which completions end. Set its `eos_token`.")
-    own = model.generation_config.eos_token_id
-    own = [] if own is None else own if isinstance(own, list) else [own]
-    return list(dict.fromkeys([processing_class.eos_token_id, *own]))
-
-
-def reward_functions(
-    reward_model: PreTrainedModel | None,
-    reward_funcs: Sequence[RewardSource],
-    reward_processing_class: PreTrainedTokenizerBase | Sequence[PreTrainedTokenizerBase | None] | None,
-    processing_class: PreTrainedTokenizerBase,
-    eos_token_ids: Collection[int],
-    device: Any,
-) -> list[Callable[..., list[float]]]:
-    """
-    Gives all sources of rewards as functions; models score through the one scoring function, EOS included.
-
-    Args:
-        reward_model ([`~transformers.PreTrainedModel`], *optional*):
-            Comes first.
-        reward_funcs (`Sequence`):
-            Reward models, their folders or Hub names, or functions as TRL's GRPO takes them.
-        reward_processing_class (`PreTrainedTokenizerBase` or `Sequence`, *optional*):
-            Tokenizer of the reward model, or one for each source; functions have `None`. For a model without, the one
-            that was saved with it, or else the policy's.
-        processing_class (`PreTrainedTokenizerBase`):
-            The policy's tokenizer.
-        eos_token_ids (`Collection[int]`):
-            Token ids that end a completion.
-        device:
-            Where the models go.
-
-    Returns:
-        `list[Callable]`.
-    """
-    sources = [*([] if reward_model is None else [reward_model]), *reward_funcs]
-    tokenizers = _one_each(reward_processing_class, len(sources))
-    if len(tokenizers) != len(sources):
-        raise ValueError(
-            f"`reward_processing_class` has {len(tokenizers)} entries for {len(sources)} sources of rewards. Give one "
-            "for each, None for functions."
-        )
-    functions = []
-    for source, tokenizer in zip(sources, tokenizers, strict=True):
-        if callable(source) and not isinstance(source, (PreTrainedModel, PeftModel)):
-            functions.append(source)
-            continue
-        model, saved = load_reward_model(source) if isinstance(source, str) else (source, None)
-        tokenizer = tokenizer or saved or _tokenizer_of(model, is_first=source is reward_model) or processing_class
-        try:
-            require_reward_model(model)
-        except ValueError as error:
-            raise ValueError(str(error).replace("`model`", "A model of `reward_funcs`", 1)) from None
-        name = "reward_model" if source is reward_model else str(model.name_or_path).split("/")[-1] or "reward_model"
-        options = {"name": name, "reads_policy_tokens": knows_tokens_of(tokenizer, processing_class)}
-        options["require_finite"] = False
-        functions.append(RewardFunction(model.to(device), tokenizer, eos_token_ids, **options))
-    return functions
-
-
-def knows_tokens_of(reader: PreTrainedTokenizerBase, writer: PreTrainedTokenizerBase) -> bool:
-    """
-    Says whether a model with one tokenizer can read the token ids of another.
-
-    Args:
-        reader (`PreTrainedTokenizerBase`):
-            Tokenizer of the model that reads; it may have further tokens, such as a pad token of its own.
-        writer (`PreTrainedTokenizerBase`):
-            Tokenizer that the ids are of.
-
-    Returns:
-        `bool`: whether every token has the same id in both.
-    """
-    if reader is writer:
-        return True
-    known = reader.get_vocab()
-    return all(known.get(token) == token_id for token, token_id in writer.get_vocab().items())
-
-
-def _one_each(
-    given: PreTrainedTokenizerBase | Sequence[PreTrainedTokenizerBase | None] | None, sources: int
-) -> list[PreTrainedTokenizerBase | None]:
-    if isinstance(given, (list, tuple)):
-        return list(given)
-    return [given, *[None] * (sources - 1)]
-
-
-def _tokenizer_of(model: PreTrainedModel, is_first: bool) -> PreTrainedTokenizerBase | None:
-    """The former trainer's reward model read the policy's tokens, whatever was saved with it."""
-    if is_first or not model.name_or_path:
-        return None
-    return AutoTokenizer.from_pretrained(model.name_or_path)
+    return end_token_ids(model, processing_class)
 
 
 def with_safe_padding(processing_class: PreTrainedTokenizerBase, vocabulary_size: int) -> PreTrainedTokenizerBase:

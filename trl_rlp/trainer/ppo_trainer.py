@@ -8,18 +8,17 @@ import torch
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
 from torch import nn
-from transformers import AutoTokenizer, DataCollator, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers import DataCollator, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_utils import TrainOutput
 
+from trl_rlp.trainer.checkpoints import checkpoint_to_resume
 from trl_rlp.trainer.critic import Critic, initial_value_model
 from trl_rlp.trainer.ppo_callback import PPOCallback
 from trl_rlp.trainer.ppo_inputs import (
-    RewardSource,
     choose_adapter,
     counted_in_steps,
     loaded_policy,
     require_models,
-    reward_functions,
     stop_token_ids,
     with_safe_padding,
 )
@@ -33,8 +32,8 @@ from trl_rlp.trainer.ppo_setup import (
     warn_of_collator,
 )
 from trl_rlp.trainer.reward_function import RewardFunction
+from trl_rlp.trainer.reward_sources import RewardSource, reward_functions
 from trl_rlp.trainer.rlp_ppo_config import RLPPPOConfig
-from trl_rlp.trainer.rollout import Rollout
 from trl_rlp.trainer.rollout_log import ROLLOUT_TERMS, with_ratio_variance
 from trl_rlp.trainer.rollout_scheduler import RolloutScheduler
 from trl_rlp.trainer.rollout_trainer import RolloutTrainer
@@ -49,6 +48,8 @@ class PPOTrainer(RolloutTrainer):
     PPO without RLP: all of [`~trl_rlp.trainer.rlp_ppo_trainer.RLPPPOTrainer`], whose docstring explains the arguments,
     but the refinement of the reward model.
     """
+
+    _is_standardised = False
 
     def __init__(
         self,
@@ -70,8 +71,7 @@ class PPOTrainer(RolloutTrainer):
         value_peft_config: PeftConfig | None = None,
     ):
         reward_funcs = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs] if reward_funcs else []
-        model = loaded_policy(model, args)
-        processing_class = processing_class or AutoTokenizer.from_pretrained(model.name_or_path)
+        model, processing_class = loaded_policy(model, processing_class, args)
         require_models(model, ref_model, reward_model, value_model, reward_funcs)
         require_datasets({"train_dataset": train_dataset, "eval_dataset": eval_dataset}, model, processing_class, args)
         choose_adapter(model, peft_config, args)
@@ -80,28 +80,13 @@ class PPOTrainer(RolloutTrainer):
             # GRPO binds the policy's forward to the policy, and a copy made later would run the policy.
             ref_model = copy.deepcopy(model)
         self.reward_model = reward_model
-        self._stop_token_ids = stop_token_ids(args, model, processing_class)
-        # Where nothing ends a completion, one that holds EOS still counts as finished.
-        self._ends = self._stop_token_ids or [processing_class.eos_token_id]
-        # The user's, which may lie outside the embedding; what rows are padded with may be another.
-        pad_token_id = processing_class.pad_token_id
-        self._pad_token_id = processing_class.eos_token_id if pad_token_id is None else pad_token_id
-        self._vocabulary_size = model.get_input_embeddings().weight.shape[0]
-        self._longest_prompt = context_left(model, args)
-        self._rollout: Rollout | None = None
-        self._scores: torch.Tensor | None = None
-        self._table: list[dict[str, Any]] | None = None
-        self._is_standardised = False
+        self._note_tokens(model, processing_class, args)
+        functions = reward_functions(
+            reward_model, reward_funcs, reward_processing_class, processing_class, self._ends, args.device
+        )
         super().__init__(
             model=model,
-            reward_funcs=reward_functions(
-                reward_model,
-                reward_funcs,
-                reward_processing_class,
-                processing_class,
-                self._ends,
-                args.device,
-            ),
+            reward_funcs=functions,
             args=counted_in_steps(args, train_dataset),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
@@ -110,15 +95,30 @@ class PPOTrainer(RolloutTrainer):
             optimizers=optimizers,
             peft_config=peft_config,
         )
-        self.eos_token_ids = self._stop_token_ids
-        if not self.use_vllm:
-            self.generation_config.eos_token_id = self._stop_token_ids or None
-            self.generation_kwargs["eos_token_id"] = self._stop_token_ids or None
+        self._generate_to_stop_tokens()
         self.ref_model = None if ref_model is None else prepared_reference(ref_model, self.accelerator)
         self._given_value_model, self._value_peft_config = value_model, value_peft_config
         self._add_critic()
         self._terms = {mode: TermLog((*ROLLOUT_TERMS, *LOSS_TERMS)) for mode in ("train", "eval")}
         self.add_callback(SampleGenerations(self))
+
+    def _note_tokens(
+        self, model: PreTrainedModel | PeftModel, processing_class: PreTrainedTokenizerBase, args: RLPPPOConfig
+    ) -> None:
+        self._stop_token_ids = stop_token_ids(args, model, processing_class)
+        # Where nothing ends a completion, one that holds EOS still counts as finished.
+        self._ends = self._stop_token_ids or [processing_class.eos_token_id]
+        # The user's, which may lie outside the embedding; what rows are padded with may be another.
+        pad_token_id = processing_class.pad_token_id
+        self._pad_token_id = processing_class.eos_token_id if pad_token_id is None else pad_token_id
+        self._vocabulary_size = model.get_input_embeddings().weight.shape[0]
+        self._longest_prompt = context_left(model, args)
+
+    def _generate_to_stop_tokens(self) -> None:
+        self.eos_token_ids = self._stop_token_ids
+        if not self.use_vllm:
+            self.generation_config.eos_token_id = self._stop_token_ids or None
+            self.generation_kwargs["eos_token_id"] = self._stop_token_ids or None
 
     def _add_critic(self) -> None:
         """Makes value model and optimizer anew, and lets them step beside the policy."""
@@ -268,12 +268,9 @@ class PPOTrainer(RolloutTrainer):
             RuntimeError: if three steps in a row are not finite.
             ValueError: if the checkpoint was not written by this trainer.
         """
-        if resume_from_checkpoint:
-            is_last = resume_from_checkpoint is True
-            checkpoint = get_last_checkpoint(self.args.output_dir) if is_last else resume_from_checkpoint
-            # Without any checkpoint it is for the trainer to complain.
-            if checkpoint is not None:
-                self._ppo.load(checkpoint)
+        checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
+        if checkpoint is not None:
+            self._ppo.load(checkpoint)
         if self.args.standardise_rewards and not self._is_standardised:
             self._standardise_rewards()
             self._is_standardised = True

@@ -99,18 +99,7 @@ def refine_reward_model(
         Lang, Huang, Li 2024, https://arxiv.org/abs/2403.19279, Algorithm 1, step 4, and Eq. 1.
     """
     terms = METHODS[settings.config.method]
-    samples = run.stage(
-        "policy_samples", sample_policy, policy=policy, prompt_dataset=prompt_dataset, sampling=settings.sampling
-    )
-    if settings.config.needs_groups:
-        samples = run.stage(
-            "groups",
-            group_samples,
-            samples=samples,
-            equivalence=equivalence,
-            threshold=settings.config.confidence_threshold,
-            complete_groups=VIEWS_FROM[settings.config.views_from],
-        )
+    samples = _policy_samples(run, settings, policy, prompt_dataset, equivalence)
     synthetic = None
     if terms.synthetic:
         synthetic = run.stage(
@@ -144,6 +133,25 @@ def refine_reward_model(
         seed=settings.seed,
     )
     return Refinement(samples, synthetic, refined)
+
+
+def _policy_samples(
+    run: RunFolder, settings: RefinementSettings, policy: Path, prompt_dataset: Dataset, equivalence: Any | None
+) -> Path:
+    """P, in groups where the method needs them."""
+    samples = run.stage(
+        "policy_samples", sample_policy, policy=policy, prompt_dataset=prompt_dataset, sampling=settings.sampling
+    )
+    if not settings.config.needs_groups:
+        return samples
+    return run.stage(
+        "groups",
+        group_samples,
+        samples=samples,
+        equivalence=equivalence,
+        threshold=settings.config.confidence_threshold,
+        complete_groups=VIEWS_FROM[settings.config.views_from],
+    )
 
 
 def hold_out(preferences: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:

@@ -5,32 +5,11 @@ from typing import Any
 
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import Trainer
-from transformers.trainer_utils import get_last_checkpoint
 
-from trl_rlp.trainer.artifacts import initial_reward_model, save_plain
+from trl_rlp.trainer.artifacts import initial_reward_model
+from trl_rlp.trainer.checkpoints import CHECKPOINTS, train_to_end
 from trl_rlp.trainer.rlp_reward_config import RLPRewardConfig
 from trl_rlp.trainer.rlp_reward_trainer import RLPRewardTrainer
-
-
-CHECKPOINTS = "checkpoints"
-
-
-def final_figures(trainer: Trainer) -> dict[str, float]:
-    """
-    Gives the last logged value of everything that a trainer logged.
-
-    Args:
-        trainer (`transformers.Trainer`):
-            After `train()`.
-
-    Returns:
-        `dict[str, float]`.
-    """
-    figures = {}
-    for entry in trainer.state.log_history:
-        figures |= {key: value for key, value in entry.items() if isinstance(value, (int, float))}
-    return figures
 
 
 def train_reward_model(
@@ -75,21 +54,4 @@ def train_reward_model(
         peft_config=peft_config,
         **refinement,
     )
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
-    save_plain(trainer, folder)
-    return final_figures(trainer)
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """
-    Gives the checkpoint that an interrupted stage goes on from.
-
-    Args:
-        folder (`Path`):
-            The stage's folder.
-
-    Returns:
-        `str`, or `None` if there is none.
-    """
-    checkpoints = folder / CHECKPOINTS
-    return get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    return train_to_end(trainer, folder)

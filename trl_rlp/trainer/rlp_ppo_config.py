@@ -175,19 +175,9 @@ class RLPPPOConfig(PPOFields):
     def __post_init__(self):
         self.bf16 = default_precision(self)
         self.rlp_reward_args = mapping("rlp_reward_args", self.rlp_reward_args) or {}
-        self._check_defaults_of_grpo()
+        self._check_fields_of_grpo()
         self._check_names()
         self._check_ranges()
-        if self.fp16:
-            raise ValueError(
-                "`fp16` scales one loss, and PPO steps two optimizers. Set `bf16` where the hardware has it, or "
-                "neither."
-            )
-        if self.lr_scheduler_type == "reduce_lr_on_plateau":
-            raise ValueError(
-                '`lr_scheduler_type`="reduce_lr_on_plateau" waits for a metric that PPO does not aim at. Choose a '
-                "schedule of steps, such as `linear`."
-            )
         if self.max_completion_length is None:
             self.max_completion_length = self.response_length
         self.response_length = self.max_completion_length

@@ -10,7 +10,6 @@ from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     DataCollator,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -18,11 +17,13 @@ from transformers import (
 )
 from transformers.trainer_utils import TrainOutput
 
-from trl_rlp.trainer.artifacts import load_reward_model, save_plain
-from trl_rlp.trainer.ppo_inputs import RewardSource, loaded_policy, reward_functions
+from trl_rlp.trainer.artifacts import load_reward_model
+from trl_rlp.trainer.checkpoints import CHECKPOINTS, train_to_end
+from trl_rlp.trainer.citation import PAPER
+from trl_rlp.trainer.ppo_inputs import loaded_policy
 from trl_rlp.trainer.ppo_trainer import PPOTrainer
 from trl_rlp.trainer.refinement_stage import Refinement
-from trl_rlp.trainer.reward_stage import CHECKPOINTS, final_figures, last_checkpoint
+from trl_rlp.trainer.reward_sources import RewardSource, reward_functions
 from trl_rlp.trainer.rlp_ppo_config import RLPPPOConfig
 from trl_rlp.trainer.rlp_run import RLPInputs, RLPRun
 
@@ -99,12 +100,9 @@ class RLPPPOTrainer(PPOTrainer):
 
     _tag_names = ["trl", "ppo", "rlp"]
     _name = "RLP-PPO"
-    _paper = {
-        "title": "Fine-Tuning Language Models with Reward Learning on Policy",
-        "id": "2403.19279",
-        "citation": "@inproceedings{lang2024fine, title={Fine-Tuning Language Models with Reward Learning on Policy}, "
-        "author={Lang, Hao and Huang, Fei and Li, Yongbin}, booktitle={NAACL}, year={2024}}",
-    }
+    _paper = PAPER
+    _rlp: RLPRun | None = None
+    refinement: Refinement | None = None
 
     def __init__(
         self,
@@ -127,16 +125,14 @@ class RLPPPOTrainer(PPOTrainer):
         preference_dataset: Dataset | None = None,
         equivalence: Any | None = None,
     ):
-        model = loaded_policy(model, args)
-        processing_class = processing_class or AutoTokenizer.from_pretrained(model.name_or_path)
+        model, processing_class = loaded_policy(model, processing_class, args)
         inputs = RLPInputs(preference_dataset, equivalence)
         inputs.require_fit(args, model, reward_model, train_dataset, optimizers)
-        self.refinement: Refinement | None = None
-        self._rlp = None
         # PEFT writes the name of the base model into a config, so the user's is left alone.
         peft_config, value_peft_config = copy.deepcopy((peft_config, value_peft_config))
         arguments = {
             "ref_model": ref_model,
+            "reward_model": reward_model,
             "train_dataset": train_dataset,
             "data_collator": data_collator,
             "eval_dataset": eval_dataset,
@@ -147,20 +143,11 @@ class RLPPPOTrainer(PPOTrainer):
             "value_peft_config": value_peft_config,
         }
         if args.rlp_method != "none":
-            first = copy.deepcopy(value_model)
-            deciding = {**arguments, "reward_model": reward_model, "value_model": value_model}
+            deciding = {**arguments, "value_model": value_model}
             self._rlp = RLPRun(args, inputs, model, processing_class, train_dataset, deciding)
-            self._first = {"args": args, **arguments, "reward_model": reward_model, "value_model": first}
+            self._first = {"args": args, **arguments, "value_model": copy.deepcopy(value_model)}
             self._dtype = model.dtype
-        super().__init__(
-            args,
-            processing_class,
-            model,
-            reward_model=reward_model,
-            value_model=value_model,
-            optimizers=optimizers,
-            **arguments,
-        )
+        super().__init__(args, processing_class, model, value_model=value_model, optimizers=optimizers, **arguments)
 
     def train(
         self,
@@ -203,9 +190,7 @@ class RLPPPOTrainer(PPOTrainer):
         trainer = PPOTrainer(
             processing_class=self.processing_class, model=policy, **{**self._first, **configs, "args": args}
         )
-        trainer.train(resume_from_checkpoint=last_checkpoint(folder))
-        save_plain(trainer, folder)
-        return final_figures(trainer)
+        return train_to_end(trainer, folder)
 
     def _take_reward_model(self, folder: Path) -> None:
         """What step 5 changes: the reward model, and a critic that starts from it where none was passed."""

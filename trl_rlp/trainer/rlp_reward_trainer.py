@@ -16,10 +16,12 @@ from transformers import (
     PreTrainedTokenizerBase,
     TrainerCallback,
 )
-from transformers.trainer_utils import EvalPrediction, TrainOutput, get_last_checkpoint
+from transformers.trainer_utils import EvalPrediction, TrainOutput
 from trl import RewardTrainer
 
 from trl_rlp.data.collator import SyntheticPreferenceCollator
+from trl_rlp.trainer.checkpoints import checkpoint_to_resume
+from trl_rlp.trainer.citation import PAPER
 from trl_rlp.trainer.refinement_data import (
     grouped,
     refinement_collator,
@@ -111,12 +113,7 @@ class RLPRewardTrainer(RewardTrainer):
 
     _tag_names = ["trl", "reward-trainer", "rlp"]
     _name = "RLP"
-    _paper = {
-        "title": "Fine-Tuning Language Models with Reward Learning on Policy",
-        "id": "2403.19279",
-        "citation": "@inproceedings{lang2024fine, title={Fine-Tuning Language Models with Reward Learning on Policy}, "
-        "author={Lang, Hao and Huang, Fei and Li, Yongbin}, booktitle={NAACL}, year={2024}}",
-    }
+    _paper = PAPER
 
     def __init__(
         self,
@@ -275,12 +272,9 @@ class RLPRewardTrainer(RewardTrainer):
             ValueError: if the checkpoint holds no heads that fit.
         """
         term = self.representation_term
-        if term is not None and resume_from_checkpoint:
-            is_last = resume_from_checkpoint is True
-            checkpoint = get_last_checkpoint(self.args.output_dir) if is_last else resume_from_checkpoint
-            # Without any checkpoint it is for the trainer to complain.
-            if checkpoint is not None:
-                term.heads_callback.load(checkpoint)
+        checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
+        if term is not None and checkpoint is not None:
+            term.heads_callback.load(checkpoint)
         output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         if term is not None:
             term.log.warn_if_empty()

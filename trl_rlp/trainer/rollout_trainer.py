@@ -33,11 +33,11 @@ class RolloutTrainer(GRPOTrainer):
     _models: PPOModels
     _pad_token_id: int
     _ppo: PPOCallback
-    _rollout: Rollout | None
-    _scores: torch.Tensor | None
-    _table: list[dict[str, Any]] | None
     _terms: dict[str, TermLog]
     _vocabulary_size: int
+    _rollout: Rollout | None = None
+    _scores: torch.Tensor | None = None
+    _table: list[dict[str, Any]] | None = None
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
