@@ -1,5 +1,6 @@
 """Small PPO runs for tests: data, arguments and trainers that take a second."""
 
+import torch
 from datasets import Dataset
 
 from tests.tiny_models import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
@@ -58,6 +59,16 @@ def ppo_trainer(folder, data=None, **arguments) -> RLPPPOTrainer:
         train_dataset=prompts() if data is None else data,
         **given,
     )
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    """Copies of all parameters, by name."""
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def has_changed(model, before: dict[str, torch.Tensor]) -> bool:
+    """Says whether any parameter is not what [`weights`] copied."""
+    return any(not torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
 
 
 def logged(trainer: RLPPPOTrainer) -> list[dict]:
