@@ -4,9 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from datasets import Dataset
 from peft import LoraConfig
+from trl import maybe_extract_prompt
 
+from trl_rlp.data.fingerprints import value_fingerprint
 from trl_rlp.trainer.artifacts import load_data
 from trl_rlp.trainer.data_stages import (
     compare_reward_models,
@@ -156,13 +159,14 @@ def _policy_samples(
 
 def hold_out(preferences: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
     """
-    Parts human pairs into those that are trained on and those that the gate compares on.
+    Parts human pairs into those that are trained on and those that the gate compares on; a prompt's stay together.
 
     Args:
         preferences (`datasets.Dataset`):
-            D.
+            D, in TRL's preference format. Where prompts are implicit, a pair's prompt is what both sides begin with.
+            If all are of one prompt, or of none, pairs are parted as if each had its own.
         share (`float`):
-            Share that is kept from training, in (0, 1); at least one pair is.
+            Share of the prompts that is kept from training, in (0, 1); at least one is.
         seed (`int`):
             Decides which.
 
@@ -172,10 +176,18 @@ def hold_out(preferences: Dataset, share: float, seed: int) -> tuple[Dataset, Da
     Raises:
         ValueError: if there is one pair only.
     """
-    if len(preferences) < 2:
+    rows = range(len(preferences))
+    if len(rows) < 2:
         raise ValueError(
             "`preference_dataset` has one row, none is left for the gate. Pass more, or an evaluation set."
         )
-    size = max(1, round(share * len(preferences)))
-    parts = preferences.train_test_split(test_size=size, seed=seed)
-    return parts["train"], parts["test"]
+    prompts = [value_fingerprint(maybe_extract_prompt(row)["prompt"]) for row in preferences]
+    if len(set(prompts)) == 1:
+        prompts = list(rows)
+    distinct = list(dict.fromkeys(prompts))
+    size = min(len(distinct) - 1, max(1, round(share * len(distinct))))
+    held = {distinct[i] for i in np.random.default_rng(seed).permutation(len(distinct))[:size]}
+    return (
+        preferences.select([row for row in rows if prompts[row] not in held]),
+        preferences.select([row for row in rows if prompts[row] in held]),
+    )
