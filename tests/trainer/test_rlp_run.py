@@ -14,7 +14,7 @@ from tests.reward_runs import preferences
 from tests.tiny_models import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.normalisation import normalise_text
 from trl_rlp.trainer.artifacts import load_data
-from trl_rlp.trainer.rlp_run import argument_fingerprint
+from trl_rlp.trainer.rlp_run import argument_fingerprint, refinement_config
 
 
 REWARD = {"max_steps": 2, "per_device_train_batch_size": 2, "use_cpu": True, "report_to": "none", "logging_steps": 1}
@@ -157,6 +157,15 @@ def test_fields_of_the_refinement_may_be_json(tmp_path):
     args = ppo_config(tmp_path, rlp_reward_args=json.dumps({"max_steps": 3}))
     assert args.rlp_reward_args == {"max_steps": 3}
     assert "rlp_method" not in SETTINGS and args.rlp_method == "none"
+
+
+def test_the_refinement_has_seed_and_machine_of_the_policy_s_trainer_unless_told_otherwise(tmp_path):
+    settings = {"seed": 7, "gradient_checkpointing": False, "rlp_method": "uml", "rlp_reward_args": {"max_steps": 3}}
+    args = ppo_config(tmp_path, **settings)
+    config = refinement_config(args)
+    assert (config.seed, config.use_cpu, config.gradient_checkpointing, config.max_steps) == (7, True, False, 3)
+    args.rlp_reward_args = {"seed": 8}
+    assert refinement_config(args).seed == 8
 
 
 def test_only_the_last_policy_is_pushed(tmp_path, monkeypatch):

@@ -35,6 +35,9 @@ DECIDING = (
 
 INITIAL_POLICY = "initial_policy"
 
+INHERITED = ("seed", "use_cpu", "bf16", "gradient_checkpointing", "report_to", "disable_tqdm")
+"""What the refined reward model's trainer has from the policy's unless `rlp_reward_args` says otherwise."""
+
 
 @dataclass(frozen=True)
 class RLPInputs:
@@ -109,18 +112,32 @@ class RLPInputs:
             )
 
 
+def refinement_args(args: RLPPPOConfig) -> dict[str, Any]:
+    """
+    Gives the fields of the refined reward model's trainer: the user's, and for the rest [`INHERITED`] ones.
+
+    Args:
+        args ([`~trl_rlp.trainer.rlp_ppo_config.RLPPPOConfig`]):
+            Settings of the run.
+
+    Returns:
+        `dict`: fields of [`~trl_rlp.trainer.rlp_reward_config.RLPRewardConfig`] but `output_dir` and `method`.
+    """
+    return {**{name: vars(args)[name] for name in INHERITED}, **args.rlp_reward_args}
+
+
 def refinement_config(args: RLPPPOConfig) -> RLPRewardConfig:
     """
     Gives the settings of the refined reward model's trainer.
 
     Args:
         args ([`~trl_rlp.trainer.rlp_ppo_config.RLPPPOConfig`]):
-            `rlp_method` and `rlp_reward_args` are read.
+            Settings of the run.
 
     Returns:
         [`~trl_rlp.trainer.rlp_reward_config.RLPRewardConfig`].
     """
-    return RLPRewardConfig(output_dir=args.output_dir, method=args.rlp_method, **args.rlp_reward_args)
+    return RLPRewardConfig(output_dir=args.output_dir, method=args.rlp_method, **refinement_args(args))
 
 
 def argument_fingerprint(value: Any) -> Any:
@@ -234,7 +251,7 @@ class RLPRun:
         settings = RefinementSettings(
             base_model=self.args.rlp_reward_base or self.initial_policy,
             config=self._reward_config,
-            args=self.args.rlp_reward_args,
+            args=refinement_args(self.args),
             sampling={
                 "num_generations": self.args.rlp_num_generations,
                 "temperature": self.args.rlp_temperature,
