@@ -1,7 +1,9 @@
+import pytest
 import torch
 from peft import LoraConfig
 
 from tests.ppo_runs import ppo_trainer, weights
+from tests.tiny_models import tiny_causal_lm, tiny_tokenizer
 
 
 def test_the_critic_may_be_an_adapter(tmp_path):
@@ -27,3 +29,13 @@ def test_the_critic_trains_with_checkpointing(tmp_path, monkeypatch):
     monkeypatch.setattr(layer, "_gradient_checkpointing_func", lambda *a, **k: calls.append(1) or checkpoint(*a, **k))
     trainer.train()
     assert trainer.value_model.training and len(calls) >= 12
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_head_in_fp32_is_one_in_the_reference_too(tmp_path, tied):
+    model = tiny_causal_lm(tiny_tokenizer(), tie_word_embeddings=tied).to(torch.bfloat16)
+    trainer = ppo_trainer(tmp_path, model=model, cast_lm_head_to_fp32=True, temperature=1.0)
+    trainer.train()
+    first, *rest = [row["objective/kl"] for row in trainer.state.log_history if "objective/kl" in row]
+    assert first == 0 and any(rest)
+    assert trainer.ref_model.get_input_embeddings().weight.dtype == torch.bfloat16

@@ -1,5 +1,7 @@
 """Small things that a PPO run needs of its models before it starts."""
 
+import copy
+
 from accelerate import Accelerator
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel, get_peft_model
@@ -114,13 +116,15 @@ def prepared_value_model(
     return get_peft_model(value_model, with_score_head(peft_config))
 
 
-def prepared_reference(ref_model: PreTrainedModel, accelerator: Accelerator) -> nn.Module:
+def prepared_reference(ref_model: PreTrainedModel, args: RLPPPOConfig, accelerator: Accelerator) -> nn.Module:
     """
     Gives the reference policy, frozen and on its device.
 
     Args:
         ref_model ([`~transformers.PreTrainedModel`]):
             The policy as it starts, or what the user passed.
+        args ([`~trl_rlp.trainer.rlp_ppo_config.RLPPPOConfig`]):
+            `cast_lm_head_to_fp32` is read, which TRL follows for the policy.
         accelerator (`accelerate.Accelerator`):
             The trainer's.
 
@@ -128,6 +132,11 @@ def prepared_reference(ref_model: PreTrainedModel, accelerator: Accelerator) -> 
         `nn.Module`: the model, wrapped where the processes shard models.
     """
     disable_dropout(ref_model)
+    if args.cast_lm_head_to_fp32:
+        # A copy, as the embedding that it may be tied to keeps its precision.
+        head = copy.deepcopy(ref_model.get_output_embeddings()).float()
+        head.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+        ref_model.set_output_embeddings(head)
     return accelerator.prepare_model(ref_model.eval().requires_grad_(False), evaluation_mode=True)
 
 

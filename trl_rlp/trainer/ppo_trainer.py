@@ -96,7 +96,7 @@ class PPOTrainer(RolloutTrainer):
             peft_config=peft_config,
         )
         self._generate_to_stop_tokens()
-        self.ref_model = None if ref_model is None else prepared_reference(ref_model, self.accelerator)
+        self.ref_model = None if ref_model is None else prepared_reference(ref_model, args, self.accelerator)
         self._given_value_model, self._value_peft_config = value_model, value_peft_config
         self._add_critic()
         self._terms = {mode: TermLog((*ROLLOUT_TERMS, *LOSS_TERMS)) for mode in ("train", "eval")}
