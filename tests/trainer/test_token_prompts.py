@@ -5,7 +5,7 @@ import pytest
 from datasets import Dataset
 
 from tests.tiny_models import tiny_tokenizer
-from trl_rlp.trainer.token_prompts import TokenPrompt, require_token_ids, with_prompts
+from trl_rlp.trainer.token_prompts import TokenPrompt, require_token_ids, text_prompts, with_prompts
 
 
 def test_a_token_prompt_is_text_that_keeps_its_ids():
@@ -51,3 +51,16 @@ def test_foreign_padding_is_no_error_and_the_same_id_is_one_where_it_is_no_paddi
     require_token_ids(data, "data", 10, 10, 5)
     with pytest.raises(ValueError, match="holds token id 10, outside"):
         require_token_ids(data, "data", None, 10, 5)
+
+
+def test_what_a_mask_hides_is_no_prompt():
+    tokenizer = tiny_tokenizer()
+    hidden, seen = tokenizer("x")["input_ids"], tokenizer("ab")["input_ids"]
+    row = {"input_ids": [*hidden, *seen], "attention_mask": [0, 1, 1]}
+    assert with_prompts([row], tokenizer, len(tokenizer))[0]["prompt"].ids == seen
+    assert text_prompts(Dataset.from_list([row]), tokenizer).to_list() == [{"prompt": "ab"}]
+
+
+def test_text_needs_no_decoding():
+    data = Dataset.from_list([{"prompt": "ab", "input_ids": [1], "answers": ["c"], "more": 1}])
+    assert text_prompts(data, tiny_tokenizer()).to_list() == [{"prompt": "ab", "answers": ["c"]}]

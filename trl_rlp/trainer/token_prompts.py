@@ -58,6 +58,10 @@ def _seen(row: dict) -> list[int]:
     return row["input_ids"] if mask is None else [i for i, seen in zip(row["input_ids"], mask, strict=True) if seen]
 
 
+def _columns(dataset: Dataset) -> list[str]:
+    return [column for column in ("input_ids", "attention_mask") if column in dataset.column_names]
+
+
 def without_foreign_padding(ids: Sequence[int], pad_token_id: int | None, vocabulary_size: int) -> list[int]:
     """
     Gives token ids without pad tokens that the embedding does not have.
@@ -98,8 +102,7 @@ def require_token_ids(
     Raises:
         ValueError: if a row is empty, too long, or holds an id outside the embedding.
     """
-    columns = [column for column in ("input_ids", "attention_mask") if column in dataset.column_names]
-    for row, entry in enumerate(dataset.select_columns(columns)):
+    for row, entry in enumerate(dataset.select_columns(_columns(dataset))):
         ids = without_foreign_padding(_seen(entry), pad_token_id, vocabulary_size)
         if not ids:
             raise ValueError(f"`{name}` row {row} has no tokens. Drop it with `Dataset.filter`.")
@@ -141,7 +144,7 @@ def text_prompts(prompts: Dataset, processing_class: PreTrainedTokenizerBase) ->
 
     Args:
         prompts (`datasets.Dataset`):
-            `prompt`, or `input_ids`, which are decoded without special tokens.
+            `prompt`, or `input_ids`, which are decoded without special tokens and what an `attention_mask` hides.
         processing_class (`PreTrainedTokenizerBase`):
             The policy's tokenizer.
 
@@ -151,5 +154,6 @@ def text_prompts(prompts: Dataset, processing_class: PreTrainedTokenizerBase) ->
     kept = [name for name in ("prompt", "answers") if name in prompts.column_names]
     if "prompt" in kept:
         return prompts.select_columns(kept)
-    texts = processing_class.batch_decode(prompts["input_ids"][:], skip_special_tokens=True)
+    ids = [_seen(row) for row in prompts.select_columns(_columns(prompts))]
+    texts = processing_class.batch_decode(ids, skip_special_tokens=True)
     return Dataset.from_dict({"prompt": texts, **{name: prompts[name][:] for name in kept}})
