@@ -25,7 +25,7 @@ POLICY = {
     "num_sample_generations": 0,
     "max_completion_length": MAX_NEW_TOKENS,
     "temperature": 1.0,
-    "learning_rate": 2e-4,
+    "learning_rate": 4e-4,
     "lr_scheduler_type": "constant",
     "kl_coef": 0.05,
 }
