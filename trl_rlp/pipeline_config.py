@@ -43,8 +43,8 @@ class RLPConfig:
         tokens_per_batch (`int`, *optional*, defaults to `8192`):
             Tokens sampled at once, prompts and outputs together.
         heldout_share (`float`, *optional*, defaults to `0.05`):
-            Share of the human preferences' prompts kept from training for the gate when no evaluation set is given, in
-            (0, 1). AlpacaFarm holds out 500 of 10,000.
+            Share of the human preferences kept from training for the gate when no evaluation set is given, in (0, 1).
+            AlpacaFarm holds out 500 of 10,000.
         standardise_rewards (`bool`, *optional*, defaults to `False`):
             Whether rewards get mean 0 and deviation 1 on fixed outputs of π_SFT, so that an equal β is an equal KL
             pressure before and after refinement. The paper does not.
@@ -96,7 +96,7 @@ class RLPConfig:
     )
     heldout_share: float = field(
         default=0.05,
-        metadata={"help": "Share of the human preferences' prompts kept from training for the gate, in (0, 1)."},
+        metadata={"help": "Share of the human preferences kept from training for the gate, in (0, 1)."},
     )
     standardise_rewards: bool = field(
         default=False,

@@ -23,15 +23,19 @@ def pairs(prompts: list[str], form=text) -> Dataset:
     )
 
 
+def held_prompts(part: Dataset) -> set[str]:
+    return {str(prompt) for prompt in part["prompt"]}
+
+
 @pytest.mark.parametrize("form", [text, chat])
-def test_pairs_of_one_prompt_stay_together(form):
-    """Four prompts with 5, 1, 3 and 1 pairs; half of the prompts are held out."""
+@pytest.mark.parametrize("seed", range(5))
+def test_pairs_of_one_prompt_stay_together(form, seed):
+    """Four prompts with 5, 1, 3 and 1 pairs; at most half of the pairs are held out."""
     data = pairs(list("aabaccadac"), form)
-    train, heldout = hold_out(data, 0.5, seed=0)
-    assert len(train) + len(heldout) == len(data)
-    of_train, of_heldout = ({str(prompt) for prompt in part["prompt"]} for part in (train, heldout))
-    assert len(of_train) == len(of_heldout) == 2 and not of_train & of_heldout
-    assert train.to_list() == [row for row in data.to_list() if str(row["prompt"]) in of_train]
+    train, heldout = hold_out(data, 0.5, seed)
+    assert not held_prompts(train) & held_prompts(heldout) and 2 <= len(heldout) <= 5
+    assert train.to_list() == [row for row in data.to_list() if str(row["prompt"]) in held_prompts(train)]
+    assert heldout.to_list() == [row for row in data.to_list() if str(row["prompt"]) in held_prompts(heldout)]
 
 
 def test_the_seed_decides():
@@ -46,6 +50,14 @@ def test_something_is_left_on_either_side(share, held):
     assert (len(train), len(heldout)) == (4 - held, held)
 
 
+def test_a_prompt_of_nearly_all_pairs_is_trained_on():
+    for seed in range(5):
+        train, heldout = hold_out(pairs(["a"] * 19 + ["b"]), 0.05, seed)
+        assert held_prompts(heldout) == {"b"} and len(train) == 19
+        train, heldout = hold_out(pairs(["a"] * 16 + ["b"] * 4), 0.05, seed)
+        assert held_prompts(heldout) == {"b"} and len(train) == 16
+
+
 def test_implicit_prompts_are_what_both_sides_begin_with():
     data = Dataset.from_dict(
         {
@@ -55,6 +67,15 @@ def test_implicit_prompts_are_what_both_sides_begin_with():
     )
     for part in hold_out(data, 0.5, seed=0):
         assert len({text.split(" A:")[0] for text in part["chosen"]}) == 1 and len(part) == 2
+
+
+@pytest.mark.parametrize(
+    "sides", [[("ab", "cd")] * 19 + [("xa", "xb")], [("", "b")] * 10 + [("a", "")] * 10], ids=["no prefix", "empty"]
+)
+def test_pairs_without_a_prompt_stand_for_themselves(sides):
+    data = Dataset.from_dict({"chosen": [chosen for chosen, _ in sides], "rejected": [side for _, side in sides]})
+    train, heldout = hold_out(data, 0.2, seed=0)
+    assert (len(train), len(heldout)) == (16, 4)
 
 
 def test_pairs_of_one_prompt_only_are_parted_singly():

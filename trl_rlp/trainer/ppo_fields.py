@@ -224,8 +224,7 @@ class PPOFields(GRPOConfig):
     rlp_heldout_share: float = field(
         default=0.05,
         metadata={
-            "help": "Share of the human pairs' prompts kept to compare both reward models on, between 0 and 1 "
-            "exclusive."
+            "help": "Share of the human preferences kept to compare both reward models on, between 0 and 1 exclusive."
         },
     )
     # PEFT

@@ -1,5 +1,6 @@
 """Step 4 of Algorithm 1: from a policy and its reward model to a refined reward model, stage by stage."""
 
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -163,10 +164,11 @@ def hold_out(preferences: Dataset, share: float, seed: int) -> tuple[Dataset, Da
 
     Args:
         preferences (`datasets.Dataset`):
-            D, in TRL's preference format. Where prompts are implicit, a pair's prompt is what both sides begin with.
-            If all are of one prompt, or of none, pairs are parted as if each had its own.
+            D, in TRL's preference format. Where prompts are implicit, a pair's prompt is what both sides begin with;
+            a pair without one stands for itself. If all are of one prompt, each does.
         share (`float`):
-            Share of the prompts that is kept from training, in (0, 1); at least one is.
+            Share of the pairs that is kept from training, in (0, 1), or less where prompts do not add up to it; at
+            least one pair is.
         seed (`int`):
             Decides which.
 
@@ -181,13 +183,22 @@ def hold_out(preferences: Dataset, share: float, seed: int) -> tuple[Dataset, Da
         raise ValueError(
             "`preference_dataset` has one row, none is left for the gate. Pass more, or an evaluation set."
         )
-    prompts = [value_fingerprint(maybe_extract_prompt(row)["prompt"]) for row in preferences]
-    if len(set(prompts)) == 1:
-        prompts = list(rows)
-    distinct = list(dict.fromkeys(prompts))
-    size = min(len(distinct) - 1, max(1, round(share * len(distinct))))
-    held = {distinct[i] for i in np.random.default_rng(seed).permutation(len(distinct))[:size]}
-    return (
-        preferences.select([row for row in rows if prompts[row] not in held]),
-        preferences.select([row for row in rows if prompts[row] in held]),
-    )
+    of_prompt = defaultdict(list)
+    for row, pair in enumerate(preferences):
+        of_prompt[_prompt_key(pair, row)].append(row)
+    if len(of_prompt) == 1:
+        of_prompt = {row: [row] for row in rows}
+    groups = list(of_prompt.values())
+    held, most = [], min(len(rows) - 1, round(share * len(rows)))
+    for number in np.random.default_rng(seed).permutation(len(groups)):
+        if len(held) + len(groups[number]) <= most:
+            held += groups[number]
+    held = sorted(held or min(groups, key=len))
+    return preferences.select(sorted(set(rows) - set(held))), preferences.select(held)
+
+
+def _prompt_key(pair: dict[str, Any], row: int) -> str | int:
+    if "prompt" not in pair and not (pair["chosen"] and pair["rejected"]):
+        return row  # TRL reads what both sides begin with, and takes neither to be empty
+    prompt = maybe_extract_prompt(pair)["prompt"]
+    return value_fingerprint(prompt) if prompt else row

@@ -124,7 +124,7 @@ class RLPPPOConfig(PPOFields):
         rlp_reward_args (`dict`, *optional*):
             Fields of RLPRewardConfig for the refinement, as a mapping.
         rlp_heldout_share (`float`, *optional*, defaults to `0.05`):
-            Share of the human pairs' prompts kept to compare both reward models on, between 0 and 1 exclusive.
+            Share of the human preferences kept to compare both reward models on, between 0 and 1 exclusive.
 
         > Parameters that control PEFT
 
