@@ -64,6 +64,15 @@ def test_large_logits_stay_finite(scale):
     assert grad.isfinite().all()
 
 
+def test_autocast_changes_nothing():
+    torch.manual_seed(0)
+    logits, tokens = 3 * torch.randn(1, 2, 5000), torch.randint(5000, (1, 2))
+    expected = token_log_probs(logits, tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = token_log_probs(logits, tokens)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(got, expected, strict=True))
+
+
 def test_a_token_that_is_ruled_out_has_no_part_in_the_entropy():
     logits = torch.tensor([[[0.0, 0.0, -torch.inf]]])
     log_probs, entropies = token_log_probs(logits, torch.tensor([[1]]))

@@ -40,7 +40,9 @@ class _TokenLogProbs(torch.autograd.Function):
             total = weights.sum(dim=-1)  # (chunk,)
             log_probs[chunk] = chosen - total.log()
             normalisers[chunk] = largest.squeeze(-1) + total.log()
-            entropies[chunk] = total.log() - torch.linalg.vecdot(weights, shifted.clamp_(min=SMALLEST)) / total
+            # A sum of products, as autocast computes scalar products in half precision.
+            mean = weights.mul_(shifted.clamp_(min=SMALLEST)).sum(dim=-1) / total  # (chunk,)
+            entropies[chunk] = total.log() - mean
         ctx.save_for_backward(logits, tokens, normalisers)
         ctx.temperature = temperature
         ctx.mark_non_differentiable(entropies)
