@@ -39,3 +39,12 @@ def test_a_head_in_fp32_is_one_in_the_reference_too(tmp_path, tied):
     first, *rest = [row["objective/kl"] for row in trainer.state.log_history if "objective/kl" in row]
     assert first == 0 and any(rest)
     assert trainer.ref_model.get_input_embeddings().weight.dtype == torch.bfloat16
+
+
+def test_dropout_is_off_in_both_adapters(tmp_path):
+    config = {"r": 2, "target_modules": ["q_proj"], "lora_dropout": 0.5}
+    trainer = ppo_trainer(
+        tmp_path, peft_config=LoraConfig(task_type="CAUSAL_LM", **config), value_peft_config=LoraConfig(**config)
+    )
+    for model in (trainer.policy_model, trainer.value_model):
+        assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == {0.0}

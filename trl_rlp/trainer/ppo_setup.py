@@ -107,13 +107,13 @@ def prepared_value_model(
     value_model.train()  # models come in evaluation mode, in which checkpointing does nothing
     if args.gradient_checkpointing and value_model.supports_gradient_checkpointing:
         value_model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs or {"use_reentrant": False})
+    if peft_config is not None:
+        if args.gradient_checkpointing:
+            value_model.enable_input_require_grads()
+        value_model = get_peft_model(value_model, with_score_head(peft_config))
     if args.disable_dropout:
-        disable_dropout(value_model)
-    if peft_config is None:
-        return value_model
-    if args.gradient_checkpointing:
-        value_model.enable_input_require_grads()
-    return get_peft_model(value_model, with_score_head(peft_config))
+        disable_dropout(value_model)  # the adapter's too
+    return value_model
 
 
 def prepared_reference(ref_model: PreTrainedModel, args: RLPPPOConfig, accelerator: Accelerator) -> nn.Module:
