@@ -4,6 +4,7 @@ from typing import Any, Protocol
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from trl_rlp.trainer.rlp_ppo_config import RLPPPOConfig
@@ -55,7 +56,8 @@ def print_table(rows: list[dict[str, Any]], console: Console | None = None) -> N
         return
     table = Table(*rows[0], show_lines=True)
     for row in rows[:MOST_ROWS]:
-        table.add_row(*(_text(value) for value in row.values()))
+        # As plain text: in a string `[INST]` would be read as markup.
+        table.add_row(*(Text(_text(value)) for value in row.values()))
     (console or Console()).print(table)
 
 
