@@ -67,10 +67,6 @@ ERRORS = {
         lambda: {"data": Dataset.from_dict({"prompt": ["a"] * 8}).to_iterable_dataset(), "standardise_rewards": True},
         "`train_dataset` is a stream, which `standardise_rewards` cannot sample",
     ),
-    "tokenizers": (
-        lambda: {"reward_processing_class": [tiny_tokenizer(), None]},
-        "`reward_processing_class` has 2 entries for 1 sources",
-    ),
 }
 
 

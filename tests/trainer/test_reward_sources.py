@@ -1,8 +1,9 @@
+import functools
+
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
-from transformers import (
-    TrainerCallback,
-)
+from transformers import TrainerCallback
 
 from tests.ppo_runs import has_changed, ppo_trainer, weights
 from tests.tiny_models import save, tiny_reward_model, tiny_tokenizer
@@ -57,3 +58,106 @@ def test_a_reward_model_may_be_an_adapter(tmp_path, argument):
     trainer.train()
     assert not has_changed(model, before)
     assert not any("lora" in name for name, _ in trainer.value_model.named_parameters())
+
+
+def nan_once(completions, **kwargs):
+    return [float("nan"), *[1.0] * (len(completions) - 1)]
+
+
+async def nan_once_later(completions, **kwargs):
+    return nan_once(completions)
+
+
+class NanOnce:
+    def __call__(self, completions, **kwargs):
+        return nan_once(completions)
+
+
+SOURCES = {
+    "function": (nan_once, "nan_once"),
+    "async": (nan_once_later, "nan_once_later"),
+    "partial": (functools.partial(nan_once, unused=0), "nan_once"),
+    "object": (NanOnce(), "NanOnce"),
+}
+
+
+@pytest.mark.parametrize("source, name", SOURCES.values(), ids=SOURCES)
+def test_nan_is_no_lack_of_opinion(tmp_path, source, name):
+    """A sound source beside it does not hide it: the rollout takes no step. `None` is left out."""
+    sound = [lambda completions, **kwargs: [1.0] * len(completions)]
+    trainer = ppo_trainer(tmp_path, reward_funcs=[*sound, source], total_episodes=4)
+    before = weights(trainer.model)
+    trainer.train()
+    row = trainer.state.log_history[0]
+    assert row["skipped_steps"] == 2 and not has_changed(trainer.model, before)
+    assert f"rewards/{name}/mean" in row
+
+
+def test_a_reward_model_that_says_nan_stops_the_step_too(tmp_path):
+    broken = tiny_reward_model(tiny_tokenizer(), seed=3)
+    torch.nn.init.constant_(broken.score.weight, torch.nan)
+    sound = [lambda completions, **kwargs: [1.0] * len(completions)]
+    trainer = ppo_trainer(
+        tmp_path, reward_model=broken, reward_funcs=sound, total_episodes=4, value_model_init="policy"
+    )
+    trainer.train()
+    assert trainer.state.log_history[0]["skipped_steps"] == 2
+
+
+def test_none_is_a_lack_of_opinion(tmp_path):
+    sources = [lambda completions, **kwargs: [2.0] * len(completions), lambda **kwargs: [None] * 2 + [1.0] * 2]
+    trainer = ppo_trainer(tmp_path, reward_funcs=sources, total_episodes=4)
+    trainer.train()
+    row = trainer.state.log_history[0]
+    assert row["skipped_steps"] == 0 and row["objective/scores"] == 2.5
+
+
+def test_a_single_tokenizer_is_the_first_model_s(tmp_path):
+    other = tiny_tokenizer(offset=7)
+    sources = [lambda completions, **kwargs: [1.0] * len(completions), tiny_reward_model(other)]
+    trainer = ppo_trainer(tmp_path, reward_funcs=sources, reward_processing_class=other)
+    assert trainer.reward_funcs[1].processing_class is other
+
+
+UNFIT = {
+    "entries": ({"reward_processing_class": [tiny_tokenizer(), None]}, "has 2 entries for 1 sources"),
+    "no model": (
+        {"reward_funcs": [nan_once], "reward_processing_class": tiny_tokenizer()},
+        "`reward_processing_class` is given, but no source of rewards is a model",
+    ),
+    "for a function": (
+        {"reward_funcs": [nan_once], "reward_processing_class": [tiny_tokenizer()]},
+        "`reward_processing_class` entry 0 is for a function",
+    ),
+    "small reward model": (
+        {"reward_model": tiny_reward_model(tiny_tokenizer(), vocab_size=100)},
+        "`reward_model` has an embedding of 100 rows, but the policy's tokens are",
+    ),
+    "small source": (
+        {"reward_funcs": [tiny_reward_model(tiny_tokenizer(), vocab_size=100)]},
+        "A model of `reward_funcs` has an embedding of 100 rows",
+    ),
+    "small value model": (
+        {"value_model": tiny_reward_model(tiny_tokenizer(), vocab_size=100)},
+        "`value_model` has an embedding of 100 rows",
+    ),
+}
+
+
+@pytest.mark.parametrize("arguments, match", UNFIT.values(), ids=UNFIT)
+def test_sources_and_tokenizers_that_do_not_fit_are_named(tmp_path, arguments, match):
+    with pytest.raises(ValueError, match=match):
+        ppo_trainer(tmp_path, **arguments)
+
+
+def test_a_model_without_a_tokenizer_of_its_own_is_named(tmp_path):
+    model = tiny_reward_model(tiny_tokenizer())
+    model.save_pretrained(tmp_path / "reward")
+    model = type(model).from_pretrained(tmp_path / "reward")
+    with pytest.raises(ValueError, match="`reward_processing_class` is None for a model of `reward_funcs`"):
+        ppo_trainer(tmp_path, reward_funcs=[model])
+
+
+def test_what_is_no_classifier_is_named(tmp_path):
+    with pytest.raises(TypeError, match="`reward_model` must be a sequence classifier"):
+        ppo_trainer(tmp_path, reward_model=5)

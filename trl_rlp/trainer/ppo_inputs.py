@@ -8,9 +8,8 @@ from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from trl_rlp.data.row_scores import require_reward_model
 from trl_rlp.data.sampling import end_token_ids
-from trl_rlp.trainer.reward_sources import RewardSource
+from trl_rlp.trainer.reward_sources import RewardSource, require_embedding
 from trl_rlp.trainer.rlp_ppo_config import RLPPPOConfig
 
 
@@ -73,9 +72,10 @@ def require_models(
     reward_model: PreTrainedModel | PeftModel | None,
     value_model: PreTrainedModel | None,
     reward_funcs: Sequence[RewardSource],
+    processing_class: PreTrainedTokenizerBase,
 ) -> None:
     """
-    Checks that the models of a run are what they should be.
+    Checks that the models of a run go together.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -88,10 +88,11 @@ def require_models(
             The value model.
         reward_funcs (`Sequence`):
             Further sources of rewards.
+        processing_class (`PreTrainedTokenizerBase`):
+            The policy's tokenizer.
 
     Raises:
-        TypeError: if the reward model is not a `transformers` model.
-        ValueError: if two of them are one object, there is no reward, or `num_labels` is not 1.
+        ValueError: if two of them are one object, there is no reward, or the value model lacks tokens of the policy.
     """
     if ref_model is model:
         raise ValueError(
@@ -105,11 +106,9 @@ def require_models(
         )
     if reward_model is None and not reward_funcs:
         raise ValueError("`reward_model` is None and there are no `reward_funcs`. Pass one of them.")
-    if reward_model is not None:
-        try:
-            require_reward_model(reward_model)
-        except (TypeError, ValueError) as error:
-            raise type(error)(str(error).replace("`model`", "`reward_model`", 1)) from None
+    if value_model is not None:
+        vocabulary_size = model.get_input_embeddings().weight.shape[0]
+        require_embedding("`value_model`", value_model, processing_class, vocabulary_size)
 
 
 def stop_token_ids(

@@ -72,7 +72,7 @@ class PPOTrainer(RolloutTrainer):
     ):
         reward_funcs = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs] if reward_funcs else []
         model, processing_class = loaded_policy(model, processing_class, args)
-        require_models(model, ref_model, reward_model, value_model, reward_funcs)
+        require_models(model, ref_model, reward_model, value_model, reward_funcs, processing_class)
         require_datasets({"train_dataset": train_dataset, "eval_dataset": eval_dataset}, model, processing_class, args)
         choose_adapter(model, peft_config, args)
         warn_of_collator(data_collator)
@@ -81,9 +81,8 @@ class PPOTrainer(RolloutTrainer):
             ref_model = copy.deepcopy(model)
         self.reward_model = reward_model
         self._note_tokens(model, processing_class, args)
-        functions = reward_functions(
-            reward_model, reward_funcs, reward_processing_class, processing_class, self._ends, args.device
-        )
+        policy = processing_class, self._vocabulary_size, self._ends, args.device
+        functions = reward_functions(reward_model, reward_funcs, reward_processing_class, *policy)
         super().__init__(
             model=model,
             reward_funcs=functions,

@@ -1,6 +1,7 @@
 """A reward model as a reward function of TRL's RLOO and GRPO trainers, scored exactly as it was trained."""
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -8,6 +9,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl_rlp.data.row_scores import score_rows
 from trl_rlp.data.scoring import batch_scoring_ids, cut_prompts
 from trl_rlp.trainer.token_prompts import TokenPrompt
+
+
+def nan_as_infinity(rewards: Iterable[float | None]) -> list[float | None]:
+    """
+    Gives rewards in which what is not a number can be seen: TRL takes NaN for `None`, no opinion, and leaves it out.
+
+    Args:
+        rewards (`Iterable[float]`):
+            One a completion, `None` where a function has no opinion.
+
+    Returns:
+        `list[float]`.
+    """
+    return [math.inf if reward is not None and math.isnan(reward) else reward for reward in rewards]
 
 
 class RewardFunction:
@@ -36,7 +51,7 @@ class RewardFunction:
             Whether its tokenizer is the policy's: prompts that are token ids, [`TokenPrompt`], are then scored as
             they are, with the completion's ids behind them. Otherwise they are read as text.
         require_finite (`bool`, *optional*, defaults to `True`):
-            Whether a reward that is NaN or infinite is an error; else it is given as it is.
+            Whether a reward that is NaN or infinite is an error; else it is given as infinite.
 
     Raises:
         ValueError: if the deviation is not positive.
@@ -109,4 +124,4 @@ class RewardFunction:
             finished = [bool(ids) and ids[-1] in self.eos_token_ids for ids in completion_ids]
             rows = batch_scoring_ids(self.processing_class, prompts, texts, finished, self.max_length)
         rewards = score_rows(self.model, rows, require_finite=self.require_finite)
-        return [(reward - self.mean) / self.deviation for reward in rewards]
+        return nan_as_infinity((reward - self.mean) / self.deviation for reward in rewards)

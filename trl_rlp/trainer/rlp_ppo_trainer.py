@@ -77,7 +77,7 @@ class RLPPPOTrainer(PPOTrainer):
             Reward models (or their folders or Hub names) and functions, beside or instead of `reward_model`;
             `args.reward_weights` weighs all, `reward_model` first.
         reward_processing_class (`PreTrainedTokenizerBase` or `list`, *optional*):
-            Tokenizer of the reward model, or one for each source of rewards, `None` for functions.
+            Tokenizer of the first reward model, or one for each source of rewards, `None` for functions.
         value_peft_config ([`~peft.PeftConfig`], *optional*):
             Trains the value model as an adapter, with its score head.
         preference_dataset ([`~datasets.Dataset`], *optional*):
@@ -195,9 +195,8 @@ class RLPPPOTrainer(PPOTrainer):
     def _take_reward_model(self, folder: Path) -> None:
         """What step 5 changes: the reward model, and a critic that starts from it where none was passed."""
         self.reward_model, processing_class = load_reward_model(folder)
-        (self.reward_funcs[0],) = reward_functions(
-            self.reward_model, [], processing_class, self.processing_class, self._ends, self.args.device
-        )
+        policy = self.processing_class, self._vocabulary_size, self._ends, self.args.device
+        (self.reward_funcs[0],) = reward_functions(self.reward_model, [], processing_class, *policy)
         self._is_standardised = False
         self.remove_callback(self._ppo)
         # As before the first critic, whose adapter may draw numbers.
