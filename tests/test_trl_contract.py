@@ -33,6 +33,7 @@ PPO_OVERRIDDEN = {
     "_get_per_token_logps_and_entropies": ["self"],
     "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
     "_generate_and_score_completions": ["self", "inputs"],
+    "_save_checkpoint": ["self", "model", "trial"],
     "create_scheduler": ["self", "num_training_steps", "optimizer"],
     "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
     "log": ["self", "logs", "start_time"],

@@ -4,9 +4,15 @@ from tests.ppo_runs import ppo_trainer
 from trl_rlp.trainer.checkpoints import CHECKPOINTS, checkpoint_to_resume, last_checkpoint, train_to_end
 
 
-def test_the_last_checkpoint_is_that_of_the_most_steps(tmp_path):
+def make_checkpoint(folder, step: int) -> None:
+    (folder / f"checkpoint-{step}").mkdir()
+    (folder / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+
+
+def test_the_last_checkpoint_is_the_whole_one_of_the_most_steps(tmp_path):
     for step in (9, 10):
-        (tmp_path / f"checkpoint-{step}").mkdir()
+        make_checkpoint(tmp_path, step)
+    (tmp_path / "checkpoint-11").mkdir()
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
     assert last_checkpoint(tmp_path / "checkpoint-9") is None
     assert last_checkpoint(tmp_path / "missing") is None
@@ -14,9 +20,16 @@ def test_the_last_checkpoint_is_that_of_the_most_steps(tmp_path):
 
 @pytest.mark.parametrize("given, expected", [(None, None), (False, None), (True, "checkpoint-4"), ("other", "other")])
 def test_a_run_goes_on_from_what_it_was_told(tmp_path, given, expected):
-    (tmp_path / "checkpoint-4").mkdir()
+    make_checkpoint(tmp_path, 4)
     resumed = checkpoint_to_resume(given, str(tmp_path))
     assert resumed == (str(tmp_path / expected) if given is True else expected)
+
+
+def test_a_missing_checkpoint_is_named(tmp_path):
+    with pytest.raises(
+        ValueError, match="`resume_from_checkpoint` is True, but '.*' holds no checkpoint. Leave it out"
+    ):
+        checkpoint_to_resume(True, str(tmp_path))
 
 
 def test_a_stage_that_was_stopped_goes_on(tmp_path):

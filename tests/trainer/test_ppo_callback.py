@@ -131,3 +131,57 @@ def test_biases_and_norms_of_the_critic_do_not_decay(tmp_path):
     assert (decayed["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)
     assert all(parameter.ndim == 1 for parameter in rest["params"]) and rest["params"]
     assert all(parameter.ndim == 2 for parameter in decayed["params"])
+
+
+class Saving(TrainerCallback):
+    """Asks for a checkpoint at one step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_save |= state.global_step == self.step
+
+
+def test_nobody_saves_within_a_rollout(tmp_path):
+    trainer = ppo_trainer(tmp_path)
+    trainer.add_callback(Saving(3))
+    trainer.train()
+    assert "checkpoint-3" not in {path.name for path in tmp_path.iterdir()}
+    assert (tmp_path / "checkpoint-4" / "ppo_state.json").is_file()
+
+
+def test_the_end_of_a_pass_after_a_step_left_out_is_no_checkpoint(tmp_path):
+    """Two rollouts a pass; the second one is not finite, and the checkpoint waits for the third."""
+    calls = []
+
+    def reward(completions, **kwargs):
+        calls.append(1)
+        return [float("inf") if len(calls) == 2 else 1.0] * len(completions)
+
+    settings = {"save_strategy": "epoch", "total_episodes": 16}
+    trainer = ppo_trainer(tmp_path, reward_funcs=[reward], **settings)
+    trainer.train()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-6", "checkpoint-8"]
+
+
+def test_an_interrupted_checkpoint_costs_no_older_one(tmp_path, monkeypatch):
+    settings = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
+    straight = ppo_trainer(tmp_path / "straight", **settings)
+    straight.train()
+    trainer = ppo_trainer(tmp_path / "run", **settings)
+
+    def interrupt(folder):
+        raise KeyboardInterrupt
+
+    class Interrupted(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 4:
+                monkeypatch.setattr(trainer._ppo.ppo_state, "save", interrupt)
+
+    trainer.add_callback(Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    again = ppo_trainer(tmp_path / "run", **settings)
+    again.train(resume_from_checkpoint=True)
+    assert logged(again)[:-1] == logged(straight)[:-1]

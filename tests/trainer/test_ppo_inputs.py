@@ -94,3 +94,12 @@ def test_prompts_are_needed(tmp_path):
             tiny_causal_lm(tiny_tokenizer()),
             reward_model=tiny_reward_model(tiny_tokenizer()),
         )
+
+
+def test_what_counts_rollouts_becomes_optimizer_steps(tmp_path):
+    settings = {"eval_dataset": prompts(2), "eval_strategy": "steps", "eval_steps": 1, "eval_delay": 2}
+    trainer = ppo_trainer(tmp_path, logging_steps=3, save_steps=4, **settings)
+    args = trainer.args
+    assert (args.logging_steps, args.save_steps, args.eval_steps, args.eval_delay) == (6, 8, 2, 4)
+    trainer.train()
+    assert [row["step"] for row in trainer.state.log_history if "eval_loss" in row] == [4, 6]

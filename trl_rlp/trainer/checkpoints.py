@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from transformers import Trainer
-from transformers.trainer_utils import get_last_checkpoint
 
 from trl_rlp.trainer.artifacts import save_plain
 
@@ -14,7 +13,7 @@ CHECKPOINTS = "checkpoints"
 
 def last_checkpoint(folder: str | Path) -> str | None:
     """
-    Gives the newest checkpoint in a folder.
+    Gives the newest checkpoint in a folder that was written to its end, which is the trainer's state.
 
     Args:
         folder (`str` or `Path`):
@@ -23,7 +22,9 @@ def last_checkpoint(folder: str | Path) -> str | None:
     Returns:
         `str`, or `None` if there is none.
     """
-    return get_last_checkpoint(str(folder)) if Path(folder).is_dir() else None
+    steps = [path.parent.name.rpartition("-")[2] for path in Path(folder).glob("checkpoint-*/trainer_state.json")]
+    whole = [int(step) for step in steps if step.isdecimal()]
+    return str(Path(folder) / f"checkpoint-{max(whole)}") if whole else None
 
 
 def checkpoint_to_resume(resume_from_checkpoint: str | bool | None, output_dir: str) -> str | None:
@@ -37,11 +38,19 @@ def checkpoint_to_resume(resume_from_checkpoint: str | bool | None, output_dir: 
             The trainer's folder.
 
     Returns:
-        `str`, or `None` if training starts anew, or there is no checkpoint, which is for the trainer to complain of.
+        `str`, or `None` if training starts anew.
+
+    Raises:
+        ValueError: if there is no checkpoint to go on from.
     """
-    if resume_from_checkpoint is True:
-        return last_checkpoint(output_dir)
-    return resume_from_checkpoint or None
+    if resume_from_checkpoint is not True:
+        return resume_from_checkpoint or None
+    checkpoint = last_checkpoint(output_dir)
+    if checkpoint is None:
+        raise ValueError(
+            f"`resume_from_checkpoint` is True, but '{output_dir}' holds no checkpoint. Leave it out to start anew."
+        )
+    return checkpoint
 
 
 def train_to_end(trainer: Trainer, folder: Path) -> dict[str, float]:

@@ -84,7 +84,7 @@ def initial_value_model(
 
     Args:
         init (`str`, *optional*):
-            `"reward"`, `"policy"`, or `None` for the reward model if its embedding has the policy's size.
+            `"reward"`, `"policy"`, or `None` for the reward model if there is one.
         policy ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             The policy; its adapters are left out.
         reward_model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*):

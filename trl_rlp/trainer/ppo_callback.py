@@ -172,6 +172,13 @@ class PPOCallback(TrainerCallback):
 
     def on_step_end(self, args: RLPPPOConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Puts a checkpoint that falls into a rollout off to its end, and one after a step left out to a good one."""
+        self._put_off(args, state, control)
+
+    def on_epoch_end(self, args: RLPPPOConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """The same for a checkpoint that is asked for at the end of a pass over the prompts."""
+        self._put_off(args, state, control)
+
+    def _put_off(self, args: RLPPPOConfig, state: TrainerState, control: TrainerControl) -> None:
         must_wait = state.global_step % args.steps_per_rollout or self.ppo_state.bad_in_a_row
         if must_wait and control.should_save:
             control.should_save, self._is_put_off = False, True
@@ -185,11 +192,20 @@ class PPOCallback(TrainerCallback):
         """The critic's classifier, not wrapped."""
         return self.accelerator.unwrap_model(self.critic).model
 
-    def on_save(self, args: RLPPPOConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Writes value model, its optimizer and PPO's state into the checkpoint that the trainer has just written."""
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+    def save(self, args: RLPPPOConfig, state: TrainerState) -> None:
+        """
+        Writes value model, its optimizer and PPO's state into the checkpoint that the trainer is about to write.
+
+        Args:
+            args ([`~trl_rlp.trainer.rlp_ppo_config.RLPPPOConfig`]):
+                Settings of the run.
+            state (`TrainerState`):
+                The trainer's.
+        """
         if not args.should_save:
             return
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        folder.mkdir(parents=True, exist_ok=True)
         _save_weights(self.value_model, folder)
         self.ppo_state.save(folder)
         if not args.save_only_model:
@@ -197,7 +213,7 @@ class PPOCallback(TrainerCallback):
 
     def load(self, checkpoint: str | Path) -> None:
         """
-        Restores all that [`on_save`] wrote.
+        Restores all that [`save`] wrote.
 
         Args:
             checkpoint (`str` or `Path`):

@@ -215,5 +215,7 @@ def counted_in_steps(args: RLPPPOConfig, train_dataset: Dataset | IterableDatase
         if value is not None:
             rollouts = math.ceil(value * args.num_total_batches) if value < 1 else int(value)
             setattr(scaled, name, rollouts * args.steps_per_rollout)
+    if args.eval_strategy == "steps":
+        scaled.eval_delay = args.eval_delay * args.steps_per_rollout
     scaled.model_init_kwargs = None  # the policy is loaded already
     return scaled

@@ -265,7 +265,7 @@ class PPOTrainer(RolloutTrainer):
 
         Raises:
             RuntimeError: if three steps in a row are not finite.
-            ValueError: if the checkpoint was not written by this trainer.
+            ValueError: if there is no checkpoint, or it was not written by this trainer.
         """
         checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
         if checkpoint is not None:
@@ -275,4 +275,7 @@ class PPOTrainer(RolloutTrainer):
             self._is_standardised = True
         self._rollout = None
         self._start, self._first_rollout = time.time(), self._ppo.ppo_state.rollouts
-        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        # The last to be asked, so that nobody saves within a rollout.
+        self.remove_callback(self._ppo)
+        self.add_callback(self._ppo)
+        return super().train(checkpoint, trial, ignore_keys_for_eval)

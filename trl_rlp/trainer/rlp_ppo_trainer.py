@@ -18,7 +18,7 @@ from transformers import (
 from transformers.trainer_utils import TrainOutput
 
 from trl_rlp.trainer.artifacts import load_reward_model
-from trl_rlp.trainer.checkpoints import CHECKPOINTS, train_to_end
+from trl_rlp.trainer.checkpoints import CHECKPOINTS, checkpoint_to_resume, train_to_end
 from trl_rlp.trainer.citation import PAPER
 from trl_rlp.trainer.ppo_inputs import loaded_policy
 from trl_rlp.trainer.ppo_trainer import PPOTrainer
@@ -173,13 +173,15 @@ class RLPPPOTrainer(PPOTrainer):
 
         Raises:
             RuntimeError: if three steps in a row are not finite.
-            ValueError: if the checkpoint was not written by this trainer, or the folder holds another run.
+            ValueError: if there is no checkpoint, it was not written by this trainer, or the folder holds another run.
         """
+        checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
         if self._rlp is not None and self.refinement is None:
             function = self.reward_funcs[0]
             self.refinement = self._rlp.refine(self._train_first, function.model, function.processing_class)
             self._take_reward_model(self.refinement.reward_model)
-        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+            self._first = None  # what it holds is not needed again
+        return super().train(checkpoint, trial, ignore_keys_for_eval)
 
     def _train_first(self, folder: Path) -> dict[str, float]:
         """Step 3 of Algorithm 1: a policy from the same start, against the reward model as it is."""

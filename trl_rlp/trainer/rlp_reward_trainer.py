@@ -269,13 +269,13 @@ class RLPRewardTrainer(RewardTrainer):
             `TrainOutput`: steps, mean loss and metrics.
 
         Raises:
-            ValueError: if the checkpoint holds no heads that fit.
+            ValueError: if there is no checkpoint, or it holds no heads that fit.
         """
         term = self.representation_term
         checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
         if term is not None and checkpoint is not None:
             term.heads_callback.load(checkpoint)
-        output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        output = super().train(checkpoint, trial, ignore_keys_for_eval)
         if term is not None:
             term.log.warn_if_empty()
         return output

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from torch import nn
 from torch.utils.data import Sampler
 from trl import GRPOTrainer
 
@@ -97,6 +98,11 @@ class RolloutTrainer(GRPOTrainer):
             self._terms["train"].add(terms)
             state.adapt_kl_coef(self.accelerator.reduce(terms["objective/kl"], reduction="mean").item(), self.args)
         return batch
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any | None) -> None:
+        """Writes PPO's part first: TRL deletes older checkpoints once its own part is whole."""
+        self._ppo.save(self.args, self.state)
+        super()._save_checkpoint(model, trial)
 
     def _log_advantages(self, batch: dict[str, torch.Tensor]) -> None:
         """Puts the mean advantage of each completion into the table of completions, in the place of GRPO's."""
