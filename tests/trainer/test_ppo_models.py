@@ -32,6 +32,8 @@ def test_the_named_adapter_is_trained_against_the_named_reference(tmp_path):
     model = get_peft_model(tiny_causal_lm(tiny_tokenizer()), config, adapter_name="one")
     model.add_adapter("two", config)
     before = weights(model)
+    with pytest.raises(ValueError, match="`ref_model` and `ref_adapter_name`='one' are both given"):
+        ppo_trainer(tmp_path, model=model, ref_model=tiny_causal_lm(tiny_tokenizer()), ref_adapter_name="one")
     trainer = ppo_trainer(tmp_path, model=model, model_adapter_name="two", ref_adapter_name="one")
     trainer.train()
     changed = {name for name, weight in weights(model).items() if not torch.equal(weight, before[name])}

@@ -164,8 +164,25 @@ def test_the_refinement_has_seed_and_machine_of_the_policy_s_trainer_unless_told
     args = ppo_config(tmp_path, **settings)
     config = refinement_config(args)
     assert (config.seed, config.use_cpu, config.gradient_checkpointing, config.max_steps) == (7, True, False, 3)
-    args.rlp_reward_args = {"seed": 8}
+    args.rlp_reward_args = {"seed": 8, "use_cpu": True}
     assert refinement_config(args).seed == 8
+    args.rlp_reward_args = {"bf16": True}
+    with pytest.raises(ValueError, match="`rlp_reward_args` sets `bf16`=True, but the policy's trainer"):
+        refinement_config(args)
+
+
+def test_one_configuration_serves_twice(tmp_path):
+    args = ppo_config(tmp_path / "run", rlp_method="uml")
+    models = {"model": tiny_causal_lm(tiny_tokenizer()), "reward_model": tiny_reward_model(tiny_tokenizer())}
+    for _ in range(2):
+        module.RLPPPOTrainer(
+            args, tiny_tokenizer(), **models, train_dataset=prompts(), preference_dataset=preferences(4)
+        )
+    args.kl_coef = 0.2
+    with pytest.raises(ValueError, match=r"holds a run with other settings \(args.kl_coef differ\)"):
+        module.RLPPPOTrainer(
+            args, tiny_tokenizer(), **models, train_dataset=prompts(), preference_dataset=preferences(4)
+        )
 
 
 def test_only_the_last_policy_is_pushed(tmp_path, monkeypatch):

@@ -45,6 +45,16 @@ UNUSED = (
 )
 """Fields of GRPOConfig that PPO's losses do not have."""
 
+DERIVED_SIZES = (
+    "num_total_batches",
+    "batch_size",
+    "local_batch_size",
+    "micro_batch_size",
+    "mini_batch_size",
+    "local_mini_batch_size",
+)
+"""Fields that the trainer works out."""
+
 
 @dataclass
 class PPOFields(GRPOConfig):

@@ -35,20 +35,27 @@ def loaded_policy(
     return model, processing_class or AutoTokenizer.from_pretrained(model.name_or_path)
 
 
-def choose_adapter(model: PreTrainedModel | PeftModel, peft_config: PeftConfig | None, args: RLPPPOConfig) -> None:
+def choose_adapter(
+    model: PreTrainedModel | PeftModel,
+    ref_model: PreTrainedModel | None,
+    peft_config: PeftConfig | None,
+    args: RLPPPOConfig,
+) -> None:
     """
     Makes the adapter active that is to be trained.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             The policy.
+        ref_model ([`~transformers.PreTrainedModel`], *optional*):
+            The reference, if it is a model of its own.
         peft_config ([`~peft.PeftConfig`], *optional*):
             Of an adapter that is yet to be added.
         args ([`~trl_rlp.trainer.rlp_ppo_config.RLPPPOConfig`]):
             `model_adapter_name` and `ref_adapter_name` are read.
 
     Raises:
-        ValueError: if the policy has no adapter of a name, or one of virtual tokens.
+        ValueError: if the policy has no adapter of a name, or one of virtual tokens, or there are two references.
     """
     adapters = model.peft_config if isinstance(model, PeftModel) else {}
     if any(config is not None and config.is_prompt_learning for config in (peft_config, *adapters.values())):
@@ -62,6 +69,11 @@ def choose_adapter(model: PreTrainedModel | PeftModel, peft_config: PeftConfig |
                 f"`{name}`={vars(args)[name]!r} is none of the policy's adapters, which are {list(adapters)}. Name "
                 "one of them, or pass a `PeftModel` that has it."
             )
+    if args.ref_adapter_name is not None and ref_model is not None:
+        raise ValueError(
+            f"`ref_model` and `ref_adapter_name`={args.ref_adapter_name!r} are both given, for one reference. "
+            "Pass one of them."
+        )
     if args.model_adapter_name is not None:
         model.set_adapter(args.model_adapter_name)
 

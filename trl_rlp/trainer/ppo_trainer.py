@@ -74,7 +74,7 @@ class PPOTrainer(RolloutTrainer):
         model, processing_class = loaded_policy(model, processing_class, args)
         require_models(model, ref_model, reward_model, value_model, reward_funcs, processing_class)
         require_datasets({"train_dataset": train_dataset, "eval_dataset": eval_dataset}, model, processing_class, args)
-        choose_adapter(model, peft_config, args)
+        choose_adapter(model, ref_model, peft_config, args)
         warn_of_collator(data_collator)
         if ref_model is None and peft_config is None and not isinstance(model, PeftModel):
             # GRPO binds the policy's forward to the policy, and a copy made later would run the policy.

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl_rlp.data.fingerprints import tokenizer_fingerprint, value_fingerprint, weights_fingerprint
 from trl_rlp.data.validation import require_columns
 from trl_rlp.trainer.artifacts import save_model
+from trl_rlp.trainer.ppo_fields import DERIVED_SIZES
 from trl_rlp.trainer.refinement_stage import Refinement, RefinementSettings, hold_out, refine_reward_model
 from trl_rlp.trainer.rlp_ppo_config import RLPPPOConfig
 from trl_rlp.trainer.rlp_reward_config import RLPRewardConfig
@@ -122,7 +123,16 @@ def refinement_args(args: RLPPPOConfig) -> dict[str, Any]:
 
     Returns:
         `dict`: fields of [`~trl_rlp.trainer.rlp_reward_config.RLPRewardConfig`] but `output_dir` and `method`.
+
+    Raises:
+        ValueError: if the user's differ in what a process has one of, its device and its precision.
     """
+    for name in ("use_cpu", "bf16", "fp16"):
+        if args.rlp_reward_args.get(name, vars(args)[name]) != vars(args)[name]:
+            raise ValueError(
+                f"`rlp_reward_args` sets `{name}`={args.rlp_reward_args[name]}, but the policy's trainer, in the same "
+                f"process, has {vars(args)[name]}. Set it there alone."
+            )
     return {**{name: vars(args)[name] for name in INHERITED}, **args.rlp_reward_args}
 
 
@@ -209,12 +219,12 @@ class RLPRun:
     def _settings(
         self, policy: PreTrainedModel, processing_class: PreTrainedTokenizerBase, arguments: dict[str, Any]
     ) -> dict[str, Any]:
-        """What decides the results; where they go and what is logged does not."""
+        """What decides the results; where they go, what is logged and what a trainer works out does not."""
         left_out = ("output_dir", "logging_dir", "run_name", "report_to", "hub_", "push_", "log_", "logging_", "save_")
-        values = {name: value for name, value in self.args.to_dict().items() if not name.startswith(left_out)}
+        values = json.loads(json.dumps(self.args.to_dict(), default=str))
         equivalence = self.inputs.equivalence
         return {
-            "args": json.loads(json.dumps(values, default=str)),
+            **{f"args.{k}": v for k, v in values.items() if not k.startswith(left_out) and k not in DERIVED_SIZES},
             "policy": weights_fingerprint(policy),
             "tokenizer": tokenizer_fingerprint(processing_class),
             "prompts": value_fingerprint(self.prompts.to_list()),
