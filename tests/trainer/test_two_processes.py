@@ -47,3 +47,8 @@ def test_two_processes_take_the_steps_of_one(tmp_path, words):
             assert other[name] == pytest.approx(row[name], rel=1e-4, abs=1e-6), name
     for mine, theirs in zip(weights(one), two["weights"], strict=True):
         assert torch.allclose(mine, theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize("words", [[], ["adapter"]], ids=["whole model", "adapter"])
+def test_a_critic_that_two_processes_shard_is_saved_whole(tmp_path, words):
+    run_two("two_process_critic.py", tmp_path, *words)

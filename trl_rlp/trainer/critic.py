@@ -73,7 +73,8 @@ class Critic(nn.Module):
                 f"`value_model` is a `{type(self.model).__name__}`, which pools before it scores and so has no value "
                 "for each token. Use a decoder-only classifier."
             )
-        return scores[-1].squeeze(-1)[:, -num_tokens - 1 : -1].float()  # (batch, num_tokens)
+        values = scores[-1].squeeze(-1)[:, -num_tokens - 1 : -1]  # (batch, num_tokens)
+        return values.to(torch.float32, copy=True)  # FSDP wants no view
 
 
 def initial_value_model(

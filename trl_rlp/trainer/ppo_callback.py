@@ -7,22 +7,19 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.logging import get_logger
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
 
 from trl_rlp.trainer.checkpoints import last_checkpoint
 from trl_rlp.trainer.critic import Critic
+from trl_rlp.trainer.critic_files import load_critic, save_critic
 from trl_rlp.trainer.gradients import average_gradients
 from trl_rlp.trainer.ppo_state import MOST_BAD_STEPS, PPOState
 from trl_rlp.trainer.rlp_ppo_config import RLPPPOConfig
 
 
 logger = get_logger(__name__)
-
-VALUE_MODEL = "value_model"
-VALUE_ADAPTER = "value_adapter.pt"
-VALUE_OPTIMIZER = "value_optimizer.pt"
 
 
 class PPOCallback(TrainerCallback):
@@ -202,14 +199,12 @@ class PPOCallback(TrainerCallback):
             state (`TrainerState`):
                 The trainer's.
         """
-        if not args.should_save:
-            return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         folder.mkdir(parents=True, exist_ok=True)
-        _save_weights(self.value_model, folder)
-        self.ppo_state.save(folder)
-        if not args.save_only_model:
-            torch.save(self.optimizer.state_dict(), folder / VALUE_OPTIMIZER)
+        optimizer = None if args.save_only_model else self.optimizer
+        save_critic(folder, self.critic, optimizer, self.accelerator)
+        if args.should_save:
+            self.ppo_state.save(folder)
 
     def load(self, checkpoint: str | Path) -> None:
         """
@@ -223,30 +218,7 @@ class PPOCallback(TrainerCallback):
             ValueError: if the folder lacks it.
         """
         self.ppo_state = PPOState.load(checkpoint)
-        _load_weights(self.value_model, Path(checkpoint))
-        path = Path(checkpoint) / VALUE_OPTIMIZER
-        if not path.is_file():
-            raise ValueError(
-                f"`resume_from_checkpoint`={str(checkpoint)!r} holds no {VALUE_OPTIMIZER}: it was written with "
-                "`save_only_model`, which no run can go on from."
-            )
-        self.optimizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-
-
-def _save_weights(model: PreTrainedModel | PeftModel, folder: Path) -> None:
-    if isinstance(model, PeftModel):
-        # A folder with an adapter inside a checkpoint would be taken for one of the policy's.
-        torch.save(get_peft_model_state_dict(model), folder / VALUE_ADAPTER)
-    else:
-        model.save_pretrained(folder / VALUE_MODEL)
-
-
-def _load_weights(model: PreTrainedModel | PeftModel, folder: Path) -> None:
-    if isinstance(model, PeftModel):
-        state = torch.load(folder / VALUE_ADAPTER, map_location="cpu", weights_only=True)
-        set_peft_model_state_dict(model, state)
-    else:
-        model.load_state_dict(type(model).from_pretrained(folder / VALUE_MODEL, dtype="auto").state_dict())
+        load_critic(Path(checkpoint), self.critic, self.optimizer, self.accelerator)
 
 
 def _drop_gradients(module: nn.Module) -> None:

@@ -1,0 +1,72 @@
+"""Run under torchrun by two processes: a critic whose weights they share out is saved whole, and restored."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from accelerate import DistributedType, PartialState
+from peft import LoraConfig, get_peft_model
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForSequenceClassification
+
+from tests.tiny_models import tiny_reward_model, tiny_tokenizer
+from trl_rlp.data.processes import leave_process_group
+from trl_rlp.trainer.critic import Critic
+from trl_rlp.trainer.critic_files import VALUE_MODEL, load_critic, save_critic
+from trl_rlp.trainer.score_head import with_score_head
+
+
+IDS = torch.tensor([[40, 41, 42, 43, 44]])
+
+
+def make(seed: int, has_adapter: bool) -> tuple[Critic, torch.optim.Optimizer]:
+    model = tiny_reward_model(tiny_tokenizer(), seed=seed)
+    if has_adapter:
+        model = get_peft_model(model, with_score_head(LoraConfig(r=2, target_modules=["q_proj"])))
+    critic = Critic(model)
+    for layer in critic.model.get_submodule("base_model.model.model" if has_adapter else "model").layers:
+        fully_shard(layer)
+    fully_shard(critic)
+    return critic, torch.optim.AdamW([p for p in critic.parameters() if p.requires_grad], lr=1e-2)
+
+
+def values(critic: Critic) -> torch.Tensor:
+    return critic(IDS, torch.ones_like(IDS), torch.arange(5)[None], num_tokens=3)
+
+
+def step(critic: Critic, optimizer: torch.optim.Optimizer) -> None:
+    values(critic).square().sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def main(folder: Path, has_adapter: bool) -> None:
+    state = PartialState(cpu=True)
+    accelerator = SimpleNamespace(
+        distributed_type=DistributedType.FSDP, is_main_process=state.is_main_process, unwrap_model=lambda model: model
+    )
+    critic, optimizer = make(0, has_adapter)
+    assert all(isinstance(parameter, DTensor) for parameter in critic.parameters())
+    for _ in range(2):
+        step(critic, optimizer)
+    save_critic(folder, critic, optimizer, accelerator)
+    state.wait_for_everyone()
+    saved = values(critic)
+    # An adapter's file holds what was trained, so the base is the same one.
+    again, again_optimizer = make(0 if has_adapter else 1, has_adapter)
+    load_critic(folder, again, again_optimizer, accelerator)
+    assert torch.equal(values(again), saved)
+    step(critic, optimizer)
+    step(again, again_optimizer)
+    assert torch.equal(values(again), values(critic))
+    if not has_adapter:
+        plain = Critic(AutoModelForSequenceClassification.from_pretrained(folder / VALUE_MODEL))
+        assert torch.allclose(values(plain), saved, atol=1e-6)
+    sys.stdout.write("both processes agree\n")
+    leave_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), has_adapter="adapter" in sys.argv)
