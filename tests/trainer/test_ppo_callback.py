@@ -9,6 +9,7 @@ from transformers import (
 )
 
 from tests.ppo_runs import has_changed, logged, ppo_trainer, prompts, weights
+from trl_rlp.trainer.checkpoints import last_checkpoint
 
 
 def test_the_critic_may_learn_alone_at_first(tmp_path):
@@ -185,3 +186,36 @@ def test_an_interrupted_checkpoint_costs_no_older_one(tmp_path, monkeypatch):
     again = ppo_trainer(tmp_path / "run", **settings)
     again.train(resume_from_checkpoint=True)
     assert logged(again)[:-1] == logged(straight)[:-1]
+
+
+def test_other_rollouts_than_the_checkpoint_s_are_refused(tmp_path):
+    ppo_trainer(tmp_path, save_strategy="steps", save_steps=1).train()
+    with pytest.raises(ValueError, match="of a run with 2 optimizer steps a rollout, and now there are 3"):
+        ppo_trainer(tmp_path, num_ppo_epochs=3).train(resume_from_checkpoint=True)
+
+
+def test_a_checkpoint_of_an_older_run_is_not_taken_for_a_whole_one(tmp_path, monkeypatch):
+    """The second run in a folder is killed while it writes over a checkpoint of the first."""
+    settings = {"save_strategy": "steps", "save_steps": 1}
+    ppo_trainer(tmp_path, **settings).train()
+    second = ppo_trainer(tmp_path, seed=7, **settings)
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(second, "save_model", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        second.train()
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-6")
+    assert not (tmp_path / "checkpoint-2" / "trainer_state.json").exists()
+
+
+def test_training_again_after_three_bad_rollouts_stops_again(tmp_path):
+    def reward(completions, **kwargs):
+        return [float("nan")] * len(completions)
+
+    trainer = ppo_trainer(tmp_path, reward_funcs=[reward], total_episodes=40)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="3 times in a row"):
+            trainer.train()
+        assert trainer.state.global_step < 8

@@ -3,7 +3,7 @@ import torch
 from peft import LoraConfig
 
 from tests.ppo_runs import ppo_trainer, weights
-from tests.tiny_models import tiny_causal_lm, tiny_tokenizer
+from tests.tiny_models import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 
 
 def test_the_critic_may_be_an_adapter(tmp_path):
@@ -48,3 +48,14 @@ def test_dropout_is_off_in_both_adapters(tmp_path):
     )
     for model in (trainer.policy_model, trainer.value_model):
         assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == {0.0}
+
+
+def test_dropout_that_layers_hold_as_a_number_is_off_too(tmp_path):
+    model, reward_model = tiny_causal_lm(tiny_tokenizer()), tiny_reward_model(tiny_tokenizer(), seed=3)
+    for layer in (*model.model.layers, *reward_model.model.layers):
+        layer.self_attn.attention_dropout = 0.5
+    trainer = ppo_trainer(tmp_path, model=model, reward_model=reward_model, learning_rate=1e-12)
+    trainer.train()
+    row = trainer.state.log_history[0]
+    assert row["objective/kl"] == pytest.approx(0, abs=1e-6) and row["policy/approxkl_avg"] < 1e-9
+    assert trainer.value_model.model.layers[0].self_attn.attention_dropout == 0.0

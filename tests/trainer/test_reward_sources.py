@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
 
 from tests.ppo_runs import has_changed, ppo_trainer, weights
-from tests.tiny_models import save, tiny_reward_model, tiny_tokenizer
+from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.scoring import score
 
 
@@ -81,11 +81,12 @@ SOURCES = {
 }
 
 
+@pytest.mark.parametrize("reward_clip", [None, 5.0])
 @pytest.mark.parametrize("source, name", SOURCES.values(), ids=SOURCES)
-def test_nan_is_no_lack_of_opinion(tmp_path, source, name):
-    """A sound source beside it does not hide it: the rollout takes no step. `None` is left out."""
+def test_nan_is_no_lack_of_opinion(tmp_path, source, name, reward_clip):
+    """Neither a sound source beside it nor clipping hides it: the rollout takes no step. `None` is left out."""
     sound = [lambda completions, **kwargs: [1.0] * len(completions)]
-    trainer = ppo_trainer(tmp_path, reward_funcs=[*sound, source], total_episodes=4)
+    trainer = ppo_trainer(tmp_path, reward_funcs=[*sound, source], total_episodes=4, reward_clip=reward_clip)
     before = weights(trainer.model)
     trainer.train()
     row = trainer.state.log_history[0]
@@ -131,7 +132,7 @@ UNFIT = {
     ),
     "small reward model": (
         {"reward_model": tiny_reward_model(tiny_tokenizer(), vocab_size=100)},
-        "`reward_model` has an embedding of 100 rows, but the policy's tokens are",
+        "`reward_model` has an embedding of 100 rows, but the policy's tokens go up to 260",
     ),
     "small source": (
         {"reward_funcs": [tiny_reward_model(tiny_tokenizer(), vocab_size=100)]},
@@ -161,3 +162,43 @@ def test_a_model_without_a_tokenizer_of_its_own_is_named(tmp_path):
 def test_what_is_no_classifier_is_named(tmp_path):
     with pytest.raises(TypeError, match="`reward_model` must be a sequence classifier"):
         ppo_trainer(tmp_path, reward_model=5)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"reward_model": len}, {"reward_model": torch.nn.Linear(1, 1)}, {"reward_funcs": (torch.nn.Linear(1, 1),)}],
+    ids=["function", "module", "module among sources"],
+)
+def test_a_reward_model_is_a_classifier(tmp_path, arguments):
+    with pytest.raises(TypeError, match="must be a sequence classifier of transformers or peft"):
+        ppo_trainer(tmp_path, **arguments)
+
+
+def test_a_reward_model_without_a_pad_token_reads_one_row_at_a_time(tmp_path):
+    """Scripts of the former trainer load plain models such as Pythia, whose config has none."""
+    rewards = []
+    for has_padding in (True, False):
+        model = tiny_reward_model(tiny_tokenizer(), seed=3)
+        model.config.pad_token_id = model.config.pad_token_id if has_padding else None
+        trainer = ppo_trainer(tmp_path / str(has_padding), reward_model=model, total_episodes=4)
+        trainer.train()
+        rewards.append(trainer.state.log_history[0]["objective/scores"])
+    assert rewards[0] == pytest.approx(rewards[1], abs=1e-5)
+
+
+@pytest.mark.parametrize("resized", [(), ("reward_model",), ("ref_model", "value_model")], ids=["none", "one", "two"])
+def test_a_pad_token_need_not_be_known_to_all_models(tmp_path, resized):
+    """Scripts add [PAD] and resize the embeddings of some models; none is shown it unless the policy draws it."""
+    tokenizer = tiny_tokenizer()
+    models = {
+        "model": tiny_causal_lm(tokenizer),
+        "ref_model": tiny_causal_lm(tokenizer),
+        "reward_model": tiny_reward_model(tokenizer, seed=3),
+        "value_model": tiny_reward_model(tokenizer, seed=4),
+    }
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    for name in ("model", *resized):
+        models[name].resize_token_embeddings(len(tokenizer))
+    trainer = ppo_trainer(tmp_path, processing_class=tokenizer, total_episodes=4, response_length=3, **models)
+    trainer.train()
+    assert trainer.reward_funcs[0].reads_policy_tokens and trainer.state.global_step == 2

@@ -15,7 +15,7 @@ from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_toke
 from tests.trainer.test_rlp_ppo_config import FORMER
 from tests.trainer.test_rlp_ppo_trainer import FORMER_METRICS
 from tests.trainer.test_rlp_run import RLP, SameParity
-from trl_rlp.trainer.ppo_callback import VALUE_ADAPTER, VALUE_MODEL, VALUE_OPTIMIZER
+from trl_rlp.trainer.critic_files import VALUE_ADAPTER, VALUE_MODEL, VALUE_OPTIMIZER
 from trl_rlp.trainer.ppo_presets import PRESETS
 from trl_rlp.trainer.ppo_state import STATE_FILE
 from trl_rlp.trainer.rlp_ppo_config import RLPPPOConfig

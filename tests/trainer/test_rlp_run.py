@@ -178,6 +178,8 @@ def test_one_configuration_serves_twice(tmp_path):
         module.RLPPPOTrainer(
             args, tiny_tokenizer(), **models, train_dataset=prompts(), preference_dataset=preferences(4)
         )
+    args.resume_from_checkpoint, args.dataloader_num_workers, args.eval_steps = "checkpoint-2", 1, 3
+    module.RLPPPOTrainer(args, tiny_tokenizer(), **models, train_dataset=prompts(), preference_dataset=preferences(4))
     args.kl_coef = 0.2
     with pytest.raises(ValueError, match=r"holds a run with other settings \(args.kl_coef differ\)"):
         module.RLPPPOTrainer(

@@ -117,7 +117,8 @@ def shaped_scores(
         moments = masked_moments(scores[:, None], scores.isfinite()[:, None])
         scores = scores / state.add_scores(accelerator.gather(moments[None]))
     if args.reward_clip is not None:
-        scores = scores.clamp(-args.reward_clip, args.reward_clip)
+        clipped = scores.clamp(-args.reward_clip, args.reward_clip)
+        scores = clipped.where(scores.isfinite(), torch.nan)  # or an overflow would be the best score of all
     if args.missing_eos_penalty is not None:
         scores = scores - args.missing_eos_penalty * ~finished
     return scores

@@ -74,7 +74,9 @@ def train_policy(
         model,
         reward_processing_class,
         end_token_ids(policy, processing_class),
-        reads_policy_tokens=knows_tokens_of(reward_processing_class, processing_class),
+        reads_policy_tokens=knows_tokens_of(
+            reward_processing_class, processing_class, policy.get_input_embeddings().weight.shape[0]
+        ),
         require_finite=policy_trainer != "ppo",
     )
     if standardise_with is not None:

@@ -55,7 +55,7 @@ class PPOCallback(TrainerCallback):
         decayed: Collection[str],
     ):
         self.accelerator, self.output_dir = accelerator, args.output_dir
-        self.ppo_state = PPOState(kl_coef=args.kl_coef)
+        self.ppo_state = PPOState(kl_coef=args.kl_coef, steps_per_rollout=args.steps_per_rollout)
         self.learning_rate = args.value_learning_rate or args.learning_rate
         trained = {name: parameter for name, parameter in critic.named_parameters() if parameter.requires_grad}
         groups = [
@@ -145,7 +145,7 @@ class PPOCallback(TrainerCallback):
         logger.warning(
             f"{what[0].upper()}{what[1:]} are not finite (rollout {self.ppo_state.rollouts}): no step is taken."
         )
-        if self.ppo_state.bad_in_a_row == MOST_BAD_STEPS:
+        if self.ppo_state.bad_in_a_row >= MOST_BAD_STEPS:
             checkpoint = last_checkpoint(self.output_dir)
             raise RuntimeError(
                 f"{MOST_BAD_STEPS} times in a row {what} were not finite. Go on from the last good checkpoint "
@@ -176,13 +176,28 @@ class PPOCallback(TrainerCallback):
         self._put_off(args, state, control)
 
     def _put_off(self, args: RLPPPOConfig, state: TrainerState, control: TrainerControl) -> None:
-        must_wait = state.global_step % args.steps_per_rollout or self.ppo_state.bad_in_a_row
+        must_wait = self.must_wait(args, state)
         if must_wait and control.should_save:
             control.should_save, self._is_put_off = False, True
         elif self._is_put_off and not must_wait:
             control.should_save, self._is_put_off = True, False
 
     _is_put_off = False
+
+    def must_wait(self, args: RLPPPOConfig, state: TrainerState) -> bool:
+        """
+        Says whether this is no place for a checkpoint.
+
+        Args:
+            args ([`~trl_rlp.trainer.rlp_ppo_config.RLPPPOConfig`]):
+                Settings of the run.
+            state (`TrainerState`):
+                The trainer's.
+
+        Returns:
+            `bool`: whether it is within a rollout, or after a step that was left out.
+        """
+        return bool(state.global_step % args.steps_per_rollout or self.ppo_state.bad_in_a_row)
 
     @property
     def value_model(self) -> PreTrainedModel | PeftModel:
@@ -201,23 +216,36 @@ class PPOCallback(TrainerCallback):
         """
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         folder.mkdir(parents=True, exist_ok=True)
+        if args.should_save:
+            # What says that a checkpoint is whole, which an older run may have left here.
+            (folder / "trainer_state.json").unlink(missing_ok=True)
         optimizer = None if args.save_only_model else self.optimizer
         save_critic(folder, self.critic, optimizer, self.accelerator)
         if args.should_save:
             self.ppo_state.save(folder)
 
-    def load(self, checkpoint: str | Path) -> None:
+    def begin(self, checkpoint: str | Path | None) -> None:
         """
-        Restores all that [`save`] wrote.
+        Begins a run anew, or restores all that [`save`] wrote.
 
         Args:
-            checkpoint (`str` or `Path`):
+            checkpoint (`str` or `Path`, *optional*):
                 Folder that the trainer wrote.
 
         Raises:
-            ValueError: if the folder lacks it.
+            ValueError: if the folder lacks it, or is of a run with other rollouts.
         """
+        steps_per_rollout, self._is_put_off = self.ppo_state.steps_per_rollout, False
+        self.ppo_state.bad_in_a_row = 0
+        if checkpoint is None:
+            return
         self.ppo_state = PPOState.load(checkpoint)
+        if self.ppo_state.steps_per_rollout != steps_per_rollout:
+            raise ValueError(
+                f"`resume_from_checkpoint`={str(checkpoint)!r} is of a run with {self.ppo_state.steps_per_rollout} "
+                f"optimizer steps a rollout, and now there are {steps_per_rollout}. Set `num_ppo_epochs` and "
+                "`num_mini_batches` as they were."
+            )
         load_critic(Path(checkpoint), self.critic, self.optimizer, self.accelerator)
 
 

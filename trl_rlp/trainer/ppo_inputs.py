@@ -9,6 +9,7 @@ from peft import PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rlp.data.sampling import end_token_ids
+from trl_rlp.trainer.ppo_setup import disable_dropout
 from trl_rlp.trainer.reward_sources import RewardSource, require_embedding
 from trl_rlp.trainer.rlp_ppo_config import RLPPPOConfig
 
@@ -25,13 +26,15 @@ def loaded_policy(
         processing_class (`PreTrainedTokenizerBase`, *optional*):
             Its tokenizer. If not set, the one that was saved with it.
         args ([`~trl_rlp.trainer.rlp_ppo_config.RLPPPOConfig`]):
-            `model_init_kwargs` are read, with fp32 as the default, as in TRL's trainers.
+            `model_init_kwargs` are read, with fp32 as the default, as in TRL's trainers, and `disable_dropout`.
 
     Returns:
         `tuple`: what was passed, or what was loaded in its place.
     """
     if isinstance(model, str):
         model = AutoModelForCausalLM.from_pretrained(model, **{"dtype": "float32", **(args.model_init_kwargs or {})})
+    if args.disable_dropout:
+        disable_dropout(model)  # TRL knows one kind of it
     return model, processing_class or AutoTokenizer.from_pretrained(model.name_or_path)
 
 
@@ -104,7 +107,7 @@ def require_models(
             The policy's tokenizer.
 
     Raises:
-        ValueError: if two of them are one object, there is no reward, or the value model lacks tokens of the policy.
+        ValueError: if two of them are one object, there is no reward, or one lacks tokens of the policy.
     """
     if ref_model is model:
         raise ValueError(
@@ -118,9 +121,10 @@ def require_models(
         )
     if reward_model is None and not reward_funcs:
         raise ValueError("`reward_model` is None and there are no `reward_funcs`. Pass one of them.")
-    if value_model is not None:
-        vocabulary_size = model.get_input_embeddings().weight.shape[0]
-        require_embedding("`value_model`", value_model, processing_class, vocabulary_size)
+    vocabulary_size = model.get_input_embeddings().weight.shape[0]
+    for label, other in (("`ref_model`", ref_model), ("`value_model`", value_model)):
+        if other is not None:
+            require_embedding(label, other, processing_class, vocabulary_size)
 
 
 def stop_token_ids(

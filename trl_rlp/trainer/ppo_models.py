@@ -46,7 +46,8 @@ class Tokens:
         """
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)  # (batch, length)
         mask = torch.cat([batch["prompt_mask"], batch["completion_mask"].to(batch["prompt_mask"].dtype)], dim=1)
-        return cls(ids, mask, batch["completion_ids"].shape[1])
+        # Padding is masked everywhere, but looked up, also by models that lack the policy's pad token.
+        return cls(ids.masked_fill(mask == 0, 0), mask, batch["completion_ids"].shape[1])
 
     def parts(self, rows: int) -> Iterator["Tokens"]:
         """

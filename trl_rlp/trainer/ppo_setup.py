@@ -76,7 +76,7 @@ def require_datasets(
 
 def disable_dropout(model: nn.Module) -> None:
     """
-    Sets all dropout probabilities of a model to 0.
+    Sets all dropout probabilities of a model to 0, those that layers of transformers hold as numbers too.
 
     Args:
         model (`nn.Module`):
@@ -85,6 +85,9 @@ def disable_dropout(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 def prepared_value_model(

@@ -31,6 +31,8 @@ class PPOState:
             Optimizer steps that were left out because something was not finite.
         bad_in_a_row (`int`, *optional*, defaults to `0`):
             How many of them came one after the other, a bad rollout counting once.
+        steps_per_rollout (`int`, *optional*, defaults to `0`):
+            Optimizer steps of each rollout.
     """
 
     kl_coef: float
@@ -40,6 +42,7 @@ class PPOState:
     score_squares: float = 0.0
     skipped_steps: int = 0
     bad_in_a_row: int = 0
+    steps_per_rollout: int = 0
 
     def adapt_kl_coef(self, kl: float, args: RLPPPOConfig) -> None:
         """

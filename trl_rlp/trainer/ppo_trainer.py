@@ -32,7 +32,7 @@ from trl_rlp.trainer.ppo_setup import (
     warn_of_collator,
 )
 from trl_rlp.trainer.reward_function import RewardFunction
-from trl_rlp.trainer.reward_sources import RewardSource, reward_functions
+from trl_rlp.trainer.reward_sources import RewardSource, as_list, reward_functions
 from trl_rlp.trainer.rlp_ppo_config import RLPPPOConfig
 from trl_rlp.trainer.rollout_log import ROLLOUT_TERMS, with_ratio_variance
 from trl_rlp.trainer.rollout_scheduler import RolloutScheduler
@@ -70,7 +70,7 @@ class PPOTrainer(RolloutTrainer):
         reward_processing_class: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase | None] | None = None,
         value_peft_config: PeftConfig | None = None,
     ):
-        reward_funcs = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs] if reward_funcs else []
+        reward_funcs = as_list(reward_funcs)
         model, processing_class = loaded_policy(model, processing_class, args)
         require_models(model, ref_model, reward_model, value_model, reward_funcs, processing_class)
         require_datasets({"train_dataset": train_dataset, "eval_dataset": eval_dataset}, model, processing_class, args)
@@ -268,8 +268,7 @@ class PPOTrainer(RolloutTrainer):
             ValueError: if there is no checkpoint, or it was not written by this trainer.
         """
         checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
-        if checkpoint is not None:
-            self._ppo.load(checkpoint)
+        self._ppo.begin(checkpoint)
         if self.args.standardise_rewards and not self._is_standardised:
             self._standardise_rewards()
             self._is_standardised = True

@@ -168,7 +168,7 @@ def hold_out(preferences: Dataset, share: float, seed: int) -> tuple[Dataset, Da
             a pair without one stands for itself. If all are of one prompt, each does.
         share (`float`):
             Share of the pairs that is kept from training, in (0, 1), or less where prompts do not add up to it; at
-            least one pair is.
+            least the prompt with the fewest pairs is.
         seed (`int`):
             Decides which.
 

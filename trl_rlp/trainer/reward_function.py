@@ -1,5 +1,6 @@
 """A reward model as a reward function of TRL's RLOO and GRPO trainers, scored exactly as it was trained."""
 
+import itertools
 import math
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -123,5 +124,10 @@ class RewardFunction:
             texts = [text if isinstance(text, str) else text[-1]["content"] for text in completions]
             finished = [bool(ids) and ids[-1] in self.eos_token_ids for ids in completion_ids]
             rows = batch_scoring_ids(self.processing_class, prompts, texts, finished, self.max_length)
-        rewards = score_rows(self.model, rows, require_finite=self.require_finite)
+        if self.model.config.get_text_config().pad_token_id is None:
+            batches = [[row] for row in rows]  # scripts load such models, which can read one row at a time
+        else:
+            batches = [rows]
+        scored = (score_rows(self.model, batch, require_finite=self.require_finite) for batch in batches)
+        rewards = itertools.chain.from_iterable(scored)
         return nan_as_infinity((reward - self.mean) / self.deviation for reward in rewards)

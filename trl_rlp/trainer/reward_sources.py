@@ -17,6 +17,22 @@ from trl_rlp.trainer.reward_function import RewardFunction, nan_as_infinity
 RewardSource = str | PreTrainedModel | PeftModel | Callable[..., list[float]]
 
 
+def as_list(reward_funcs: RewardSource | Sequence[RewardSource] | None) -> list[RewardSource]:
+    """
+    Gives further sources of rewards as a list.
+
+    Args:
+        reward_funcs (`RewardSource` or `Sequence`, *optional*):
+            One, several, or none.
+
+    Returns:
+        `list`.
+    """
+    if isinstance(reward_funcs, (list, tuple)):
+        return list(reward_funcs)
+    return [] if reward_funcs is None else [reward_funcs]
+
+
 def reward_functions(
     reward_model: PreTrainedModel | None,
     reward_funcs: Sequence[RewardSource],
@@ -58,8 +74,8 @@ def reward_functions(
     sources = [*([] if reward_model is None else [reward_model]), *reward_funcs]
     functions = []
     for source, tokenizer in zip(sources, _one_each(reward_processing_class, sources), strict=True):
-        if _is_function(source):
-            functions.append(source if isinstance(source, nn.Module) else _with_visible_nan(source))
+        if _is_function(source) and source is not reward_model:
+            functions.append(_with_visible_nan(source))
             continue
         is_first = source is reward_model
         label = "`reward_model`" if is_first else "A model of `reward_funcs`"
@@ -69,7 +85,7 @@ def reward_functions(
         except (TypeError, ValueError) as error:
             raise type(error)(str(error).replace("`model`", label, 1)) from None
         tokenizer = tokenizer or saved or _tokenizer_of(model, is_first) or processing_class
-        reads_policy_tokens = knows_tokens_of(tokenizer, processing_class)
+        reads_policy_tokens = knows_tokens_of(tokenizer, processing_class, vocabulary_size)
         if reads_policy_tokens:
             require_embedding(label, model, processing_class, vocabulary_size)
         name = "reward_model" if is_first else str(model.name_or_path).split("/")[-1] or "reward_model"
@@ -92,21 +108,39 @@ def require_embedding(
         processing_class (`PreTrainedTokenizerBase`):
             The policy's tokenizer.
         vocabulary_size (`int`):
-            Rows of the policy's embedding. Tokens of the tokenizer beyond them are never written.
+            Rows of the policy's embedding.
 
     Raises:
         ValueError: if its embedding is too small.
     """
     rows = model.get_input_embeddings().weight.shape[0]
-    tokens = min(len(processing_class), vocabulary_size)
-    if rows < tokens:
+    last = max(written_tokens(processing_class, vocabulary_size).values())
+    if rows <= last:
         raise ValueError(
-            f"{label} has an embedding of {rows} rows, but the policy's tokens are {tokens}. Pass a model of the "
+            f"{label} has an embedding of {rows} rows, but the policy's tokens go up to {last}. Pass a model of the "
             "policy's vocabulary, or for a reward model its own tokenizer as `reward_processing_class`."
         )
 
 
-def knows_tokens_of(reader: PreTrainedTokenizerBase, writer: PreTrainedTokenizerBase) -> bool:
+def written_tokens(processing_class: PreTrainedTokenizerBase, vocabulary_size: int) -> dict[str, int]:
+    """
+    Gives the tokens that a policy may write: not its padding, nor what its embedding lacks.
+
+    Args:
+        processing_class (`PreTrainedTokenizerBase`):
+            The policy's tokenizer.
+        vocabulary_size (`int`):
+            Rows of the policy's embedding.
+
+    Returns:
+        `dict[str, int]`: ids by token.
+    """
+    pad_token_id = None if processing_class.pad_token == processing_class.eos_token else processing_class.pad_token_id
+    vocabulary = processing_class.get_vocab().items()
+    return {token: i for token, i in vocabulary if i < vocabulary_size and i != pad_token_id}
+
+
+def knows_tokens_of(reader: PreTrainedTokenizerBase, writer: PreTrainedTokenizerBase, vocabulary_size: int) -> bool:
     """
     Says whether a model with one tokenizer can read the token ids of another.
 
@@ -115,18 +149,20 @@ def knows_tokens_of(reader: PreTrainedTokenizerBase, writer: PreTrainedTokenizer
             Tokenizer of the model that reads; it may have further tokens, such as a pad token of its own.
         writer (`PreTrainedTokenizerBase`):
             Tokenizer that the ids are of.
+        vocabulary_size (`int`):
+            Rows of the writer's embedding.
 
     Returns:
-        `bool`: whether every token has the same id in both.
+        `bool`: whether every token that may be written has the same id in both.
     """
     if reader is writer:
         return True
     known = reader.get_vocab()
-    return all(known.get(token) == token_id for token, token_id in writer.get_vocab().items())
+    return all(known.get(token) == token_id for token, token_id in written_tokens(writer, vocabulary_size).items())
 
 
 def _is_function(source: RewardSource) -> bool:
-    return callable(source) and not isinstance(source, (PreTrainedModel, PeftModel))
+    return callable(source) and not isinstance(source, nn.Module)
 
 
 def _one_each(

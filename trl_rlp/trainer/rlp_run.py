@@ -220,7 +220,9 @@ class RLPRun:
         self, policy: PreTrainedModel, processing_class: PreTrainedTokenizerBase, arguments: dict[str, Any]
     ) -> dict[str, Any]:
         """What decides the results; where they go, what is logged and what a trainer works out does not."""
-        left_out = ("output_dir", "logging_dir", "run_name", "report_to", "hub_", "push_", "log_", "logging_", "save_")
+        left_out = ("output_dir", "run_name", "report_to", "project", "hub_", "push_", "log_", "logging_", "save_")
+        left_out += ("resume_", "restore_", "do_", "eval_", "disable_tqdm", "dataloader_", "ddp_", "sft_model_path")
+        left_out += ("num_sample_", "num_completions_to_", "reward_model_path", "dataset_num_proc")
         values = json.loads(json.dumps(self.args.to_dict(), default=str))
         equivalence = self.inputs.equivalence
         return {

@@ -101,6 +101,8 @@ class RolloutTrainer(GRPOTrainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any | None) -> None:
         """Writes PPO's part first: TRL deletes older checkpoints once its own part is whole."""
+        if self._ppo.must_wait(self.args, self.state):
+            return  # asked for after the callbacks, as `save_strategy="best"` does
         self._ppo.save(self.args, self.state)
         super()._save_checkpoint(model, trial)
 
