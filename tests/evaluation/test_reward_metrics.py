@@ -64,10 +64,16 @@ def test_margins_are_differences_of_the_one_scoring_function(chat):
     assert lengths == [3 - 7]
 
 
-def test_an_implied_prompt_scores_as_the_explicit_one():
+@pytest.mark.parametrize("chat", [False, True])
+def test_an_implied_prompt_scores_as_the_explicit_one(chat):
     tokenizer = tiny_tokenizer()
     model = tiny_reward_model(tokenizer)
-    explicit = Dataset.from_list([{"prompt": "2 + 2 = ", "chosen": "4", "rejected": "five"}])
-    implied = Dataset.from_list([{"chosen": "2 + 2 = 4", "rejected": "2 + 2 = five"}])
-    first = evaluate_reward_model(model, tokenizer, explicit)
-    assert evaluate_reward_model(model, tokenizer, implied) == pytest.approx(first)
+    explicit, implied = {"prompt": "2 + 2 = "}, {}
+    for side, text in (("chosen", "4"), ("rejected", "five")):
+        explicit[side], implied[side] = text, f"2 + 2 = {text}"
+    if chat:
+        turn = [{"role": "user", "content": "2 + 2?"}]
+        answers = {side: [{"role": "assistant", "content": explicit[side]}] for side in ("chosen", "rejected")}
+        explicit, implied = {"prompt": turn, **answers}, {side: turn + answer for side, answer in answers.items()}
+    first = evaluate_reward_model(model, tokenizer, Dataset.from_list([explicit]))
+    assert evaluate_reward_model(model, tokenizer, Dataset.from_list([implied])) == pytest.approx(first)

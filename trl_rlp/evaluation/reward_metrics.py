@@ -120,7 +120,10 @@ def reward_margins(
     """
     require_columns(preferences, ["chosen", "rejected"], "preferences")
     columns = preferences.column_names
-    prompts = list(preferences["prompt"]) if "prompt" in columns else [""] * len(preferences)
+    if "prompt" in columns:
+        prompts = list(preferences["prompt"])
+    else:
+        prompts = ["" if isinstance(chosen, str) else [] for chosen in preferences["chosen"]]
     rewards = {
         side: score(
             model,
