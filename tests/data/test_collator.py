@@ -251,3 +251,9 @@ def test_settings_out_of_range_are_named(settings, match):
 def test_views_need_the_size_of_a_batch(records_per_batch, sampler):
     with pytest.raises(ValueError, match="`records_per_batch` must be at least 1 with `views`, got (None|0). Pass"):
         SyntheticPreferenceCollator(0, views=sampler, records_per_batch=records_per_batch)
+
+
+def test_candidates_that_nobody_tokenised_are_named():
+    record = {"chosen_ids": [1, 2], "rejected_ids": [3], "candidates": ["a", "b"]}
+    with pytest.raises(ValueError, match="no `candidate_ids` to draw from.* Call `tokenise_preferences`"):
+        SyntheticPreferenceCollator(pad_token_id=0)([record])

@@ -117,6 +117,11 @@ class SyntheticPreferenceCollator:
     def _with_drawn_rejected(self, example: dict[str, Any]) -> dict[str, Any]:
         candidates = example.get("candidate_ids")
         if not candidates:
+            if example.get("candidates"):
+                raise ValueError(
+                    "A record has `candidates` for its rejected side, but no `candidate_ids` to draw from, since the "
+                    "trainer does not tokenise them. Call `tokenise_preferences` on the data set first."
+                )
             return example
         # The fourth number keeps this stream apart from those of the views.
         generator = np.random.default_rng([self.seed, self._epoch.item(), _record_number(example), 2])
