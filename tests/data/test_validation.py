@@ -1,7 +1,7 @@
 import pytest
 from datasets import Dataset
 
-from trl_rlp.data.validation import prompt_text, require_columns, require_prompts, require_samples
+from trl_rlp.data.validation import prompt_text, require_answers, require_columns, require_prompts, require_samples
 
 
 def samples(**overrides):
@@ -31,7 +31,10 @@ def test_good_samples_pass_and_return_nothing():
         (Dataset.from_dict({"prompt": []}), ValueError, "`prompts` is empty"),
         (Dataset.from_dict({"prompt": ["a", " \n"]}), ValueError, "`prompts` row 1 has an empty prompt"),
         (Dataset.from_dict({"prompt": [[{"role": "user", "content": ""}]]}), ValueError, "row 0 has an empty prompt"),
-        (Dataset.from_dict({"prompt": [1]}), TypeError, "`prompt` must be text or a list of messages, got `int`"),
+        (Dataset.from_dict({"prompt": [1]}), TypeError, "`prompt` must be text or a list of messages, .* got 1"),
+        (Dataset.from_dict({"prompt": [["a"]]}), TypeError, r"row 0: `prompt` must be text .* got \['a'\]"),
+        (Dataset.from_dict({"prompt": [[{"role": "user"}]]}), TypeError, "each with `role` and `content` as text"),
+        (Dataset.from_dict({"prompt": ["a", None]}), TypeError, "row 1: `prompt` must be text .* got None"),
     ],
 )
 def test_bad_prompts_are_named(dataset, error, match):
@@ -55,3 +58,29 @@ def test_bad_samples_are_named(overrides, match):
 def test_missing_columns_are_listed_under_the_callers_name():
     with pytest.raises(ValueError, match=r"`preferences` lacks the columns \['chosen', 'rejected'\]"):
         require_columns(Dataset.from_dict({"prompt": ["a"]}), ["prompt", "chosen", "rejected"], "preferences")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"completions": [["x", "y"], ["z", None]]},
+        {"completions": ["xy", "zz"]},
+        {"finished": [True, False]},
+        {"finished": [["yes", "no"], ["yes", "no"]]},
+    ],
+)
+def test_outputs_of_another_type_are_named(overrides):
+    with pytest.raises(TypeError, match="`completions` must be a list of texts and `finished` one of booleans, got"):
+        require_samples(samples(**overrides))
+
+
+@pytest.mark.parametrize("answers", [["a", "b"], [["a"], ["b", "c"]]])
+def test_answers_are_texts_or_lists_of_them(answers):
+    assert require_answers(Dataset.from_dict({"answers": answers}), "prompts") is None
+    assert require_answers(Dataset.from_dict({"prompt": ["a"]}), "prompts") is None
+
+
+@pytest.mark.parametrize("answers", [[3], ["a", None], [["a"], []], [["a", None]]])
+def test_other_answers_are_named(answers):
+    with pytest.raises(TypeError, match="`prompts` row [01]: `answers` must be an accepted answer or a list of them"):
+        require_answers(Dataset.from_dict({"answers": answers}), "prompts")

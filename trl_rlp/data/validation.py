@@ -1,5 +1,7 @@
 """What a data set must be before work starts on it; each check raises one line that says what to do."""
 
+from typing import Any
+
 from datasets import Dataset
 
 
@@ -65,12 +67,46 @@ def require_prompts(dataset: Dataset, name: str = "prompts") -> None:
     """
     require_columns(dataset, ["prompt"], name)
     for row, prompt in enumerate(dataset["prompt"]):
-        if not isinstance(prompt, (str, list)):
+        if not _is_prompt(prompt):
             raise TypeError(
-                f"`{name}` row {row}: `prompt` must be text or a list of messages, got `{type(prompt).__name__}`."
+                f"`{name}` row {row}: `prompt` must be text or a list of messages, each with `role` and `content` as "
+                f"text, got {str(prompt)[:80]}. Bring it into that form with `Dataset.map`."
             )
         if not prompt_text(prompt).strip():
             raise ValueError(f"`{name}` row {row} has an empty prompt. Drop such rows with `Dataset.filter`.")
+
+
+def _is_prompt(prompt: Any) -> bool:
+    if isinstance(prompt, str):
+        return True
+    return isinstance(prompt, list) and all(
+        isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))
+        for message in prompt
+    )
+
+
+def require_answers(dataset: Dataset, name: str) -> None:
+    """
+    Checks known answers, where a data set has a column of them.
+
+    Args:
+        dataset (`datasets.Dataset`):
+            What the user passed, with or without a column `answers`.
+        name (`str`):
+            Name of the argument, for the message.
+
+    Raises:
+        TypeError: if an answer is neither text nor a list of texts.
+    """
+    if "answers" not in dataset.column_names:
+        return
+    for row, answers in enumerate(dataset["answers"]):
+        accepted = answers if isinstance(answers, list) and answers else [answers]
+        if not all(isinstance(answer, str) for answer in accepted):
+            raise TypeError(
+                f"`{name}` row {row}: `answers` must be an accepted answer or a list of them, as text, got "
+                f"{answers!r}. Bring it into that form with `Dataset.map`, or remove the column."
+            )
 
 
 def require_samples(dataset: Dataset, name: str = "policy_samples") -> None:
@@ -84,12 +120,19 @@ def require_samples(dataset: Dataset, name: str = "policy_samples") -> None:
             Name of the argument, for the message.
 
     Raises:
-        TypeError: if it is not a `datasets.Dataset`, or a prompt is neither text nor messages.
+        TypeError: if it is not a `datasets.Dataset`, a prompt is neither text nor messages, or outputs are no texts.
         ValueError: if a column is missing, a row is empty, n differs between rows or is smaller than 2, or `finished`
             has another length than `completions`.
     """
     require_columns(dataset, ["prompt", "completions", "finished"], name)
     require_prompts(dataset, name)
+    for row, (completions, finished) in enumerate(zip(dataset["completions"], dataset["finished"], strict=True)):
+        is_right = isinstance(completions, list) and all(isinstance(text, str) for text in completions)
+        if not (is_right and isinstance(finished, list) and all(isinstance(flag, bool) for flag in finished)):
+            raise TypeError(
+                f"`{name}` row {row}: `completions` must be a list of texts and `finished` one of booleans, got "
+                f"{str(completions)[:80]} and {str(finished)[:80]}. Sample anew, or bring them into that form."
+            )
     expected = len(dataset[0]["completions"])
     if expected < 2:
         raise ValueError(f"`{name}` has {expected} completions a prompt; RLP compares outputs, so sample at least 2.")
