@@ -5,10 +5,13 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import trl_rlp.pipeline as pipeline
+import trl_rlp.trainer.data_stages as data_stages
+import trl_rlp.trainer.policy_stage as policy_stage
 import trl_rlp.trainer.refinement_stage as refinement_stage
 from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.normalisation import normalise_text
 from trl_rlp.data.scoring import score
+from trl_rlp.evaluation.gate import RewardModelRegression
 from trl_rlp.pipeline import run_rlp
 from trl_rlp.pipeline_config import RLPConfig
 from trl_rlp.trainer.artifacts import load_data
@@ -189,3 +192,49 @@ def test_both_reward_models_start_from_one_point(tmp_path, sft_model, untrained,
         for path in (result.reward_model, result.refined_reward_model)
     )
     assert all(first[name].equal(second[name]) for name in first)
+
+
+def test_all_reward_models_read_as_much_as_they_were_trained_on(tmp_path, sft_model, monkeypatch):
+    seen = {}
+
+    def spy(module, name):
+        original = getattr(module, name)
+
+        def spied(*args, **kwargs):
+            seen[name] = kwargs["max_length"]
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, spied)
+
+    for module, name in (
+        (data_stages, "synthesise_preferences"),
+        (data_stages, "gate"),
+        (policy_stage, "RewardFunction"),
+    ):
+        spy(module, name)
+    preferences, prompts = data(chat=False)
+    settings = config(tmp_path, sft_model, method="spg", reward_args={**TRAINING, "max_length": 50})
+    run_rlp(settings, preferences, prompts, SameParity())
+    assert seen == {"synthesise_preferences": 50, "gate": 50, "RewardFunction": 50}
+
+
+def test_answers_of_another_type_are_named_before_any_work(tmp_path, sft_model):
+    preferences, prompts = data(chat=False)
+    prompts = prompts.remove_columns("answers").add_column("answers", list(range(8)))
+    with pytest.raises(TypeError, match="`prompt_dataset` row 0: `answers` must be an accepted answer"):
+        run_rlp(config(tmp_path, sft_model, method="uml"), preferences, prompts)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_the_gate_does_may_change_from_call_to_call(tmp_path, sft_model, monkeypatch):
+    preferences, prompts = data(chat=False)
+    worse = lambda *args, **kwargs: ["policy pairs: accuracy fell"]  # noqa: E731
+    monkeypatch.setattr("trl_rlp.evaluation.gate._regressions", worse)
+    settings = config(tmp_path, sft_model, method="uml", on_regression="raise")
+    with pytest.raises(RewardModelRegression):
+        run_rlp(settings, preferences, prompts)
+    settings.on_regression = "warn"
+    assert run_rlp(settings, preferences, prompts).retrained_policy.is_dir()
+    settings.on_regression = "raise"
+    with pytest.raises(RewardModelRegression, match="policy pairs: accuracy fell"):
+        run_rlp(settings, preferences, prompts)

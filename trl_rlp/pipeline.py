@@ -7,7 +7,7 @@ from typing import Any
 from datasets import Dataset
 
 from trl_rlp.data.fingerprints import value_fingerprint
-from trl_rlp.data.validation import require_columns, require_prompts
+from trl_rlp.data.validation import require_answers, require_columns, require_prompts
 from trl_rlp.pipeline_config import RLPConfig
 from trl_rlp.trainer.data_stages import evaluate_policies
 from trl_rlp.trainer.policy_stage import train_policy
@@ -127,6 +127,7 @@ def run_rlp(
             reward_models={"reward_model": reward_model, "refined_reward_model": refined_reward_model},
             prompt_dataset=eval_prompt_dataset,
             sampling=config.sampling(temperature=config.evaluation_temperature),
+            max_length=config.reward_config().max_length,
         )
     return RLPResult(reward_model, policy, samples, synthetic, refined_reward_model, retrained_policy, run.results())
 
@@ -151,6 +152,7 @@ def _policy_arguments(config: RLPConfig, prompt_dataset: Dataset) -> dict[str, A
         "args": config.policy_args,
         "policy_trainer": config.policy_trainer,
         "peft_config": config.lora("policy"),
+        "max_length": config.reward_config().max_length,
         "standardise_with": config.sampling(num_generations=2) if config.standardise_rewards else None,
     }
 
@@ -165,17 +167,19 @@ def _check_inputs(
 ) -> None:
     require_columns(preferences, ["chosen", "rejected"], "preference_dataset")
     require_prompts(prompts, "prompt_dataset")
+    require_answers(prompts, "prompt_dataset")
     if eval_preferences is not None:
         require_columns(eval_preferences, ["chosen", "rejected"], "eval_preference_dataset")
     if eval_prompts is not None:
         require_prompts(eval_prompts, "eval_prompt_dataset")
+        require_answers(eval_prompts, "eval_prompt_dataset")
     if equivalence is None and config.needs_groups():
         raise ValueError(f"`equivalence` is needed by method {config.method!r}. Pass for example `NLIEquivalence()`.")
 
 
 def _settings(config: RLPConfig, equivalence: Any | None, *datasets: Dataset | None) -> dict[str, Any]:
     """All that decides the results, as plain values, for the run folder to compare."""
-    settings = {key: value for key, value in asdict(config).items() if key != "output_dir"}
+    settings = {key: value for key, value in asdict(config).items() if key not in ("output_dir", "on_regression")}
     settings["equivalence"] = equivalence.fingerprint if equivalence is not None else None
     names = ("preference_dataset", "prompt_dataset", "eval_preference_dataset", "eval_prompt_dataset")
     for name, dataset in zip(names, datasets, strict=True):

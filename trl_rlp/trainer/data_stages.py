@@ -90,7 +90,7 @@ def make_synthetic_preferences(
         reward_model (`str` or `Path`):
             r_φ, which picks y_w.
         config ([`~trl_rlp.trainer.rlp_reward_config.RLPRewardConfig`]):
-            γ, how y_w is picked, and whether y_l is drawn anew each epoch.
+            γ, how y_w is picked, whether y_l is drawn anew each epoch, and how long a text the model reads.
         seed (`int`):
             Seed of y_l.
 
@@ -106,6 +106,7 @@ def make_synthetic_preferences(
         threshold=config.confidence_threshold,
         chosen=config.chosen,
         keep_candidates=config.redraw_rejected,
+        max_length=config.max_length,
         seed=seed,
     )
     save_data(synthetic, folder)
@@ -121,6 +122,7 @@ def compare_reward_models(
     answers: list | None = None,
     synthetic: Path | None = None,
     on_regression: str = "warn",
+    max_length: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """
@@ -141,6 +143,8 @@ def compare_reward_models(
             Folder of [`make_synthetic_preferences`].
         on_regression (`str`, *optional*, defaults to `"warn"`):
             `"warn"` or `"raise"`.
+        max_length (`int`, *optional*):
+            Tokens that the reward models were trained on at most; more lose the beginning of their prompt.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the policy pairs.
 
@@ -155,6 +159,7 @@ def compare_reward_models(
         policy_pairs if policy_pairs else None,
         load_data(synthetic) if synthetic else None,
         on_regression=on_regression,
+        max_length=max_length,
     )
     return report.as_dict()
 
@@ -165,6 +170,7 @@ def evaluate_policies(
     reward_models: dict[str, str | Path],
     prompt_dataset: Dataset,
     sampling: dict[str, Any],
+    max_length: int | None = None,
 ) -> dict[str, dict[str, float]]:
     """
     After step 5: samples every policy on the same prompts and describes what it says.
@@ -180,6 +186,8 @@ def evaluate_policies(
             Held-out prompts; a column `answers` (accepted answer or answers) adds the accuracy.
         sampling (`dict`):
             Further arguments of [`~trl_rlp.data.sampling.sample_completions`].
+        max_length (`int`, *optional*):
+            Tokens that the reward models were trained on at most.
 
     Returns:
         `dict`: a policy's figures by its name: those of
@@ -197,5 +205,5 @@ def evaluate_policies(
     for reward_name, path in reward_models.items():
         reward_model = load_reward_model(path)
         for name in policies:
-            figures[name][f"reward/{reward_name}"] = mean_reward(*reward_model, samples[name])
+            figures[name][f"reward/{reward_name}"] = mean_reward(*reward_model, samples[name], max_length)
     return figures

@@ -35,6 +35,7 @@ def train_policy(
     policy_trainer: str = "ppo",
     peft_config: LoraConfig | None = None,
     standardise_with: dict[str, Any] | None = None,
+    max_length: int | None = None,
 ) -> dict[str, float]:
     """
     Steps 3 and 5 of Algorithm 1: maximises E[r(x, y) - β KL(π ‖ π_SFT)] from π_SFT.
@@ -57,6 +58,8 @@ def train_policy(
         standardise_with (`dict`, *optional*):
             Arguments of `sample_completions` for [`~trl_rlp.trainer.standardisation.standardise`]; `None` leaves the
             rewards as they are.
+        max_length (`int`, *optional*):
+            Tokens that the reward model was trained on at most.
 
     Returns:
         `dict[str, float]`: the last value of each logged metric.
@@ -77,6 +80,7 @@ def train_policy(
         reads_policy_tokens=knows_tokens_of(
             reward_processing_class, processing_class, policy.get_input_embeddings().weight.shape[0]
         ),
+        max_length=max_length,
         require_finite=policy_trainer != "ppo",
     )
     if standardise_with is not None:

@@ -11,6 +11,7 @@ from peft import LoraConfig
 from trl import maybe_extract_prompt
 
 from trl_rlp.data.fingerprints import value_fingerprint
+from trl_rlp.evaluation.gate import RewardModelRegression
 from trl_rlp.trainer.artifacts import load_data
 from trl_rlp.trainer.data_stages import (
     compare_reward_models,
@@ -134,9 +135,18 @@ def refine_reward_model(
         answers=list(prompt_dataset["answers"]) if "answers" in prompt_dataset.column_names else None,
         synthetic=synthetic,
         on_regression=settings.on_regression,
+        max_length=settings.config.max_length,
         seed=settings.seed,
     )
+    _require_gate(run, settings)
     return Refinement(samples, synthetic, refined)
+
+
+def _require_gate(run: RunFolder, settings: RefinementSettings) -> None:
+    """A gate that is done warned then; refusal may be asked for now."""
+    report = run.figures("gate")
+    if settings.on_regression == "raise" and not report["passed"]:
+        raise RewardModelRegression(f"The gate refused the refined reward model: {'; '.join(report['problems'])}")
 
 
 def _policy_samples(
