@@ -6,6 +6,7 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 from tests.reward_runs import SameText, policy_samples, preferences, rlp_trainer, synthetic_preferences
 from tests.tiny_models import tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.collator import SyntheticPreferenceCollator
+from trl_rlp.trainer.refinement_inputs import require_pairs
 
 
 USELESS = {
@@ -19,8 +20,52 @@ USELESS = {
 
 @pytest.mark.parametrize("name", USELESS)
 def test_none_takes_nothing_that_it_would_ignore(tmp_path, name):
-    with pytest.raises(ValueError, match=f'`{name}` has no use with `method`="none". Set `method`'):
+    with pytest.raises(ValueError, match=f"`{name}` has no use with `method`='none'. Leave it out"):
         rlp_trainer(tmp_path, method="none", **{name: USELESS[name]()})
+
+
+@pytest.mark.parametrize(
+    "method, given",
+    [
+        ("uml", {"synthetic_dataset": synthetic_preferences()}),
+        ("uml", {"labelling_reward_model": tiny_reward_model(tiny_tokenizer())}),
+        ("uml", {"equivalence": SameText()}),
+        ("spg", {"policy_samples": policy_samples()}),
+        ("spg", {"labelling_processing_class": tiny_tokenizer()}),
+    ],
+)
+def test_other_methods_take_nothing_that_they_would_ignore_either(tmp_path, method, given):
+    (name,) = given
+    with pytest.raises(ValueError, match=f"`{name}` has no use with `method`='{method}'"):
+        rlp_trainer(tmp_path, method=method, **given)
+
+
+OF_ANOTHER_TYPE = {
+    "labeller": (
+        {"labelling_reward_model": "reward"},
+        TypeError,
+        "`labelling_reward_model` must be a model, got `str`",
+    ),
+    "equivalence": ({"equivalence": "exact"}, TypeError, "`equivalence` must be an object, got 'exact'"),
+}
+
+
+@pytest.mark.parametrize("given, error, match", OF_ANOTHER_TYPE.values(), ids=OF_ANOTHER_TYPE)
+def test_arguments_of_another_type_are_named(tmp_path, given, error, match):
+    ready = {"policy_samples": policy_samples(), "synthetic_dataset": None, "equivalence": SameText()}
+    with pytest.raises(error, match=match):
+        rlp_trainer(tmp_path, method="spg", **{**ready, **given})
+
+
+def test_pairs_and_an_end_of_text_are_needed():
+    with pytest.raises(ValueError, match="`train_dataset` is empty"):
+        require_pairs(preferences(4).select([]), None)
+    with pytest.raises(ValueError, match=r"`train_dataset` lacks the columns \['chosen'\]"):
+        require_pairs(preferences(4).remove_columns("chosen"), None)
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="`processing_class` has no EOS token"):
+        require_pairs(preferences(4), tokenizer)
 
 
 MISSING = {

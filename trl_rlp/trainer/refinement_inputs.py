@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset, IterableDataset
+from peft import PeftModel
 from torch import nn
 from transformers import DataCollator, PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rlp.data.collator import SyntheticPreferenceCollator
-from trl_rlp.data.validation import require_samples
+from trl_rlp.data.validation import require_columns, require_samples
 from trl_rlp.trainer.rlp_reward_config import METHODS, VIEWS_FROM, RLPRewardConfig
 
 
@@ -46,11 +47,13 @@ class RefinementInputs:
                 What the user gave.
 
         Raises:
+            TypeError: if something is of another type.
             ValueError: if something is missing, useless, or the labeller is the model that is trained.
         """
         terms = METHODS[args.method]
+        self._require_use(args, data_collator)
+        self._require_types()
         if not any(terms):
-            self._require_nothing()
             return
         if self.policy_samples is not None:
             require_samples(self.policy_samples)
@@ -65,12 +68,35 @@ class RefinementInputs:
                 "nothing. Leave `data_collator` out or pass a `SyntheticPreferenceCollator`."
             )
 
-    def _require_nothing(self) -> None:
-        for name, value in vars(self).items():
-            if value is not None:
-                raise ValueError(
-                    f'`{name}` has no use with `method`="none". Set `method` to "uml", "spg" or "uml+spg".'
-                )
+    def _require_use(self, args: RLPRewardConfig, data_collator: DataCollator | None) -> None:
+        terms = METHODS[args.method]
+        makes_pairs = terms.synthetic and self.synthetic_dataset is None
+        draws_views = terms.views and data_collator is None
+        needed = {
+            "policy_samples": makes_pairs or draws_views,
+            "equivalence": makes_pairs or (draws_views and VIEWS_FROM[args.views_from]),
+            "labelling_reward_model": makes_pairs,
+            "labelling_processing_class": makes_pairs,
+            "synthetic_dataset": terms.synthetic,
+        }
+        for name, is_needed in needed.items():
+            if vars(self)[name] is not None and not is_needed:
+                beside = " and a ready `synthetic_dataset`" if terms.synthetic and not makes_pairs else ""
+                raise ValueError(f"`{name}` has no use with `method`={args.method!r}{beside}. Leave it out.")
+
+    def _require_types(self) -> None:
+        if self.synthetic_dataset is not None:
+            require_columns(self.synthetic_dataset, ["chosen", "rejected"], "synthetic_dataset")
+        if not isinstance(self.labelling_reward_model, PreTrainedModel | PeftModel | None):
+            raise TypeError(
+                f"`labelling_reward_model` must be a model, got `{type(self.labelling_reward_model).__name__}`. Load "
+                "it with `AutoModelForSequenceClassification.from_pretrained`."
+            )
+        if isinstance(self.equivalence, str):
+            raise TypeError(
+                f"`equivalence` must be an object, got {self.equivalence!r}. Pass for example `ExactMatch()` or "
+                "`NLIEquivalence()`."
+            )
 
     def _require_labeller_apart(self, model: str | nn.Module) -> None:
         if self.labelling_reward_model is None or isinstance(model, str):
@@ -137,3 +163,27 @@ class RefinementInputs:
 
     def _has_groups(self) -> bool:
         return self.policy_samples is not None and "cluster_ids" in self.policy_samples.column_names
+
+
+def require_pairs(
+    train_dataset: Dataset | IterableDataset | None, processing_class: PreTrainedTokenizerBase | None
+) -> None:
+    """
+    Checks what TRL's trainer would fail on later, in words of its own.
+
+    Args:
+        train_dataset (`Dataset` or `IterableDataset`, *optional*):
+            Human pairs; a stream is checked when it is read.
+        processing_class (`PreTrainedTokenizerBase`, *optional*):
+            What the user passed.
+
+    Raises:
+        ValueError: if there are no pairs, or no token that ends a text.
+    """
+    if isinstance(train_dataset, Dataset) and "chosen_ids" not in train_dataset.column_names:
+        require_columns(train_dataset, ["chosen", "rejected"], "train_dataset")
+    if processing_class is not None and processing_class.eos_token_id is None:
+        raise ValueError(
+            "`processing_class` has no EOS token, which ends every text that a reward model reads. Set its "
+            "`eos_token`."
+        )

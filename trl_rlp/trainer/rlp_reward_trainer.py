@@ -29,7 +29,7 @@ from trl_rlp.trainer.refinement_data import (
     with_record_numbers,
     with_synthetic_pairs,
 )
-from trl_rlp.trainer.refinement_inputs import RefinementInputs
+from trl_rlp.trainer.refinement_inputs import RefinementInputs, require_pairs
 from trl_rlp.trainer.representation_term import RepresentationTerm
 from trl_rlp.trainer.rlp_reward_config import METHODS, VIEWS_FROM, RLPRewardConfig
 from trl_rlp.trainer.score_head import has_frozen_score_head, with_score_head
@@ -142,6 +142,7 @@ class RLPRewardTrainer(RewardTrainer):
             policy_samples, equivalence, labelling_reward_model, labelling_processing_class, synthetic_dataset
         )
         inputs.require_fit(args, model, train_dataset, data_collator)
+        require_pairs(train_dataset, processing_class)
         if peft_config is not None and args.method != "none":
             peft_config = with_score_head(peft_config)
         self.representation_term: RepresentationTerm | None = None
