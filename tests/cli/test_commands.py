@@ -93,7 +93,11 @@ def test_prefer_with_an_nli_model_and_with_a_judge(tmp_path, models, samples):
     words = ["prefer", "--samples", samples, "--output_dir", str(tmp_path / "out"), "--threshold", "0.2"]
     nli = ["--reward_model", models["reward"], "--equivalence_model", models["nli"], "--generator", "select_all"]
     assert main([*words, *nli]) == 0
-    assert main([*words, "--generator", "rlaif", "--judge_model", models["policy"]]) == 0
+    judged = [*words, "--generator", "rlaif", "--judge_model", models["policy"]]
+    assert main(judged) == 2  # the folder holds what another generator made
+    words[4] = str(tmp_path / "judged")
+    judged = [*words, "--generator", "rlaif", "--judge_model", models["policy"], "--max_length", "200"]
+    assert main(judged) == 0 and main(judged) == 0
 
 
 def test_prefer_with_nothing_accepted_is_one_line(tmp_path, models, capsys):
@@ -102,6 +106,24 @@ def test_prefer_with_nothing_accepted_is_one_line(tmp_path, models, capsys):
     assert main([*words, "--equivalence", "exact", "--output_dir", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("trl-rlp prefer: ") and "below_threshold" in error
+    # It claimed no folder, so another generator may be tried.
+    more = ["--equivalence", "exact", "--output_dir", str(tmp_path / "out"), "--generator", "reward"]
+    assert main([*words, *more]) == 0
+
+
+def test_reward_hears_what_is_said_of_the_model(tmp_path, models, preferences, capsys):
+    words = ["reward", "--preference_dataset", preferences, "--output_dir", str(tmp_path / "out"), *TRAINING]
+    assert main([*words, "--method", "none"]) == 2
+    assert "`model_name_or_path` is not set" in capsys.readouterr().err
+    words += ["--method", "none", "--model_name_or_path", models["policy"]]
+    assert main([*words, "--model_init_kwargs", '{"dtype": "bfloat16"}']) == 0
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_broken_yaml_is_one_line(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("samples: [1\n")
+    assert main(["prefer", "--config", str(tmp_path / "config.yaml")]) == 2
+    assert "`--config` is not YAML" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("extra", [[], ["--use_peft", "true", "--lora_r", "2"]])

@@ -25,3 +25,22 @@ def test_an_empty_file_is_named(tmp_path):
     path.touch()
     with pytest.raises(ValueError, match="rows.jsonl' is empty"):
         load_rows(str(path))
+
+
+def test_text_stays_text_and_missing_keys_are_none(tmp_path):
+    """`load_dataset` makes dates of texts that look like one."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"completions": ["1945-09-02", "1945-05-08"]}\n\n{"completions": ["2000-01-01"], "more": 1}\n')
+    assert load_rows(str(path)).to_list() == [
+        {"completions": ["1945-09-02", "1945-05-08"], "more": None},
+        {"completions": ["2000-01-01"], "more": 1},
+    ]
+    (tmp_path / "rows.json").write_text('[{"prompt": "a"}, {"prompt": "b"}]')
+    assert load_rows(str(tmp_path / "rows.json"))["prompt"][:] == ["a", "b"]
+
+
+@pytest.mark.parametrize("text, match", [('{"a": 1', "is not JSON"), ("[1, 2]", "has rows that are no objects")])
+def test_what_is_no_data_set_is_named(tmp_path, text, match):
+    (tmp_path / "rows.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=f"rows.jsonl' {match}"):
+        load_rows(str(tmp_path / "rows.jsonl"))

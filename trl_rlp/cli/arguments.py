@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import yaml
 from trl import TrlParser
 
 from trl_rlp.data.equivalence import EQUIVALENCES, EmbeddingEquivalence, ExactMatch, NLIEquivalence
@@ -86,4 +87,7 @@ def parse(command: str, description: str, options: Sequence[str], *dataclass_typ
         `tuple`: one instance a dataclass.
     """
     parser = TrlParser(list(dataclass_types), prog=f"trl-rlp {command}", description=description)
-    return parser.parse_args_and_config(args=list(options))
+    try:
+        return parser.parse_args_and_config(args=list(options))
+    except yaml.YAMLError as error:
+        raise ValueError(f"`--config` is not YAML ({error}). Write `name: value`, one a line.") from error

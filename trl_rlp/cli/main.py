@@ -13,7 +13,7 @@ COMMANDS = {
     "run": "run Algorithm 1 from preferences and prompts to a retrained policy",
     "quickstart": "run Algorithm 1 on SmolLM2-135M in ten minutes, without GPU, account or Hub",
 }
-EXPECTED_ERRORS = (ValueError, TypeError, OSError, RuntimeError, ImportError)
+EXPECTED_ERRORS = (ValueError, TypeError, OSError, RuntimeError, ImportError, ArithmeticError)
 TRACEBACK = "TRL_RLP_TRACEBACK"
 
 

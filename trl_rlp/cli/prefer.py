@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trl_rlp.cli.arguments import EquivalenceArguments, parse
+from trl_rlp.data.fingerprints import value_fingerprint
 from trl_rlp.data.judges import language_model_judge
 from trl_rlp.data.loading import load_rows
 from trl_rlp.data.preferences import synthesise_preferences
 from trl_rlp.trainer.artifacts import load_policy, load_reward_model
-from trl_rlp.trainer.run_folder import write_json
+from trl_rlp.trainer.run_folder import MANIFEST, RunFolder, write_json
 
 
 @dataclass
@@ -34,6 +35,10 @@ class PreferArguments:
             Which member of the largest group is chosen: `"reward"` (the highest) or `"random"`.
         keep_candidates (`bool`, *optional*, defaults to `False`):
             Whether to keep all candidates of the rejected side, for a collator that draws one anew each epoch.
+        allow_unfinished_chosen (`bool`, *optional*, defaults to `False`):
+            Whether an output that was cut at its length limit may be the chosen side.
+        max_length (`int`, *optional*):
+            Tokens that r reads at most; longer texts lose the beginning of their prompt.
         seed (`int`, *optional*, defaults to `42`):
             Seed of every random choice.
     """
@@ -54,6 +59,10 @@ class PreferArguments:
     keep_candidates: bool = field(
         default=False, metadata={"help": "Whether to keep all candidates of the rejected side."}
     )
+    allow_unfinished_chosen: bool = field(
+        default=False, metadata={"help": "Whether an output that was cut at its length limit may be the chosen side."}
+    )
+    max_length: int | None = field(default=None, metadata={"help": "Tokens that r reads at most."})
     seed: int = field(default=42, metadata={"help": "Seed of every random choice."})
 
 
@@ -69,6 +78,12 @@ def main(options: Sequence[str]) -> None:
         "prefer", "Turns samples into synthetic preferences.", options, PreferArguments, EquivalenceArguments
     )
     samples = load_rows(arguments.samples)
+    settings = {name: value for name, value in vars(arguments).items() if name not in ("samples", "output_dir")}
+    settings |= {"samples": value_fingerprint(samples.to_list()), **vars(equivalence_arguments)}
+    folder = Path(arguments.output_dir)
+    if not (folder / "preferences.jsonl").exists():
+        (folder / MANIFEST).unlink(missing_ok=True)  # a call that came to nothing claims no folder
+    RunFolder(folder, settings)
     needs_groups = arguments.generator in {"spg", "select_all"} and "cluster_ids" not in samples.column_names
     reward = load_reward_model(arguments.reward_model) if arguments.reward_model else (None, None)
     preferences, counts = synthesise_preferences(
@@ -81,10 +96,10 @@ def main(options: Sequence[str]) -> None:
         threshold=arguments.threshold,
         chosen=arguments.chosen,
         keep_candidates=arguments.keep_candidates,
+        allow_unfinished_chosen=arguments.allow_unfinished_chosen,
+        max_length=arguments.max_length,
         seed=arguments.seed,
     )
-    folder = Path(arguments.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     preferences.to_json(str(folder / "preferences.jsonl"))
     write_json(folder / "counts.json", counts)
     print(f"{len(preferences)} preferences of {len(samples)} prompts, written to {folder / 'preferences.jsonl'}")

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from trl import ModelConfig, get_peft_config
+from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from trl_rlp.cli.arguments import EquivalenceArguments, parse
 from trl_rlp.data.loading import load_rows
+from trl_rlp.data.processes import process_state
 from trl_rlp.trainer.artifacts import initial_reward_model, load_reward_model, save_plain
 from trl_rlp.trainer.rlp_reward_config import METHODS, RLPRewardConfig
 from trl_rlp.trainer.rlp_reward_trainer import RLPRewardTrainer
@@ -25,6 +26,8 @@ class RewardArguments:
             Split of a Hub data set.
         eval_preference_dataset (`str`, *optional*):
             Preferences to evaluate on.
+        eval_preference_split (`str`, *optional*, defaults to `"test"`):
+            Its split, if it is a Hub data set.
         policy_samples (`str`, *optional*):
             P, as `trl-rlp sample` writes it. Needed by `uml`, and by `spg` without `synthetic_dataset`.
         synthetic_dataset (`str`, *optional*):
@@ -36,6 +39,9 @@ class RewardArguments:
     preference_dataset: str = field(metadata={"help": "D: human preferences in TRL's format."})
     preference_split: str = field(default="train", metadata={"help": "Split of a Hub preference data set."})
     eval_preference_dataset: str | None = field(default=None, metadata={"help": "Preferences to evaluate on."})
+    eval_preference_split: str = field(
+        default="test", metadata={"help": "Split of a Hub data set of preferences to evaluate on."}
+    )
     policy_samples: str | None = field(default=None, metadata={"help": "P, as `trl-rlp sample` writes it."})
     synthetic_dataset: str | None = field(
         default=None, metadata={"help": "Synthetic preferences, as `trl-rlp prefer` writes them."}
@@ -74,6 +80,22 @@ class RewardArguments:
         return arguments
 
 
+def _model_kwargs(arguments: ModelConfig, config: RLPRewardConfig) -> dict[str, Any]:
+    """What the user said of the model, for `from_pretrained`."""
+    given = {
+        "dtype": arguments.dtype,
+        "attn_implementation": arguments.attn_implementation,
+        "revision": arguments.model_revision,
+        "trust_remote_code": config.trust_remote_code or None,
+        "quantization_config": get_quantization_config(arguments),
+    }
+    if given["quantization_config"] is not None:
+        given["device_map"] = {"": process_state().device}
+    own = config.model_init_kwargs or {}
+    config.model_init_kwargs = None  # the trainer is given a model
+    return {**{name: value for name, value in given.items() if value is not None}, **own}
+
+
 def main(options: Sequence[str]) -> None:
     """
     Trains a reward model and saves it as a plain sequence classifier.
@@ -91,9 +113,11 @@ def main(options: Sequence[str]) -> None:
         ModelConfig,
         EquivalenceArguments,
     )
-    kwargs = {"dtype": model_arguments.dtype, "attn_implementation": model_arguments.attn_implementation}
-    kwargs = {key: value for key, value in kwargs.items() if value is not None}
-    model, processing_class = initial_reward_model(model_arguments.model_name_or_path, config.seed, kwargs)
+    if model_arguments.model_name_or_path is None:
+        raise ValueError("`model_name_or_path` is not set. Name the folder or Hub name of the model to start from.")
+    model, processing_class = initial_reward_model(
+        model_arguments.model_name_or_path, config.seed, _model_kwargs(model_arguments, config)
+    )
     peft_config = get_peft_config(model_arguments)
     if peft_config is not None:
         peft_config.task_type = "SEQ_CLS"  # TRL's default is the task of its policies
@@ -102,12 +126,13 @@ def main(options: Sequence[str]) -> None:
         model=model,
         args=config,
         train_dataset=load_rows(data.preference_dataset, data.preference_split),
-        eval_dataset=load_rows(evaluation, "test") if evaluation else None,
+        eval_dataset=load_rows(evaluation, data.eval_preference_split) if evaluation else None,
         processing_class=processing_class,
         peft_config=peft_config,
         **data.refinement(equivalence, config),
     )
-    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    resumed = config.resume_from_checkpoint
+    trainer.train(resume_from_checkpoint={"true": True, "false": False}.get(str(resumed).lower(), resumed))
     if evaluation:
         print(trainer.evaluate())
     save_plain(trainer, config.output_dir)

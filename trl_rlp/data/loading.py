@@ -1,6 +1,8 @@
 """One way to name a data set: a JSON-lines file, a folder written by `Dataset.save_to_disk`, or a name on the Hub."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, load_dataset, load_from_disk
 
@@ -21,7 +23,7 @@ def load_rows(name: str, split: str = "train") -> Dataset:
 
     Raises:
         FileNotFoundError: if the name looks like a local path and nothing is there.
-        ValueError: if the file is empty.
+        ValueError: if the file is empty or holds something else.
 
     Example:
 
@@ -37,9 +39,7 @@ Hub name.
     """
     path = Path(name)
     if path.is_file():
-        if not path.stat().st_size:
-            raise ValueError(f"The data set at '{name}' is empty. Write one JSON object a line.")
-        return load_dataset("json", data_files=str(path), split="train")
+        return Dataset.from_dict(_columns(path))
     if path.is_dir():
         return load_from_disk(str(path))
     if path.suffix in {".json", ".jsonl"} or name.startswith((".", "/", "~")):
@@ -47,3 +47,18 @@ Hub name.
             f"No data set at '{name}'. Pass a JSON-lines file, a folder of `save_to_disk`, or a Hub name."
         )
     return load_dataset(name, split=split)
+
+
+def _columns(path: Path) -> dict[str, list[Any]]:
+    """Read as JSON says: `load_dataset` would make dates of texts that look like one."""
+    text = path.read_text(encoding="utf-8")
+    try:
+        is_array = text.lstrip().startswith("[")
+        rows = json.loads(text) if is_array else [json.loads(row) for row in text.split("\n") if row.strip()]
+    except json.JSONDecodeError as error:
+        raise ValueError(f"The data set at '{path}' is not JSON ({error}). Write one JSON object a line.") from error
+    if not rows:
+        raise ValueError(f"The data set at '{path}' is empty. Write one JSON object a line.")
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"The data set at '{path}' has rows that are no objects. Write one JSON object a line.")
+    return {name: [row.get(name) for row in rows] for name in dict.fromkeys(key for row in rows for key in row)}

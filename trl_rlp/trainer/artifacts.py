@@ -108,7 +108,8 @@ def initial_reward_model(
     kwargs = {"dtype": "float32", **(model_init_kwargs or {}), "num_labels": 1}
     with _named(path):
         model = AutoModelForSequenceClassification.from_pretrained(path, **kwargs)
-        processing_class = AutoTokenizer.from_pretrained(path)
+        of_hub = {name: kwargs[name] for name in ("revision", "trust_remote_code") if name in kwargs}
+        processing_class = AutoTokenizer.from_pretrained(path, **of_hub)
     ensure_pad_token(model, processing_class)
     return model, processing_class
 
