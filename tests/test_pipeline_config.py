@@ -56,3 +56,12 @@ def test_a_mapping_of_another_type_is_a_type_error():
 
 def test_every_field_has_its_help():
     assert all(entry.metadata["help"] for entry in fields(RLPConfig))
+
+
+def test_numbers_that_yaml_reads_as_text_are_numbers():
+    settings = RLPConfig("run", "sft", reward_args={"learning_rate": "1e-5"}, policy_args={"learning_rate": "3e-6"})
+    assert settings.reward_args["learning_rate"] == 1e-5 and settings.policy_args["learning_rate"] == 3e-6
+    with pytest.raises(ValueError, match="`reward_args` sets `learning_rate`='fast', which must be a number"):
+        RLPConfig("run", "sft", reward_args={"learning_rate": "fast"})
+    with pytest.raises(ValueError, match="`seed` must be at least 0, got -1"):
+        RLPConfig("run", "sft", seed=-1)

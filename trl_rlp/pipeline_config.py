@@ -6,7 +6,7 @@ from typing import Any
 from peft import LoraConfig
 
 from trl_rlp.evaluation.gate import ON_REGRESSION
-from trl_rlp.trainer.mappings import mapping
+from trl_rlp.trainer.mappings import mapping, with_numbers
 from trl_rlp.trainer.policy_stage import POLICY_TRAINERS
 from trl_rlp.trainer.precision import supported_precision
 from trl_rlp.trainer.rlp_reward_config import RLPRewardConfig
@@ -143,6 +143,8 @@ class RLPConfig:
             )
         if not 0 < self.heldout_share < 1:
             raise ValueError(f"`heldout_share` must be in (0, 1), got {self.heldout_share}.")
+        if self.seed < 0:
+            raise ValueError(f"`seed` must be at least 0, got {self.seed}.")
         for name in ("temperature", "evaluation_temperature", "max_new_tokens", "tokens_per_batch"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}.")
@@ -164,6 +166,8 @@ class RLPConfig:
             unknown = sorted((getattr(self, name) or {}).keys() - known)
             if unknown:
                 raise ValueError(f"`{name}` names {unknown}, which {config_class.__name__} does not have.")
+            if getattr(self, name):
+                setattr(self, name, with_numbers(name, getattr(self, name), config_class))
         self.reward_config()
         policy_config(output_dir=self.output_dir, **supported_precision(self.policy_args))
 
