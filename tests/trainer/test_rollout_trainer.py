@@ -55,6 +55,11 @@ def test_continuous_batching_passes_through(tmp_path):
     assert trainer.state.log_history[0]["episode"] == 4
 
 
+def test_an_empty_text_is_named_when_it_is_read(tmp_path):
+    with pytest.raises(ValueError, match="A prompt has no tokens. Drop such rows with `Dataset.filter`"):
+        ppo_trainer(tmp_path, Dataset.from_dict({"prompt": [""] * 8})).train()
+
+
 def test_a_long_text_is_named_when_it_is_read(tmp_path):
     with pytest.raises(ValueError, match="A prompt has 510 tokens, but the policy's context leaves 506"):
         ppo_trainer(tmp_path, Dataset.from_dict({"prompt": ["a" * 510] * 8})).train()

@@ -59,6 +59,8 @@ class RolloutTrainer(GRPOTrainer):
             prompt_ids, images, fields = [prompt.ids for prompt in prompts], None, {}
         else:
             prompt_ids, images, fields = super()._tokenize_prompts(prompts)
+        if not all(prompt_ids):
+            raise ValueError("A prompt has no tokens. Drop such rows with `Dataset.filter`.")
         if self._longest_prompt is not None:
             require_length(max(map(len, prompt_ids)), self._longest_prompt, "A prompt")
         return prompt_ids, images, fields
