@@ -18,11 +18,21 @@ def test_the_last_checkpoint_is_the_whole_one_of_the_most_steps(tmp_path):
     assert last_checkpoint(tmp_path / "missing") is None
 
 
-@pytest.mark.parametrize("given, expected", [(None, None), (False, None), (True, "checkpoint-4"), ("other", "other")])
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        (None, None),
+        (False, None),
+        ("false", None),
+        (True, "checkpoint-4"),
+        ("True", "checkpoint-4"),
+        ("other", "other"),
+    ],
+)
 def test_a_run_goes_on_from_what_it_was_told(tmp_path, given, expected):
     make_checkpoint(tmp_path, 4)
     resumed = checkpoint_to_resume(given, str(tmp_path))
-    assert resumed == (str(tmp_path / expected) if given is True else expected)
+    assert resumed == (str(tmp_path / expected) if expected == "checkpoint-4" else expected)
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):

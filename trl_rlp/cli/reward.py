@@ -131,8 +131,7 @@ def main(options: Sequence[str]) -> None:
         peft_config=peft_config,
         **data.refinement(equivalence, config),
     )
-    resumed = config.resume_from_checkpoint
-    trainer.train(resume_from_checkpoint={"true": True, "false": False}.get(str(resumed).lower(), resumed))
+    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     if evaluation:
         print(trainer.evaluate())
     save_plain(trainer, config.output_dir)

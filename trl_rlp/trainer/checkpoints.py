@@ -33,7 +33,7 @@ def checkpoint_to_resume(resume_from_checkpoint: str | bool | None, output_dir: 
 
     Args:
         resume_from_checkpoint (`str` or `bool`, *optional*):
-            What the trainer was told: a folder, or `True` for the last one.
+            What the trainer was told: a folder, or `True` (or `"True"`) for the last one.
         output_dir (`str`):
             The trainer's folder.
 
@@ -43,8 +43,10 @@ def checkpoint_to_resume(resume_from_checkpoint: str | bool | None, output_dir: 
     Raises:
         ValueError: if there is no checkpoint to go on from.
     """
-    if resume_from_checkpoint is not True:
-        return resume_from_checkpoint or None
+    # A command line gives text.
+    told = {"true": True, "false": None, "none": None}.get(str(resume_from_checkpoint).lower(), resume_from_checkpoint)
+    if told is not True:
+        return told or None
     checkpoint = last_checkpoint(output_dir)
     if checkpoint is None:
         raise ValueError(
