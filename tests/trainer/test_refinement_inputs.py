@@ -1,6 +1,7 @@
 """A method gets what it needs, and nothing that it would ignore."""
 
 import pytest
+from datasets import Dataset
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from tests.reward_runs import SameText, policy_samples, preferences, rlp_trainer, synthetic_preferences
@@ -62,6 +63,8 @@ def test_pairs_and_an_end_of_text_are_needed():
         require_pairs(preferences(4).select([]), None)
     with pytest.raises(ValueError, match=r"`train_dataset` lacks the columns \['chosen'\]"):
         require_pairs(preferences(4).remove_columns("chosen"), None)
+    for name in ("chosen_ids", "chosen_input_ids"):  # what TRL takes tokenised, under its new name and its old one
+        require_pairs(Dataset.from_dict({name: [[1]], name.replace("chosen", "rejected"): [[2]]}), None)
     tokenizer = tiny_tokenizer()
     tokenizer.eos_token = None
     with pytest.raises(ValueError, match="`processing_class` has no EOS token"):

@@ -180,8 +180,9 @@ def require_pairs(
     Raises:
         ValueError: if there are no pairs, or no token that ends a text.
     """
-    if isinstance(train_dataset, Dataset) and "chosen_ids" not in train_dataset.column_names:
-        require_columns(train_dataset, ["chosen", "rejected"], "train_dataset")
+    if isinstance(train_dataset, Dataset):
+        is_tokenised = any(name in train_dataset.column_names for name in ("chosen_ids", "chosen_input_ids"))
+        require_columns(train_dataset, [] if is_tokenised else ["chosen", "rejected"], "train_dataset")
     if processing_class is not None and processing_class.eos_token_id is None:
         raise ValueError(
             "`processing_class` has no EOS token, which ends every text that a reward model reads. Set its "
