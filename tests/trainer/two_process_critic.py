@@ -1,5 +1,6 @@
 """Run under torchrun by two processes: a critic whose weights they share out is saved whole, and restored."""
 
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,6 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForSequenceClassification
 
 from tests.tiny_models import tiny_reward_model, tiny_tokenizer
-from trl_rlp.data.processes import leave_process_group
 from trl_rlp.trainer.critic import Critic
 from trl_rlp.trainer.critic_files import VALUE_MODEL, load_critic, save_critic
 from trl_rlp.trainer.score_head import with_score_head
@@ -65,7 +65,10 @@ def main(folder: Path, has_adapter: bool) -> None:
         plain = Critic(AutoModelForSequenceClassification.from_pretrained(folder / VALUE_MODEL))
         assert torch.allclose(values(plain), saved, atol=1e-6)
     sys.stdout.write("both processes agree\n")
-    leave_process_group()
+    sys.stdout.flush()
+    state.wait_for_everyone()
+    # Leaving in the ordinary way, FSDP's threads abort the interpreter now and then, after all work is done.
+    os._exit(0)
 
 
 if __name__ == "__main__":
