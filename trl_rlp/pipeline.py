@@ -89,8 +89,7 @@ def run_rlp(
         Lang, Huang, Li 2024, https://arxiv.org/abs/2403.19279, Algorithm 1.
     """
     datasets = preference_dataset, prompt_dataset, eval_preference_dataset, eval_prompt_dataset
-    _check_inputs(config, equivalence, *datasets)
-    run = RunFolder(config.output_dir, _settings(config, equivalence, *datasets))
+    run = _run_folder(config, equivalence, *datasets)
     learn_policy = _policy_arguments(config, prompt_dataset)
 
     # Step 1: collect D. It is given; a part of it is held out for the gate.
@@ -155,6 +154,11 @@ def _policy_arguments(config: RLPConfig, prompt_dataset: Dataset) -> dict[str, A
         "max_length": config.reward_config().max_length,
         "standardise_with": config.sampling(num_generations=2) if config.standardise_rewards else None,
     }
+
+
+def _run_folder(config: RLPConfig, equivalence: Any | None, *datasets: Dataset | None) -> RunFolder:
+    _check_inputs(config, equivalence, *datasets)
+    return RunFolder(config.output_dir, _settings(config, equivalence, *datasets))
 
 
 def _check_inputs(

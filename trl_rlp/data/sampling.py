@@ -109,8 +109,7 @@ def sample_completions(
     require_prompts(prompts)
     texts = prompts["prompt"][:]
     eos_token_ids = end_token_ids(model, processing_class)
-    prompt_ids = [prompt_token_ids(prompt, processing_class) for prompt in texts]
-    _require_room(prompt_ids, max_new_tokens, model)
+    prompt_ids = _fitting_prompt_ids(texts, processing_class, max_new_tokens, model)
     config = _generation_config(settings, eos_token_ids)
     fingerprint = None if output_dir is None else _fingerprint(model, processing_class, texts, config, settings)
 
@@ -238,7 +237,13 @@ def _continues(prompt: Prompt) -> bool:
     return isinstance(prompt, str) or prompt[-1]["role"] == "assistant"
 
 
-def _require_room(prompt_ids: list[list[int]], max_new_tokens: int, model: PreTrainedModel | PeftModel) -> None:
+def _fitting_prompt_ids(
+    prompts: list[Prompt],
+    processing_class: PreTrainedTokenizerBase,
+    max_new_tokens: int,
+    model: PreTrainedModel | PeftModel,
+) -> list[list[int]]:
+    prompt_ids = [prompt_token_ids(prompt, processing_class) for prompt in prompts]
     config = model.config.get_text_config()
     context = config.max_position_embeddings if hasattr(config, "max_position_embeddings") else None
     for row, ids in enumerate(prompt_ids):
@@ -249,6 +254,7 @@ def _require_room(prompt_ids: list[list[int]], max_new_tokens: int, model: PreTr
                 f"`prompts` row {row} has {len(ids)} tokens, which with `max_new_tokens`={max_new_tokens} is more "
                 f"than the model's context of {context}. Lower `max_new_tokens`, or shorten or drop the prompt."
             )
+    return prompt_ids
 
 
 def _batches(rows: list[int], prompt_ids: list[list[int]], settings: dict[str, Any]) -> list[list[int]]:

@@ -121,12 +121,11 @@ def compare_reward_models(
     samples: Path,
     answers: list | None = None,
     synthetic: Path | None = None,
-    on_regression: str = "warn",
     max_length: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """
-    Between steps 4 and 5: the gate.
+    Between steps 4 and 5: the gate, which warns; refusing is for who reads its figures.
 
     Args:
         folder (`Path`):
@@ -141,8 +140,6 @@ def compare_reward_models(
             Accepted answer or answers, one entry a row of the samples.
         synthetic (`Path`, *optional*):
             Folder of [`make_synthetic_preferences`].
-        on_regression (`str`, *optional*, defaults to `"warn"`):
-            `"warn"` or `"raise"`.
         max_length (`int`, *optional*):
             Tokens that the reward models were trained on at most; more lose the beginning of their prompt.
         seed (`int`, *optional*, defaults to `0`):
@@ -158,7 +155,6 @@ def compare_reward_models(
         human_pairs,
         policy_pairs if policy_pairs else None,
         load_data(synthetic) if synthetic else None,
-        on_regression=on_regression,
         max_length=max_length,
     )
     return report.as_dict()

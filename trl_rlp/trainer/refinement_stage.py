@@ -134,7 +134,6 @@ def refine_reward_model(
         samples=samples,
         answers=list(prompt_dataset["answers"]) if "answers" in prompt_dataset.column_names else None,
         synthetic=synthetic,
-        on_regression=settings.on_regression,
         max_length=settings.config.max_length,
         seed=settings.seed,
     )
@@ -143,7 +142,7 @@ def refine_reward_model(
 
 
 def _require_gate(run: RunFolder, settings: RefinementSettings) -> None:
-    """A gate that is done warned then; refusal may be asked for now."""
+    """Refuses outside of the stage, whose figures stay: a later call may ask for something else."""
     report = run.figures("gate")
     if settings.on_regression == "raise" and not report["passed"]:
         raise RewardModelRegression(f"The gate refused the refined reward model: {'; '.join(report['problems'])}")
