@@ -180,6 +180,14 @@ def test_bad_inputs_are_named_before_the_folder_is_made(tmp_path, sft_model, cha
     assert not (tmp_path / "run").exists()
 
 
+def test_a_trainer_that_continues_no_turn_refuses_prompts_that_begin_one(tmp_path, sft_model):
+    preferences, prompts = data(chat=True)
+    begun = prompts.map(lambda row: {"prompt": [*row["prompt"], *completion("It is", chat=True)]})
+    with pytest.raises(ValueError, match="`prompt_dataset` row 0 ends with an assistant message"):
+        run_rlp(config(tmp_path, sft_model, policy_trainer="rloo"), preferences, begun, SameParity())
+    assert not (tmp_path / "run").exists()
+
+
 def test_both_reward_models_start_from_one_point(tmp_path, sft_model, untrained, monkeypatch):
     """With a learning rate of zero, r and r̂ are the same model: same start, same head."""
     monkeypatch.setattr(pipeline, "train_reward_model", train_reward_model)

@@ -7,6 +7,7 @@ from typing import Any
 from datasets import Dataset
 
 from trl_rlp.data.fingerprints import value_fingerprint
+from trl_rlp.data.turns import require_whole_turns
 from trl_rlp.data.validation import require_answers, require_columns, require_prompts
 from trl_rlp.pipeline_config import RLPConfig
 from trl_rlp.trainer.data_stages import evaluate_policies
@@ -177,6 +178,8 @@ def _check_inputs(
     if eval_prompts is not None:
         require_prompts(eval_prompts, "eval_prompt_dataset")
         require_answers(eval_prompts, "eval_prompt_dataset")
+    if config.policy_trainer != "ppo":
+        require_whole_turns(prompts["prompt"], config.policy_trainer)
     if equivalence is None and config.needs_groups():
         raise ValueError(f"`equivalence` is needed by method {config.method!r}. Pass for example `NLIEquivalence()`.")
 

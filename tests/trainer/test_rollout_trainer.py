@@ -1,6 +1,7 @@
 import pytest
 from datasets import Dataset
 
+import trl_rlp.trainer.reward_function
 from tests.ppo_runs import logged, ppo_trainer, prompts
 from tests.tiny_models import tiny_tokenizer
 
@@ -27,6 +28,32 @@ def test_token_ids_reach_policy_and_reward_model_unchanged(tmp_path):
     trainer.train()
     assert read == scored
     assert {tuple(ids) for ids in read} <= {tuple(ids) for ids in data["input_ids"]} and len(read) == 12
+
+
+@pytest.mark.parametrize("begun", ["It is", ""])
+def test_a_turn_that_a_prompt_begins_is_continued(tmp_path, begun):
+    tokenizer = tiny_tokenizer()
+    question = [{"role": "user", "content": "2 + 2?"}]
+    half = [*question, {"role": "assistant", "content": begun}] if begun else question
+    trainer = ppo_trainer(tmp_path, Dataset.from_dict({"prompt": [half] * 8}), processing_class=tokenizer)
+    read, scored = [], []
+    generate, score = trainer._generate_single_turn, trl_rlp.trainer.reward_function.score_rows
+
+    def spy(prompt_ids, *args, **kwargs):
+        read.extend(prompt_ids)
+        return generate(prompt_ids, *args, **kwargs)
+
+    def score_spy(model, rows, **kwargs):
+        scored.extend(rows)
+        return score(model, rows, **kwargs)
+
+    trainer._generate_single_turn = spy
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trl_rlp.trainer.reward_function.score_rows", score_spy)
+        trainer.train()
+    assert {tokenizer.decode(ids) for ids in read} == {f"<|user|>2 + 2?<|assistant|>{begun}"}
+    assert scored and all(tokenizer.decode(ids).startswith(f"<|user|>2 + 2?<|assistant|>{begun}") for ids in scored)
+    assert all(tokenizer.decode(ids).count("<|assistant|>") == 1 for ids in scored)
 
 
 def test_completions_of_the_evaluation_prompts_are_printed(tmp_path, capsys):

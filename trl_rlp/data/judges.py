@@ -8,7 +8,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rlp.data.batching import evaluating, pad_right, require_context, token_budget_batches
-from trl_rlp.data.scoring import Messages, score
+from trl_rlp.data.scoring import score
+from trl_rlp.data.turns import Messages, split_begun_turn
 
 
 Judge = Callable[[list[str | Messages], list[str], list[str]], list[float]]
@@ -131,7 +132,8 @@ def _with_ties(probabilities: torch.Tensor) -> list[float]:
 def _question(
     processing_class: PreTrainedTokenizerBase, template: str, prompt: str | Messages, first: str, second: str
 ) -> str:
-    fields = {"{prompt}": _conversation(prompt), "{first}": first, "{second}": second}
+    prompt, begun = split_begun_turn(prompt)
+    fields = {"{prompt}": _conversation(prompt), "{first}": begun + first, "{second}": begun + second}
     # Split, not formatted: outputs may hold braces, and must not be searched for fields.
     pieces = re.split(r"(\{prompt\}|\{first\}|\{second\})", template)
     question = "".join(fields.get(piece, piece) for piece in pieces)

@@ -14,6 +14,7 @@ from trl_rlp.data.mixing import mix_preferences
 from trl_rlp.data.output_rewards import OutputRewards
 from trl_rlp.data.pairing import CHOSEN, GENERATORS, GROUP_METHODS, Pair, Request, group_sizes
 from trl_rlp.data.scoring import batch_scoring_ids, cut_prompts, score, warn_cut
+from trl_rlp.data.turns import preference_sides, split_begun_turn
 from trl_rlp.data.validation import require_columns, require_samples
 
 
@@ -245,7 +246,7 @@ def _as_dataset(samples: Dataset, pairs: list[Pair], rewards: OutputRewards | No
     values = [None] * len(outputs) if rewards is None else rewards.fetch(outputs)
     records = []
     for pair, chosen_reward, rejected_reward in zip(pairs, values[::2], values[1::2], strict=True):
-        record = _record(samples[pair.row], pair, is_chat, keep_candidates)
+        record = _record(samples[pair.row], pair, keep_candidates)
         records.append({**record, "chosen_reward": chosen_reward, "rejected_reward": rejected_reward})
     return Dataset.from_list(records, features=Features(features))
 
@@ -264,17 +265,18 @@ _AUDIT = {
 }
 
 
-def _record(row: dict[str, Any], pair: Pair, is_chat: bool, keep_candidates: bool) -> dict[str, Any]:
-    record = {"prompt": row["prompt"], "sample_row": pair.row}
-    for side, index in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-        text = row["completions"][index]
-        record[side] = [{"role": "assistant", "content": text}] if is_chat else text
+def _record(row: dict[str, Any], pair: Pair, keep_candidates: bool) -> dict[str, Any]:
+    places = {"chosen": pair.chosen, "rejected": pair.rejected}
+    prompt, sides = preference_sides(row["prompt"], [row["completions"][index] for index in places.values()])
+    record = {"prompt": prompt, "sample_row": pair.row, **dict(zip(places, sides, strict=True))}
+    for side, index in places.items():
         record[f"{side}_finished"] = row["finished"][index]
         record[f"{side}_cluster_id"] = None if pair.cluster_ids is None else pair.cluster_ids[index]
     record["confidence"] = pair.confidence
     record["label_probability"] = pair.probability
     record["group_sizes"] = None if pair.cluster_ids is None else list(group_sizes(pair.cluster_ids).values())
     if keep_candidates:
-        record["candidates"] = [row["completions"][i] for i in pair.alternatives]
+        _, begun = split_begun_turn(row["prompt"])
+        record["candidates"] = [begun + row["completions"][i] for i in pair.alternatives]
         record["candidates_finished"] = [row["finished"][i] for i in pair.alternatives]
     return record

@@ -16,6 +16,7 @@ from trl_rlp.data.fingerprints import tokenizer_fingerprint, value_fingerprint, 
 from trl_rlp.data.sampling_settings import require_settings
 from trl_rlp.data.shards import Record, cut_shards, work_in_shards
 from trl_rlp.data.shared_prefill import generate_samples
+from trl_rlp.data.turns import begins_turn
 from trl_rlp.data.validation import require_prompts
 
 
@@ -234,7 +235,7 @@ def prompt_token_ids(prompt: Prompt, processing_class: PreTrainedTokenizerBase) 
 
 def _continues(prompt: Prompt) -> bool:
     """Whether a completion goes on in the middle of a text, rather than opening a turn of its own."""
-    return isinstance(prompt, str) or prompt[-1]["role"] == "assistant"
+    return isinstance(prompt, str) or begins_turn(prompt)
 
 
 def _fitting_prompt_ids(

@@ -6,13 +6,12 @@ from transformers.utils import logging
 
 from trl_rlp.data.padding import ensure_pad_token
 from trl_rlp.data.row_scores import require_reward_model, score_rows
+from trl_rlp.data.turns import Messages, assistant_turn, split_begun_turn
 
 
 __all__ = ["batch_scoring_ids", "cut_prompts", "ensure_pad_token", "score", "scoring_ids", "warn_cut"]
 
 logger = logging.get_logger(__name__)
-
-Messages = list[dict[str, str]]
 
 
 def scoring_ids(
@@ -35,7 +34,7 @@ def scoring_ids(
         prompt (`str` or `list[dict[str, str]]`):
             Text, or messages with `role` and `content`. Empty where the completion holds the whole text or chat.
         completion (`str` or `list[dict[str, str]]`):
-            Text, which after messages becomes one assistant turn, or messages.
+            Text, which after messages becomes one assistant turn (if they end with one, its second part), or messages.
         finished (`bool`, *optional*, defaults to `True`):
             Whether the completion ended by itself.
         max_length (`int`, *optional*):
@@ -167,7 +166,8 @@ def _render_chat(
     if processing_class.chat_template is None:
         raise ValueError("`processing_class` has no chat template, but the prompts are messages. Set `chat_template`.")
     if isinstance(completion, str):
-        completion = [{"role": "assistant", "content": completion}]
+        prompt, begun = split_begun_turn(prompt)
+        completion = assistant_turn(begun + completion)
     return processing_class.apply_chat_template(
         prompt + completion, tokenize=False, continue_final_message=not finished
     )

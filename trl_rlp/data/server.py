@@ -17,6 +17,7 @@ from trl_rlp.data.fingerprints import value_fingerprint
 from trl_rlp.data.sampling import Prompt, with_completions
 from trl_rlp.data.sampling_settings import require_settings
 from trl_rlp.data.shards import Record, cut_shards, work_in_shards
+from trl_rlp.data.turns import begins_turn
 from trl_rlp.data.validation import require_prompts
 
 
@@ -164,7 +165,7 @@ def _require_open_turns(prompts: list[Prompt], extra_body: dict[str, Any] | None
     if "continue_final_message" in (extra_body or {}):
         return
     for row, prompt in enumerate(prompts):
-        if not isinstance(prompt, str) and prompt[-1]["role"] == "assistant":
+        if begins_turn(prompt):
             raise ValueError(
                 f"`prompts` row {row} ends with an assistant message, which many servers do not continue. Drop that "
                 "message, or on vLLM and SGLang pass `extra_body={'continue_final_message': True, "

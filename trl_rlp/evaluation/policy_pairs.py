@@ -6,6 +6,7 @@ import numpy as np
 from datasets import Dataset
 
 from trl_rlp.data.normalisation import normalise_text
+from trl_rlp.data.turns import preference_sides
 from trl_rlp.data.validation import require_samples
 
 
@@ -40,11 +41,8 @@ def is_correct(completion: str, answers: str | Sequence[str]) -> bool:
 
 
 def _pair(row: dict, better: int, worse: int) -> dict:
-    def side(index):
-        text = row["completions"][index]
-        return text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}]
-
-    values = [row["prompt"], side(better), side(worse), row["finished"][better], row["finished"][worse]]
+    prompt, sides = preference_sides(row["prompt"], [row["completions"][better], row["completions"][worse]])
+    values = [prompt, *sides, row["finished"][better], row["finished"][worse]]
     return dict(zip(COLUMNS, values, strict=True))
 
 

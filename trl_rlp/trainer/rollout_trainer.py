@@ -11,6 +11,7 @@ from torch.utils.data import Sampler
 from trl import GRPOTrainer
 
 from trl_rlp.data.shared_prefill import own_settings_off
+from trl_rlp.data.turns import begins_turn
 from trl_rlp.trainer.experience import experience_of
 from trl_rlp.trainer.ppo_callback import PPOCallback
 from trl_rlp.trainer.ppo_models import PPOModels
@@ -54,16 +55,31 @@ class RolloutTrainer(GRPOTrainer):
         return self._rollout.take()
 
     def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], None, dict[str, Any]]:
-        """Leaves prompts that are token ids as they are."""
+        """Leaves prompts that are token ids as they are, and goes on with an assistant's turn that a prompt begins."""
         if isinstance(prompts[0], TokenPrompt):
             prompt_ids, images, fields = [prompt.ids for prompt in prompts], None, {}
         else:
             prompt_ids, images, fields = super()._tokenize_prompts(prompts)
+            prompt_ids = [
+                self._begun_turn_ids(prompt) if begins_turn(prompt) else ids
+                for prompt, ids in zip(prompts, prompt_ids, strict=True)
+            ]
         if not all(prompt_ids):
             raise ValueError("A prompt has no tokens. Drop such rows with `Dataset.filter`.")
         if self._longest_prompt is not None:
             require_length(max(map(len, prompt_ids)), self._longest_prompt, "A prompt")
         return prompt_ids, images, fields
+
+    def _begun_turn_ids(self, prompt: list[dict[str, str]]) -> list[int]:
+        # TRL opens a second turn behind the one that is begun.
+        return self.processing_class.apply_chat_template(
+            prompt,
+            tools=self.tools or None,
+            chat_template=self.chat_template,
+            continue_final_message=True,
+            return_dict=True,
+            **self.chat_template_kwargs,
+        )["input_ids"]
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor | None, ...]:
         """Saves a pass over the policy that GRPO needs and PPO does not, unless vLLM's figures are held against it."""

@@ -1,0 +1,102 @@
+"""A turn that a prompt begins is one turn for everything that reads it."""
+
+import pytest
+from datasets import Dataset
+
+from tests.tiny_models import tiny_reward_model, tiny_tokenizer
+from trl_rlp.data.equivalence import ExactMatch
+from trl_rlp.data.judges import language_model_judge
+from trl_rlp.data.preferences import synthesise_preferences, tokenise_preferences
+from trl_rlp.data.sampling import prompt_token_ids
+from trl_rlp.data.scoring import batch_scoring_ids, score, scoring_ids
+from trl_rlp.data.turns import begins_turn, preference_sides, require_whole_turns, split_begun_turn
+from trl_rlp.data.views import ViewSampler
+from trl_rlp.evaluation.policy_pairs import answer_pairs
+
+
+QUESTION = [{"role": "user", "content": "2 + 2?"}]
+BEGUN = [*QUESTION, {"role": "assistant", "content": "It is"}]
+
+
+def turn(text):
+    return [{"role": "assistant", "content": text}]
+
+
+def samples():
+    return Dataset.from_list(
+        [
+            {"prompt": BEGUN, "completions": [" 4", " 4!", " 5"], "finished": [True, True, False]},
+            {"prompt": BEGUN[:1], "completions": ["6", "6!", "7"], "finished": [True, True, True]},
+        ]
+    )
+
+
+@pytest.fixture
+def tokenizer():
+    return tiny_tokenizer()
+
+
+def made(tokenizer, **options):
+    model = tiny_reward_model(tokenizer)
+    pairs, _ = synthesise_preferences(
+        samples(),
+        "spg",
+        equivalence=ExactMatch(),
+        reward_model=model,
+        reward_processing_class=tokenizer,
+        **options,
+    )
+    return pairs, model
+
+
+def test_a_begun_turn_is_parted_from_its_prompt():
+    assert split_begun_turn(BEGUN) == (QUESTION, "It is")
+    for whole in ("Q: 2 + 2?", QUESTION, []):
+        assert split_begun_turn(whole) == (whole, "")
+        assert not begins_turn(whole)
+    assert preference_sides(BEGUN, [" 4"]) == (QUESTION, [turn("It is 4")])
+    assert preference_sides(QUESTION, ["4"]) == (QUESTION, [turn("4")])
+    assert preference_sides("2 + 2 =", [" 4"]) == ("2 + 2 =", [" 4"])
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_scoring_reads_what_the_policy_wrote(tokenizer, finished):
+    """The byte-level tokenizer cuts text the same way wherever it begins, so that ids can be compared."""
+    answer = tokenizer(" 4")["input_ids"] + [tokenizer.eos_token_id] * finished
+    assert scoring_ids(tokenizer, BEGUN, " 4", finished) == prompt_token_ids(BEGUN, tokenizer) + answer
+    assert tokenizer.decode(scoring_ids(tokenizer, BEGUN, " 4")) == "<|user|>2 + 2?<|assistant|>It is 4<eos>"
+
+
+def test_synthetic_preferences_hold_whole_turns_with_the_same_scores(tokenizer):
+    pairs, model = made(tokenizer, keep_candidates=True)
+    first, second = pairs
+    assert first["prompt"] == second["prompt"] == QUESTION
+    assert first["rejected"] == turn("It is 5")
+    assert first["candidates"] == ["It is 5"]
+    assert second["rejected"] == turn("7")
+    for side in ("chosen", "rejected"):
+        rewards = score(model, tokenizer, pairs["prompt"][:], pairs[side][:], pairs[f"{side}_finished"][:])
+        assert pairs[f"{side}_reward"][:] == pytest.approx(rewards, abs=1e-6)
+    ids = tokenise_preferences(pairs, tokenizer)
+    assert ids["rejected_ids"][0] == ids["candidate_ids"][0][0] == scoring_ids(tokenizer, BEGUN, " 5", finished=False)
+
+
+def test_views_policy_pairs_and_the_judge_read_the_whole_turn(tokenizer, monkeypatch):
+    views = ViewSampler(samples(), tokenizer).views(0, [0, 1])
+    view = next(view for view in views if view.instruction == 0)
+    expected = batch_scoring_ids(tokenizer, [BEGUN] * 3, [" 4", " 4!", " 5"], [True, True, False])
+    assert view.first in expected and view.second in expected
+    pair = answer_pairs(samples(), ["4", "6"])[0]
+    assert (pair["prompt"], pair["rejected"]) == (QUESTION, turn("It is 5"))
+
+    asked = []
+    monkeypatch.setattr("trl_rlp.data.judges._stems_and_labels", lambda tokenizer, texts: asked.extend(texts) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        language_model_judge(None, tokenizer, template="{prompt}|{first}|{second}")([BEGUN], [" 4"], [" 5"])
+    assert asked[0] == "<|user|>2 + 2?|It is 4|It is 5<|assistant|>"
+
+
+def test_trainers_that_open_a_second_turn_refuse_a_begun_one():
+    require_whole_turns([QUESTION, "text"], "rloo")
+    with pytest.raises(ValueError, match="`prompt_dataset` row 1 ends with an assistant message"):
+        require_whole_turns([QUESTION, BEGUN], "rloo")
