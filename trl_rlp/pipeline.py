@@ -104,7 +104,7 @@ def run_rlp(
         train_reward_model,
         base_model=config.reward_base_model or config.sft_model,
         preference_dataset=preferences,
-        args={**config.reward_args, "method": "none"},
+        args=config.first_reward_args(),
         peft_config=config.lora("reward"),
     )
 

@@ -9,7 +9,7 @@ from trl_rlp.evaluation.gate import ON_REGRESSION
 from trl_rlp.trainer.mappings import mapping, with_numbers
 from trl_rlp.trainer.policy_stage import POLICY_TRAINERS
 from trl_rlp.trainer.precision import supported_precision
-from trl_rlp.trainer.rlp_reward_config import RLPRewardConfig
+from trl_rlp.trainer.rlp_reward_config import FIELDS, RLPRewardConfig
 
 
 METHODS = ("uml", "spg", "uml+spg")
@@ -179,6 +179,17 @@ class RLPConfig:
             [`~trl_rlp.trainer.rlp_reward_config.RLPRewardConfig`].
         """
         return RLPRewardConfig(output_dir=self.output_dir, method=self.method, **self.reward_args)
+
+    def first_reward_args(self) -> dict[str, Any]:
+        """
+        Gives the fields of the config of the reward model of step 2, which learns on human pairs alone.
+
+        Returns:
+            `dict`.
+        """
+        refining = {name for names in FIELDS.values() for name in names}
+        args = {name: value for name, value in self.reward_args.items() if name not in refining}
+        return {**args, "method": "none"}
 
     def needs_groups(self) -> bool:
         """

@@ -36,3 +36,8 @@ def test_another_file_is_refused(tmp_path, content):
         path.write_text(content)
     with pytest.raises(ValueError, match="`cache`=.*other' is no label cache"):
         LabelCache(path)
+
+
+def test_a_folder_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="`cache`=.* is a folder. Name a file in it"):
+        LabelCache(tmp_path)

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 import trl_rlp.data.sampling
-from tests.tiny_models import save, tiny_causal_lm, tiny_tokenizer
+from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.sampling import sample_completions
 from trl_rlp.data.shared_prefill import generate_samples
 from trl_rlp.data.validation import require_samples
@@ -129,6 +129,13 @@ def test_the_seed_decides_and_global_generators_are_left_alone(model, tokenizer)
 def test_equal_prompts_of_different_shards_get_different_samples(model, tokenizer):
     samples = sample_completions(prompts(["Who?"] * 4), model, tokenizer, **SMALL)
     assert len({tuple(row) for row in samples["completions"]}) == 4
+
+
+@pytest.mark.parametrize("policy", ["folder", "classifier", "bare"])
+def test_what_is_no_policy_is_named(model, tokenizer, policy):
+    others = {"folder": "some/folder", "classifier": tiny_reward_model(tokenizer), "bare": model.model}
+    with pytest.raises(TypeError, match="`model` must be a causal LM, got `(str|LlamaForSeq.*|LlamaModel)`. Load it"):
+        sample_completions(prompts(), others[policy], tokenizer, **SMALL)
 
 
 def test_pad_tokens_do_not_matter(model):

@@ -335,3 +335,11 @@ def test_transformers_serve_refuses_a_field_it_does_not_know(serve):
     url, folder = serve
     with pytest.raises(ValueError, match="refused a request .*Unexpected fields"):
         sample_from_server(Dataset.from_dict({"prompt": TEXTS}), url, folder, extra_body={"no_such_field": 1})
+
+
+def test_half_of_a_character_becomes_the_replacement_character(fake, tmp_path):
+    fake.answer = lambda request: {
+        "choices": [{"text": text, "finish_reason": "stop"} for text in ("a\ud83d", "\ud83d\ude00", "\udc00b", "c")]
+    }
+    samples = sample(fake, TEXTS[:1], output_dir=tmp_path)
+    assert samples["completions"][0] == ["a\ufffd", "\U0001f600", "\ufffdb", "c"]

@@ -88,6 +88,14 @@ def test_shards_of_nobody_are_refused(tmp_path):
         run(Worker(), tmp_path)
 
 
+@pytest.mark.parametrize("text", ['{"poli', "3", ""])
+def test_a_damaged_record_of_the_run_is_named(tmp_path, text):
+    run(Worker(), tmp_path)
+    (tmp_path / "samples.json").write_text(text)
+    with pytest.raises(ValueError, match=r"of unknown origin: its samples\.json is damaged\. Choose another"):
+        run(Worker(), tmp_path)
+
+
 @pytest.mark.parametrize(
     "text", ["", '{"row": 3', '{"square": 9}\n{"square": 1}\n', '{"row": 1}\n{"row": 3}\n', "[]\n[]\n"]
 )

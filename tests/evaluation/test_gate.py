@@ -33,6 +33,13 @@ def test_a_better_model_passes_and_the_difference_is_paired(margins):
     assert json.loads(json.dumps(report.as_dict()))["passed"] is True
 
 
+def test_one_pair_has_no_standard_error(margins):
+    margins["before", 1], margins["after", 1] = [1.0], [-1.0]
+    report = gate(("before", None), ("after", None), PAIRS.select([0]))
+    assert report.figures["human"]["difference"] == {"accuracy": -1.0, "standard_error": None}
+    assert "accuracy fell from 1.000 to 0.000 (1 pairs)" in report.problems[0]
+
+
 def test_a_worse_model_warns_or_is_refused(margins, caplog):
     margins["before", 4], margins["after", 4] = [1.0, 1.0, 1.0, -1.0], [1.0, 1.0, -1.0, -1.0]
     with caplog.at_level(logging.WARNING):

@@ -99,6 +99,7 @@ def test_words_for_differences_claim_no_more_than_two_standard_errors():
     assert verdict(-0.05, 0.02) == "-0.050 ± 0.020: worse"
     assert verdict(0.03, 0.02).endswith("better, within two standard errors of no difference")
     assert verdict(0.0, 0.0).endswith("no difference")
+    assert verdict(1.0, None) == "+1.000: of a single pair"
     assert share(None) == "–" and share(0.12345) == "0.123"
 
 

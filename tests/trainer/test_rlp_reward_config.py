@@ -53,6 +53,16 @@ def test_defaults_are_the_paper_s(tmp_path):
     assert config.remove_unused_columns is False
 
 
+def test_what_a_method_has_no_use_for_is_named_once(tmp_path, caplog):
+    RLPRewardConfig(str(tmp_path), method="uml+spg", redraw_rejected=True, kl_weight=0.0)
+    assert caplog.text == ""
+    for _ in range(2):
+        RLPRewardConfig(str(tmp_path), method="uml", redraw_rejected=True, kl_weight=0.0)
+    assert caplog.text.count("['redraw_rejected'] have no use with `method`='uml' and change nothing.") == 1
+    RLPRewardConfig(str(tmp_path), synthetic_share=0.5, kl_weight=0.0)
+    assert "['kl_weight', 'synthetic_share'] have no use with `method`='none'" in caplog.text
+
+
 @pytest.mark.parametrize("name, names", NAMES.items(), ids=NAMES)
 def test_names_are_those_of_the_dict_that_uses_them(tmp_path, name, names):
     for value in names:

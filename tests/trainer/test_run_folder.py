@@ -21,6 +21,21 @@ def test_a_finished_stage_is_done_once_and_its_figures_are_kept(tmp_path):
     assert run.figures("policy") == {"accuracy": 0.5} and run.results()["policy"]["seconds"] >= 0
 
 
+def test_what_json_does_not_have_is_null(tmp_path):
+    run = RunFolder(tmp_path / "run", {})
+    folder = run.stage("gate", lambda folder: {"human": {"error": float("nan")}, "list": [float("inf"), 1.0]})
+    assert "NaN" not in (folder / "stage.json").read_text()
+    assert run.figures("gate") == {"human": {"error": None}, "list": [None, 1.0]}
+
+
+def test_a_damaged_record_of_the_run_is_named(tmp_path):
+    RunFolder(tmp_path / "run", {"seed": 1})
+    for text in ('{"see', "3"):
+        (tmp_path / "run" / "run.json").write_text(text)
+        with pytest.raises(ValueError, match=r"run\.json is damaged.* Choose another `output_dir`"):
+            RunFolder(tmp_path / "run", {"seed": 1})
+
+
 def test_an_interrupted_stage_keeps_its_leftovers_and_is_not_finished(tmp_path):
     def interrupted(folder):
         (folder / "shard-0").write_text("half")

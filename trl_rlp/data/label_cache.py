@@ -8,6 +8,8 @@ from pathlib import Path
 # SQLite accepts at least this many parameters in one statement.
 _LOOKUP_SIZE = 900
 
+FILE = "labels.sqlite"
+
 
 class LabelCache:
     """
@@ -22,10 +24,12 @@ class LabelCache:
             File to open or create. Its folder is created too.
 
     Raises:
-        ValueError: if the file exists and is no such cache.
+        ValueError: if the path is that of a folder, or the file exists and is no such cache.
     """
 
     def __init__(self, path: str | os.PathLike):
+        if Path(path).is_dir():
+            raise ValueError(f"`cache`={str(path)!r} is a folder. Name a file in it, for example {FILE!r}.")
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         self._connection = sqlite3.connect(path, timeout=60)
         try:

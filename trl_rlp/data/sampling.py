@@ -166,8 +166,14 @@ def end_token_ids(model: PreTrainedModel | PeftModel, processing_class: PreTrain
         `list[int]`: token ids, the tokenizer's EOS token first.
 
     Raises:
+        TypeError: if the model is not one that generates.
         ValueError: if the model is an encoder-decoder or the tokenizer lacks an EOS token.
     """
+    if not isinstance(model, PreTrainedModel | PeftModel) or not model.can_generate():
+        raise TypeError(
+            f"`model` must be a causal LM, got `{type(model).__name__}`. Load it with "
+            "`AutoModelForCausalLM.from_pretrained`."
+        )
     if model.config.is_encoder_decoder:
         raise ValueError("`model` is an encoder-decoder, but a policy must be a decoder-only causal LM. Pass one.")
     if processing_class.eos_token_id is None:

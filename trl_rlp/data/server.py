@@ -261,7 +261,12 @@ def _choices(text: str, is_chat: bool, server: _Server) -> list[Choice]:
             f"{_one_line(text) or 'an empty body'}. Check that `base_url` is that of an OpenAI-compatible API; it "
             "usually ends in /v1."
         )
-    return [(completion, reason == "stop") for completion, reason in pairs]
+    return [(_without_half_characters(completion), reason == "stop") for completion, reason in pairs]
+
+
+def _without_half_characters(text: str) -> str:
+    """The same text; a server that cuts within a character may send half of a surrogate pair, which UTF-8 lacks."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _explained(error: OpenAIError, server: _Server) -> Exception:

@@ -126,7 +126,10 @@ def _other_run(folder: Path, here: dict[str, Any]) -> str | None:
     manifest = folder / MANIFEST
     if not manifest.exists():
         return f"holds shards of unknown origin: it has no {MANIFEST}." if any(folder.glob("shard-*.jsonl")) else None
-    there = json.loads(manifest.read_text(encoding="utf-8"))
+    try:
+        there = dict(json.loads(manifest.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        return f"holds shards of unknown origin: its {MANIFEST} is damaged."
     changed = [
         f"`{name}` was {there.get(name)!r} and is {here.get(name)!r}"
         for name in sorted(there.keys() | here.keys())

@@ -7,7 +7,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trl_rlp.evaluation.reward_metrics import pair_metrics, reward_margins
+from trl_rlp.evaluation.reward_metrics import pair_metrics, paired_standard_error, reward_margins
 
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,8 @@ class GateReport:
             One sentence a regression.
         figures (`dict`):
             `figures[set]["before" | "after"]`: [`~trl_rlp.evaluation.reward_metrics.pair_metrics`];
-            `figures[set]["difference"]`: `accuracy` (after - before) and its paired `standard_error`.
+            `figures[set]["difference"]`: `accuracy` (after - before) and its paired `standard_error`, `None` for one
+            pair.
     """
 
     passed: bool
@@ -53,13 +54,12 @@ def _compare(before: RewardModel, after: RewardModel, pairs: Dataset, max_length
     margins_before, lengths = reward_margins(*before, pairs, max_length)
     margins_after, _ = reward_margins(*after, pairs, max_length)
     differences = _correct(margins_after) - _correct(margins_before)  # (pairs,)
-    spread = float(np.std(differences, ddof=1)) if len(differences) > 1 else float("nan")
     return {
         "before": pair_metrics(margins_before, lengths),
         "after": pair_metrics(margins_after, lengths),
         "difference": {
             "accuracy": float(np.mean(differences)),
-            "standard_error": spread / np.sqrt(len(differences)),
+            "standard_error": paired_standard_error(differences),
         },
     }
 
@@ -68,10 +68,11 @@ def _regressions(name: str, figures: dict, accuracy_tolerance: float, calibratio
     before, after, difference = figures["before"], figures["after"], figures["difference"]
     problems = []
     if difference["accuracy"] < -accuracy_tolerance:
+        error = difference["standard_error"]
+        spread = "" if error is None else f"paired standard error {error:.3f}, "
         problems.append(
-            f"{name} pairs: accuracy fell from {before['accuracy']:.3f} to {after['accuracy']:.3f} (paired standard "
-            f"error {difference['standard_error']:.3f}, {before['pairs']} pairs), more than the tolerance of "
-            f"{accuracy_tolerance}"
+            f"{name} pairs: accuracy fell from {before['accuracy']:.3f} to {after['accuracy']:.3f} ({spread}"
+            f"{before['pairs']} pairs), more than the tolerance of {accuracy_tolerance}"
         )
     if after["calibration_error"] - before["calibration_error"] > calibration_tolerance:
         problems.append(

@@ -12,7 +12,7 @@ from trl_rlp.data.sampling import sample_completions
 from trl_rlp.evaluation.gate import RewardModel
 from trl_rlp.evaluation.policy_metrics import describe_outputs, kl_to_reference
 from trl_rlp.evaluation.policy_pairs import is_correct
-from trl_rlp.evaluation.reward_metrics import pair_metrics, reward_margins
+from trl_rlp.evaluation.reward_metrics import pair_metrics, paired_standard_error, reward_margins
 from trl_rlp.trainer.artifacts import load_policy, save_data
 
 
@@ -65,10 +65,9 @@ def shares_right(samples: Dataset, answers: Sequence[Sequence[str]]) -> np.ndarr
     )  # (questions,)
 
 
-def _paired(after: np.ndarray, before: np.ndarray) -> dict[str, float]:
+def _paired(after: np.ndarray, before: np.ndarray) -> dict[str, float | None]:
     differences = after - before  # (questions,) or (pairs,)
-    spread = float(np.std(differences, ddof=1)) if len(differences) > 1 else math.nan
-    return {"difference": float(np.mean(differences)), "standard_error": spread / math.sqrt(len(differences))}
+    return {"difference": float(np.mean(differences)), "standard_error": paired_standard_error(differences)}
 
 
 def evaluate_policies(

@@ -60,22 +60,40 @@ def reward_sets(outcome: dict[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-def verdict(difference: float, standard_error: float) -> str:
+def plus_minus(difference: float, standard_error: float | None) -> str:
+    """
+    Writes a difference with its standard error.
+
+    Args:
+        difference (`float`):
+            After minus before.
+        standard_error (`float`, *optional*):
+            Of the difference; `None` where a single pair has none.
+
+    Returns:
+        `str`.
+    """
+    return f"{difference:+.3f}" + ("" if standard_error is None else f" ± {standard_error:.3f}")
+
+
+def verdict(difference: float, standard_error: float | None) -> str:
     """
     Says in words what a paired difference is worth.
 
     Args:
         difference (`float`):
             After minus before.
-        standard_error (`float`):
-            Of the difference.
+        standard_error (`float`, *optional*):
+            Of the difference; `None` where a single pair has none.
 
     Returns:
         `str`.
     """
-    text = f"{difference:+.3f} ± {standard_error:.3f}"
+    text = plus_minus(difference, standard_error)
     if difference == 0:
         return f"{text}: no difference"
+    if standard_error is None:
+        return f"{text}: of a single pair"
     direction = "better" if difference > 0 else "worse"
     certainty = "" if abs(difference) > 2 * standard_error else ", within two standard errors of no difference"
     return f"{text}: {direction}{certainty}"
@@ -193,7 +211,7 @@ def print_summary(outcome: dict[str, Any], console: Console) -> None:
             str(before["pairs"]),
             share(before["accuracy"]),
             share(after["accuracy"]),
-            f"{difference['accuracy']:+.3f} ± {difference['standard_error']:.3f}",
+            plus_minus(difference["accuracy"], difference["standard_error"]),
         )
     console.print(rewards)
     gate = outcome["stages"]["gate"]["figures"]

@@ -1,14 +1,18 @@
 """Settings of the reward trainer that learns on policy samples."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
+from transformers.utils import logging
 from trl import RewardConfig
 
 from trl_rlp.data.pairing import CHOSEN
 from trl_rlp.losses.mutual_information import LOWER_BOUNDS
 from trl_rlp.losses.representation import LOSSES, RECIPES
 from trl_rlp.trainer.precision import default_precision
+
+
+logger = logging.get_logger(__name__)
 
 
 class Terms(NamedTuple):
@@ -25,6 +29,24 @@ METHODS: dict[str, Terms] = {
     "uml+spg": Terms(views=True, synthetic=True),
 }
 """The methods by the name that `RLPRewardConfig.method` takes."""
+
+FIELDS: dict[str, tuple[str, ...]] = {
+    "views": (
+        "representation_loss",
+        "mi_estimator",
+        "representation_recipe",
+        "representation_coef",
+        "kl_weight",
+        "kl_ramp_steps",
+        "view_prompts_per_device",
+        "views_from",
+        "joint_forward",
+        "heads_learning_rate",
+        "heads_weight_decay",
+    ),
+    "synthetic": ("confidence_threshold", "chosen", "redraw_rejected", "synthetic_share"),
+}
+"""Fields of `RLPRewardConfig` that have a use with one of [`Terms`] only, by its name."""
 
 VIEWS_FROM: dict[str, bool] = {"any": False, "group": True}
 """Whether the two views of an instruction come from one group, by the name that `RLPRewardConfig.views_from` takes."""
@@ -232,6 +254,7 @@ class RLPRewardConfig(RewardConfig):
         super().__post_init__()
         self._check_names()
         self._check_ranges()
+        self._warn_of_no_use()
         if self.method != "none" and self.remove_unused_columns:
             raise ValueError(
                 f"`remove_unused_columns` must be False with `method`={self.method!r}, else the columns that RLP adds "
@@ -256,6 +279,13 @@ class RLPRewardConfig(RewardConfig):
             value = vars(self)[name]
             if value not in names:
                 raise ValueError(f"`{name}` must be one of {sorted(names)}, got {value!r}.")
+
+    def _warn_of_no_use(self) -> None:
+        defaults = {entry.name: entry.default for entry in fields(self)}
+        unused = [name for term, names in FIELDS.items() if not getattr(METHODS[self.method], term) for name in names]
+        changed = [name for name in unused if vars(self)[name] != defaults[name]]
+        if changed:
+            logger.warning_once(f"{changed} have no use with `method`={self.method!r} and change nothing.")
 
     def _check_ranges(self) -> None:
         ranges = {

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import shutil
 import time
@@ -30,6 +31,15 @@ def read_json(path: Path) -> Any:
         What it holds.
     """
     return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def _without_nan(value: Any) -> Any:
+    """The same value with null for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _without_nan(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -71,7 +81,13 @@ class RunFolder:
     def _claim(self, settings: dict[str, Any]) -> None:
         manifest = self.path / MANIFEST
         if manifest.exists():
-            known = read_json(manifest)
+            try:
+                known = dict(read_json(manifest))
+            except (ValueError, TypeError):
+                raise ValueError(
+                    f"{manifest} is damaged, so that nothing says whose run `output_dir` holds. Choose another "
+                    "`output_dir`, or delete this one to start again."
+                ) from None
             changed = sorted(key for key in known.keys() | settings.keys() if known.get(key) != settings.get(key))
             if changed:
                 raise ValueError(
@@ -111,7 +127,7 @@ class RunFolder:
                 Name of the stage and of its folder.
             work (`Callable[..., dict | None]`):
                 Called as `work(folder, **arguments)`: writes the stage's files into the folder and returns its
-                figures. With several processes each calls it.
+                figures; NaN and infinity are written as null. With several processes each calls it.
             arguments:
                 For `work`.
 
@@ -127,7 +143,9 @@ class RunFolder:
             figures = work(partial, **arguments) or {}
             self.state.wait_for_everyone()
             if self.state.is_main_process:
-                write_json(partial / RESULT, {"figures": figures, "seconds": time.perf_counter() - start})
+                write_json(
+                    partial / RESULT, {"figures": _without_nan(figures), "seconds": time.perf_counter() - start}
+                )
                 shutil.rmtree(folder, ignore_errors=True)
                 os.replace(partial, folder)
             self.state.wait_for_everyone()
