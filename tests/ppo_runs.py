@@ -25,7 +25,8 @@ SETTINGS = {
     "dataloader_pin_memory": False,
     "num_sample_generations": 0,
 }
-CLOCK = {"eps", "step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
+_SPEEDS = ("runtime", "samples_per_second", "steps_per_second")
+CLOCK = {"eps", "step_time", *(f"{mode}_{name}" for mode in ("train", "eval") for name in _SPEEDS)}
 
 
 def prompts(count: int = 8, kind: str = "text") -> Dataset:

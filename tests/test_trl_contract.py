@@ -45,6 +45,7 @@ PPO_OWN = {
     "policy_model",
     "value_model",
     "generate_completions",
+    "_begun_turn_ids",
     "_note_tokens",
     "_generate_to_stop_tokens",
     "_add_critic",

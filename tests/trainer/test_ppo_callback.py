@@ -22,6 +22,17 @@ def test_the_critic_may_learn_alone_at_first(tmp_path):
 RESUMED = {
     "plain": {},
     "in the second pass": {"data": prompts(4), "total_episodes": 16},
+    "in the second pass of a stream": {"data": prompts(6).to_iterable_dataset(), "total_episodes": 16},
+    "rare logs": {"logging_steps": 2, "total_episodes": 20},
+    "rare logs of a best step": {
+        "logging_steps": 2,
+        "total_episodes": 20,
+        "save_strategy": "best",
+        "metric_for_best_model": "eval_objective/rlhf_reward",
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "eval_dataset": prompts(2),
+    },
     "running state": {"adaptive_kl": True, "kl_horizon": 20, "normalise_rewards": True, "num_mini_batches": 2},
     "adapters": {
         "peft_config": LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"),

@@ -10,6 +10,7 @@ from accelerate.logging import get_logger
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from trl_rlp.trainer.checkpoints import last_checkpoint
 from trl_rlp.trainer.critic import Critic
@@ -168,14 +169,24 @@ class PPOCallback(TrainerCallback):
         return [parameter for parameter in self.critic.parameters() if parameter.requires_grad]
 
     def on_step_end(self, args: RLPPPOConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Puts a checkpoint that falls into a rollout off to its end, and one after a step left out to a good one."""
-        self._put_off(args, state, control)
+        """
+        Puts a checkpoint that falls into a rollout off to its end, and one after a step left out to a good one; asks
+        for a log before it.
+        """
+        self._prepare_save(args, state, control)
 
     def on_epoch_end(self, args: RLPPPOConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """The same for a checkpoint that is asked for at the end of a pass over the prompts."""
-        self._put_off(args, state, control)
+        self._prepare_save(args, state, control)
 
-    def _put_off(self, args: RLPPPOConfig, state: TrainerState, control: TrainerControl) -> None:
+    def _prepare_save(self, args: RLPPPOConfig, state: TrainerState, control: TrainerControl) -> None:
+        self._time_save(args, state, control)
+        may_save = control.should_save or (control.should_evaluate and args.save_strategy == SaveStrategy.BEST)
+        if may_save and args.logging_strategy != IntervalStrategy.NO:
+            # What has been gathered since the last log is in no checkpoint, so a log comes before each.
+            control.should_log = True
+
+    def _time_save(self, args: RLPPPOConfig, state: TrainerState, control: TrainerControl) -> None:
         must_wait = self.must_wait(args, state)
         if must_wait and control.should_save:
             control.should_save, self._is_put_off = False, True

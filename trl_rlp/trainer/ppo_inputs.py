@@ -234,4 +234,5 @@ def counted_in_steps(args: RLPPPOConfig, train_dataset: Dataset | IterableDatase
     if args.eval_strategy == "steps":
         scaled.eval_delay = args.eval_delay * args.steps_per_rollout
     scaled.model_init_kwargs = None  # the policy is loaded already
+    scaled.shuffle_dataset = args.shuffle_dataset and prompts is not None  # a stream comes in its order
     return scaled

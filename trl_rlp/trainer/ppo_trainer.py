@@ -35,6 +35,7 @@ from trl_rlp.trainer.reward_function import RewardFunction
 from trl_rlp.trainer.reward_sources import RewardSource, as_list, reward_functions
 from trl_rlp.trainer.rlp_ppo_config import RLPPPOConfig
 from trl_rlp.trainer.rollout_log import ROLLOUT_TERMS, with_ratio_variance
+from trl_rlp.trainer.rollout_sampler import without_end
 from trl_rlp.trainer.rollout_scheduler import RolloutScheduler
 from trl_rlp.trainer.rollout_trainer import RolloutTrainer
 from trl_rlp.trainer.sample_generations import SampleGenerations
@@ -87,7 +88,7 @@ class PPOTrainer(RolloutTrainer):
             model=model,
             reward_funcs=functions,
             args=counted_in_steps(args, train_dataset),
-            train_dataset=train_dataset,
+            train_dataset=without_end(train_dataset, args.seed if args.shuffle_dataset else None),
             eval_dataset=eval_dataset,
             processing_class=with_safe_padding(processing_class, self._vocabulary_size),
             callbacks=callbacks,

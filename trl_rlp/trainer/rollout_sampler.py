@@ -2,7 +2,28 @@
 
 from collections.abc import Callable, Iterator
 
+from datasets import Dataset, IterableDataset
 from torch.utils.data import Sampler
+
+
+def without_end(prompts: Dataset | IterableDataset, seed: int | None) -> Dataset | IterableDataset:
+    """
+    Gives a stream that begins anew at its end, as often as it is asked to; other data as they are.
+
+    TRL's loop takes a stream for one long pass, and a resumed run finds its place by skipping that many rows.
+
+    Args:
+        prompts (`datasets.Dataset` or `datasets.IterableDataset`):
+            Prompts.
+        seed (`int`, *optional*):
+            Of the order, which all passes share; `None` keeps the stream's own.
+
+    Returns:
+        `datasets.Dataset` or `datasets.IterableDataset`.
+    """
+    if not isinstance(prompts, IterableDataset):
+        return prompts
+    return (prompts if seed is None else prompts.shuffle(seed=seed)).repeat(None)
 
 
 class RolloutSampler(Sampler):
