@@ -7,9 +7,10 @@ from peft import LoraConfig
 
 from trl_rlp.evaluation.gate import ON_REGRESSION
 from trl_rlp.trainer.mappings import mapping, with_numbers
+from trl_rlp.trainer.methods import FIELDS
 from trl_rlp.trainer.policy_stage import POLICY_TRAINERS
 from trl_rlp.trainer.precision import supported_precision
-from trl_rlp.trainer.rlp_reward_config import FIELDS, RLPRewardConfig
+from trl_rlp.trainer.rlp_reward_config import RLPRewardConfig
 
 
 METHODS = ("uml", "spg", "uml+spg")

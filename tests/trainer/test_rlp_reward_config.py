@@ -7,7 +7,8 @@ from trl import RewardConfig, TrlParser
 from trl_rlp.data.pairing import CHOSEN
 from trl_rlp.losses.mutual_information import LOWER_BOUNDS
 from trl_rlp.losses.representation import LOSSES, RECIPES
-from trl_rlp.trainer.rlp_reward_config import METHODS, VIEWS_FROM, RLPRewardConfig
+from trl_rlp.trainer.methods import METHODS, VIEWS_FROM
+from trl_rlp.trainer.rlp_reward_config import RLPRewardConfig
 
 
 NAMES = {

@@ -10,7 +10,8 @@ from trl_rlp.cli.arguments import EquivalenceArguments, parse
 from trl_rlp.data.loading import load_rows
 from trl_rlp.data.processes import process_state
 from trl_rlp.trainer.artifacts import initial_reward_model, load_reward_model, save_plain
-from trl_rlp.trainer.rlp_reward_config import METHODS, RLPRewardConfig
+from trl_rlp.trainer.methods import METHODS
+from trl_rlp.trainer.rlp_reward_config import RLPRewardConfig
 from trl_rlp.trainer.rlp_reward_trainer import RLPRewardTrainer
 
 

@@ -14,7 +14,8 @@ from trl_rlp.data.mixing import mix_preferences
 from trl_rlp.data.preferences import synthesise_preferences, tokenise_preferences
 from trl_rlp.data.validation import require_columns
 from trl_rlp.data.views import ViewSampler
-from trl_rlp.trainer.rlp_reward_config import VIEWS_FROM, RLPRewardConfig
+from trl_rlp.trainer.methods import VIEWS_FROM
+from trl_rlp.trainer.rlp_reward_config import RLPRewardConfig
 
 
 PAIR_COLUMNS = ("chosen_ids", "rejected_ids", "candidate_ids", "margin")

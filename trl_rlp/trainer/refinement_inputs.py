@@ -10,7 +10,8 @@ from transformers import DataCollator, PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rlp.data.collator import SyntheticPreferenceCollator
 from trl_rlp.data.validation import require_columns, require_samples
-from trl_rlp.trainer.rlp_reward_config import METHODS, VIEWS_FROM, RLPRewardConfig
+from trl_rlp.trainer.methods import METHODS, VIEWS_FROM
+from trl_rlp.trainer.rlp_reward_config import RLPRewardConfig
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from trl_rlp.trainer.data_stages import (
     make_synthetic_preferences,
     sample_policy,
 )
+from trl_rlp.trainer.methods import METHODS, VIEWS_FROM
 from trl_rlp.trainer.reward_stage import train_reward_model
-from trl_rlp.trainer.rlp_reward_config import METHODS, VIEWS_FROM, RLPRewardConfig
+from trl_rlp.trainer.rlp_reward_config import RLPRewardConfig
 from trl_rlp.trainer.run_folder import RunFolder
 
 

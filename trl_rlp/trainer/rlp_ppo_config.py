@@ -6,10 +6,10 @@ from typing import Any
 
 from trl_rlp.losses.kl import KL_ESTIMATORS
 from trl_rlp.trainer.mappings import mapping
+from trl_rlp.trainer.methods import METHODS
 from trl_rlp.trainer.ppo_fields import PPOFields
 from trl_rlp.trainer.ppo_presets import PRESETS
 from trl_rlp.trainer.precision import default_precision
-from trl_rlp.trainer.rlp_reward_config import METHODS
 
 
 SCORE_POSITIONS = ("last_token", "after_last_token")

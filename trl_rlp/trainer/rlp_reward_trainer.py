@@ -22,6 +22,7 @@ from trl import RewardTrainer
 from trl_rlp.data.collator import SyntheticPreferenceCollator
 from trl_rlp.trainer.checkpoints import checkpoint_to_resume
 from trl_rlp.trainer.citation import PAPER
+from trl_rlp.trainer.methods import METHODS, VIEWS_FROM
 from trl_rlp.trainer.refinement_data import (
     grouped,
     refinement_collator,
@@ -31,7 +32,7 @@ from trl_rlp.trainer.refinement_data import (
 )
 from trl_rlp.trainer.refinement_inputs import RefinementInputs, require_pairs
 from trl_rlp.trainer.representation_term import RepresentationTerm
-from trl_rlp.trainer.rlp_reward_config import METHODS, VIEWS_FROM, RLPRewardConfig
+from trl_rlp.trainer.rlp_reward_config import RLPRewardConfig
 from trl_rlp.trainer.score_head import has_frozen_score_head, with_score_head
 
 
