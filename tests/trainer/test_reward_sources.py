@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
 
-from tests.ppo_runs import has_changed, ppo_trainer, weights
+from tests.ppo_runs import has_changed, ppo_trainer, prompts, weights
 from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.scoring import score
 
@@ -199,6 +199,49 @@ def test_a_pad_token_need_not_be_known_to_all_models(tmp_path, resized):
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     for name in ("model", *resized):
         models[name].resize_token_embeddings(len(tokenizer))
-    trainer = ppo_trainer(tmp_path, processing_class=tokenizer, total_episodes=4, response_length=3, **models)
+    settings = {"processing_class": tokenizer, "total_episodes": 4, "response_length": 3}
+    trainer = ppo_trainer(tmp_path, **settings, **models)
     trainer.train()
     assert trainer.reward_funcs[0].reads_policy_tokens and trainer.state.global_step == 2
+
+
+@pytest.mark.parametrize("kind", ["text", "ids"])
+def test_a_pad_token_that_is_drawn_is_not_seen_by_models_that_lack_it(tmp_path, kind):
+    tokenizer = tiny_tokenizer()
+    models = {
+        "ref_model": tiny_causal_lm(tokenizer),
+        "reward_model": tiny_reward_model(tokenizer, seed=3),
+        "value_model": tiny_reward_model(tokenizer, seed=4),
+    }
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    policy = tiny_causal_lm(tokenizer)
+    trainer = ppo_trainer(
+        tmp_path, prompts(kind=kind), processing_class=tokenizer, model=policy, total_episodes=8, **models
+    )
+    pad = tokenizer.pad_token_id
+    generate, scores, judged = trainer._generate_single_turn, [], []
+
+    def with_padding(prompt_ids, *args, **kwargs):
+        """The first completion is a pad token between two letters, the others what the policy drew."""
+        completions, *rest = generate(prompt_ids, *args, **kwargs)
+        return [[60, pad, 61], *completions[1:]], *rest
+
+    def judge(tokens, whole=trainer._models.judge):
+        judged.append((tokens, whole(tokens)))
+        return judged[-1][1]
+
+    def note(*args, function=trainer.reward_funcs[0], **kwargs):
+        scores.append((kwargs["prompts"][0], function(*args, **kwargs)[0]))
+        return function(*args, **kwargs)
+
+    trainer._generate_single_turn, trainer._models.judge, trainer.reward_funcs[0] = with_padding, judge, note
+    trainer.train()
+    tokens, said = judged[0]
+    place = tokens.ids[0].tolist().index(pad) - tokens.ids.shape[1]
+    assert said["ref_log_probs"][0, place] == said["old_log_probs"][0, place]
+    assert said["ref_log_probs"][0, place - 1] != said["old_log_probs"][0, place - 1]
+    prompt, reward = scores[0]
+    text = prompt if kind == "text" else tokenizer.decode(prompt.ids)
+    letters = tokenizer.decode([60, 61])
+    assert reward == pytest.approx(score(models["reward_model"], tokenizer, [text], [letters], [False])[0], abs=1e-5)
+    assert trainer.state.global_step == 4 and trainer._ppo.ppo_state.skipped_steps == 0

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from peft import PeftModel
 from torch import nn
+from transformers import PreTrainedModel
 
 from trl_rlp.trainer.completion_log_probs import completion_log_probs, positions_of, takes_positions
 from trl_rlp.trainer.rlp_ppo_config import RLPPPOConfig
@@ -48,6 +49,20 @@ class Tokens:
         mask = torch.cat([batch["prompt_mask"], batch["completion_mask"].to(batch["prompt_mask"].dtype)], dim=1)
         # Padding is masked everywhere, but looked up, also by models that lack the policy's pad token.
         return cls(ids.masked_fill(mask == 0, 0), mask, batch["completion_ids"].shape[1])
+
+    def seen_by(self, vocabulary_size: int) -> "Tokens":
+        """
+        Masks tokens that a model's embedding lacks, as a pad token that was added to the policy alone and drawn by it.
+
+        Args:
+            vocabulary_size (`int`):
+                Rows of the embedding.
+
+        Returns:
+            [`Tokens`].
+        """
+        lacks = self.ids >= vocabulary_size
+        return Tokens(self.ids.masked_fill(lacks, 0), self.mask.masked_fill(lacks, 0), self.num_tokens)
 
     def parts(self, rows: int) -> Iterator["Tokens"]:
         """
@@ -92,6 +107,8 @@ class PPOModels:
         self.policy, self.reference, self.critic = policy, reference, critic
         self.args, self.accelerator = args, accelerator
         self._with_positions = takes_positions(policy)
+        self._value_vocabulary_size = _vocabulary_size(accelerator.unwrap_model(critic).model)
+        self._ref_vocabulary_size = _vocabulary_size(accelerator.unwrap_model(reference or policy))
 
     def log_probs(self, model: nn.Module, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -122,6 +139,7 @@ class PPOModels:
         Returns:
             `torch.Tensor` of shape `(batch, num_tokens)`, in units of reward.
         """
+        tokens = tokens.seen_by(self._value_vocabulary_size)
         with self.accelerator.autocast():
             return self.critic(tokens.ids, tokens.mask, positions_of(tokens.mask), tokens.num_tokens)
 
@@ -146,7 +164,10 @@ class PPOModels:
         for part in tokens.parts(self.args.local_rollout_forward_batch_size):
             log_probs, entropies = self.log_probs(self.policy, part)
             with self._reference() as reference:
-                ref_log_probs, _ = self.log_probs(reference, part)
+                ref_log_probs, _ = self.log_probs(reference, part.seen_by(self._ref_vocabulary_size))
+            # Of a token that it lacks the reference says nothing, so that there is no divergence.
+            lacks = part.ids[:, -part.num_tokens :] >= self._ref_vocabulary_size
+            ref_log_probs = log_probs.where(lacks, ref_log_probs)
             for name, tensor in zip(parts, (log_probs, entropies, ref_log_probs, self.values(part)), strict=True):
                 parts[name].append(tensor)
         self.critic.train(was_training)
@@ -168,3 +189,7 @@ class PPOModels:
             yield self.policy
         finally:
             policy.set_adapter(active)
+
+
+def _vocabulary_size(model: PreTrainedModel | PeftModel) -> int:
+    return model.config.get_text_config().vocab_size

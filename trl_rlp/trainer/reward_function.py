@@ -117,7 +117,10 @@ class RewardFunction:
             `list[float]`.
         """
         if self.reads_policy_tokens and isinstance(prompts[0], TokenPrompt):
+            size = self.model.get_input_embeddings().weight.shape[0]
             rows = [[*prompt.ids, *ids] for prompt, ids in zip(prompts, completion_ids, strict=True)]
+            # What the embedding lacks, as a pad token that was added to the policy alone, is left out.
+            rows = [[token for token in ids if token < size] for ids in rows]
             if self.max_length is not None:
                 rows, _ = cut_prompts(rows, self.processing_class, self.max_length)
         else:
