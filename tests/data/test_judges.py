@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer
 
 from tests.tiny_models import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
-from trl_rlp.data.judges import JUDGE_TEMPLATE, language_model_judge, reward_judge
+from trl_rlp.data.judges import JUDGE_TEMPLATE, function_judge, language_model_judge, reward_judge
 from trl_rlp.data.scoring import score
 
 
@@ -113,3 +113,11 @@ def test_what_a_judge_cannot_work_with_is_named():
     torch.nn.init.constant_(broken.lm_head.weight, float("nan"))
     with pytest.raises(ValueError, match="The judge's probability of pair 0 is nan"):
         language_model_judge(broken, tokenizer)(TEXTS, FIRSTS, SECONDS)
+
+
+def test_a_function_judge_prefers_the_higher_score_and_ties_equal_ones():
+    judge = function_judge(lambda prompt, output: len(output) - len(prompt))
+    assert judge(["a", "a", "a"], ["long", "b", "b"], ["b", "long", "c"]) == [1.0, 0.0, 0.5]
+    assert judge([], [], []) == []
+    with pytest.raises(ValueError, match="The function's score of pair 1 is NaN"):
+        function_judge(lambda prompt, output: float(output))(["a", "a"], ["1", "1"], ["2", "nan"])

@@ -1,18 +1,12 @@
 import asyncio
-import importlib.util
-import json
 import socket
-import subprocess
 import sys
-import threading
 import time
-import urllib.error
-import urllib.request
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from datasets import Dataset
 
+from tests.servers import needs_serving, serving
 from tests.tiny_models import save, tiny_causal_lm, tiny_tokenizer
 from trl_rlp.data.server import sample_from_server
 from trl_rlp.data.validation import require_samples
@@ -20,81 +14,6 @@ from trl_rlp.data.validation import require_samples
 
 TEXTS = ["One?", "Two?", "Three?"]
 CHATS = [[{"role": "user", "content": text}] for text in TEXTS]
-
-
-class FakeServer:
-    """
-    Answers every prompt with the prompt and the seed of the request; each test changes what it wants to see.
-
-    `respond(request, number)` gives the status, body and headers of the request with that number, counted from 0, or
-    `None` for the ordinary answer with `choices(request)` choices.
-    """
-
-    def __init__(self):
-        self.requests = []
-        self.paths = []
-        self.at_once = self.most_at_once = 0
-        self.lock = threading.Lock()
-        self.respond = lambda request, number: None
-        self.choices = lambda request: request.get("n", 1)
-        self.delay = 0.0
-        fake = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):  # noqa: N802
-                self.reply(404, "{}")
-
-            def do_POST(self):  # noqa: N802
-                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with fake.lock:
-                    number = len(fake.requests)
-                    fake.requests.append(request)
-                    fake.paths.append(self.path)
-                    fake.headers = self.headers
-                    fake.at_once += 1
-                    fake.most_at_once = max(fake.most_at_once, fake.at_once)
-                time.sleep(fake.delay)
-                response = fake.respond(request, number) or (200, json.dumps(fake.answer(request)), {})
-                with fake.lock:
-                    fake.at_once -= 1
-                self.reply(*response)
-
-            def reply(self, status, body, headers=()):
-                self.send_response(status)
-                headers = {"Content-Type": "application/json", "retry-after-ms": "1", **dict(headers)}
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(body.encode())
-
-            def log_message(self, *_):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.handle_error = lambda *_: None  # a client that hangs up after an error is no news
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
-        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
-
-    def answer(self, request):
-        prompt = request["prompt"] if "prompt" in request else request["messages"][-1]["content"]
-        texts = [f"{prompt} {request['seed']} {index}" for index in range(self.choices(request))]
-        reasons = ["stop" if index % 2 == 0 else "length" for index in range(len(texts))]
-        if "prompt" in request:
-            choices = [{"text": text, "finish_reason": reason} for text, reason in zip(texts, reasons, strict=True)]
-        else:
-            choices = [
-                {"message": {"role": "assistant", "content": text}, "finish_reason": reason}
-                for text, reason in zip(texts, reasons, strict=True)
-            ]
-        return {"choices": choices}
-
-
-@pytest.fixture
-def fake():
-    server = FakeServer()
-    yield server
-    server.server.shutdown()
-    server.server.server_close()
 
 
 def sample(server, rows=TEXTS, n=4, **settings):
@@ -273,44 +192,16 @@ def test_bad_settings_and_a_missing_package_are_named(fake, monkeypatch):
         sample(fake)
 
 
-needs_serving = pytest.mark.skipif(
-    importlib.util.find_spec("fastapi") is None or importlib.util.find_spec("uvicorn") is None,
-    reason="needs `pip install transformers[serving]`",
-)
-
-
 @pytest.fixture(scope="module")
 def serve(tmp_path_factory):
-    """A real `transformers serve` of a tiny model that samples by default; gives the URL and the folder it serves."""
+    """A served tiny model that samples by default; gives the URL and the folder it serves."""
     folder = tmp_path_factory.mktemp("policy")
     tokenizer = tiny_tokenizer()
     model = tiny_causal_lm(tokenizer)
     model.generation_config.update(do_sample=True, top_k=0, eos_token_id=list(range(1, 31)), pad_token_id=0)
     save(model, tokenizer, folder)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(folder), "--device", "cpu"]
-    log = (folder / "serve.log").open("w")
-    process = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)], stdout=log, stderr=log)
-    try:
-        deadline = time.monotonic() + 120
-        while not _answers(f"http://127.0.0.1:{port}/health"):
-            assert process.poll() is None and time.monotonic() < deadline, (folder / "serve.log").read_text()
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}/v1", str(folder)
-    finally:
-        process.terminate()
-        process.wait(30)
-        log.close()
-
-
-def _answers(url):
-    try:
-        with urllib.request.urlopen(url, timeout=1) as response:
-            return response.status == 200
-    except (urllib.error.URLError, OSError):
-        return False
+    with serving(folder) as url:
+        yield url, str(folder)
 
 
 @needs_serving

@@ -1,5 +1,6 @@
 """Who of two outputs is better: callables that give the probability that the first is."""
 
+import math
 import re
 from collections.abc import Callable
 
@@ -74,6 +75,37 @@ def reward_judge(
     return judge
 
 
+def function_judge(function: Callable[[str | Messages, str], float]) -> Judge:
+    """
+    Makes a judge of a Python function that scores one output: the higher score is better, equal ones are a tie.
+
+    A function that compares two outputs by itself needs nothing of this: it is a judge if it takes lists of prompts,
+    first and second outputs and gives a list of probabilities.
+
+    Args:
+        function (`Callable`):
+            Called as `function(prompt, output)`; gives a number.
+
+    Returns:
+        `Callable`: `judge(prompts, firsts, seconds)`, which gives 1, 0 or one half.
+
+    Raises:
+        ValueError: when called, if a score is NaN.
+    """
+
+    def judge(prompts: list[str | Messages], firsts: list[str], seconds: list[str]) -> list[float]:
+        scores = [
+            [float(function(prompt, output)) for prompt, output in zip(prompts, outputs, strict=True)]
+            for outputs in (firsts, seconds)
+        ]
+        for row, pair in enumerate(zip(*scores, strict=True)):
+            if any(math.isnan(value) for value in pair):
+                raise ValueError(f"The function's score of pair {row} is NaN. Let it give a number for every output.")
+        return [(first > second) + 0.5 * (first == second) for first, second in zip(*scores, strict=True)]
+
+    return judge
+
+
 def language_model_judge(
     model: PreTrainedModel | PeftModel,
     processing_class: PreTrainedTokenizerBase,
@@ -106,15 +138,13 @@ def language_model_judge(
         ValueError: if `template` lacks a field; when called, if a question is longer than the model's context or a
             probability is NaN.
     """
-    missing = [field for field in ("{prompt}", "{first}", "{second}") if field not in template]
-    if missing:
-        raise ValueError(f"`template` lacks {missing}. Write them where the prompt and the two outputs belong.")
+    require_template(template)
 
     def judge(prompts: list[str | Messages], firsts: list[str], seconds: list[str]) -> list[float]:
         if not prompts:
             return []
         orders = [*zip(prompts, firsts, seconds, strict=True), *zip(prompts, seconds, firsts, strict=True)]
-        questions = [_question(processing_class, template, *order) for order in orders]
+        questions = [_rendered(processing_class, judge_question(template, *order)) for order in orders]
         stems, labels = _stems_and_labels(processing_class, questions)
         first_wins, second_wins = _label_probabilities(model, stems, labels, tokens_per_batch).view(2, len(prompts))
         return _with_ties((first_wins + 1 - second_wins) / 2)
@@ -129,14 +159,47 @@ def _with_ties(probabilities: torch.Tensor) -> list[float]:
     return [0.5 if abs(probability - 0.5) < TIE else probability for probability in probabilities.tolist()]
 
 
-def _question(
-    processing_class: PreTrainedTokenizerBase, template: str, prompt: str | Messages, first: str, second: str
-) -> str:
+def require_template(template: str) -> None:
+    """
+    Checks that a question has a place for all that it is about.
+
+    Args:
+        template (`str`):
+            Question with `{prompt}`, `{first}` and `{second}`.
+
+    Raises:
+        ValueError: if one is missing.
+    """
+    missing = [field for field in ("{prompt}", "{first}", "{second}") if field not in template]
+    if missing:
+        raise ValueError(f"`template` lacks {missing}. Write them where the prompt and the two outputs belong.")
+
+
+def judge_question(template: str, prompt: str | Messages, first: str, second: str) -> str:
+    """
+    Gives what a language model is asked about two outputs.
+
+    Args:
+        template (`str`):
+            Question with `{prompt}`, `{first}` and `{second}`.
+        prompt (`str` or `list[dict[str, str]]`):
+            Text, or messages: one alone is written as it is, several one a line with their roles.
+        first (`str`):
+            Output that is called A.
+        second (`str`):
+            Output that is called B.
+
+    Returns:
+        `str`.
+    """
     prompt, begun = split_begun_turn(prompt)
     fields = {"{prompt}": _conversation(prompt), "{first}": begun + first, "{second}": begun + second}
     # Split, not formatted: outputs may hold braces, and must not be searched for fields.
     pieces = re.split(r"(\{prompt\}|\{first\}|\{second\})", template)
-    question = "".join(fields.get(piece, piece) for piece in pieces)
+    return "".join(fields.get(piece, piece) for piece in pieces)
+
+
+def _rendered(processing_class: PreTrainedTokenizerBase, question: str) -> str:
     if processing_class.chat_template is None:
         return question + "\n\nBetter response: "
     messages = [{"role": "user", "content": question}]

@@ -1,0 +1,144 @@
+"""A judge behind an OpenAI-compatible server, asked about each pair in both orders."""
+
+import asyncio
+import functools
+import re
+from typing import Any
+
+from transformers.utils import logging
+
+from trl_rlp.data.judges import JUDGE_TEMPLATE, judge_question, require_template
+from trl_rlp.data.server_client import Server, Session
+from trl_rlp.data.turns import Messages
+
+
+logger = logging.get_logger(__name__)
+
+
+class ServerJudge:
+    """
+    Judges outputs by what a model on a server answers: vLLM, SGLang, TGI, `transformers serve`, or a paid API.
+
+    Each pair is asked in both orders at `/chat/completions`. An output that is called better both times wins; where
+    the answers disagree, or one of them cannot be read, the pair is a draw. An answer can be read if, of the letters
+    A and B standing alone, it holds one and not the other; what stands before a `</think>` is left out.
+
+    Args:
+        base_url (`str`):
+            Where the server's API begins, usually ending in `/v1`.
+        model (`str`):
+            The judge's name on the server.
+        template (`str`, *optional*, defaults to `JUDGE_TEMPLATE`):
+            Question with `{prompt}`, `{first}` and `{second}` that is answered with A or B.
+        max_tokens (`int`, *optional*, defaults to `16`):
+            Longest answer, in tokens. A model that reasons before it answers needs more.
+        tolerance (`float`, *optional*, defaults to `0.1`):
+            Share of answers that may be unreadable, in [0, 1], before a call is an error.
+        api_key (`str`, *optional*):
+            Key for a server that wants one. None is taken from the environment.
+        max_concurrency (`int`, *optional*, defaults to `16`):
+            Requests under way at once.
+        max_retries (`int`, *optional*, defaults to `5`):
+            How often a request is repeated where that may help.
+        extra_body (`dict`, *optional*):
+            Further fields of each request.
+
+    Attributes:
+        asked (`int`): answers so far, two a pair.
+        unreadable (`int`): how many of them could not be read.
+
+    Raises:
+        ValueError: if `template` lacks a field or a setting is out of range.
+
+    Example:
+
+    ```python
+    >>> judge = ServerJudge("http://localhost:8000/v1", "my-judge")
+    >>> judge(["2 + 2?"], ["4"], ["5"])
+    [1.0]
+    ```
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        template: str = JUDGE_TEMPLATE,
+        max_tokens: int = 16,
+        tolerance: float = 0.1,
+        api_key: str | None = None,
+        max_concurrency: int = 16,
+        max_retries: int = 5,
+        extra_body: dict[str, Any] | None = None,
+    ):
+        require_template(template)
+        for name, value, least in (
+            ("max_tokens", max_tokens, 1),
+            ("max_concurrency", max_concurrency, 1),
+            ("max_retries", max_retries, 0),
+        ):
+            if value < least:
+                raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+        if not 0 <= tolerance <= 1:
+            raise ValueError(f"`tolerance` is a share of the answers, in [0, 1], got {tolerance}.")
+        body = {"model": model, "temperature": 0.0, "max_tokens": max_tokens, "extra_body": extra_body}
+        self._server = Server(base_url, api_key, max_retries, max_concurrency, body)
+        self.template, self.tolerance = template, tolerance
+        self.asked = self.unreadable = 0
+
+    def __call__(self, prompts: list[str | Messages], firsts: list[str], seconds: list[str]) -> list[float]:
+        """
+        Compares outputs.
+
+        Args:
+            prompts (`list`):
+                Text or messages.
+            firsts (`list[str]`):
+                One output a prompt.
+            seconds (`list[str]`):
+                The other output of each prompt.
+
+        Returns:
+            `list[float]`: 1 where the first output is better, 0 where the second is, one half for a draw.
+
+        Raises:
+            ImportError: if `openai` is not installed.
+            ConnectionError: if no server answers.
+            RuntimeError: if the server still fails after `max_retries`.
+            ValueError: if the server refuses a request, or more answers than `tolerance` cannot be read.
+        """
+        pairs = zip(prompts, firsts, seconds, strict=True)
+        answers = self._server.work([functools.partial(self._in_both_orders, *pair) for pair in pairs])
+        verdicts = [(_letter(straight), _letter(swapped)) for straight, swapped in answers]
+        self._count([text for pair in answers for text in pair if _letter(text) is None], 2 * len(answers))
+        return [{("A", "B"): 1.0, ("B", "A"): 0.0}.get(verdict, 0.5) for verdict in verdicts]
+
+    async def _in_both_orders(
+        self, prompt: str | Messages, first: str, second: str, session: Session
+    ) -> tuple[str, str]:
+        questions = (judge_question(self.template, prompt, *order) for order in ((first, second), (second, first)))
+        asked = (session.ask([{"role": "user", "content": question}], seed=0) for question in questions)
+        (straight, *_), (swapped, *_) = await asyncio.gather(*asked)
+        return straight[0], swapped[0]
+
+    def _count(self, unreadable: list[str], asked: int) -> None:
+        self.asked += asked
+        self.unreadable += len(unreadable)
+        if not unreadable:
+            return
+        example = " ".join(unreadable[0].split())[:80]
+        message = f"{len(unreadable)} of {asked} answers of the judge name neither A nor B alone, such as {example!r}"
+        if len(unreadable) > self.tolerance * asked:
+            raise ValueError(
+                f"{message}: more than `tolerance`={self.tolerance}. Use another `model` or `template`, or raise "
+                "`max_tokens` or `tolerance`."
+            )
+        logger.warning(f"{message}. Their pairs are draws.")
+
+
+def _letter(answer: str) -> str | None:
+    """The letter that an answer names, if it names one of the two only."""
+    _, _, said = answer.rpartition("</think>")
+    letters = set(re.findall(r"(?<!\w)[AB](?!\w)", said))
+    return letters.pop() if len(letters) == 1 else None
