@@ -7,7 +7,8 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trl_rlp.evaluation.reward_metrics import pair_metrics, paired_standard_error, reward_margins
+from trl_rlp.evaluation.intervals import standard_error
+from trl_rlp.evaluation.reward_metrics import pair_metrics, reward_margins
 
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def _compare(before: RewardModel, after: RewardModel, pairs: Dataset, max_length
         "after": pair_metrics(margins_after, lengths),
         "difference": {
             "accuracy": float(np.mean(differences)),
-            "standard_error": paired_standard_error(differences),
+            "standard_error": standard_error(differences),
         },
     }
 

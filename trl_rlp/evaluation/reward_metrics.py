@@ -55,22 +55,6 @@ def expected_calibration_error(margins: Sequence[float], num_bins: int = NUM_CAL
     return float(np.sum(gaps) / len(margins))
 
 
-def paired_standard_error(differences: Sequence[float]) -> float | None:
-    """
-    Gives the standard error of a mean of paired differences.
-
-    Args:
-        differences (`Sequence[float]`):
-            After minus before, one a pair or a question, independent of each other.
-
-    Returns:
-        `float` or `None`: s / √n with n - 1 degrees of freedom, in the differences' unit; `None` for fewer than two.
-    """
-    if len(differences) < 2:
-        return None
-    return float(np.std(differences, ddof=1) / np.sqrt(len(differences)))
-
-
 def pair_metrics(margins: Sequence[float], length_differences: Sequence[float]) -> dict[str, float]:
     """
     Gives every figure the gate looks at or prints, from the margins of labelled pairs.

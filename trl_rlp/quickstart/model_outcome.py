@@ -10,9 +10,10 @@ from datasets import Dataset
 
 from trl_rlp.data.sampling import sample_completions
 from trl_rlp.evaluation.gate import RewardModel
+from trl_rlp.evaluation.intervals import standard_error
 from trl_rlp.evaluation.policy_metrics import describe_outputs, kl_to_reference
 from trl_rlp.evaluation.policy_pairs import is_correct
-from trl_rlp.evaluation.reward_metrics import pair_metrics, paired_standard_error, reward_margins
+from trl_rlp.evaluation.reward_metrics import pair_metrics, reward_margins
 from trl_rlp.trainer.artifacts import load_policy, save_data
 
 
@@ -67,7 +68,7 @@ def shares_right(samples: Dataset, answers: Sequence[Sequence[str]]) -> np.ndarr
 
 def _paired(after: np.ndarray, before: np.ndarray) -> dict[str, float | None]:
     differences = after - before  # (questions,) or (pairs,)
-    return {"difference": float(np.mean(differences)), "standard_error": paired_standard_error(differences)}
+    return {"difference": float(np.mean(differences)), "standard_error": standard_error(differences)}
 
 
 def evaluate_policies(

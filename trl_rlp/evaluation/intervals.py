@@ -1,0 +1,102 @@
+"""How far a mean may be from the truth: over prompts by the bootstrap, over seeds by Student's t."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.stats
+
+
+# Numbers drawn at once, so that many prompts do not fill the memory.
+_DRAWS = 10_000_000
+
+
+def standard_error(values: Sequence[float]) -> float | None:
+    """
+    Gives the standard error of a mean.
+
+    Args:
+        values (`Sequence[float]`):
+            One a pair, a prompt or a seed, independent of each other.
+
+    Returns:
+        `float` or `None`: s / √n with n - 1 degrees of freedom, in the values' unit; `None` for fewer than two.
+    """
+    return None if len(values) < 2 else float(np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
+def bootstrap_interval(
+    values: Sequence[float], *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """
+    Gives the percentile bootstrap interval of a mean over prompts.
+
+    Values that are all equal give an interval of no width, which says that the sample shows no spread and not that
+    there is none.
+
+    Args:
+        values (`Sequence[float]`):
+            One a prompt, independent of each other; for a paired comparison the differences.
+        level (`float`, *optional*, defaults to `0.95`):
+            Share of the resampled means that the interval holds, in (0, 1).
+        resamples (`int`, *optional*, defaults to `10000`):
+            Resamples drawn.
+        seed (`int`, *optional*, defaults to `0`):
+            Decides the draws.
+
+    Returns:
+        `tuple[float, float]`: lower and upper end.
+
+    Raises:
+        ValueError: if there are fewer than two values, or `level` is out of range.
+
+    Reference:
+        Efron, Tibshirani 1993, An Introduction to the Bootstrap, section 13.3.
+    """
+    _require(values, level, "prompts")
+    batch = max(1, _DRAWS // len(values))
+    generator = np.random.default_rng(seed)
+    found = scipy.stats.bootstrap(
+        (np.asarray(values, dtype=float),),
+        np.mean,
+        n_resamples=resamples,
+        batch=batch,
+        confidence_level=level,
+        method="percentile",
+        rng=generator,
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def seed_interval(values: Sequence[float], *, level: float = 0.95) -> dict[str, float]:
+    """
+    Gives mean and interval over seeds: mean ± t s / √n with n - 1 degrees of freedom.
+
+    Args:
+        values (`Sequence[float]`):
+            One a seed; for a paired comparison the differences of two methods on each seed.
+        level (`float`, *optional*, defaults to `0.95`):
+            How often such an interval holds the true mean where seeds vary normally, in (0, 1).
+
+    Returns:
+        `dict[str, float]`: `mean`, `standard_error`, `low`, `high` in the values' unit, and the number of `seeds`.
+
+    Raises:
+        ValueError: if there are fewer than two seeds, or `level` is out of range.
+    """
+    _require(values, level, "seeds")
+    mean, error = float(np.mean(values)), float(standard_error(values))
+    reach = error * float(scipy.stats.t.ppf((1 + level) / 2, len(values) - 1))
+    return {
+        "mean": mean,
+        "standard_error": error,
+        "low": mean - reach,
+        "high": mean + reach,
+        "seeds": len(values),
+    }
+
+
+def _require(values: Sequence[float], level: float, what: str) -> None:
+    if len(values) < 2:
+        raise ValueError(f"An interval needs at least two {what}, got {len(values)}. Measure more of them.")
+    if not 0 < level < 1:
+        raise ValueError(f"`level` must be in (0, 1), got {level}.")
