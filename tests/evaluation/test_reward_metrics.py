@@ -6,6 +6,7 @@ from datasets import Dataset
 from tests.tiny_models import tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.scoring import score
 from trl_rlp.evaluation.reward_metrics import (
+    brier_score,
     evaluate_reward_model,
     expected_calibration_error,
     pair_metrics,
@@ -34,6 +35,14 @@ def test_calibration_error_weighs_bins_by_their_pairs():
 
 def test_calibration_error_of_certain_margins():
     assert expected_calibration_error([1000.0, -1000.0]) == pytest.approx(0.5)
+
+
+def test_brier_score_worked_by_hand():
+    """Margins ±ln 3 give the chosen side 3/4 and 1/4: errors 1/4 and 3/4, squares 1/16 and 9/16."""
+    m = math.log(3)
+    assert brier_score([m, -m]) == pytest.approx((1 / 16 + 9 / 16) / 2)
+    assert brier_score([0.0, 0.0]) == 0.25
+    assert brier_score([1e4, -1e4]) == pytest.approx(0.5)
 
 
 def test_log_loss_of_a_coin_is_ln_2_and_the_length_baseline_is_its_own():

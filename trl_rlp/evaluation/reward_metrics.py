@@ -55,6 +55,25 @@ def expected_calibration_error(margins: Sequence[float], num_bins: int = NUM_CAL
     return float(np.sum(gaps) / len(margins))
 
 
+def brier_score(margins: Sequence[float]) -> float:
+    """
+    Gives the mean squared error of the Bradley-Terry probability: E[(1 − σ(m))²].
+
+    Args:
+        margins (`Sequence[float]`):
+            m = r(x, y_w) - r(x, y_l), one a pair.
+
+    Returns:
+        `float` in [0, 1], lower is better; ¼ where all margins are 0.
+
+    Reference:
+        Brier 1950, Verification of forecasts expressed in terms of probability. His score sums over both classes, which
+        doubles it.
+    """
+    wrong = 1 / (1 + np.exp(np.clip(np.asarray(margins, dtype=float), -700, 700)))  # 1 - σ(m)
+    return float(np.mean(wrong**2))
+
+
 def pair_metrics(margins: Sequence[float], length_differences: Sequence[float]) -> dict[str, float]:
     """
     Gives every figure the gate looks at or prints, from the margins of labelled pairs.
@@ -67,8 +86,9 @@ def pair_metrics(margins: Sequence[float], length_differences: Sequence[float]) 
 
     Returns:
         `dict[str, float]`: `pairs` (count), `accuracy` (higher is better), `calibration_error` (lower is better),
-        `log_loss` in nats (lower is better, ln 2 for a coin), `margin` (mean, in units of reward), `length_accuracy`
-        (accuracy of "the longer one is better": what a reward model must beat).
+        `brier_score` (lower is better, ¼ for a coin), `log_loss` in nats (lower is better, ln 2 for a coin), `margin`
+        (mean, in units of reward), `length_accuracy` (accuracy of "the longer one is better": what a reward model must
+        beat).
 
     Raises:
         ValueError: if there is no pair, or the two sequences differ in length.
@@ -82,6 +102,7 @@ def pair_metrics(margins: Sequence[float], length_differences: Sequence[float]) 
         "pairs": len(margins),
         "accuracy": preference_accuracy(margins),
         "calibration_error": expected_calibration_error(margins),
+        "brier_score": brier_score(margins),
         "log_loss": float(np.mean(np.logaddexp(0, -np.asarray(margins, dtype=float)))),
         "margin": float(np.mean(margins)),
         "length_accuracy": preference_accuracy(length_differences),
@@ -92,12 +113,12 @@ def _characters(completion: str | list[dict[str, str]]) -> int:
     return len(completion) if isinstance(completion, str) else sum(len(turn["content"]) for turn in completion)
 
 
-def reward_margins(
+def score_pairs(
     model: PreTrainedModel,
     processing_class: PreTrainedTokenizerBase,
     preferences: Dataset,
     max_length: int | None = None,
-) -> tuple[list[float], list[int]]:
+) -> tuple[dict[str, list[float]], dict[str, list[int]]]:
     """
     Scores both sides of every pair through the one scoring function.
 
@@ -113,7 +134,7 @@ def reward_margins(
             As in [`~trl_rlp.data.scoring.score`].
 
     Returns:
-        `tuple[list[float], list[int]]`: margins in units of reward, length differences in characters; one a pair.
+        `tuple[dict, dict]`: of `chosen` and `rejected` the rewards, and the lengths in characters; one a pair.
 
     Raises:
         ValueError: if a column is missing, the data set is empty, or as [`~trl_rlp.data.scoring.score`] raises.
@@ -135,9 +156,40 @@ def reward_margins(
         )
         for side in ("chosen", "rejected")
     }
-    margins = [chosen - rejected for chosen, rejected in zip(rewards["chosen"], rewards["rejected"], strict=True)]
-    lengths = zip(preferences["chosen"], preferences["rejected"], strict=True)
-    return margins, [_characters(chosen) - _characters(rejected) for chosen, rejected in lengths]
+    return rewards, {side: [_characters(text) for text in preferences[side]] for side in rewards}
+
+
+def reward_margins(
+    model: PreTrainedModel,
+    processing_class: PreTrainedTokenizerBase,
+    preferences: Dataset,
+    max_length: int | None = None,
+) -> tuple[list[float], list[int]]:
+    """
+    Gives the differences of [`score_pairs`], chosen minus rejected.
+
+    Args:
+        model (`PreTrainedModel`):
+            Reward model, `num_labels=1`.
+        processing_class (`PreTrainedTokenizerBase`):
+            Its tokenizer.
+        preferences (`datasets.Dataset`):
+            As [`score_pairs`] takes them.
+        max_length (`int`, *optional*):
+            As in [`~trl_rlp.data.scoring.score`].
+
+    Returns:
+        `tuple[list[float], list[int]]`: margins in units of reward, length differences in characters; one a pair.
+
+    Raises:
+        ValueError: as [`score_pairs`] raises.
+    """
+    rewards, lengths = score_pairs(model, processing_class, preferences, max_length)
+    margins, differences = (
+        [chosen - rejected for chosen, rejected in zip(side["chosen"], side["rejected"], strict=True)]
+        for side in (rewards, lengths)
+    )
+    return margins, differences
 
 
 def evaluate_reward_model(

@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from tests.tiny_models import tiny_reward_model, tiny_tokenizer
+from trl_rlp.evaluation.reward_metrics import evaluate_reward_model, reward_margins
+from trl_rlp.evaluation.reward_report import describe_reward_model, margin_histogram, rank_correlation
+
+
+PAIRS = Dataset.from_dict(
+    {
+        "prompt": ["a?", "b?", "c?", "d?"],
+        "chosen": ["yes", "yes!", "y", "it is"],
+        "rejected": ["no", "n", "not", "it is not so"],
+    }
+)
+
+
+def test_the_histogram_is_symmetric_around_zero():
+    """Four bins of width 1 from -2 to 2: one pair in the first, two in the third, one in the last."""
+    found = margin_histogram([-2.0, 0.5, 0.0, 2.0], num_bins=4)
+    assert found == {"edges": [-2.0, -1.0, 0.0, 1.0, 2.0], "counts": [1, 0, 2, 1]}
+    assert margin_histogram([0.0, 0.0])["counts"][10] == 2
+
+
+def test_the_rank_correlation_is_worked_by_hand():
+    """Ranks 1 2 3 4 against 2 1 4 3: squared differences 1 each, 1 - 6 * 4 / (4 * 15) = .6."""
+    assert rank_correlation([1, 2, 3, 4], [20, 10, 400, 300]) == pytest.approx(0.6)
+    assert rank_correlation([1, 1, 1], [1, 2, 3]) is None
+
+
+def test_a_reward_model_that_likes_length_is_seen_to(monkeypatch):
+    rewards = {"chosen": [3.0, 4.0, 1.0, 5.0], "rejected": [2.0, 1.0, 3.0, 12.0]}
+    lengths = {"chosen": [3, 4, 1, 5], "rejected": [2, 1, 3, 12]}
+    monkeypatch.setattr("trl_rlp.evaluation.reward_report.score_pairs", lambda *_: (rewards, lengths))
+    found = describe_reward_model(None, None, PAIRS)
+    assert found["length_correlation"] == found["margin_length_correlation"] == pytest.approx(1)
+    assert found["accuracy"] == found["length_accuracy"] == 0.5
+    assert sum(found["margin_histogram"]["counts"]) == 4
+    low, high = found["accuracy_interval"]
+    assert low < 0.5 < high
+
+
+def test_its_figures_are_those_of_the_gate():
+    tokenizer = tiny_tokenizer()
+    model = tiny_reward_model(tokenizer)
+    found = describe_reward_model(model, tokenizer, PAIRS)
+    assert found.items() >= evaluate_reward_model(model, tokenizer, PAIRS).items()
+    margins, _ = reward_margins(model, tokenizer, PAIRS)
+    assert found["margin_histogram"]["edges"][-1] == pytest.approx(np.abs(margins).max())
+    assert describe_reward_model(model, tokenizer, PAIRS.select([0]))["accuracy_interval"] is None

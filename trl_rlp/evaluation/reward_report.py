@@ -1,0 +1,100 @@
+"""What a reward model is like on labelled pairs, beyond what the gate reads: its margins, and its taste for length."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import scipy.stats
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from trl_rlp.evaluation.intervals import bootstrap_interval
+from trl_rlp.evaluation.reward_metrics import pair_metrics, score_pairs
+
+
+MARGIN_BINS = 20
+
+
+def margin_histogram(margins: Sequence[float], num_bins: int = MARGIN_BINS) -> dict[str, list]:
+    """
+    Counts pairs by their margin, in bins that are symmetric around 0.
+
+    Args:
+        margins (`Sequence[float]`):
+            r(x, y_w) - r(x, y_l), one a pair; those below 0 are wrong.
+        num_bins (`int`, *optional*, defaults to `20`):
+            Bins of equal width; an even number makes 0 an edge.
+
+    Returns:
+        `dict[str, list]`: `edges`, one more than bins, in units of reward, and `counts`.
+    """
+    reach = float(np.max(np.abs(margins))) or 1.0
+    counts, edges = np.histogram(margins, bins=num_bins, range=(-reach, reach))
+    return {"edges": edges.tolist(), "counts": counts.tolist()}
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """
+    Gives Spearman's rank correlation.
+
+    Args:
+        first (`Sequence[float]`):
+            Numbers.
+        second (`Sequence[float]`):
+            As many others.
+
+    Returns:
+        `float` in [-1, 1], or `None` where one of them is constant.
+    """
+    if len(set(first)) < 2 or len(set(second)) < 2:
+        return None
+    return float(scipy.stats.spearmanr(first, second).statistic)
+
+
+def describe_reward_model(
+    model: PreTrainedModel | PeftModel,
+    processing_class: PreTrainedTokenizerBase,
+    preferences: Dataset,
+    *,
+    max_length: int | None = None,
+    level: float = 0.95,
+) -> dict[str, Any]:
+    """
+    Gives all figures of a reward model on labelled pairs.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Reward model, `num_labels=1`.
+        processing_class (`transformers.PreTrainedTokenizerBase`):
+            Its tokenizer.
+        preferences (`datasets.Dataset`):
+            TRL preference format, text or messages, `prompt` explicit or implied; optional `chosen_finished` and
+            `rejected_finished`, else all outputs count as finished.
+        max_length (`int`, *optional*):
+            As in [`~trl_rlp.data.scoring.score`].
+        level (`float`, *optional*, defaults to `0.95`):
+            Of the interval, in (0, 1).
+
+    Returns:
+        `dict`: [`~trl_rlp.evaluation.reward_metrics.pair_metrics`]; `accuracy_interval`, by the bootstrap over pairs
+        (`None` for a single pair); `margin_histogram`; `length_correlation`, Spearman's between reward and length in
+        characters over all outputs, and `margin_length_correlation` between margin and difference in length over
+        pairs, which the prompt cannot explain. Both lie in [-1, 1] and are `None` where one side is constant.
+
+    Raises:
+        ValueError: if a column is missing, the data set is empty, or as [`~trl_rlp.data.scoring.score`] raises.
+    """
+    rewards, lengths = score_pairs(model, processing_class, preferences, max_length)
+    margins = np.subtract(rewards["chosen"], rewards["rejected"])  # (pairs,)
+    differences = np.subtract(lengths["chosen"], lengths["rejected"])  # (pairs,)
+    right = (margins > 0) + 0.5 * (margins == 0)
+    return {
+        **pair_metrics(margins, differences),
+        "accuracy_interval": None if len(margins) < 2 else bootstrap_interval(right, level=level),
+        "length_correlation": rank_correlation(
+            [*rewards["chosen"], *rewards["rejected"]], [*lengths["chosen"], *lengths["rejected"]]
+        ),
+        "margin_length_correlation": rank_correlation(margins, differences),
+        "margin_histogram": margin_histogram(margins),
+    }
