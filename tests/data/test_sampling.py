@@ -138,6 +138,11 @@ def test_what_is_no_policy_is_named(model, tokenizer, policy):
         sample_completions(prompts(), others[policy], tokenizer, **SMALL)
 
 
+def test_a_compiled_policy_samples(model, tokenizer):
+    compiled = torch.compile(model, backend="eager")
+    assert len(sample_completions(prompts(), compiled, tokenizer, **SMALL)) == len(prompts())
+
+
 def test_pad_tokens_do_not_matter(model):
     distinct, equal, missing = tiny_tokenizer(), tiny_tokenizer(pad_is_eos=True), tiny_tokenizer()
     missing.pad_token = None

@@ -7,9 +7,8 @@ from tests.tiny_models import tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.equivalence import ExactMatch
 from trl_rlp.data.judges import language_model_judge
 from trl_rlp.data.preferences import synthesise_preferences, tokenise_preferences
-from trl_rlp.data.sampling import prompt_token_ids
 from trl_rlp.data.scoring import batch_scoring_ids, score, scoring_ids
-from trl_rlp.data.turns import begins_turn, preference_sides, require_whole_turns, split_begun_turn
+from trl_rlp.data.turns import begins_turn, preference_sides, prompt_token_ids, require_whole_turns, split_begun_turn
 from trl_rlp.data.views import ViewSampler
 from trl_rlp.evaluation.policy_pairs import answer_pairs
 
@@ -100,3 +99,26 @@ def test_trainers_that_open_a_second_turn_refuse_a_begun_one():
     require_whole_turns([QUESTION, "text"], "rloo")
     with pytest.raises(ValueError, match="`prompt_dataset` row 1 ends with an assistant message"):
         require_whole_turns([QUESTION, BEGUN], "rloo")
+
+
+TRIMMING = tiny_tokenizer().chat_template.replace("message['content'] }}", "message['content'] | trim }}")
+REASONING = tiny_tokenizer().chat_template.replace(
+    "message['content'] }}", "message['content'].split('</think>')[-1] | trim }}"
+)
+
+
+@pytest.mark.parametrize("template", [TRIMMING, REASONING], ids=["trimming", "reasoning"])
+def test_what_the_template_does_not_keep_cannot_be_continued(tokenizer, template):
+    tokenizer.chat_template = template
+    assert tokenizer.decode(prompt_token_ids(BEGUN, tokenizer)) == "<|user|>2 + 2?<|assistant|>It is"
+    begun = {"role": "assistant", "content": "<think></think>It is" if template == REASONING else "It is "}
+    with pytest.raises(ValueError, match="A prompt begins the assistant's turn with .*It is.*, which the"):
+        prompt_token_ids([*QUESTION, begun], tokenizer)
+
+
+def test_an_open_turn_that_the_template_rewrites_is_read_as_it_writes_it(tokenizer):
+    tokenizer.chat_template = REASONING
+    for prompt in (QUESTION, [*QUESTION, {"role": "assistant", "content": "<think>"}]):
+        ids = scoring_ids(tokenizer, prompt, "two and two</think> 4", finished=False)
+        assert tokenizer.decode(ids) == "<|user|>2 + 2?<|assistant|>4"
+        assert tokenizer.decode(scoring_ids(tokenizer, prompt, "so</think> 4")) == "<|user|>2 + 2?<|assistant|>4<eos>"

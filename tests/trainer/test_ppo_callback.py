@@ -23,6 +23,12 @@ RESUMED = {
     "plain": {},
     "in the second pass": {"data": prompts(4), "total_episodes": 16},
     "in the second pass of a stream": {"data": prompts(6).to_iterable_dataset(), "total_episodes": 16},
+    "evaluated passes": {
+        "data": prompts(5),
+        "total_episodes": 20,
+        "eval_strategy": "epoch",
+        "eval_dataset": prompts(3),
+    },
     "rare logs": {"logging_steps": 2, "total_episodes": 20},
     "rare logs of a best step": {
         "logging_steps": 2,
@@ -54,6 +60,17 @@ def test_a_resumed_run_logs_what_a_straight_one_does(tmp_path, settings):
         assert logged(resumed)[:-1] == logged(straight)[:-1]
         assert not has_changed(resumed.model, weights(straight.model))
         assert not has_changed(resumed.value_model, weights(straight.value_model))
+
+
+def test_a_finished_run_on_a_stream_takes_no_further_step(tmp_path):
+    settings = {"data": prompts(6).to_iterable_dataset(), "lr_scheduler_type": "constant"}
+    settings |= {"save_strategy": "steps", "save_steps": 1}
+    finished = ppo_trainer(tmp_path, **settings)
+    finished.train()
+    again = ppo_trainer(tmp_path, **settings)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == finished.state.global_step == 6
+    assert not has_changed(again.model, weights(finished.model))
 
 
 @pytest.mark.parametrize("save_steps", [1, 2, 0.4])

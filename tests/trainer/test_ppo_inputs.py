@@ -14,6 +14,17 @@ def test_a_stream_of_prompts_trains(tmp_path):
     assert trainer.state.global_step == 6
     with pytest.raises(ValueError, match="`train_dataset` is a stream, whose length is not known"):
         ppo_trainer(tmp_path, stream, total_episodes=None)
+    with pytest.raises(ValueError, match="`train_dataset` is an empty stream"):
+        ppo_trainer(tmp_path, IterableDataset.from_generator(lambda: iter([])))
+
+
+def test_the_order_of_a_stream_is_that_of_the_data_seed(tmp_path):
+    orders = []
+    for seeds in ({"data_seed": 1}, {"data_seed": 1, "seed": 7}, {"data_seed": 2}, {"shuffle_dataset": False}):
+        trainer = ppo_trainer(tmp_path, prompts().to_iterable_dataset(), **seeds)
+        orders.append([row["prompt"] for row in trainer.train_dataset.take(16)])
+    assert orders[0] == orders[1] != orders[2]
+    assert orders[3] == [*prompts()["prompt"]] * 2
 
 
 def test_the_run_has_as_many_rollouts_as_were_asked_for(tmp_path):

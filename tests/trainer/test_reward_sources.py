@@ -1,3 +1,4 @@
+import copy
 import functools
 
 import pytest
@@ -214,7 +215,7 @@ def test_a_pad_token_that_is_drawn_is_not_seen_by_models_that_lack_it(tmp_path, 
         "value_model": tiny_reward_model(tokenizer, seed=4),
     }
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
-    policy = tiny_causal_lm(tokenizer)
+    policy, before = tiny_causal_lm(tokenizer), copy.deepcopy(models["value_model"])
     trainer = ppo_trainer(
         tmp_path, prompts(kind=kind), processing_class=tokenizer, model=policy, total_episodes=8, **models
     )
@@ -240,6 +241,12 @@ def test_a_pad_token_that_is_drawn_is_not_seen_by_models_that_lack_it(tmp_path, 
     place = tokens.ids[0].tolist().index(pad) - tokens.ids.shape[1]
     assert said["ref_log_probs"][0, place] == said["old_log_probs"][0, place]
     assert said["ref_log_probs"][0, place - 1] != said["old_log_probs"][0, place - 1]
+    seen = tokens.ids[:1][:, (tokens.mask[0] == 1) & (tokens.ids[0] != pad)]  # what stands there without it
+    with torch.no_grad():
+        next_log_probs = (models["ref_model"](seen).logits[0, -2] / trainer.args.temperature).log_softmax(-1)
+        value = before.score(before.model(seen).last_hidden_state[0, -2])
+    assert said["ref_log_probs"][0, place + 1].item() == pytest.approx(next_log_probs[seen[0, -1]].item(), abs=1e-5)
+    assert said["old_values"][0, place + 1].item() == pytest.approx(value.item(), abs=1e-5)
     prompt, reward = scores[0]
     text = prompt if kind == "text" else tokenizer.decode(prompt.ids)
     letters = tokenizer.decode([60, 61])

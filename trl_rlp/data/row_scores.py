@@ -81,6 +81,13 @@ def require_reward_model(model: PreTrainedModel | PeftModel) -> None:
 
 def _require_scorable(model: PreTrainedModel | PeftModel, rows: list[list[int]]) -> None:
     require_context(model.config, [len(ids) for ids in rows])
+    size = model.get_input_embeddings().weight.shape[0]
+    for row, ids in enumerate(rows):
+        if ids and max(ids) >= size:
+            raise ValueError(
+                f"Row {row} holds token id {max(ids)}, outside the reward model's embedding of {size} rows. Pass the "
+                "tokenizer that belongs to `model`, or call `model.resize_token_embeddings`."
+            )
     config = model.config.get_text_config()
     if config.pad_token_id is None and len(rows) > 1:
         raise ValueError(

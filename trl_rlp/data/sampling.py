@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import extract_model_from_parallel
 from datasets import Dataset, List, Value
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -16,7 +17,7 @@ from trl_rlp.data.fingerprints import tokenizer_fingerprint, value_fingerprint, 
 from trl_rlp.data.sampling_settings import require_settings
 from trl_rlp.data.shards import Record, cut_shards, work_in_shards
 from trl_rlp.data.shared_prefill import generate_samples
-from trl_rlp.data.turns import begins_turn
+from trl_rlp.data.turns import begins_turn, prompt_token_ids
 from trl_rlp.data.validation import require_prompts
 
 
@@ -169,7 +170,10 @@ def end_token_ids(model: PreTrainedModel | PeftModel, processing_class: PreTrain
         TypeError: if the model is not one that generates.
         ValueError: if the model is an encoder-decoder or the tokenizer lacks an EOS token.
     """
-    if not isinstance(model, PreTrainedModel | PeftModel) or not model.can_generate():
+    # torch.compile wraps a model in another class.
+    is_module = isinstance(model, torch.nn.Module)
+    whole = extract_model_from_parallel(model, keep_torch_compile=False) if is_module else model
+    if not isinstance(whole, PreTrainedModel | PeftModel) or not whole.can_generate():
         raise TypeError(
             f"`model` must be a causal LM, got `{type(model).__name__}`. Load it with "
             "`AutoModelForCausalLM.from_pretrained`."
@@ -210,33 +214,6 @@ def _fingerprint(
         "eos_token_ids": generation_config.eos_token_id,
         **settings,
     }
-
-
-def prompt_token_ids(prompt: Prompt, processing_class: PreTrainedTokenizerBase) -> list[int]:
-    """
-    Gives a prompt as the policy reads it before it answers.
-
-    Args:
-        prompt (`str` or `list[dict[str, str]]`):
-            Text, or messages, which get the chat template and a new assistant turn; if the last one is the
-            assistant's, it is continued.
-        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
-            The policy's tokenizer.
-
-    Returns:
-        `list[int]`: token ids.
-
-    Raises:
-        ValueError: if the prompt is messages and the tokenizer has no chat template.
-    """
-    if isinstance(prompt, str):
-        return processing_class(prompt)["input_ids"]
-    if processing_class.chat_template is None:
-        raise ValueError("`processing_class` has no chat template, but the prompts are messages. Set `chat_template`.")
-    continues = _continues(prompt)
-    return processing_class.apply_chat_template(
-        prompt, add_generation_prompt=not continues, continue_final_message=continues, return_dict=True
-    )["input_ids"]
 
 
 def _continues(prompt: Prompt) -> bool:

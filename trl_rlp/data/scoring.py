@@ -13,6 +13,8 @@ __all__ = ["batch_scoring_ids", "cut_prompts", "ensure_pad_token", "score", "sco
 
 logger = logging.get_logger(__name__)
 
+_WORD = "word"
+
 
 def scoring_ids(
     processing_class: PreTrainedTokenizerBase,
@@ -168,9 +170,20 @@ def _render_chat(
     if isinstance(completion, str):
         prompt, begun = split_begun_turn(prompt)
         completion = assistant_turn(begun + completion)
-    return processing_class.apply_chat_template(
-        prompt + completion, tokenize=False, continue_final_message=not finished
-    )
+    messages = prompt + completion
+    if finished:
+        return processing_class.apply_chat_template(messages, tokenize=False)
+    try:
+        return processing_class.apply_chat_template(messages, tokenize=False, continue_final_message=True)
+    except ValueError:  # the template rewrites the turn, as those do that set reasoning apart
+        return _without_end_of_turn(processing_class, messages)
+
+
+def _without_end_of_turn(processing_class: PreTrainedTokenizerBase, messages: Messages) -> str:
+    """The whole chat less what the template writes behind a turn, which a turn of one known word shows."""
+    known = [*messages[:-1], {**messages[-1], "content": _WORD}]
+    _, _, end = processing_class.apply_chat_template(known, tokenize=False).rpartition(_WORD)
+    return processing_class.apply_chat_template(messages, tokenize=False).removesuffix(end)
 
 
 def _cut_prompt(ids: list[int], max_length: int, bos_token_id: int | None) -> list[int]:

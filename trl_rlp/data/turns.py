@@ -1,6 +1,9 @@
-"""Chat prompts that end in the middle of an assistant's turn, which the completion goes on with."""
+"""Where a completion stands: in an assistant's turn of its own, or in one that the prompt begins."""
 
 from collections.abc import Iterable
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 
 Messages = list[dict[str, str]]
@@ -73,6 +76,67 @@ def preference_sides(prompt: str | Messages, texts: Iterable[str]) -> tuple[str 
     """
     prompt, begun = split_begun_turn(prompt)
     return prompt, [text if isinstance(prompt, str) else assistant_turn(begun + text) for text in texts]
+
+
+def begun_turn_ids(processing_class: PreTrainedTokenizerBase, prompt: Messages, **template_options: Any) -> list[int]:
+    """
+    Gives a prompt that begins an assistant's turn as the policy reads it before it goes on.
+
+    Args:
+        processing_class (`transformers.PreTrainedTokenizerBase`):
+            The policy's tokenizer, with a chat template.
+        prompt (`list[dict[str, str]]`):
+            Messages, the last one the assistant's.
+        template_options:
+            Further arguments of `apply_chat_template`.
+
+    Returns:
+        `list[int]`: token ids.
+
+    Raises:
+        ValueError: if the template changes what is begun, as those do that trim white space or drop reasoning: then
+            no completion of it could be put behind it again.
+    """
+    begun = prompt[-1]["content"]
+    try:
+        text = processing_class.apply_chat_template(
+            prompt, tokenize=False, continue_final_message=True, **template_options
+        )
+    except ValueError:
+        text = None
+    if text is None or not text.endswith(begun):
+        raise ValueError(
+            f"A prompt begins the assistant's turn with {begun!r}, which the chat template does not keep. Write it as "
+            "the template does, often without white space at its end, or leave that message out."
+        )
+    return processing_class(text=text, add_special_tokens=False)["input_ids"]
+
+
+def prompt_token_ids(prompt: str | Messages, processing_class: PreTrainedTokenizerBase) -> list[int]:
+    """
+    Gives a prompt as the policy reads it before it answers.
+
+    Args:
+        prompt (`str` or `list[dict[str, str]]`):
+            Text, or messages, which get the chat template and a new assistant turn; if the last one is the
+            assistant's, it is continued.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            The policy's tokenizer.
+
+    Returns:
+        `list[int]`: token ids.
+
+    Raises:
+        ValueError: if the prompt is messages and the tokenizer has no chat template, or one that changes a turn that
+            the prompt begins.
+    """
+    if isinstance(prompt, str):
+        return processing_class(prompt)["input_ids"]
+    if processing_class.chat_template is None:
+        raise ValueError("`processing_class` has no chat template, but the prompts are messages. Set `chat_template`.")
+    if begins_turn(prompt):
+        return begun_turn_ids(processing_class, prompt)
+    return processing_class.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
 
 
 def require_whole_turns(prompts: Iterable[str | Messages], policy_trainer: str) -> None:

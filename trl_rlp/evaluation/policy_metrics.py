@@ -8,8 +8,8 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trl_rlp.data.sampling import prompt_token_ids
 from trl_rlp.data.scoring import score
+from trl_rlp.data.turns import prompt_token_ids
 from trl_rlp.data.validation import require_samples
 from trl_rlp.evaluation.policy_pairs import is_correct
 

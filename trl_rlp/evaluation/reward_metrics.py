@@ -67,8 +67,8 @@ def brier_score(margins: Sequence[float]) -> float:
         `float` in [0, 1], lower is better; ¼ where all margins are 0.
 
     Reference:
-        Brier 1950, Verification of forecasts expressed in terms of probability. His score sums over both classes, which
-        doubles it.
+        Brier 1950, Verification of forecasts expressed in terms of probability. His score sums over both classes
+        and so is twice this one.
     """
     wrong = 1 / (1 + np.exp(np.clip(np.asarray(margins, dtype=float), -700, 700)))  # 1 - σ(m)
     return float(np.mean(wrong**2))

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from transformers import Trainer
+from transformers import Trainer, TrainerState
 
 from trl_rlp.trainer.artifacts import save_plain
 
@@ -53,6 +53,20 @@ def checkpoint_to_resume(resume_from_checkpoint: str | bool | None, output_dir: 
             f"`resume_from_checkpoint` is True, but '{output_dir}' holds no checkpoint. Leave it out to start anew."
         )
     return checkpoint
+
+
+def steps_of(checkpoint: str) -> int:
+    """
+    Says how far a run had come.
+
+    Args:
+        checkpoint (`str`):
+            Folder of a checkpoint.
+
+    Returns:
+        `int`: optimizer steps.
+    """
+    return TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")).global_step
 
 
 def train_to_end(trainer: Trainer, folder: Path) -> dict[str, float]:

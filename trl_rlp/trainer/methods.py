@@ -32,7 +32,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "heads_learning_rate",
         "heads_weight_decay",
     ),
-    "synthetic": ("confidence_threshold", "chosen", "redraw_rejected", "synthetic_share"),
+    "synthetic": ("chosen", "redraw_rejected", "synthetic_share"),
 }
 """Fields of `RLPRewardConfig` that have a use with one of [`Terms`] only, by its name."""
 

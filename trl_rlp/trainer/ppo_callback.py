@@ -171,27 +171,28 @@ class PPOCallback(TrainerCallback):
     def on_step_end(self, args: RLPPPOConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """
         Puts a checkpoint that falls into a rollout off to its end, and one after a step left out to a good one; asks
-        for a log before it.
+        for a log before it. At the end of a pass that is evaluated the checkpoint comes after the evaluation.
         """
-        self._prepare_save(args, state, control)
+        # The evaluation draws numbers, and a resumed run would begin behind it.
+        is_evaluated = args.eval_strategy == IntervalStrategy.EPOCH and float(state.epoch).is_integer()
+        self._prepare_save(args, state, control, must_wait=is_evaluated)
 
     def on_epoch_end(self, args: RLPPPOConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """The same for a checkpoint that is asked for at the end of a pass over the prompts."""
         self._prepare_save(args, state, control)
 
-    def _prepare_save(self, args: RLPPPOConfig, state: TrainerState, control: TrainerControl) -> None:
-        self._time_save(args, state, control)
-        may_save = control.should_save or (control.should_evaluate and args.save_strategy == SaveStrategy.BEST)
-        if may_save and args.logging_strategy != IntervalStrategy.NO:
-            # What has been gathered since the last log is in no checkpoint, so a log comes before each.
-            control.should_log = True
-
-    def _time_save(self, args: RLPPPOConfig, state: TrainerState, control: TrainerControl) -> None:
-        must_wait = self.must_wait(args, state)
+    def _prepare_save(
+        self, args: RLPPPOConfig, state: TrainerState, control: TrainerControl, must_wait: bool = False
+    ) -> None:
+        must_wait |= self.must_wait(args, state)
         if must_wait and control.should_save:
             control.should_save, self._is_put_off = False, True
         elif self._is_put_off and not must_wait:
             control.should_save, self._is_put_off = True, False
+        may_save = control.should_save or (control.should_evaluate and args.save_strategy == SaveStrategy.BEST)
+        if may_save and args.logging_strategy != IntervalStrategy.NO:
+            # What has been gathered since the last log is in no checkpoint, so a log comes before each.
+            control.should_log = True
 
     _is_put_off = False
 

@@ -52,7 +52,10 @@ class Tokens:
 
     def seen_by(self, vocabulary_size: int) -> "Tokens":
         """
-        Masks tokens that a model's embedding lacks, as a pad token that was added to the policy alone and drawn by it.
+        Leaves out tokens that a model's embedding lacks, as a pad token that was added to the policy alone and drawn.
+
+        Each is masked, and where it stood the token before it is read once more: what comes next is judged as if
+        nothing stood between.
 
         Args:
             vocabulary_size (`int`):
@@ -61,8 +64,11 @@ class Tokens:
         Returns:
             [`Tokens`].
         """
-        lacks = self.ids >= vocabulary_size
-        return Tokens(self.ids.masked_fill(lacks, 0), self.mask.masked_fill(lacks, 0), self.num_tokens)
+        lacks = self.ids >= vocabulary_size  # (batch, length)
+        places = torch.arange(lacks.shape[1], device=lacks.device).expand(lacks.shape)
+        before = places.masked_fill(lacks, 0).cummax(dim=1).values
+        ids = self.ids.gather(1, before)
+        return Tokens(ids.masked_fill(ids >= vocabulary_size, 0), self.mask.masked_fill(lacks, 0), self.num_tokens)
 
     def parts(self, rows: int) -> Iterator["Tokens"]:
         """

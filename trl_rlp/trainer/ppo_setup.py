@@ -56,11 +56,13 @@ def require_datasets(
             Settings of the run.
 
     Raises:
-        ValueError: if a column is missing, or token ids do not fit the policy.
+        ValueError: if a stream is empty, a column is missing, or token ids do not fit the policy.
     """
     several = {name: sets for name, sets in datasets.items() if isinstance(sets, dict)}
     nested = {f"{name}[{key!r}]": dataset for name, sets in several.items() for key, dataset in sets.items()}
     for name, dataset in {**datasets, **nested}.items():
+        if isinstance(dataset, IterableDataset) and next(iter(dataset.take(1)), None) is None:
+            raise ValueError(f"`{name}` is an empty stream. Pass at least one row.")
         if not isinstance(dataset, Dataset):
             continue
         if "prompt" in dataset.column_names:

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import DataCollator, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
-from trl_rlp.trainer.checkpoints import checkpoint_to_resume
+from trl_rlp.trainer.checkpoints import checkpoint_to_resume, steps_of
 from trl_rlp.trainer.critic import Critic, initial_value_model
 from trl_rlp.trainer.ppo_callback import PPOCallback
 from trl_rlp.trainer.ppo_inputs import (
@@ -35,7 +35,7 @@ from trl_rlp.trainer.reward_function import RewardFunction
 from trl_rlp.trainer.reward_sources import RewardSource, as_list, reward_functions
 from trl_rlp.trainer.rlp_ppo_config import RLPPPOConfig
 from trl_rlp.trainer.rollout_log import ROLLOUT_TERMS, with_ratio_variance
-from trl_rlp.trainer.rollout_sampler import without_end
+from trl_rlp.trainer.rollout_sampler import data_seed, without_end
 from trl_rlp.trainer.rollout_scheduler import RolloutScheduler
 from trl_rlp.trainer.rollout_trainer import RolloutTrainer
 from trl_rlp.trainer.sample_generations import SampleGenerations
@@ -88,7 +88,7 @@ class PPOTrainer(RolloutTrainer):
             model=model,
             reward_funcs=functions,
             args=counted_in_steps(args, train_dataset),
-            train_dataset=without_end(train_dataset, args.seed if args.shuffle_dataset else None),
+            train_dataset=without_end(train_dataset, data_seed(args) if args.shuffle_dataset else None),
             eval_dataset=eval_dataset,
             processing_class=with_safe_padding(processing_class, self._vocabulary_size),
             callbacks=callbacks,
@@ -278,4 +278,11 @@ class PPOTrainer(RolloutTrainer):
         # The last to be asked, so that nobody saves within a rollout.
         self.remove_callback(self._ppo)
         self.add_callback(self._ppo)
-        return super().train(checkpoint, trial, ignore_keys_for_eval)
+        prompts = self.train_dataset
+        is_at_end = checkpoint is not None and steps_of(checkpoint) >= self.args.max_steps
+        if is_at_end and isinstance(prompts, IterableDataset):
+            self.train_dataset = prompts.take(0)  # TRL's loop would begin another pass over a stream and take a step
+        try:
+            return super().train(checkpoint, trial, ignore_keys_for_eval)
+        finally:
+            self.train_dataset = prompts

@@ -117,16 +117,16 @@ class RewardFunction:
             `list[float]`.
         """
         if self.reads_policy_tokens and isinstance(prompts[0], TokenPrompt):
-            size = self.model.get_input_embeddings().weight.shape[0]
             rows = [[*prompt.ids, *ids] for prompt, ids in zip(prompts, completion_ids, strict=True)]
-            # What the embedding lacks, as a pad token that was added to the policy alone, is left out.
-            rows = [[token for token in ids if token < size] for ids in rows]
             if self.max_length is not None:
                 rows, _ = cut_prompts(rows, self.processing_class, self.max_length)
         else:
             texts = [text if isinstance(text, str) else text[-1]["content"] for text in completions]
             finished = [bool(ids) and ids[-1] in self.eos_token_ids for ids in completion_ids]
             rows = batch_scoring_ids(self.processing_class, prompts, texts, finished, self.max_length)
+        # What the embedding lacks, as a pad token that was added to the policy alone, is left out.
+        size = self.model.get_input_embeddings().weight.shape[0]
+        rows = [[token for token in ids if token < size] for ids in rows]
         if self.model.config.get_text_config().pad_token_id is None:
             batches = [[row] for row in rows]  # scripts load such models, which can read one row at a time
         else:

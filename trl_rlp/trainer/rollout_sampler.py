@@ -5,6 +5,22 @@ from collections.abc import Callable, Iterator
 from datasets import Dataset, IterableDataset
 from torch.utils.data import Sampler
 
+from trl_rlp.trainer.rlp_ppo_config import RLPPPOConfig
+
+
+def data_seed(args: RLPPPOConfig) -> int:
+    """
+    Gives the seed of the order of the data.
+
+    Args:
+        args ([`~trl_rlp.trainer.rlp_ppo_config.RLPPPOConfig`]):
+            `data_seed` is read, or `seed` where it is not set.
+
+    Returns:
+        `int`.
+    """
+    return args.seed if args.data_seed is None else args.data_seed
+
 
 def without_end(prompts: Dataset | IterableDataset, seed: int | None) -> Dataset | IterableDataset:
     """

@@ -11,12 +11,12 @@ from torch.utils.data import Sampler
 from trl import GRPOTrainer
 
 from trl_rlp.data.shared_prefill import own_settings_off
-from trl_rlp.data.turns import begins_turn
+from trl_rlp.data.turns import begins_turn, begun_turn_ids
 from trl_rlp.trainer.experience import experience_of
 from trl_rlp.trainer.ppo_callback import PPOCallback
 from trl_rlp.trainer.ppo_models import PPOModels
 from trl_rlp.trainer.rollout import Rollout
-from trl_rlp.trainer.rollout_sampler import RolloutSampler
+from trl_rlp.trainer.rollout_sampler import RolloutSampler, data_seed
 from trl_rlp.trainer.sample_generations import print_table
 from trl_rlp.trainer.term_log import TermLog
 from trl_rlp.trainer.token_prompts import TokenPrompt, require_length, with_prompts
@@ -42,8 +42,9 @@ class RolloutTrainer(GRPOTrainer):
     _table: list[dict[str, Any]] | None = None
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return RolloutSampler(super()._get_train_sampler(dataset), seed, lambda: int(self.state.epoch or 0))
+        return RolloutSampler(
+            super()._get_train_sampler(dataset), data_seed(self.args), lambda: int(self.state.epoch or 0)
+        )
 
     def _prepare_inputs(self, generation_batch: list[dict[str, Any]]) -> dict[str, Any]:
         """Gives the next micro-batch; where a rollout is used up, of a new one."""
@@ -72,14 +73,8 @@ class RolloutTrainer(GRPOTrainer):
 
     def _begun_turn_ids(self, prompt: list[dict[str, str]]) -> list[int]:
         # TRL opens a second turn behind the one that is begun.
-        return self.processing_class.apply_chat_template(
-            prompt,
-            tools=self.tools or None,
-            chat_template=self.chat_template,
-            continue_final_message=True,
-            return_dict=True,
-            **self.chat_template_kwargs,
-        )["input_ids"]
+        options = {"tools": self.tools or None, "chat_template": self.chat_template, **self.chat_template_kwargs}
+        return begun_turn_ids(self.processing_class, prompt, **options)
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor | None, ...]:
         """Saves a pass over the policy that GRPO needs and PPO does not, unless vLLM's figures are held against it."""
