@@ -133,9 +133,8 @@ def test_score_equals_one_row_a_call_without_padding_whatever_the_batches(form):
 def test_a_token_outside_the_embedding_is_named():
     tokenizer = tiny_tokenizer()
     model = tiny_reward_model(tokenizer, vocab_size=len(tokenizer) - 10)
-    text = tokenizer.decode([len(tokenizer) - 3])
-    with pytest.raises(ValueError, match="Row 1 holds token id 258, outside the reward model's embedding of 251 rows"):
-        score(model, tokenizer, ["a", text], ["b", "c"])
+    with pytest.raises(ValueError, match=r"Row 1 holds token id \d+, outside the reward model's embedding of 251 rows"):
+        score(model, tokenizer, ["a", "ß"], ["b", "c"])
 
 
 def test_score_of_a_pair_equals_what_trl_trains_on(tmp_path):
