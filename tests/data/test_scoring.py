@@ -133,7 +133,7 @@ def test_score_equals_one_row_a_call_without_padding_whatever_the_batches(form):
 def test_a_token_outside_the_embedding_is_named():
     tokenizer = tiny_tokenizer()
     model = tiny_reward_model(tokenizer, vocab_size=len(tokenizer) - 10)
-    with pytest.raises(ValueError, match=r"Row 1 holds token id \d+, outside the reward model's embedding of 251 rows"):
+    with pytest.raises(ValueError, match=r"Row 1 holds token id \d+, outside the reward model's embedding of 251"):
         score(model, tokenizer, ["a", "ß"], ["b", "c"])
 
 
