@@ -1,0 +1,128 @@
+import json
+
+import pytest
+from datasets import Dataset
+
+from trl_rlp.data.judges import function_judge
+from trl_rlp.evaluation.alpaca_eval import (
+    annotate,
+    leaderboard_row,
+    preferences_of,
+    read_annotations,
+    read_model_outputs,
+    write_model_outputs,
+    write_rows,
+)
+
+
+def entries(outputs, generator):
+    return [{"instruction": f"{place}?", "output": text, "generator": generator} for place, text in enumerate(outputs)]
+
+
+LONGER = function_judge(lambda prompt, output: len(output))
+
+
+def annotated(preferences):
+    return [
+        {"instruction": str(row), "output_1": "ref", "output_2": "answer", "preference": value}
+        for row, value in enumerate(preferences)
+    ]
+
+
+def test_outputs_are_written_and_read(tmp_path):
+    path = tmp_path / "model_outputs.json"
+    samples = Dataset.from_dict(
+        {
+            "prompt": ["Who?", "Wié?"],
+            "completions": [["Ada", "Bob"], ["Čeněk", ""]],
+            "finished": [[True, True]] * 2,
+            "dataset": ["own", "own"],
+        }
+    )
+    write_model_outputs(path, samples, "policy")
+    assert read_model_outputs(path) == [
+        {"dataset": "own", "instruction": "Who?", "output": "Ada", "generator": "policy"},
+        {"dataset": "own", "instruction": "Wié?", "output": "Čeněk", "generator": "policy"},
+    ]
+    chats = Dataset.from_dict({"prompt": [[{"role": "user", "content": "Who?"}]], "completion": ["Ada"]})
+    write_model_outputs(path, chats, "policy")
+    assert read_model_outputs(path) == [{"instruction": "Who?", "output": "Ada", "generator": "policy"}]
+
+
+def test_annotations_have_the_reference_first_and_count_from_one(tmp_path):
+    reference = entries(["long answer", "b", "same"], "reference")
+    reference[0]["dataset"] = "own"
+    model = entries(["a", "longer", "same"], "policy")[::-1]
+    asked = []
+
+    def judge(prompts, firsts, seconds):
+        asked.append((prompts, firsts, seconds))
+        return LONGER(prompts, firsts, seconds)
+
+    rows = annotate(model, reference, judge, "length")
+    assert asked == [(["0?", "1?"], ["a", "longer"], ["long answer", "b"])]
+    assert [row["preference"] for row in rows] == [1.0, 2.0, 1.5]
+    assert rows[0] == {
+        "instruction": "0?",
+        "output_1": "long answer",
+        "generator_1": "reference",
+        "output_2": "a",
+        "generator_2": "policy",
+        "dataset": "own",
+        "annotator": "length",
+        "preference": 1.0,
+    }
+    write_rows(tmp_path / "annotations.json", rows)
+    assert read_annotations(tmp_path / "annotations.json") == rows
+
+
+def test_the_leaderboard_s_figures_are_worked_by_hand():
+    """
+    Draws are 1.5 and 0; null, NaN and 3 do not count. Left: 1, 1/2, 1/2, 0, 9/10, mean 2.9 / 5 = .58; deviations .42,
+    -.08, -.08, -.58, .32, squares .1764, .0064, .0064, .3364, .1024, sum .628. Rounded: 1, 1/2, 1/2, 0, 1.
+    """
+    rows = annotated([2, 1.5, 0, 1, 1.9, None, float("nan"), 3])
+    assert preferences_of(rows) == pytest.approx([1, 0.5, 0.5, 0, 0.9, None, None, None])
+    found = leaderboard_row(rows)
+    assert found == {
+        "win_rate": pytest.approx(58),
+        "standard_error": pytest.approx(100 * (0.628 / 4) ** 0.5 / 5**0.5),
+        "n_wins": 2,
+        "n_wins_base": 1,
+        "n_draws": 2,
+        "n_total": 5,
+        "discrete_win_rate": pytest.approx(60),
+        "avg_length": 6,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("{", "is not JSON"),
+        ("{}", "holds no list of entries"),
+        ("[]", "holds no list of entries"),
+        ('[{"instruction": "a"}]', r"row 0 lacks \['output'\]"),
+        ('[{"instruction": "a", "output": "b"}, 3]', r"row 1 lacks \['instruction', 'output'\]"),
+        ('[{"instruction": "a", "output": "b"}, {"instruction": "a", "output": "c"}]', "row 1 has the instruction of"),
+    ],
+)
+def test_another_file_is_named(tmp_path, text, match):
+    path = tmp_path / "outputs.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=match):
+        read_model_outputs(path)
+    path.write_text(json.dumps([{"instruction": "a", "output_1": "b", "output_2": "c"}]))
+    with pytest.raises(ValueError, match=r"row 0 lacks \['preference'\]"):
+        read_annotations(path)
+
+
+def test_other_prompts_and_a_judge_without_judgement_are_named():
+    model, reference = entries(["a", "b"], "policy"), entries(["c", "d", "e"], "reference")
+    with pytest.raises(ValueError, match="`outputs` lacks 1 instructions of `reference_outputs` and has 0 others.*'2"):
+        annotate(model, reference, LONGER, "length")
+    with pytest.raises(ValueError, match="lacks 0 instructions .* and has 1 others, such as '2"):
+        annotate(reference, model, LONGER, "length")
+    for answers in ([1.5] * 2, [0.5]):
+        with pytest.raises(ValueError, match=r"`judge` must give a probability in \[0, 1\] for each pair"):
+            annotate(model, reference[:2], lambda *_, answers=answers: answers, "wrong")

@@ -1,0 +1,76 @@
+import json
+
+import pytest
+
+from trl_rlp.evaluation.reward_bench import SECTIONS, read_reward_bench, section_scores, subset_accuracies
+
+
+def written(tmp_path, *rows, lines=True):
+    path = tmp_path / "pairs.json"
+    path.write_text("\n".join(map(json.dumps, rows)) if lines else json.dumps(rows))
+    return str(path)
+
+
+QUESTION, ANSWER, OTHER = (
+    {"role": role, "content": text} for role, text in (("user", "2 + 2?"), ("assistant", "4"), ("assistant", "5"))
+)
+TEXT = {"prompt": "2 + 2?", "chosen": "4", "rejected": "5", "subset": "hep-go", "id": 3}
+
+
+@pytest.mark.parametrize("lines", [True, False])
+@pytest.mark.parametrize("name", ["prompt", "question", "input"])
+def test_pairs_of_text(tmp_path, name, lines):
+    row = {**TEXT, name: TEXT["prompt"]}
+    row = row if name == "prompt" else {key: value for key, value in row.items() if key != "prompt"}
+    path = written(tmp_path, row, row, lines=lines)
+    expected = {"prompt": "2 + 2?", "chosen": "4", "rejected": "5", "subset": "hep-go"}
+    assert read_reward_bench(path).to_list() == [expected] * 2
+    chat = {"prompt": [QUESTION], "chosen": [ANSWER], "rejected": [OTHER], "subset": "hep-go"}
+    assert read_reward_bench(path, chat=True).to_list() == [chat] * 2
+
+
+@pytest.mark.parametrize("prompt", [{}, {"prompt": "not read"}])
+def test_whole_conversations_bring_their_prompt(tmp_path, prompt):
+    path = written(tmp_path, {**prompt, "chosen": [QUESTION, ANSWER], "rejected": [QUESTION, OTHER]})
+    expected = {"prompt": [QUESTION], "chosen": [ANSWER], "rejected": [OTHER]}
+    for chat in (False, True):
+        assert read_reward_bench(path, chat=chat).to_list() == [expected]
+
+
+def test_a_prompt_of_messages_has_sides_of_messages(tmp_path):
+    path = written(tmp_path, {"prompt": [QUESTION], "chosen": "4", "rejected": "5"})
+    assert read_reward_bench(path).to_list() == [{"prompt": [QUESTION], "chosen": [ANSWER], "rejected": [OTHER]}]
+
+
+@pytest.mark.parametrize(
+    ("row", "match"),
+    [
+        ({"prompt": "a", "chosen": "b"}, r"`path` lacks the columns \['rejected'\]"),
+        ({"chosen": "a", "rejected": "b"}, r"`path` lacks the columns \['prompt'\]"),
+        ({"chosen": [QUESTION, ANSWER], "rejected": [OTHER]}, "Row 0: `chosen` and `rejected` must be conversations"),
+        ({"chosen": [], "rejected": [OTHER]}, "Row 0: `chosen` and `rejected` must be conversations"),
+    ],
+)
+def test_other_files_are_named(tmp_path, row, match):
+    with pytest.raises(ValueError, match=match):
+        read_reward_bench(written(tmp_path, row))
+
+
+def test_sections_are_weighed_by_their_subsets():
+    """hep-go 1/2 weighs 164 and math-prm 1 weighs 984: (82 + 984) / 1148. A tie is wrong; `own` does not count."""
+    accuracies = subset_accuracies([1.0, 0.0, 2.0, 3.0, -1.0], ["hep-go", "hep-go", "math-prm", "own", "donotanswer"])
+    assert accuracies == {"hep-go": 0.5, "math-prm": 1.0, "own": 1.0, "donotanswer": 0.0}
+    scores = section_scores(accuracies)
+    assert scores == {
+        "Safety": 0.0,
+        "Reasoning": pytest.approx(1066 / 1148),
+        "average": pytest.approx(1066 / 2296),
+    }
+    assert section_scores({"own": 1.0}) == {}
+    with pytest.raises(ValueError, match="There are 1 `margins` and 2 `subsets`"):
+        subset_accuracies([1.0], ["a", "b"])
+
+
+def test_the_whole_set_has_its_number_of_pairs():
+    """2,985 pairs, of which math-prm's 447 weigh 984."""
+    assert sum(sum(weights.values()) for weights in SECTIONS.values()) == 2985 - 447 + 984

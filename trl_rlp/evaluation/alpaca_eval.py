@@ -1,0 +1,231 @@
+"""AlpacaEval's files: outputs of a model, and annotations of who is better, in and out."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from trl_rlp.data.judges import Judge
+from trl_rlp.data.validation import prompt_text, require_columns
+from trl_rlp.evaluation.win_rate import win_rate
+
+
+Rows = list[dict[str, Any]]
+
+
+def read_model_outputs(path: str | Path) -> Rows:
+    """
+    Reads a model's outputs.
+
+    Args:
+        path (`str` or `Path`):
+            `model_outputs.json`: a JSON list, each entry with `instruction` and `output` as text, and usually
+            `generator` and `dataset`.
+
+    Returns:
+        `list[dict]`: the entries.
+
+    Raises:
+        ValueError: if it is no such file, is empty, or has an instruction twice.
+    """
+    rows = _read(path, ("instruction", "output"))
+    seen = set()
+    for row, entry in enumerate(rows):
+        if entry["instruction"] in seen:
+            raise ValueError(f"{path} row {row} has the instruction of an earlier row. Keep one output of each.")
+        seen.add(entry["instruction"])
+    return rows
+
+
+def write_model_outputs(path: str | Path, outputs: Dataset, generator: str) -> None:
+    """
+    Writes outputs in the form that `alpaca_eval --model_outputs` reads.
+
+    Args:
+        path (`str` or `Path`):
+            The file.
+        outputs (`datasets.Dataset`):
+            `prompt` (text or messages; of messages the contents are written, one a line), and `completion`, or
+            `completions`, of which the first is taken. A column `dataset` is kept.
+        generator (`str`):
+            The policy's name.
+
+    Raises:
+        ValueError: if a column is missing or there is no row.
+    """
+    column = "completion" if "completion" in outputs.column_names else "completions"
+    require_columns(outputs, ["prompt", column], "outputs")
+    rows = [
+        {
+            **({"dataset": row["dataset"]} if "dataset" in row else {}),
+            "instruction": prompt_text(row["prompt"]),
+            "output": row[column] if column == "completion" else row[column][0],
+            "generator": generator,
+        }
+        for row in outputs
+    ]
+    write_rows(path, rows)
+
+
+def annotate(outputs: Rows, reference_outputs: Rows, judge: Judge, annotator: str) -> Rows:
+    """
+    Lets a judge compare a model's outputs with a reference's.
+
+    Args:
+        outputs (`list[dict]`):
+            From [`read_model_outputs`].
+        reference_outputs (`list[dict]`):
+            The reference's, of the same instructions in any order.
+        judge (`Callable`):
+            See [`~trl_rlp.data.judges`]; how it deals with the order of the two is its own affair.
+        annotator (`str`):
+            Its name.
+
+    Returns:
+        `list[dict]`: annotations in AlpacaEval's form, in the reference's order: `output_1` is the reference's,
+        `output_2` the model's, and `preference`, from 1 to 2, is one more than how far the model's is preferred. Equal
+        outputs are a draw that no judge is asked about.
+
+    Raises:
+        ValueError: if the instructions differ, or the judge answers outside [0, 1].
+    """
+    by_instruction = {row["instruction"]: row for row in outputs}
+    _require_same_instructions(by_instruction, [row["instruction"] for row in reference_outputs])
+    pairs = [(reference, by_instruction[reference["instruction"]]) for reference in reference_outputs]
+    asked = [pair for pair in pairs if pair[0]["output"] != pair[1]["output"]]
+    verdicts = judge(
+        [reference["instruction"] for reference, _ in asked],
+        [model["output"] for _, model in asked],
+        [reference["output"] for reference, _ in asked],
+    )
+    if len(verdicts) != len(asked) or not all(0 <= verdict <= 1 for verdict in verdicts):
+        raise ValueError("`judge` must give a probability in [0, 1] for each pair, that the first output is better.")
+    answers = iter(verdicts)
+    return [
+        {
+            "instruction": reference["instruction"],
+            "output_1": reference["output"],
+            "generator_1": reference.get("generator", "reference"),
+            "output_2": model["output"],
+            "generator_2": model.get("generator", "model"),
+            **({"dataset": reference["dataset"]} if "dataset" in reference else {}),
+            "annotator": annotator,
+            "preference": 1.5 if reference["output"] == model["output"] else 1.0 + next(answers),
+        }
+        for reference, model in pairs
+    ]
+
+
+def read_annotations(path: str | Path) -> Rows:
+    """
+    Reads annotations.
+
+    Args:
+        path (`str` or `Path`):
+            `annotations.json`: a JSON list, each entry with `instruction`, `output_1` (the reference's), `output_2`
+            (the model's) and `preference`.
+
+    Returns:
+        `list[dict]`: the entries.
+
+    Raises:
+        ValueError: if it is no such file or is empty.
+    """
+    return _read(path, ("instruction", "output_1", "output_2", "preference"))
+
+
+def write_rows(path: str | Path, rows: Rows) -> None:
+    """
+    Writes outputs or annotations.
+
+    Args:
+        path (`str` or `Path`):
+            The file.
+        rows (`list[dict]`):
+            Its entries.
+    """
+    Path(path).write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def preferences_of(annotations: Rows) -> list[float | None]:
+    """
+    Gives how far the model's output is preferred.
+
+    Args:
+        annotations (`list[dict]`):
+            From [`read_annotations`] or [`annotate`].
+
+    Returns:
+        `list[float]`: one an entry, in [0, 1]; one half for AlpacaEval's two ways of writing a draw, 0 and 1.5; `None`
+        where it has none (null, NaN, or a number that it does not count).
+    """
+    values = []
+    for row in annotations:
+        value = row["preference"]
+        value = 1.5 if value == 0 else value
+        is_missing = value is None or math.isnan(value) or not 1 <= value <= 2
+        values.append(None if is_missing else value - 1)
+    return values
+
+
+def leaderboard_row(annotations: Rows) -> dict[str, float]:
+    """
+    Gives the figures of AlpacaEval's leaderboard, in its units.
+
+    Args:
+        annotations (`list[dict]`):
+            Of one model.
+
+    Returns:
+        `dict`: `win_rate`, `standard_error` and `discrete_win_rate` in percent; `n_wins`, `n_wins_base`, `n_draws` and
+        `n_total`, which leaves out entries without a preference; `avg_length` of the model's outputs, in characters,
+        cut to a whole number.
+
+    Raises:
+        ValueError: if there is no preference.
+
+    Reference:
+        https://github.com/tatsu-lab/alpaca_eval/blob/cd543a1/src/alpaca_eval/metrics/winrate.py
+    """
+    values = [value for value in preferences_of(annotations) if value is not None]
+    figures = win_rate(values)
+    error = figures["standard_error"]
+    return {
+        "win_rate": 100 * figures["win_rate"],
+        "standard_error": None if error is None else 100 * error,
+        "n_wins": figures["wins"],
+        "n_wins_base": figures["losses"],
+        "n_draws": figures["draws"],
+        "n_total": figures["prompts"],
+        "discrete_win_rate": 100 * float(np.mean([(value > 0.5) + 0.5 * (value == 0.5) for value in values])),
+        "avg_length": int(np.mean([len(row["output_2"]) for row in annotations])),
+    }
+
+
+def _read(path: str | Path, columns: Sequence[str]) -> Rows:
+    try:
+        rows = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON ({error}). Pass a JSON list of entries with {list(columns)}.") from None
+    if not isinstance(rows, list) or not rows:
+        raise ValueError(f"{path} holds no list of entries. Pass a JSON list of entries with {list(columns)}.")
+    for number, row in enumerate(rows):
+        missing = [name for name in columns if not isinstance(row, dict) or name not in row]
+        if missing:
+            raise ValueError(f"{path} row {number} lacks {missing}. Each entry needs {list(columns)}.")
+    return rows
+
+
+def _require_same_instructions(found: dict[str, Any], expected: list[str]) -> None:
+    missing = [text for text in expected if text not in found]
+    further = sorted(found.keys() - set(expected))
+    if missing or further:
+        example = (missing or further)[0]
+        raise ValueError(
+            f"`outputs` lacks {len(missing)} instructions of `reference_outputs` and has {len(further)} others, such "
+            f"as {example[:60]!r}. Compare outputs for the same prompts."
+        )
