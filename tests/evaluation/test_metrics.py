@@ -1,0 +1,61 @@
+import evaluate
+import pytest
+
+from trl_rlp.evaluation.best_of_n import best_of_n
+from trl_rlp.evaluation.length_control import length_controlled_win_rate
+from trl_rlp.evaluation.metrics import FOLDER, METRICS, metric_path
+from trl_rlp.evaluation.reward_metrics import pair_metrics
+from trl_rlp.evaluation.win_rate import win_rate
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory):
+    """Scripts are copied there before they are imported."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("evaluate.config.HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        yield
+
+
+def load(name, tmp_path):
+    return evaluate.load(metric_path(name), cache_dir=str(tmp_path / "cache"))
+
+
+def test_every_folder_has_a_metric_and_a_card():
+    assert sorted(path.name for path in FOLDER.iterdir() if (path / f"{path.name}.py").exists()) == list(METRICS)
+    for name in METRICS:
+        card = (FOLDER / name / "README.md").read_text()
+        for part in ("tags: [evaluate, metric]", "| input |", "| output |", "**Limits.**", "**Source.**"):
+            assert part in card, (name, part)
+    with pytest.raises(ValueError, match="There is no metric 'bleu'. Choose one of"):
+        metric_path("bleu")
+
+
+def test_win_rate(tmp_path):
+    metric = load("win_rate", tmp_path)
+    scores = {"predictions": [0.9, 0.2, 0.5, 0.7], "references": [0.1, 0.8, 0.5, 0.3]}
+    assert metric.compute(**scores) == win_rate([1, 0, 0.5, 1])
+    verdicts = metric.compute(predictions=[1, 0, 0.5, 1], references=[0.5] * 4, level=0.5, seed=1)
+    assert verdicts == win_rate([1, 0, 0.5, 1], level=0.5, seed=1)
+    with pytest.raises(ValueError, match=r"predictions \(2\).*references \(1\)|Mismatch"):
+        metric.compute(predictions=[1.0, 2.0], references=[1.0])
+
+
+def test_preference_accuracy(tmp_path):
+    found = load("preference_accuracy", tmp_path).compute(predictions=[1.2, 0.3, 2.0], references=[0.1, 0.9, 2.0])
+    expected = pair_metrics([1.2 - 0.1, 0.3 - 0.9, 0.0], [0, 0, 0])
+    assert found == {name: pytest.approx(value) for name, value in expected.items() if name != "length_accuracy"}
+
+
+def test_best_of_n(tmp_path):
+    rewards, values = [[0.1, 0.3, 0.2], [0.5, 0.4, 0.1]], [[0.0, 1.0, 0.0], [0.0, 1.0, 1.0]]
+    found = load("best_of_n", tmp_path).compute(predictions=rewards, references=values, n=2)
+    assert found == best_of_n(rewards, values, 2)
+    assert found["value"] == pytest.approx((2 / 3 + 1 / 3) / 2)
+
+
+def test_length_controlled_win_rate(tmp_path):
+    preferences, lengths, others = [1, 0, 1, 1, 0, 1], [10, 20, 30, 15, 12, 14], [11, 12, 13, 14, 15, 16]
+    found = load("length_controlled_win_rate", tmp_path).compute(
+        predictions=preferences, prediction_lengths=lengths, reference_lengths=others, resamples=5
+    )
+    assert found == length_controlled_win_rate(preferences, lengths, others, resamples=5)

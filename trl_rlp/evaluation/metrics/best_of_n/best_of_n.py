@@ -1,0 +1,26 @@
+"""Best-of-n for `evaluate`: see README.md beside this file."""
+
+from typing import Any
+
+import datasets
+import evaluate
+
+from trl_rlp.evaluation.best_of_n import best_of_n
+
+
+class BestOfN(evaluate.Metric):
+    """What the sample with the highest reward among n is worth."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        numbers = datasets.Sequence(datasets.Value("float64"))
+        return evaluate.MetricInfo(
+            description="Expected value of the sample with the highest reward among n, without bias, from N samples.",
+            citation="Hilton, Gao 2022, https://openai.com/research/measuring-goodharts-law",
+            inputs_description="predictions: rewards of N samples a prompt. references: what each of them is worth.",
+            features=datasets.Features({"predictions": numbers, "references": numbers}),
+        )
+
+    def _compute(
+        self, predictions: list[list[float]], references: list[list[float]], n: int, level: float = 0.95
+    ) -> dict[str, Any]:
+        return best_of_n(predictions, references, n, level=level)
