@@ -13,7 +13,10 @@ def test_help_lists_every_command(capsys):
 def test_no_command_and_an_unknown_one_exit_with_2(capsys):
     assert main([]) == 2
     assert main(["trian"]) == 2
-    assert "no command 'trian'. Choose one of sample, prefer, reward, run, quickstart" in capsys.readouterr().err
+    assert (
+        "no command 'trian'. Choose one of sample, prefer, reward, run, evaluate, quickstart"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -6,7 +6,13 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer
 
 from tests.tiny_models import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
-from trl_rlp.data.judges import JUDGE_TEMPLATE, function_judge, language_model_judge, reward_judge
+from trl_rlp.data.judges import (
+    JUDGE_TEMPLATE,
+    function_judge,
+    language_model_judge,
+    reward_judge,
+    with_user_turns,
+)
 from trl_rlp.data.scoring import score
 
 
@@ -121,3 +127,11 @@ def test_a_function_judge_prefers_the_higher_score_and_ties_equal_ones():
     assert judge([], [], []) == []
     with pytest.raises(ValueError, match="The function's score of pair 1 is NaN"):
         function_judge(lambda prompt, output: float(output))(["a", "a"], ["1", "1"], ["2", "nan"])
+
+
+def test_prompts_of_text_become_turns_for_a_judge_of_chats():
+    asked = []
+    judge = with_user_turns(lambda prompts, firsts, seconds: asked.append((prompts, firsts, seconds)) or [1.0])
+    chat = [{"role": "user", "content": "b"}]
+    assert judge(["a", chat], ["c", "d"], ["e", "f"]) == [1.0]
+    assert asked == [([[{"role": "user", "content": "a"}], chat], ["c", "d"], ["e", "f"])]

@@ -11,6 +11,7 @@ COMMANDS = {
     "prefer": "turn samples into synthetic preferences (spg, select_all, reward, rlaif)",
     "reward": "train a reward model, plain or refined on policy samples (uml, spg, uml+spg)",
     "run": "run Algorithm 1 from preferences and prompts to a retrained policy",
+    "evaluate": "win rates, a reward model on labelled pairs, or samples of a policy",
     "quickstart": "run Algorithm 1 on SmolLM2-135M in ten minutes, without GPU, account or Hub",
 }
 EXPECTED_ERRORS = (ValueError, TypeError, OSError, RuntimeError, ImportError, ArithmeticError)

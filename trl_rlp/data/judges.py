@@ -106,6 +106,25 @@ def function_judge(function: Callable[[str | Messages, str], float]) -> Judge:
     return judge
 
 
+def with_user_turns(judge: Judge) -> Judge:
+    """
+    Gives a judge that reads prompts of text as a user's message, for a reward model with a chat template.
+
+    Args:
+        judge (`Callable`):
+            One that reads messages.
+
+    Returns:
+        `Callable`: `judge(prompts, firsts, seconds)`.
+    """
+
+    def turned(prompts: list[str | Messages], firsts: list[str], seconds: list[str]) -> list[float]:
+        turns = [[{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt for prompt in prompts]
+        return judge(turns, firsts, seconds)
+
+    return turned
+
+
 def language_model_judge(
     model: PreTrainedModel | PeftModel,
     processing_class: PreTrainedTokenizerBase,

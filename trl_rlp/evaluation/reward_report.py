@@ -10,6 +10,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rlp.evaluation.intervals import bootstrap_interval
+from trl_rlp.evaluation.reward_bench import section_scores, subset_accuracies
 from trl_rlp.evaluation.reward_metrics import pair_metrics, score_pairs
 
 
@@ -80,7 +81,8 @@ def describe_reward_model(
         `dict`: [`~trl_rlp.evaluation.reward_metrics.pair_metrics`]; `accuracy_interval`, by the bootstrap over pairs
         (`None` for a single pair); `margin_histogram`; `length_correlation`, Spearman's between reward and length in
         characters over all outputs, and `margin_length_correlation` between margin and difference in length over
-        pairs, which the prompt cannot explain. Both lie in [-1, 1] and are `None` where one side is constant.
+        pairs, which the prompt cannot explain. Both lie in [-1, 1] and are `None` where one side is constant. Where
+        there is a column `subset`, also `subsets` and `sections`, the scores of [`~trl_rlp.evaluation.reward_bench`].
 
     Raises:
         ValueError: if a column is missing, the data set is empty, or as [`~trl_rlp.data.scoring.score`] raises.
@@ -89,6 +91,10 @@ def describe_reward_model(
     margins = np.subtract(rewards["chosen"], rewards["rejected"])  # (pairs,)
     differences = np.subtract(lengths["chosen"], lengths["rejected"])  # (pairs,)
     right = (margins > 0) + 0.5 * (margins == 0)
+    subsets = {}
+    if "subset" in preferences.column_names:
+        accuracies = subset_accuracies(margins, preferences["subset"][:])
+        subsets = {"subsets": accuracies, "sections": section_scores(accuracies)}
     return {
         **pair_metrics(margins, differences),
         "accuracy_interval": None if len(margins) < 2 else bootstrap_interval(right, level=level),
@@ -97,4 +103,5 @@ def describe_reward_model(
         ),
         "margin_length_correlation": rank_correlation(margins, differences),
         "margin_histogram": margin_histogram(margins),
+        **subsets,
     }

@@ -1,0 +1,143 @@
+"""`trl-rlp evaluate` on tiny models and files, as a user would call it."""
+
+import json
+
+import pytest
+
+from tests.servers import FakeServer
+from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
+from trl_rlp.cli import main
+from trl_rlp.data.scoring import score
+from trl_rlp.evaluation.alpaca_eval import read_annotations
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    tokenizer, folder = tiny_tokenizer(), tmp_path_factory.mktemp("models")
+    settings = {"max_position_embeddings": 1024}
+    return {
+        "policy": save(tiny_causal_lm(tokenizer, **settings), tokenizer, folder / "policy"),
+        "reference": save(tiny_causal_lm(tokenizer, seed=1, **settings), tokenizer, folder / "reference"),
+        "reward": save(tiny_reward_model(tokenizer), tokenizer, folder / "reward"),
+    }
+
+
+def written(path, rows):
+    path.write_text(json.dumps(rows))
+    return str(path)
+
+
+@pytest.fixture
+def outputs(tmp_path):
+    texts = {"outputs": "own answer {}", "reference_outputs": "{} as the reference has it", "other_outputs": "other"}
+    return {
+        name: written(
+            tmp_path / f"{name}.json",
+            [{"instruction": f"{row}?", "output": text.format(row), "generator": name} for row in range(6)],
+        )
+        for name, text in texts.items()
+    }
+
+
+def evaluated(tmp_path, *words):
+    assert main(["evaluate", "--output_dir", str(tmp_path / "out"), *map(str, words)]) == 0
+    return json.loads((tmp_path / "out" / "figures.json").read_text())
+
+
+def flags(**values):
+    return [word for name, value in values.items() for word in (f"--{name}", value)]
+
+
+def test_outputs_are_judged_by_a_reward_model_and_two_policies_compared(tmp_path, models, outputs, capsys):
+    found = evaluated(tmp_path, *flags(**outputs, judge_model=models["reward"]))
+    rows = read_annotations(tmp_path / "out" / "annotations.json")
+    chats = [[{"role": "user", "content": row["instruction"]}] for row in rows]
+    own, reference = (
+        score(tiny_reward_model(tiny_tokenizer()), tiny_tokenizer(), chats, [row[name] for row in rows])
+        for name in ("output_2", "output_1")
+    )
+    assert [row["preference"] > 1.5 for row in rows] == [a > b for a, b in zip(own, reference, strict=True)]
+    assert found["win_rate"]["prompts"] == found["comparison"]["prompts"] == 6
+    difference = found["win_rate"]["win_rate"] - found["other_win_rate"]["win_rate"]
+    assert found["comparison"]["difference"] == pytest.approx(difference)
+    said = capsys.readouterr().out
+    assert "win_rate: 0." in said and "at equal length" in said and "difference: " in said
+    # What was judged once is read again without a judge.
+    annotations = {f"{name}annotations": tmp_path / "out" / f"{name}annotations.json" for name in ("", "other_")}
+    assert evaluated(tmp_path / "again", *flags(**annotations)) == found
+
+
+@pytest.mark.parametrize("judge", ["language_model", "server"])
+def test_other_judges(tmp_path, models, outputs, judge):
+    words = flags(**{name: outputs[name] for name in ("outputs", "reference_outputs")}, judge=judge)
+    if judge == "language_model":
+        found = evaluated(tmp_path, *words, *flags(judge_model=models["policy"]))
+        assert found["win_rate"]["prompts"] == 6
+        return
+    server = FakeServer()
+    choice = {"message": {"content": "A"}, "finish_reason": "stop"}
+    server.respond = lambda request, number: (200, json.dumps({"choices": [choice]}), {})
+    try:
+        found = evaluated(tmp_path, *words, *flags(judge_model="judge", base_url=server.url))
+    finally:
+        server.server.shutdown()
+        server.server.server_close()
+    assert found["win_rate"]["draws"] == 6 and len(server.requests) == 12
+
+
+def test_a_reward_model_is_described_on_pairs(tmp_path, models, capsys):
+    pairs = [{"prompt": f"{row}?", "chosen": "yes", "rejected": "no!"} for row in range(4)]
+    found = evaluated(
+        tmp_path, *flags(reward_model=models["reward"], preferences=written(tmp_path / "pairs.json", pairs))
+    )
+    assert found["reward_model"]["pairs"] == 4 and "sections" not in found["reward_model"]
+    pairs = [{**pair, "subset": "hep-go" if row else "own"} for row, pair in enumerate(pairs)]
+    found = evaluated(
+        tmp_path, *flags(reward_model=models["reward"], preferences=written(tmp_path / "pairs.json", pairs))
+    )
+    assert set(found["reward_model"]["sections"]) == {"Reasoning", "average"}
+    assert "Reasoning: " in capsys.readouterr().out
+
+
+def test_samples_of_a_policy_are_described(tmp_path, models):
+    samples = [{"prompt": "a", "completions": ["b", "cc"], "finished": [True, False], "answers": ["b"]}]
+    path = written(tmp_path / "samples.json", samples)
+    found = evaluated(tmp_path, *flags(samples=path))["policy"]
+    assert (found["characters"], found["finished"], found["accuracy"]) == (1.5, 0.5, 0.5)
+    names = {"policy": models["policy"], "reference_policy": models["reference"]}
+    assert evaluated(tmp_path, *flags(samples=path, **names))["policy"]["kl"] > 0
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "Nothing to evaluate. Pass `outputs`, `annotations`, `preferences` or `samples`."),
+        ({"outputs": "a"}, "`outputs` needs `reference_outputs`. Pass both."),
+        ({"outputs": "a", "reference_outputs": "b"}, "`outputs` needs `judge_model`. Pass both."),
+        ({"preferences": "a"}, "`preferences` needs `reward_model`. Pass both."),
+        ({"samples": "a", "policy": "b"}, "`policy` needs `reference_policy`. Pass both."),
+        ({"samples": "a", "judge": "oracle"}, "`judge` must be one of"),
+        ({"annotations": "a", "other_outputs": "b"}, "`other_outputs` needs `outputs`. Pass both."),
+        (
+            {"outputs": "a", "reference_outputs": "b", "judge_model": "c", "annotations": "d"},
+            "`outputs` and `annotations` are both given.",
+        ),
+        (
+            {"outputs": "a", "reference_outputs": "b", "judge_model": "c", "judge": "server"},
+            '`judge`="server" needs `base_url`.',
+        ),
+    ],
+)
+def test_what_does_not_fit_is_one_line(tmp_path, given, message, capsys):
+    assert main(["evaluate", "--output_dir", str(tmp_path / "out"), *flags(**given)]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_prompts_and_other_references_are_one_line(tmp_path, models, outputs, capsys):
+    rows = json.loads(open(outputs["reference_outputs"]).read())
+    outputs["reference_outputs"] = written(tmp_path / "fewer.json", rows[:-1])
+    words = flags(**outputs, judge_model=models["reward"])
+    assert main(["evaluate", "--output_dir", str(tmp_path / "out"), *words]) == 2
+    assert "`outputs` lacks 0 instructions of `reference_outputs` and has 1 others" in capsys.readouterr().err
