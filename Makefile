@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 
-.PHONY: install quickstart test slow style quality
+.PHONY: install quickstart test slow laboratory laboratory-smoke style quality
 
 # torch goes first and by its exact version: a bare `pip install torch` fetches gigabytes of CUDA libraries.
 $(VENV)/.installed: pyproject.toml
@@ -23,6 +23,15 @@ test: install
 
 slow: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+
+laboratory: install
+	HF_HUB_OFFLINE=1 $(BIN)/python examples/laboratory/laboratory.py seeds --seeds 0-9
+	$(BIN)/python examples/laboratory/laboratory.py report
+
+laboratory-smoke: install
+	HF_HUB_OFFLINE=1 $(BIN)/python examples/laboratory/laboratory.py seeds --seeds 0,1 --settings smoke \
+		--output_dir laboratory_smoke
+	$(BIN)/python examples/laboratory/laboratory.py report --output_dir laboratory_smoke
 
 style: install
 	$(BIN)/ruff check --fix .

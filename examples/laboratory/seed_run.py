@@ -1,0 +1,159 @@
+"""One seed of the laboratory: a world, π_SFT, D, r, π, P, and each method's r̂ and π̂, with what they came to."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench import Bench
+from datasets import Dataset
+from methods import METHODS, Method
+from settings import Settings
+from task import SameValue
+from training import train_policy, train_reward_model, train_sft
+from transformers import PreTrainedModel
+
+from trl_rlp import cluster, synthesise_preferences
+
+
+HEADS = {"log_ratio": "ppo", "last_token": "ppo, last token"}
+"""Heads of reward models, and the name of plain PPO against one."""
+
+
+class SeedRun:
+    """
+    Runs every method for one seed; what is finished stands in `results.json` and is not run again.
+
+    Args:
+        folder (`Path`):
+            Where results go.
+        seed (`int`):
+            Decides the world, the weights and every draw.
+        settings ([`Settings`]):
+            All else.
+    """
+
+    def __init__(self, folder: Path, seed: int, settings: Settings):
+        self.bench = Bench(folder, seed, settings)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "results.json"
+        self.results: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
+
+    def run(self) -> None:
+        """Steps 0 to 4 of Algorithm 1 once, then every method's refinement and its step 5."""
+        bench = self.bench
+        self.sft = train_sft(bench)
+        self.human = bench.human_pairs(self.sft)  # D
+        self.reward_models = {head: train_reward_model(bench, self.human, head)[0] for head in HEADS}  # r
+        policies = {head: self._policy(model) for head, model in self.reward_models.items()}  # π
+        self.policy_samples = {
+            head: bench.sample(policy, bench.unlabelled, bench.settings.num_generations, 1.0, stream=5)
+            for head, (policy, _) in policies.items()
+        }  # P
+        self.labelled = {
+            "human": bench.labelled_pairs(bench.sample(self.sft, bench.evaluation_prompts, 4, 1.0, stream=3)),
+            "policy": bench.labelled_pairs(
+                bench.sample(policies["log_ratio"][0], bench.evaluation_prompts, 4, 1.0, stream=6)
+            ),
+        }
+        self._keep("sft", lambda: {"policy": self._policy_figures(self.sft)})
+        self._keep("best-of-n", lambda: {"policy": bench.best_of_n(self.sft, self.reward_models["log_ratio"])})
+        for head, name in HEADS.items():
+            self._keep(name, lambda head=head: self._described(self.reward_models[head], *policies[head]))
+        for name, method in METHODS.items():
+            self._keep(name, lambda method=method: self._retrained(method))
+        self._sweep()
+
+    def _keep(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
+        if name not in self.results:
+            self.results[name] = work()
+            partial = self.path.with_suffix(".partial")
+            partial.write_text(json.dumps(self.results, indent=1))
+            os.replace(partial, self.path)
+
+    def _policy(
+        self, reward_model: PreTrainedModel, kl_coef: float | None = None
+    ) -> tuple[PreTrainedModel, list[dict[str, float]]]:
+        torch.manual_seed(self.bench.seed)
+        return train_policy(self.bench, reward_model, self.bench.settings.kl_coef if kl_coef is None else kl_coef)
+
+    def _policy_figures(self, policy: PreTrainedModel) -> dict[str, float]:
+        return self.bench.policy_figures(policy, self.sft, self.reward_models["log_ratio"])
+
+    def _described(
+        self, reward_model: PreTrainedModel, policy: PreTrainedModel, curve: list[dict[str, float]]
+    ) -> dict[str, Any]:
+        reward_figures = self.bench.reward_figures(reward_model, self.labelled)
+        return {"policy": self._policy_figures(policy), "reward_model": reward_figures, "curve": curve}
+
+    def _retrained(self, method: Method) -> dict[str, Any]:
+        reward_model, figures = self._refined(method)
+        return {**self._described(reward_model, *self._policy(reward_model)), **figures}
+
+    def _refined(self, method: Method) -> tuple[PreTrainedModel, dict[str, Any]]:
+        """Step 4: r̂, and figures of D̂ and of the loss."""
+        samples = self.policy_samples[method.head]
+        equivalence = SameValue(self.bench.settings.noise if method.noise else 0.0)
+        refinement: dict[str, Any] = {}
+        figures: dict[str, Any] = {}
+        if method.preferences is not None:
+            synthetic, rejections = synthesise_preferences(
+                samples,
+                equivalence=equivalence,
+                reward_model=self.reward_models[method.head],
+                reward_processing_class=self.bench.tokenizer,
+                judge=self._likelihood_judge,
+                seed=self.bench.seed,
+                **method.preferences,
+            )
+            refinement["synthetic_dataset"] = synthetic
+            figures["synthetic"] = {**self.bench.label_accuracy(synthetic), "rejections": rejections}
+        if "uml" in method.reward.get("method", ""):
+            in_groups = method.reward.get("views_from") == "group"
+            views = cluster(samples, equivalence, complete_groups=True) if in_groups else samples
+            refinement["policy_samples"] = views
+        epochs = None if method.reward else self._epochs_of_spg()
+        model, figures["loss"] = train_reward_model(
+            self.bench, self.human, method.head, method.reward, epochs, **refinement
+        )
+        return model, figures
+
+    def _epochs_of_spg(self) -> float:
+        """As many steps on human pairs alone as SPG takes on human and synthetic ones."""
+        synthetic = self.results["spg"]["synthetic"]["pairs"]
+        return self.bench.settings.reward_epochs * (len(self.human) + synthetic) / len(self.human)
+
+    def _likelihood_judge(self, prompts: list[str], firsts: list[str], seconds: list[str]) -> list[float]:
+        """RLAIF's stand-in: so small a model cannot be asked, but says which output it finds likelier, per token."""
+        likelihoods = [
+            [self._likelihood(prompt, output) for prompt, output in zip(prompts, outputs, strict=True)]
+            for outputs in (firsts, seconds)
+        ]
+        return [(first > second) + 0.5 * (first == second) for first, second in zip(*likelihoods, strict=True)]
+
+    @torch.no_grad()
+    def _likelihood(self, prompt: str, output: str) -> float:
+        tokenizer = self.bench.tokenizer
+        start = len(tokenizer(prompt)["input_ids"])
+        ids = torch.tensor([tokenizer(prompt + output + tokenizer.eos_token)["input_ids"]])
+        log_probs = self.sft(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None]).squeeze(1)
+        return log_probs[start - 1 :].mean().item()
+
+    def _sweep(self) -> None:
+        """Gold and proxy against KL for several β, with r and with the r̂ of SPG."""
+        missing = [beta for beta in self.bench.settings.sweep if f"sweep {beta}" not in self.results]
+        if not missing:
+            return
+        against: dict[str, Dataset | PreTrainedModel] = {
+            "ppo": self.reward_models["log_ratio"],
+            "spg": self._refined(METHODS["spg"])[0],
+        }
+        for beta in missing:
+            self._keep(
+                f"sweep {beta}",
+                lambda beta=beta: {
+                    name: self._described(model, *self._policy(model, beta)) for name, model in against.items()
+                },
+            )

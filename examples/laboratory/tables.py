@@ -1,0 +1,173 @@
+"""Tables over many seeds."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from methods import METHODS
+
+from trl_rlp import seed_interval
+
+
+Results = dict[str, Any]
+Value = Callable[[Results], float | None]
+
+TABLES = {
+    "main": ["sft", "best-of-n", "ppo", "uml", "spg", "uml+spg"],
+    "losses": ["ppo", "uml", "mvi", "infomax", "cl"],
+    "generators": ["ppo", "spg", "select_all", "reward", "rlaif"],
+    "controls": ["ppo", "spg", *(name for name, method in METHODS.items() if method.table == "controls")],
+    "last token": ["ppo, last token", "spg, last token"],
+}
+FIGURES = ("win_rate", "gold", "right", "kl", "proxy", "malformed", "characters")
+EQUAL_KL = (0.5, 1.0, 2.0, 4.0)
+
+
+def load_runs(folder: Path) -> dict[int, Results]:
+    """Results of each seed that is finished."""
+    runs = {}
+    for path in sorted(folder.glob("seed-*/results.json")):
+        runs[int(path.parent.name.split("-")[1])] = json.loads(path.read_text())
+    complete = {seed: run for seed, run in runs.items() if set(METHODS) <= set(run)}
+    if len(complete) < 2:
+        raise SystemExit(f"{folder} holds {len(complete)} finished seeds; an interval needs at least two.")
+    return complete
+
+
+def sweep_of(runs: dict[int, Results]) -> list[str]:
+    """Names of the sweep's entries, the smallest β first."""
+    names = [name for name in next(iter(runs.values())) if name.startswith("sweep ")]
+    return sorted(names, key=lambda name: float(name[6:]))
+
+
+def over_seeds(runs: dict[int, Results], value: Value) -> dict[str, float] | None:
+    """Mean and interval of a figure, or `None` where a seed has none."""
+    values = [value(run) for run in runs.values()]
+    return None if any(one is None for one in values) else seed_interval(values)
+
+
+def policy_figure(method: str, name: str) -> Value:
+    """A figure of a method's policy."""
+    return lambda run: run[method]["policy"].get(name)
+
+
+def difference(first: Value, second: Value) -> Value:
+    """First minus second, on one seed."""
+    return lambda run: None if None in (first(run), second(run)) else first(run) - second(run)
+
+
+def gold_at(method: Results, kl: float) -> float | None:
+    """Gold reward of the rollouts on the way where a policy's KL passes a value; `None` if it never does."""
+    curve = method["curve"]
+    distances, golds = (smoothed([point[name] for point in curve]) for name in ("kl", "gold"))
+    past = np.flatnonzero(distances >= kl)
+    if not len(past) or past[0] == 0:
+        return None
+    after = past[0]
+    share = (kl - distances[after - 1]) / (distances[after] - distances[after - 1])
+    return float(golds[after - 1] + share * (golds[after] - golds[after - 1]))
+
+
+def smoothed(values: Sequence[float], width: int = 5) -> np.ndarray:
+    """Mean over the rollouts so far, the last five at most."""
+    return np.array([np.mean(values[max(0, end - width) : end]) for end in range(1, len(values) + 1)])
+
+
+def cell(found: dict[str, float] | None, digits: int = 3) -> str:
+    """Mean and half of the interval's width."""
+    if found is None:
+        return "–"
+    return f"{found['mean']:.{digits}f} ± {(found['high'] - found['low']) / 2:.{digits}f}"
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def policy_table(runs: dict[int, Results], methods: Sequence[str]) -> str:
+    """Policies of some methods, and their differences from plain PPO on the same seeds."""
+    base = methods[0] if "last token" in methods[0] else "ppo"
+    rows = []
+    for method in methods:
+        paired = [
+            cell(over_seeds(runs, difference(policy_figure(method, name), policy_figure(base, name))))
+            for name in ("win_rate", "gold")
+        ]
+        paired = ["–", "–"] if method == base else paired
+        rows.append([method, *(cell(over_seeds(runs, policy_figure(method, name))) for name in FIGURES[:5]), *paired])
+    header = ["method", "win rate", "gold", "right", "KL", "proxy", f"win rate − {base}", f"gold − {base}"]
+    return markdown(header, rows)
+
+
+def reward_table(runs: dict[int, Results]) -> str:
+    """Reward models on pairs that the gold reward labels, and the terms of the multi-view loss."""
+    rows = []
+    for name in ("ppo", *METHODS, "ppo, last token"):
+        accuracy = [
+            cell(over_seeds(runs, lambda run, name=name, pairs=pairs: run[name]["reward_model"][pairs]["accuracy"]))
+            for pairs in ("human", "policy")
+        ]
+        error = over_seeds(runs, lambda run, name=name: run[name]["reward_model"]["policy"]["calibration_error"])
+        gain = over_seeds(runs, lambda run, name=name: information(run[name]))
+        rows.append(["r (human pairs)" if name == "ppo" else name, *accuracy, cell(error), cell(gain)])
+    header = ["reward model", "held-out pairs of π_SFT", "pairs of π", "calibration error, pairs of π", "MI − zero"]
+    return markdown(header, rows)
+
+
+def information(result: Results) -> float | None:
+    """How far the MI estimate lies above its zero-information value at the end of training."""
+    loss = result.get("loss", {})
+    return loss["mi"] - loss["mi_zero"] if "mi" in loss else None
+
+
+def synthetic_table(runs: dict[int, Results]) -> str:
+    """Label accuracy of the synthetic preferences."""
+    rows = []
+    for name, method in METHODS.items():
+        if method.preferences is None:
+            continue
+        figures = [
+            cell(over_seeds(runs, lambda run, name=name, key=key: run[name]["synthetic"][key]), digits)
+            for key, digits in (("accuracy", 3), ("right", 3), ("pairs", 0))
+        ]
+        rows.append([name, *figures])
+    return markdown(["generator", "y_w better (gold)", "right value, where one side has it", "pairs"], rows)
+
+
+def sweep_table(runs: dict[int, Results]) -> str:
+    """Gold, proxy and KL at each β, with r and with SPG's r̂."""
+    rows = []
+    for name in sweep_of(runs):
+        values = {
+            (method, figure): lambda run, name=name, method=method, figure=figure: run[name][method]["policy"][figure]
+            for method in ("ppo", "spg")
+            for figure in ("gold", "proxy", "kl", "win_rate")
+        }
+        cells = [cell(over_seeds(runs, values[key])) for key in values if key[1] != "win_rate"]
+        gains = [
+            cell(over_seeds(runs, difference(values["spg", figure], values["ppo", figure])))
+            for figure in ("gold", "win_rate")
+        ]
+        rows.append([name.removeprefix("sweep "), *cells, *gains])
+    header = ["β", *(f"{method}: {name}" for method in ("PPO", "SPG") for name in ("gold", "proxy", "KL"))]
+    return markdown([*header, "gold, SPG − PPO", "win rate, SPG − PPO"], rows)
+
+
+def equal_kl_table(runs: dict[int, Results]) -> str:
+    """Gold reward of the rollouts at the same KL, along the way of the least restrained runs."""
+    weakest = min(
+        (name for name in next(iter(runs.values())) if name.startswith("sweep ")), key=lambda n: float(n[6:])
+    )
+    rows = []
+    for kl in EQUAL_KL:
+        at = {method: lambda run, method=method, kl=kl: gold_at(run[weakest][method], kl) for method in ("ppo", "spg")}
+        reached = {seed: run for seed, run in runs.items() if None not in (at["ppo"](run), at["spg"](run))}
+        if len(reached) < 2:
+            continue
+        cells = [cell(over_seeds(reached, value)) for value in (*at.values(), difference(at["spg"], at["ppo"]))]
+        rows.append([f"{kl:g}", *cells, str(len(reached))])
+    return markdown(["KL, nats", "gold, PPO", "gold, SPG", "SPG − PPO", "seeds that reach it"], rows)

@@ -1,0 +1,156 @@
+"""The laboratory's world and arithmetic by hand, and a run of two seeds from end to end."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+FOLDER = Path(__file__).parents[2] / "examples" / "laboratory"
+
+
+@pytest.fixture(autouse=True)
+def path(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+
+@pytest.fixture
+def world():
+    from task import World
+
+    return World.of(0)
+
+
+PROMPT = "what is the colour of the fox ? "
+
+
+def test_a_world_is_balanced_and_the_seed_s_own(world):
+    from task import VALUES, World
+
+    assert World.of(0) == world != World.of(1)
+    for attribute, values in VALUES.items():
+        told = [value for (_, asked), value in world.facts.items() if asked == attribute]
+        assert sorted(told) == sorted([*values] * 4)
+    assert len(world.mistakes) == round(0.12 * 40)
+    assert all(world.facts[key] != value for key, value in world.mistakes.items())
+
+
+def test_the_gold_reward_is_worked_by_hand(world):
+    from task import VALUES, gold, is_right
+
+    truth = world.facts["fox", "colour"]
+    wrong = next(value for value in VALUES["colour"] if value != truth)
+    worth = {
+        f"it is {truth}": 2.0,
+        f"well , the fox has the colour {truth} indeed really": 2.0 + 0.6,
+        f"{wrong} indeed": 0.4,
+        f"{truth} indeed indeed": 2.0 + 0.4 - 0.3,
+        f"{truth} or {wrong} indeed": -0.5 + 0.4,
+        f"{truth} " + "indeed really truly surely clearly": 2.0 - 0.2,
+        f"it it {truth}": -1.0,
+        "it is forest": -1.0,
+        f"the colour of the owl is {truth}": -1.0,
+        "": -1.0,
+    }
+    for output, value in worth.items():
+        assert gold(world, PROMPT, output) == pytest.approx(value), output
+        assert gold(world, PROMPT, f"  {output} ") == pytest.approx(value)
+    assert is_right(world, PROMPT, truth) and not is_right(world, PROMPT, f"{truth} or {wrong}")
+    with pytest.raises(ValueError, match="is no question of this world"):
+        gold(world, "why ?", "because")
+
+
+def test_demonstrations_are_right_as_often_as_they_should_be(world):
+    from task import demonstrations, fact_of, is_right, parse
+
+    rows = demonstrations(world, 6000, 0)
+    assert all(parse(row["prompt"], row["completion"]).values for row in rows)
+    right = np.array([is_right(world, row["prompt"], row["completion"]) for row in rows])
+    mistaken = np.array([fact_of(row["prompt"]) in world.mistakes for row in rows])
+    assert right.mean() == pytest.approx(0.97 * 0.6, abs=0.02)  # 3 % hedge
+    assert right[mistaken].mean() == pytest.approx(0.97 * 0.2, abs=0.05)
+
+
+def test_outputs_of_one_value_mean_the_same_unless_the_judge_errs():
+    from task import SameValue
+
+    pairs = [PROMPT] * 3, ["red", "it is red", "red"], ["sure , it is red indeed", "blue", "red or blue"]
+    assert SameValue().same(*pairs) == [True, False, False]
+    assert SameValue(noise=1.0).same(*pairs) == [False, True, True]
+    many = [PROMPT] * 500, ["red"] * 500, [f"blue {' '.join(['indeed'] * row)}" for row in range(500)]
+    noisy = SameValue(noise=0.15).same(*many)
+    assert 0.1 < np.mean(noisy) < 0.2 and noisy == SameValue(noise=0.15).same(*many)
+
+
+def test_the_log_ratio_is_the_reward(tmp_path):
+    import torch
+    from models import LogRatioRewardModel, make_policy, make_tokenizer
+
+    from trl_rlp import score
+
+    tokenizer = make_tokenizer()
+    policy = make_policy(tokenizer, 0).eval()
+    model = LogRatioRewardModel(policy)
+    assert score(model, tokenizer, [PROMPT] * 2, ["red", "it is blue indeed"]) == [0.0, 0.0]
+    changed = make_policy(tokenizer, 1).eval()
+    model.model.load_state_dict(changed.state_dict())
+    ids = torch.tensor([tokenizer(PROMPT + "it is blue" + tokenizer.eos_token)["input_ids"]])
+    sums = []
+    for each in (changed, policy):
+        with torch.no_grad():
+            log_probs = each(ids).logits[0, :-1].log_softmax(-1)
+        sums.append(log_probs.gather(1, ids[0, 1:, None]).sum().item())
+    rewards = score(model, tokenizer, [PROMPT] * 2, ["it is blue", "red indeed indeed indeed indeed"])
+    assert rewards[0] == pytest.approx(sums[0] - sums[1], abs=1e-4)
+    assert not any(parameter.requires_grad for parameter in model.reference.parameters())
+
+
+def test_the_gold_at_a_kl_is_read_between_two_rollouts():
+    from tables import gold_at, smoothed
+
+    assert smoothed([0.0, 2.0, 4.0], width=2).tolist() == [0.0, 1.0, 3.0]
+    # Smoothed over all rollouts so far: KL 0, 1, 2 and gold 1, 2, 3.
+    curve = [{"kl": kl, "gold": gold} for kl, gold in ((0, 1), (2, 3), (4, 5))]
+    assert gold_at({"curve": curve}, 1.5) == pytest.approx(2.5)
+    assert gold_at({"curve": curve}, 3.0) is None
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "word"), [(0.1, 0.3, "replicated"), (-0.1, 0.3, "not replicated"), (-0.3, -0.1, "reversed")]
+)
+def test_a_claim_is_what_its_interval_says(low, high, word):
+    from claims import verdict
+
+    assert verdict({"low": low, "high": high}) == word
+
+
+def run(*words):
+    return subprocess.run([sys.executable, str(FOLDER / "laboratory.py"), *words], capture_output=True, text=True)
+
+
+def test_two_seeds_run_from_end_to_end_and_are_not_run_again(tmp_path):
+    """What `make laboratory-smoke` does."""
+    folder = str(tmp_path / "runs")
+    words = ["seeds", "--seeds", "0,1", "--settings", "smoke", "--output_dir", folder]
+    first = run(*words)
+    assert first.returncode == 0, first.stdout + first.stderr + (tmp_path / "runs" / "seed-0.log").read_text()[-3000:]
+    before = {path: path.read_bytes() for path in (tmp_path / "runs").glob("seed-*/results.json")}
+    assert len(before) == 2
+    report = run("report", "--output_dir", folder)
+    assert report.returncode == 0, report.stderr
+    tables = (tmp_path / "runs" / "report" / "tables.md").read_text()
+    for text in ("2 seeds: 0, 1.", "| spg − uml |", "over-optimisation", "| best-of-n |", "| spg, last token |", "β"):
+        assert text in tables, text
+    assert (tmp_path / "runs" / "report" / "curves.png").stat().st_size > 10_000
+    with (tmp_path / "runs" / "report" / "policies.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["seed"] for row in rows} == {"0", "1"} and {"sft", "sweep 0.1 spg"} <= {row["method"] for row in rows}
+    results = json.loads(next(iter(before.values())))
+    assert len(results["ppo"]["curve"]) == 2 and results["sft"]["policy"]["kl"] == pytest.approx(0, abs=1e-6)
+    assert results["uml"]["loss"]["mi_zero"] == pytest.approx(-1.3863, abs=1e-3)
+    other = run("seed", "--seed", "0", "--output_dir", folder)
+    assert other.returncode != 0 and "holds runs with other settings" in other.stderr
