@@ -8,8 +8,7 @@ from trl_rlp.evaluation.metrics import METRICS
 PAGE = Path(__file__).parents[2] / "docs" / "evaluation.md"
 
 
-def test_the_snippets_run(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("evaluate.config.HF_MODULES_CACHE", str(tmp_path / "modules"))
+def test_the_snippets_run(capsys):
     for snippet in re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.S):
         exec(compile(snippet, str(PAGE), "exec"), {})
     said = capsys.readouterr().out.split("\n")

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from trl_rlp.evaluation.intervals import bootstrap_interval, seed_interval, standard_error
+from trl_rlp.evaluation.intervals import bootstrap_interval, seed_interval
+from trl_rlp.evaluation.reward_metrics import standard_error
 
 
 def test_the_standard_error_is_worked_by_hand():

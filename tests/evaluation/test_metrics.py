@@ -8,14 +8,6 @@ from trl_rlp.evaluation.reward_metrics import pair_metrics
 from trl_rlp.evaluation.win_rate import win_rate
 
 
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory):
-    """Scripts are copied there before they are imported."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("evaluate.config.HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
-        yield
-
-
 def load(name, tmp_path):
     return evaluate.load(metric_path(name), cache_dir=str(tmp_path / "cache"))
 

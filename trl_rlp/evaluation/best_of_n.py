@@ -11,7 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rlp.data.scoring import score
 from trl_rlp.data.validation import require_samples
-from trl_rlp.evaluation.intervals import bootstrap_interval, standard_error
+from trl_rlp.evaluation.intervals import bootstrap_interval
+from trl_rlp.evaluation.reward_metrics import standard_error
 
 
 def best_of_n_weights(rewards: Sequence[float], n: int) -> np.ndarray:

@@ -7,8 +7,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trl_rlp.evaluation.intervals import standard_error
-from trl_rlp.evaluation.reward_metrics import pair_metrics, reward_margins
+from trl_rlp.evaluation.reward_metrics import pair_metrics, reward_margins, standard_error
 
 
 logger = logging.getLogger(__name__)

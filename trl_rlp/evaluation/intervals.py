@@ -5,23 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.stats
 
+from trl_rlp.evaluation.reward_metrics import standard_error
+
 
 # Numbers drawn at once, so that many prompts do not fill the memory.
 _DRAWS = 10_000_000
-
-
-def standard_error(values: Sequence[float]) -> float | None:
-    """
-    Gives the standard error of a mean.
-
-    Args:
-        values (`Sequence[float]`):
-            One a pair, a prompt or a seed, independent of each other.
-
-    Returns:
-        `float` or `None`: s / √n with n - 1 degrees of freedom, in the values' unit; `None` for fewer than two.
-    """
-    return None if len(values) < 2 else float(np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
 def bootstrap_interval(

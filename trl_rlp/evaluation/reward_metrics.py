@@ -74,6 +74,20 @@ def brier_score(margins: Sequence[float]) -> float:
     return float(np.mean(wrong**2))
 
 
+def standard_error(values: Sequence[float]) -> float | None:
+    """
+    Gives the standard error of a mean.
+
+    Args:
+        values (`Sequence[float]`):
+            One a pair, a prompt or a seed, independent of each other.
+
+    Returns:
+        `float` or `None`: s / √n with n - 1 degrees of freedom, in the values' unit; `None` for fewer than two.
+    """
+    return None if len(values) < 2 else float(np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
 def pair_metrics(margins: Sequence[float], length_differences: Sequence[float]) -> dict[str, float]:
     """
     Gives every figure the gate looks at or prints, from the margins of labelled pairs.

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from trl_rlp.evaluation.intervals import bootstrap_interval, standard_error
+from trl_rlp.evaluation.intervals import bootstrap_interval
+from trl_rlp.evaluation.reward_metrics import standard_error
 
 
 def win_rate(preferences: Sequence[float], *, level: float = 0.95, seed: int = 0) -> dict[str, Any]:

@@ -10,10 +10,9 @@ from datasets import Dataset
 
 from trl_rlp.data.sampling import sample_completions
 from trl_rlp.evaluation.gate import RewardModel
-from trl_rlp.evaluation.intervals import standard_error
 from trl_rlp.evaluation.policy_metrics import describe_outputs, kl_to_reference
 from trl_rlp.evaluation.policy_pairs import is_correct
-from trl_rlp.evaluation.reward_metrics import pair_metrics, reward_margins
+from trl_rlp.evaluation.reward_metrics import pair_metrics, reward_margins, standard_error
 from trl_rlp.trainer.artifacts import load_policy, save_data
 
 
