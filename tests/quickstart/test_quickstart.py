@@ -3,12 +3,10 @@
 import json
 
 import pytest
-import torch
 from rich.console import Console
 
 import trl_rlp.quickstart.quickstart as module
-from tests.tiny_models import save, tiny_causal_lm, tiny_tokenizer
-from trl_rlp.quickstart.questions import Question
+from tests.yes_or_no import QUESTIONS, yes_or_no_model
 from trl_rlp.quickstart.quickstart import quickstart
 from trl_rlp.quickstart.quickstart_config import QuickstartConfig
 from trl_rlp.quickstart.sizes import Sizes
@@ -26,26 +24,11 @@ TINY = Sizes(
     policy_rollouts=1,
     completions_per_rollout=8,
 )
-QUESTIONS = [
-    Question(("odd", "even")[number % 2], f"Is {number} odd?", ("no", "yes")[number % 2 :][:1]) for number in range(40)
-]
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """Trained on both answers to every question, so that its samples are right about as often as wrong."""
-    tokenizer = tiny_tokenizer(chat=False)
-    model = tiny_causal_lm(tokenizer).train()
-    texts = [f"{question.prompt}{answer}<eos>" for question in QUESTIONS for answer in (" yes", " no")]
-    batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left")
-    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-    labels[:, :-6] = -100
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(60):
-        model(**batch, labels=labels).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return save(model.eval(), tokenizer, tmp_path_factory.mktemp("model"))
+    return yes_or_no_model(tmp_path_factory.mktemp("model"))
 
 
 def config(model, folder, **overrides):
