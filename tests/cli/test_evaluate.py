@@ -39,9 +39,9 @@ def outputs(tmp_path):
     }
 
 
-def evaluated(tmp_path, *words):
-    assert main(["evaluate", "--output_dir", str(tmp_path / "out"), *map(str, words)]) == 0
-    return json.loads((tmp_path / "out" / "figures.json").read_text())
+def evaluated(tmp_path, *words, folder="out"):
+    assert main(["evaluate", "--output_dir", str(tmp_path / folder), *map(str, words)]) == 0
+    return json.loads((tmp_path / folder / "figures.json").read_text(), parse_constant=pytest.fail)
 
 
 def flags(**values):
@@ -83,6 +83,7 @@ def test_other_judges(tmp_path, models, outputs, judge):
         server.server.shutdown()
         server.server.server_close()
     assert found["win_rate"]["draws"] == 6 and len(server.requests) == 12
+    assert found["judge"] == {"asked": 12, "unreadable": 0}
 
 
 def test_a_reward_model_is_described_on_pairs(tmp_path, models, capsys):
@@ -92,11 +93,13 @@ def test_a_reward_model_is_described_on_pairs(tmp_path, models, capsys):
     )
     assert found["reward_model"]["pairs"] == 4 and "sections" not in found["reward_model"]
     pairs = [{**pair, "subset": "hep-go" if row else "own"} for row, pair in enumerate(pairs)]
-    found = evaluated(
-        tmp_path, *flags(reward_model=models["reward"], preferences=written(tmp_path / "pairs.json", pairs))
-    )
+    words = flags(reward_model=models["reward"], preferences=written(tmp_path / "pairs.json", pairs))
+    found = evaluated(tmp_path, *words, folder="subsets")
     assert set(found["reward_model"]["sections"]) == {"Reasoning", "average"}
     assert "Reasoning: " in capsys.readouterr().out
+    renamed = [{"question": pair.pop("prompt"), **pair} for pair in pairs]
+    words = flags(reward_model=models["reward"], preferences=written(tmp_path / "renamed.json", renamed))
+    assert evaluated(tmp_path, *words, folder="renamed") == found
 
 
 def test_samples_of_a_policy_are_described(tmp_path, models):
@@ -105,7 +108,7 @@ def test_samples_of_a_policy_are_described(tmp_path, models):
     found = evaluated(tmp_path, *flags(samples=path))["policy"]
     assert (found["characters"], found["finished"], found["accuracy"]) == (1.5, 0.5, 0.5)
     names = {"policy": models["policy"], "reference_policy": models["reference"]}
-    assert evaluated(tmp_path, *flags(samples=path, **names))["policy"]["kl"] > 0
+    assert evaluated(tmp_path, *flags(samples=path, **names), folder="kl")["policy"]["kl"] > 0
 
 
 @pytest.mark.parametrize(
@@ -133,6 +136,28 @@ def test_what_does_not_fit_is_one_line(tmp_path, given, message, capsys):
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_files_of_another_evaluation_are_not_overwritten(tmp_path, models, outputs, capsys):
+    words = ["evaluate", "--output_dir", str(tmp_path), *flags(judge_model=models["reward"])]
+    words += flags(**{name: outputs[name] for name in ("outputs", "reference_outputs")})
+    (tmp_path / "annotations.json").write_text("paid for")
+    assert main(words) == 2
+    assert "holds ['annotations.json'] already. Choose another `output_dir`" in capsys.readouterr().err
+    assert (tmp_path / "annotations.json").read_text() == "paid for"
+
+
+def test_no_judge_is_asked_before_all_files_fit(tmp_path, outputs, capsys):
+    rows = json.loads(open(outputs["other_outputs"]).read())
+    outputs["other_outputs"] = written(tmp_path / "fewer.json", rows[:-1])
+    server = FakeServer()
+    try:
+        words = flags(**outputs, judge="server", judge_model="judge", base_url=server.url)
+        assert main(["evaluate", "--output_dir", str(tmp_path / "out"), *words]) == 2
+    finally:
+        server.server.shutdown()
+        server.server.server_close()
+    assert "`outputs` lacks 1 instructions" in capsys.readouterr().err and not server.requests
 
 
 def test_other_prompts_and_other_references_are_one_line(tmp_path, models, outputs, capsys):

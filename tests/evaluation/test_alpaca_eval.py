@@ -104,6 +104,8 @@ def test_the_leaderboard_s_figures_are_worked_by_hand():
         ("[]", "holds no list of entries"),
         ('[{"instruction": "a"}]', r"row 0 lacks \['output'\]"),
         ('[{"instruction": "a", "output": "b"}, 3]', r"row 1 lacks \['instruction', 'output'\]"),
+        ('[{"instruction": "a", "output": null}]', "row 0: `output` is 'None', but must be text"),
+        ('[{"instruction": ["a"], "output": "b"}]', "row 0: `instruction` is .*, but must be text"),
         ('[{"instruction": "a", "output": "b"}, {"instruction": "a", "output": "c"}]', "row 1 has the instruction of"),
     ],
 )
@@ -115,6 +117,9 @@ def test_another_file_is_named(tmp_path, text, match):
     path.write_text(json.dumps([{"instruction": "a", "output_1": "b", "output_2": "c"}]))
     with pytest.raises(ValueError, match=r"row 0 lacks \['preference'\]"):
         read_annotations(path)
+    path.write_text(json.dumps([{"instruction": "a", "output_1": "b", "output_2": "c", "preference": "1.5"}]))
+    with pytest.raises(ValueError, match="row 0: `preference` is '1.5', but must be a number or null"):
+        read_annotations(path)
 
 
 def test_other_prompts_and_a_judge_without_judgement_are_named():
@@ -123,6 +128,8 @@ def test_other_prompts_and_a_judge_without_judgement_are_named():
         annotate(model, reference, LONGER, "length")
     with pytest.raises(ValueError, match="lacks 0 instructions .* and has 1 others, such as '2"):
         annotate(reference, model, LONGER, "length")
+    with pytest.raises(ValueError, match="`outputs` has an instruction twice"):
+        annotate([*model, model[0]], reference[:2], LONGER, "length")
     for answers in ([1.5] * 2, [0.5]):
         with pytest.raises(ValueError, match=r"`judge` must give a probability in \[0, 1\] for each pair"):
             annotate(model, reference[:2], lambda *_, answers=answers: answers, "wrong")

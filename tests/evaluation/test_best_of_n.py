@@ -79,6 +79,7 @@ def test_the_output_with_the_highest_reward_is_picked(form):
             r"`rewards` \(1 prompts\) and `values` \(1\) must",
         ),
         (lambda: best_of_n([], [], 1), "at least one prompt"),
+        (lambda: best_of_n([[1.0, 2.0]], [[1.0, float("nan")]], 1), "`values` row 0 holds NaN"),
     ],
 )
 def test_bad_input_is_named(call, match):

@@ -44,9 +44,20 @@ def test_equal_values_have_no_width_and_the_truth_is_held_as_often_as_promised()
     assert 0.91 < np.mean(held) < 0.99
 
 
+def test_values_of_one_prompt_are_drawn_together():
+    """Ten prompts of ten equal values each: as uncertain as ten values, not as a hundred."""
+    values = np.repeat([0.0, 1.0] * 5, 10)
+    prompts = np.repeat(np.arange(10), 10)
+    assert bootstrap_interval(values, groups=prompts) == bootstrap_interval([0.0, 1.0] * 5)
+    with pytest.raises(ValueError, match="at least two prompts, got 1"):
+        bootstrap_interval([0.0, 1.0], groups=["a", "a"])
+
+
 @pytest.mark.parametrize(
     ("call", "match"),
     [
+        (lambda: bootstrap_interval([1.0, float("nan")]), "Value 1 of the prompts is NaN"),
+        (lambda: seed_interval([float("nan"), 1.0]), "Value 0 of the seeds is NaN"),
         (lambda: seed_interval([1.0]), "An interval needs at least two seeds, got 1"),
         (lambda: bootstrap_interval([]), "An interval needs at least two prompts, got 0"),
         (lambda: seed_interval([1.0, 2.0], level=1.0), r"`level` must be in \(0, 1\), got 1.0"),

@@ -33,6 +33,21 @@ def test_without_a_taste_for_length_it_is_the_win_rate(quality):
     assert found["length_controlled_win_rate"] == pytest.approx(preferences.mean(), abs=0.02)
 
 
+@pytest.mark.parametrize(("wins", "count"), [(0, 40), (3, 100), (1, 20), (7, 10), (100, 100)])
+@pytest.mark.parametrize("with_anchors", [False, True])
+def test_few_wins_and_few_losses_stay_what_they_are(wins, count, with_anchors):
+    """A side that never wins must not be dropped from the fit; a small sample must not be drawn to one half."""
+    generator = np.random.default_rng(0)
+    lengths, others = generator.integers(50, 150, size=(2, count))
+    preferences = generator.permutation([1.0] * wins + [0.0] * (count - wins))
+    known = anchors(np.zeros(count), 400) if with_anchors else None
+    found = length_controlled_win_rate(preferences, lengths, others, anchors=known, resamples=20)
+    value, (low, high) = found["length_controlled_win_rate"], found["interval"]
+    tolerance = 0.3 if count < 20 else 0.1
+    assert value == pytest.approx(wins / count, abs=tolerance)
+    assert low - 1e-6 <= value <= high + 1e-6
+
+
 def test_equal_differences_tell_nothing_of_length():
     preferences = [1.0] * 30 + [0.0] * 10
     found = length_controlled_win_rate(preferences, [50] * 40, [40] * 40, resamples=2)

@@ -32,6 +32,11 @@ def test_win_rate(tmp_path):
         metric.compute(predictions=[1.0, 2.0], references=[1.0])
 
 
+def test_a_score_that_is_no_number_is_named(tmp_path):
+    with pytest.raises(ValueError, match="The scores of prompt 1 are"):
+        load("win_rate", tmp_path).compute(predictions=[1.0, float("nan")], references=[0.0, 0.0])
+
+
 def test_preference_accuracy(tmp_path):
     found = load("preference_accuracy", tmp_path).compute(predictions=[1.2, 0.3, 2.0], references=[0.1, 0.9, 2.0])
     expected = pair_metrics([1.2 - 0.1, 0.3 - 0.9, 0.0], [0, 0, 0])

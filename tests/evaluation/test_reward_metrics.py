@@ -51,6 +51,11 @@ def test_log_loss_of_a_coin_is_ln_2_and_the_length_baseline_is_its_own():
     assert figures["length_accuracy"] == 0.5 and figures["pairs"] == 2 and figures["margin"] == 0
 
 
+def test_a_margin_that_is_no_number_is_named():
+    with pytest.raises(ValueError, match="The margin of pair 1 is NaN"):
+        pair_metrics([1.0, float("nan")], [0, 0])
+
+
 @pytest.mark.parametrize(("margins", "lengths"), [([], []), ([1.0], [])])
 def test_no_pairs_or_unequal_lengths_are_errors(margins, lengths):
     with pytest.raises(ValueError, match="must be of one positive length"):

@@ -9,17 +9,27 @@ from trl_rlp.cli.arguments import parse
 from trl_rlp.data.judges import Judge, language_model_judge, reward_judge, with_user_turns
 from trl_rlp.data.loading import load_rows
 from trl_rlp.data.server_judge import ServerJudge
-from trl_rlp.evaluation.alpaca_eval import Rows, annotate, read_annotations, read_model_outputs, write_rows
+from trl_rlp.evaluation.alpaca_eval import (
+    Rows,
+    annotate,
+    read_annotations,
+    read_model_outputs,
+    require_same_instructions,
+    write_rows,
+)
 from trl_rlp.evaluation.annotation_report import compare_annotations, describe_annotations
 from trl_rlp.evaluation.length_control import load_anchors
 from trl_rlp.evaluation.policy_metrics import describe_outputs, kl_to_reference
 from trl_rlp.evaluation.reward_bench import read_reward_bench
 from trl_rlp.evaluation.reward_report import describe_reward_model
 from trl_rlp.trainer.artifacts import load_policy, load_reward_model
-from trl_rlp.trainer.run_folder import write_json
+from trl_rlp.trainer.run_folder import without_nan, write_json
 
 
 JUDGES = ("reward_model", "language_model", "server")
+FIGURES = "figures.json"
+ANNOTATIONS = {"outputs": "annotations.json", "other_outputs": "other_annotations.json"}
+"""File of a judge's annotations, by the argument with the outputs that they are of."""
 
 
 @dataclass
@@ -48,6 +58,10 @@ class EvaluateArguments:
             Where the server's API begins, for `"server"`.
         api_key (`str`, *optional*):
             Key for a server that wants one.
+        max_tokens (`int`, *optional*, defaults to `16`):
+            Longest answer of the server's judge; one that reasons needs more.
+        tolerance (`float`, *optional*, defaults to `0.1`):
+            Share of the server's answers that may name neither A nor B, in [0, 1]. Their pairs are draws.
         anchors (`str`, *optional*):
             AlpacaEval's `df_gamed.csv`, for its 805 instructions: its own length-controlled win rate.
         reward_model (`str`, *optional*):
@@ -87,6 +101,12 @@ class EvaluateArguments:
     )
     base_url: str | None = field(default=None, metadata={"help": "Where the server's API begins, for `server`."})
     api_key: str | None = field(default=None, metadata={"help": "Key for a server that wants one."})
+    max_tokens: int = field(
+        default=16, metadata={"help": "Longest answer of the server's judge; one that reasons needs more."}
+    )
+    tolerance: float = field(
+        default=0.1, metadata={"help": "Share of the server's answers that may name neither A nor B, in [0, 1]."}
+    )
     anchors: str | None = field(
         default=None, metadata={"help": "AlpacaEval's `df_gamed.csv`, for its own length-controlled win rate."}
     )
@@ -121,7 +141,7 @@ def main(options: Sequence[str]) -> None:
     )
     _require_fit(arguments)
     folder = Path(arguments.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    _require_new(folder, arguments)
     figures: dict[str, Any] = {}
     if arguments.outputs or arguments.annotations:
         figures |= _win_rates(arguments, folder)
@@ -129,9 +149,18 @@ def main(options: Sequence[str]) -> None:
         figures["reward_model"] = _reward_model(arguments)
     if arguments.samples:
         figures["policy"] = _policy(arguments)
-    write_json(folder / "figures.json", figures)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / FIGURES, without_nan(figures))
     _print(figures)
-    print(f"All figures: {folder / 'figures.json'}")
+    print(f"All figures: {folder / FIGURES}")
+
+
+def _require_new(folder: Path, arguments: EvaluateArguments) -> None:
+    """What is written must not take the place of another evaluation's files."""
+    names = [FIGURES, *(ANNOTATIONS[name] for name in ANNOTATIONS if vars(arguments)[name])]
+    there = [name for name in names if (folder / name).exists()]
+    if there:
+        raise ValueError(f"`output_dir` {folder} holds {there} already. Choose another `output_dir`, or move them.")
 
 
 def _require_fit(arguments: EvaluateArguments) -> None:
@@ -160,7 +189,13 @@ def _require_fit(arguments: EvaluateArguments) -> None:
 
 def _judge(arguments: EvaluateArguments) -> Judge:
     if arguments.judge == "server":
-        return ServerJudge(arguments.base_url, arguments.judge_model, api_key=arguments.api_key)
+        return ServerJudge(
+            arguments.base_url,
+            arguments.judge_model,
+            max_tokens=arguments.max_tokens,
+            tolerance=arguments.tolerance,
+            api_key=arguments.api_key,
+        )
     if arguments.judge == "language_model":
         return language_model_judge(*load_policy(arguments.judge_model))
     model, processing_class = load_reward_model(arguments.judge_model)
@@ -169,38 +204,42 @@ def _judge(arguments: EvaluateArguments) -> Judge:
 
 
 def _win_rates(arguments: EvaluateArguments, folder: Path) -> dict[str, Any]:
+    anchors = None if arguments.anchors is None else load_anchors(arguments.anchors)
+    answers: dict[str, Any] = {}
     if arguments.annotations:
         paths = [path for path in (arguments.annotations, arguments.other_annotations) if path]
         annotations = [read_annotations(path) for path in paths]
     else:
-        annotations = _annotated(arguments, folder)
-    anchors = None if arguments.anchors is None else load_anchors(arguments.anchors)
+        annotations, answers = _annotated(arguments, folder)
     figures = {
         name: describe_annotations(rows, anchors)
         for name, rows in zip(("win_rate", "other_win_rate"), annotations, strict=False)
     }
     if len(annotations) == 2:
         figures["comparison"] = compare_annotations(*annotations)
-    return figures
+    return {**figures, **answers}
 
 
-def _annotated(arguments: EvaluateArguments, folder: Path) -> list[Rows]:
-    reference, judge = read_model_outputs(arguments.reference_outputs), _judge(arguments)
-    annotations = []
-    for name in ("outputs", "other_outputs"):
-        path = vars(arguments)[name]
-        if path is None:
-            continue
-        rows = annotate(read_model_outputs(path), reference, judge, f"{arguments.judge}: {arguments.judge_model}")
-        write_rows(folder / f"{name.replace('outputs', 'annotations')}.json", rows)
-        annotations.append(rows)
-    return annotations
+def _annotated(arguments: EvaluateArguments, folder: Path) -> tuple[list[Rows], dict[str, Any]]:
+    """Reads and matches all files before a judge is asked, and keeps what it said before it is read."""
+    reference = read_model_outputs(arguments.reference_outputs)
+    outputs = {name: read_model_outputs(vars(arguments)[name]) for name in ANNOTATIONS if vars(arguments)[name]}
+    for rows in outputs.values():
+        require_same_instructions(rows, reference)
+    judge, annotations = _judge(arguments), []
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in outputs.items():
+        annotations.append(annotate(rows, reference, judge, f"{arguments.judge}: {arguments.judge_model}"))
+        write_rows(folder / ANNOTATIONS[name], annotations[-1])
+    if not isinstance(judge, ServerJudge):
+        return annotations, {}
+    return annotations, {"judge": {"asked": judge.asked, "unreadable": judge.unreadable}}
 
 
 def _reward_model(arguments: EvaluateArguments) -> dict[str, Any]:
     model, processing_class = load_reward_model(arguments.reward_model)
     pairs = load_rows(arguments.preferences)
-    if "subset" in pairs.column_names:
+    if {"subset", "question", "input"} & set(pairs.column_names):
         pairs = read_reward_bench(arguments.preferences, chat=processing_class.chat_template is not None)
     return describe_reward_model(model, processing_class, pairs, max_length=arguments.max_length)
 
@@ -225,6 +264,8 @@ def _print(figures: dict[str, Any]) -> None:
                 f"{name}: {found['win_rate']:.3f}{_within(found['interval'])} on {found['prompts']} prompts "
                 f"({found['wins']} wins, {found['draws']} draws, {found['losses']} losses){at_equal_length}"
             )
+    if "judge" in figures:
+        print(f"judge: {figures['judge']['unreadable']} of {figures['judge']['asked']} answers name neither A nor B")
     if "comparison" in figures:
         found = figures["comparison"]
         print(f"difference: {found['difference']:+.3f}{_within(found['interval'])} on {found['prompts']} prompts")

@@ -14,6 +14,9 @@ from trl_rlp.data.turns import Messages
 
 logger = logging.get_logger(__name__)
 
+_BEGINS = re.compile(r"\W*[AB](?=\W*$|\W*\n|[^\w\s])")
+_NAMES = re.compile(r"(?:response|answer|output|option|verdict)(?: is)?\W{0,4}\b[AB]\b", re.IGNORECASE)
+
 
 class ServerJudge:
     """
@@ -21,7 +24,8 @@ class ServerJudge:
 
     Each pair is asked in both orders at `/chat/completions`. An output that is called better both times wins; where
     the answers disagree, or one of them cannot be read, the pair is a draw. An answer can be read if, of the letters
-    A and B standing alone, it holds one and not the other; what stands before a `</think>` is left out.
+    A and B standing alone, it holds one and not the other, at its beginning or behind a word such as "Response"; what
+    stands before a `</think>` is left out.
 
     Args:
         base_url (`str`):
@@ -139,6 +143,9 @@ class ServerJudge:
 
 def _letter(answer: str) -> str | None:
     """The letter that an answer names, if it names one of the two only."""
+    if "<think>" in answer and "</think>" not in answer:
+        return None  # cut off before it said anything
     _, _, said = answer.rpartition("</think>")
     letters = set(re.findall(r"(?<!\w)[AB](?!\w)", said))
-    return letters.pop() if len(letters) == 1 else None
+    is_verdict = _BEGINS.match(said) or _NAMES.search(said)  # "A tie." holds an article
+    return letters.pop() if len(letters) == 1 and is_verdict else None

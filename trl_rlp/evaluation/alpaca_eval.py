@@ -50,7 +50,7 @@ def write_model_outputs(path: str | Path, outputs: Dataset, generator: str) -> N
             The file.
         outputs (`datasets.Dataset`):
             `prompt` (text or messages; of messages the contents are written, one a line), and `completion`, or
-            `completions`, of which the first is taken. A column `dataset` is kept.
+            `completions`, of which the first is taken (text or messages, likewise). A column `dataset` is kept.
         generator (`str`):
             The policy's name.
 
@@ -63,7 +63,7 @@ def write_model_outputs(path: str | Path, outputs: Dataset, generator: str) -> N
         {
             **({"dataset": row["dataset"]} if "dataset" in row else {}),
             "instruction": prompt_text(row["prompt"]),
-            "output": row[column] if column == "completion" else row[column][0],
+            "output": prompt_text(row[column] if column == "completion" else row[column][0]),
             "generator": generator,
         }
         for row in outputs
@@ -93,8 +93,8 @@ def annotate(outputs: Rows, reference_outputs: Rows, judge: Judge, annotator: st
     Raises:
         ValueError: if the instructions differ, or the judge answers outside [0, 1].
     """
+    require_same_instructions(outputs, reference_outputs)
     by_instruction = {row["instruction"]: row for row in outputs}
-    _require_same_instructions(by_instruction, [row["instruction"] for row in reference_outputs])
     pairs = [(reference, by_instruction[reference["instruction"]]) for reference in reference_outputs]
     asked = [pair for pair in pairs if pair[0]["output"] != pair[1]["output"]]
     verdicts = judge(
@@ -118,6 +118,31 @@ def annotate(outputs: Rows, reference_outputs: Rows, judge: Judge, annotator: st
         }
         for reference, model in pairs
     ]
+
+
+def require_same_instructions(outputs: Rows, reference_outputs: Rows) -> None:
+    """
+    Checks that two sets of outputs are for the same instructions.
+
+    Args:
+        outputs (`list[dict]`):
+            The model's.
+        reference_outputs (`list[dict]`):
+            The reference's.
+
+    Raises:
+        ValueError: if an instruction is in one of them only, or twice.
+    """
+    found, expected = ({row["instruction"] for row in rows} for rows in (outputs, reference_outputs))
+    for name, rows, distinct in (("outputs", outputs, found), ("reference_outputs", reference_outputs, expected)):
+        if len(distinct) < len(rows):
+            raise ValueError(f"`{name}` has an instruction twice. Keep one output of each.")
+    missing, further = sorted(expected - found), sorted(found - expected)
+    if missing or further:
+        raise ValueError(
+            f"`outputs` lacks {len(missing)} instructions of `reference_outputs` and has {len(further)} others, such "
+            f"as {(missing or further)[0][:60]!r}. Compare outputs for the same prompts."
+        )
 
 
 def read_annotations(path: str | Path) -> Rows:
@@ -206,6 +231,9 @@ def leaderboard_row(annotations: Rows) -> dict[str, float]:
     }
 
 
+TEXTS = ("instruction", "output", "output_1", "output_2")
+
+
 def _read(path: str | Path, columns: Sequence[str]) -> Rows:
     try:
         rows = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -217,15 +245,12 @@ def _read(path: str | Path, columns: Sequence[str]) -> Rows:
         missing = [name for name in columns if not isinstance(row, dict) or name not in row]
         if missing:
             raise ValueError(f"{path} row {number} lacks {missing}. Each entry needs {list(columns)}.")
+        for name in columns:
+            value = row[name]
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (isinstance(value, str) if name in TEXTS else value is None or is_number):
+                raise ValueError(
+                    f"{path} row {number}: `{name}` is {str(value)[:60]!r}, but must be "
+                    f"{'text' if name in TEXTS else 'a number or null'}. Correct or drop the entry."
+                )
     return rows
-
-
-def _require_same_instructions(found: dict[str, Any], expected: list[str]) -> None:
-    missing = [text for text in expected if text not in found]
-    further = sorted(found.keys() - set(expected))
-    if missing or further:
-        example = (missing or further)[0]
-        raise ValueError(
-            f"`outputs` lacks {len(missing)} instructions of `reference_outputs` and has {len(further)} others, such "
-            f"as {example[:60]!r}. Compare outputs for the same prompts."
-        )

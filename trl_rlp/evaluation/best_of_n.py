@@ -88,6 +88,9 @@ def best_of_n(
             f"`rewards` ({len(rewards)} prompts) and `values` ({len(values)}) must hold the same samples of at least "
             "one prompt. Give one of each a sample."
         )
+    for row, worth in enumerate(values):
+        if np.isnan(np.asarray(worth, dtype=float)).any():
+            raise ValueError(f"`values` row {row} holds NaN. Give each sample's worth as a number.")
     picked = [
         float(best_of_n_weights(row, n) @ np.asarray(worth, dtype=float))
         for row, worth in zip(rewards, values, strict=True)
@@ -105,7 +108,7 @@ def best_of_n_kl(n: int) -> float:
     r"""
     Gives the KL divergence of best-of-n from the policy that it samples from: $\log n - (n - 1) / n$.
 
-    It is exact where no two outputs have one reward, and an upper bound where they may.
+    An upper bound: it is exact where outputs come from a continuum, and too high where an output may be drawn twice.
 
     Args:
         n (`int`):

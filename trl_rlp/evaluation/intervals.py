@@ -1,6 +1,7 @@
 """How far a mean may be from the truth: over prompts by the bootstrap, over seeds by Student's t."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import scipy.stats
@@ -13,7 +14,12 @@ _DRAWS = 10_000_000
 
 
 def bootstrap_interval(
-    values: Sequence[float], *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
+    values: Sequence[float],
+    *,
+    groups: Sequence[Any] | None = None,
+    level: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """
     Gives the percentile bootstrap interval of a mean over prompts.
@@ -24,6 +30,8 @@ def bootstrap_interval(
     Args:
         values (`Sequence[float]`):
             One a prompt, independent of each other; for a paired comparison the differences.
+        groups (`Sequence`, *optional*):
+            What each value is of, where several are of one prompt: prompts are then resampled with all their values.
         level (`float`, *optional*, defaults to `0.95`):
             Share of the resampled means that the interval holds, in (0, 1).
         resamples (`int`, *optional*, defaults to `10000`):
@@ -35,22 +43,25 @@ def bootstrap_interval(
         `tuple[float, float]`: lower and upper end.
 
     Raises:
-        ValueError: if there are fewer than two values, or `level` is out of range.
+        ValueError: if there are fewer than two values or prompts, one is NaN, or `level` is out of range.
 
     Reference:
         Efron, Tibshirani 1993, An Introduction to the Bootstrap, section 13.3.
     """
     _require(values, level, "prompts")
-    batch = max(1, _DRAWS // len(values))
-    generator = np.random.default_rng(seed)
+    place = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    if place.max() == 0:
+        raise ValueError("An interval needs at least two prompts, got 1. Measure more of them.")
+    sums, counts = np.bincount(place, weights=values), np.bincount(place)  # (prompts,)
     found = scipy.stats.bootstrap(
-        (np.asarray(values, dtype=float),),
-        np.mean,
+        (sums, counts),
+        lambda total, count, axis: total.sum(axis) / count.sum(axis),
+        paired=True,
         n_resamples=resamples,
-        batch=batch,
+        batch=max(1, _DRAWS // len(sums)),
         confidence_level=level,
         method="percentile",
-        rng=generator,
+        rng=np.random.default_rng(seed),
     )
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
@@ -69,7 +80,7 @@ def seed_interval(values: Sequence[float], *, level: float = 0.95) -> dict[str, 
         `dict[str, float]`: `mean`, `standard_error`, `low`, `high` in the values' unit, and the number of `seeds`.
 
     Raises:
-        ValueError: if there are fewer than two seeds, or `level` is out of range.
+        ValueError: if there are fewer than two seeds, a value is NaN, or `level` is out of range.
     """
     _require(values, level, "seeds")
     mean, error = float(np.mean(values)), float(standard_error(values))
@@ -86,5 +97,8 @@ def seed_interval(values: Sequence[float], *, level: float = 0.95) -> dict[str, 
 def _require(values: Sequence[float], level: float, what: str) -> None:
     if len(values) < 2:
         raise ValueError(f"An interval needs at least two {what}, got {len(values)}. Measure more of them.")
+    missing = np.isnan(np.asarray(values, dtype=float))
+    if missing.any():
+        raise ValueError(f"Value {int(missing.argmax())} of the {what} is NaN, so that there is no mean.")
     if not 0 < level < 1:
         raise ValueError(f"`level` must be in (0, 1), got {level}.")

@@ -11,11 +11,18 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
+from transformers.utils import logging
 
+
+logger = logging.get_logger(__name__)
 
 STRENGTHS = np.logspace(-4, 4, 10)
 """C of the fit, the inverse of the penalty's weight: cross-validation chooses one."""
 
+RIDGE = 100.0
+"""C of the fit without anchors."""
+
+CERTAIN = 1e-9
 FOLDS = 5
 SEED = 123
 ANCHOR_WEIGHT = 0.1
@@ -88,12 +95,13 @@ def length_controlled_win_rate(
     \text{LC} = \frac{1}{N} \sum_i \sigma(\theta + \psi \gamma_i)$$
 
     Δ is the reference's length minus the policy's, s its deviation, γ the difficulty of an instruction. Without
-    anchors there are no difficulties, and ψγ is left out. The fit minimises ‖(θ, φ, ψ)‖₁ + C · log loss, C chosen by
-    five-fold cross-validation. Where all differences in length are equal nothing can be told of length, φ is 0, and
-    the result differs from the win rate by the penalty alone.
+    anchors there are no difficulties, ψγ is left out, and the fit is that of the highest likelihood with a ridge of
+    1/100, which keeps terms finite where one side always wins. Where all differences in length are equal nothing can
+    be told of length, φ is 0, and the result is the win rate.
 
-    On AlpacaEval's own annotations, with `anchors`, this is its length-controlled win rate: the same fit, whose folds
-    today's scikit-learn deals out in another order (see docs/evaluation.md for how near it comes).
+    On AlpacaEval's own annotations, with `anchors`, this is its length-controlled win rate: the fit minimises
+    ‖(θ, φ, ψ)‖₁ + C · log loss, C chosen by five-fold cross-validation, whose folds today's scikit-learn deals out in
+    another order (docs/results.md says how near it comes).
 
     Args:
         preferences (`Sequence[float]`):
@@ -125,21 +133,23 @@ def length_controlled_win_rate(
         https://github.com/tatsu-lab/alpaca_eval/blob/cd543a1/src/alpaca_eval/metrics/glm_winrate.py.
     """
     values = _checked(preferences, lengths, reference_lengths, anchors)
+    if not 0 < level < 1:
+        raise ValueError(f"`level` must be in (0, 1), got {level}.")
     own = _features(np.subtract(reference_lengths, lengths).astype(float), anchors)  # (prompts, terms)
-    is_known = ~np.isnan(values)
     fixed = _anchor_rows(anchors)
 
-    def fitted(rows: np.ndarray, strength: float) -> np.ndarray:
+    known = np.flatnonzero(~np.isnan(values))
+    strength = None if anchors is None else _chosen_strength(*_stacked(fixed, own[known], values[known]))
+
+    def fitted(rows: np.ndarray) -> np.ndarray:
         return _fit(*_stacked(fixed, own[rows], values[rows]), strength, np.random.RandomState(SEED))
 
     def at_equal_length(terms: np.ndarray) -> float:
         return float((1 / (1 + np.exp(-(own[:, 1:] @ terms[1:])))).mean())
 
-    known = np.flatnonzero(is_known)
-    strength = _chosen_strength(*_stacked(fixed, own[known], values[known]))
-    terms = fitted(known, strength)
+    terms = fitted(known)
     generator = np.random.default_rng(seed)
-    drawn = [at_equal_length(fitted(generator.choice(known, len(known)), strength)) for _ in range(resamples)]
+    drawn = [at_equal_length(fitted(generator.choice(known, len(known)))) for _ in range(resamples)]
     tail = (1 - level) / 2
     return {
         "length_controlled_win_rate": at_equal_length(terms),
@@ -171,6 +181,12 @@ def _checked(
             f"There are {len(values)} prompts, but `anchors` knows {len(anchors.by_instruction)} instructions. Leave "
             "`anchors` out for other data than AlpacaEval's."
         )
+    if anchors is not None and len(values) < len(anchors.by_instruction):
+        logger.warning(
+            f"{len(values)} of the {len(anchors.by_instruction)} instructions that `anchors` knows are there, and "
+            "difficulties go by position: from the first missing one on they are those of other instructions, as in "
+            "the published values. For a part of the set leave `anchors` out."
+        )
     return values
 
 
@@ -199,12 +215,23 @@ def _stacked(fixed: Rows | None, features: np.ndarray, preferences: np.ndarray) 
 
 
 def _fit(
-    features: np.ndarray, preferences: np.ndarray, weights: np.ndarray, strength: float, state: np.random.RandomState
+    features: np.ndarray,
+    preferences: np.ndarray,
+    weights: np.ndarray,
+    strength: float | None,
+    state: np.random.RandomState,
 ) -> np.ndarray:
     """Each row counts as a win and as a loss, weighted by how much of each it is."""
-    model = LogisticRegression(C=strength, l1_ratio=1.0, solver="liblinear", fit_intercept=False, random_state=state)
+    if strength is None:
+        model = LogisticRegression(C=RIDGE, fit_intercept=False)
+    else:
+        model = LogisticRegression(
+            C=strength, l1_ratio=1.0, solver="liblinear", fit_intercept=False, random_state=state
+        )
+    # A label without any weight would be dropped, and the other one be taken for it.
+    shares = preferences.clip(CERTAIN, 1 - CERTAIN)
+    shares = np.concatenate([shares * weights, (1 - shares) * weights])
     labels = np.repeat([1, 0], len(preferences))
-    shares = np.concatenate([preferences * weights, (1 - preferences) * weights])
     with warnings.catch_warnings():
         # Under a weak penalty the solver may stop early, as it did for the published values.
         warnings.simplefilter("ignore", ConvergenceWarning)

@@ -105,13 +105,16 @@ def pair_metrics(margins: Sequence[float], length_differences: Sequence[float]) 
         beat).
 
     Raises:
-        ValueError: if there is no pair, or the two sequences differ in length.
+        ValueError: if there is no pair, the two sequences differ in length, or a margin is NaN.
     """
     if len(margins) == 0 or len(margins) != len(length_differences):
         raise ValueError(
             f"`margins` and `length_differences` must be of one positive length, got {len(margins)} and "
             f"{len(length_differences)}. Pass one of each a pair."
         )
+    if np.isnan(np.asarray(margins, dtype=float)).any():
+        row = int(np.isnan(np.asarray(margins, dtype=float)).argmax())
+        raise ValueError(f"The margin of pair {row} is NaN. Check the rewards of its two sides.")
     return {
         "pairs": len(margins),
         "accuracy": preference_accuracy(margins),

@@ -1,5 +1,6 @@
 """What a reward model is like on labelled pairs, beyond what the gate reads: its margins, and its taste for length."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,11 +79,13 @@ def describe_reward_model(
             Of the interval, in (0, 1).
 
     Returns:
-        `dict`: [`~trl_rlp.evaluation.reward_metrics.pair_metrics`]; `accuracy_interval`, by the bootstrap over pairs
-        (`None` for a single pair); `margin_histogram`; `length_correlation`, Spearman's between reward and length in
-        characters over all outputs, and `margin_length_correlation` between margin and difference in length over
-        pairs, which the prompt cannot explain. Both lie in [-1, 1] and are `None` where one side is constant. Where
-        there is a column `subset`, also `subsets` and `sections`, the scores of [`~trl_rlp.evaluation.reward_bench`].
+        `dict`: [`~trl_rlp.evaluation.reward_metrics.pair_metrics`]; `accuracy_interval`, by the bootstrap over
+        prompts, or over pairs where they have none (`None` for a single one); `margin_histogram`;
+        `length_correlation`, Spearman's between reward and length in characters over all outputs, and
+        `margin_length_correlation` between
+        margin and difference in length over pairs, which the prompt cannot explain. Both lie in [-1, 1] and are `None`
+        where one side is constant. Where there is a column `subset`, also `subsets` and `sections`, the scores of
+        [`~trl_rlp.evaluation.reward_bench`].
 
     Raises:
         ValueError: if a column is missing, the data set is empty, or as [`~trl_rlp.data.scoring.score`] raises.
@@ -91,13 +94,17 @@ def describe_reward_model(
     margins = np.subtract(rewards["chosen"], rewards["rejected"])  # (pairs,)
     differences = np.subtract(lengths["chosen"], lengths["rejected"])  # (pairs,)
     right = (margins > 0) + 0.5 * (margins == 0)
+    prompts = None
+    if "prompt" in preferences.column_names:
+        prompts = [json.dumps(prompt) for prompt in preferences["prompt"]]
+    has_interval = len(set(prompts) if prompts else margins) > 1
     subsets = {}
     if "subset" in preferences.column_names:
         accuracies = subset_accuracies(margins, preferences["subset"][:])
         subsets = {"subsets": accuracies, "sections": section_scores(accuracies)}
     return {
         **pair_metrics(margins, differences),
-        "accuracy_interval": None if len(margins) < 2 else bootstrap_interval(right, level=level),
+        "accuracy_interval": None if not has_interval else bootstrap_interval(right, groups=prompts, level=level),
         "length_correlation": rank_correlation(
             [*rewards["chosen"], *rewards["rejected"]], [*lengths["chosen"], *lengths["rejected"]]
         ),

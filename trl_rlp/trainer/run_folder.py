@@ -33,12 +33,21 @@ def read_json(path: Path) -> Any:
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
-def _without_nan(value: Any) -> Any:
-    """The same value with null for numbers that JSON does not have."""
+def without_nan(value: Any) -> Any:
+    """
+    Gives the same value with `None` for numbers that JSON does not have.
+
+    Args:
+        value:
+            Dicts, lists and plain values.
+
+    Returns:
+        What JSON can write.
+    """
     if isinstance(value, dict):
-        return {key: _without_nan(each) for key, each in value.items()}
+        return {key: without_nan(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(each) for each in value]
+        return [without_nan(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -143,9 +152,7 @@ class RunFolder:
             figures = work(partial, **arguments) or {}
             self.state.wait_for_everyone()
             if self.state.is_main_process:
-                write_json(
-                    partial / RESULT, {"figures": _without_nan(figures), "seconds": time.perf_counter() - start}
-                )
+                write_json(partial / RESULT, {"figures": without_nan(figures), "seconds": time.perf_counter() - start})
                 shutil.rmtree(folder, ignore_errors=True)
                 os.replace(partial, folder)
             self.state.wait_for_everyone()

@@ -1,5 +1,6 @@
 """Win rate for `evaluate`: see README.md beside this file."""
 
+import math
 from typing import Any
 
 import datasets
@@ -26,5 +27,8 @@ class WinRate(evaluate.Metric):
     def _compute(
         self, predictions: list[float], references: list[float], level: float = 0.95, seed: int = 0
     ) -> dict[str, Any]:
-        pairs = zip(predictions, references, strict=True)
+        pairs = list(zip(predictions, references, strict=True))
+        for row, pair in enumerate(pairs):
+            if any(math.isnan(score) for score in pair):
+                raise ValueError(f"The scores of prompt {row} are {pair}. Give a number for each output.")
         return win_rate([(own > other) + 0.5 * (own == other) for own, other in pairs], level=level, seed=seed)
