@@ -125,8 +125,8 @@ class Bench:
         return wins
 
     def best_of_n(self, sft: PreTrainedModel, reward_model: PreTrainedModel) -> dict[str, float]:
-        """What the best of n outputs of π_SFT by r is worth."""
-        samples = self.sample(sft, self.evaluation_prompts, self.settings.best_of_samples, 1.0, stream=8)
+        """What the best of n outputs of π_SFT by r is worth, drawn at the temperature of all evaluation."""
+        samples = self.sample(sft, self.evaluation_prompts, self.settings.best_of_samples, 0.7, stream=8)
         rewards, worth = [], []
         for row in samples:
             prompts = [row["prompt"]] * len(row["completions"])

@@ -38,7 +38,7 @@ def write_curves(runs: dict[int, Results], folder: Path) -> None:
             rows += [[name[6:], method, *point] for point in zip(steps, kl, gold, proxy, strict=True)]
     labels = ("gold reward of the rollouts", "proxy: the reward model trained against")
     for axis, label in zip(axes, labels, strict=True):
-        axis.set(xlabel="KL to π_SFT, nats", ylabel=label)
+        axis.set(xlabel="clamped KL to π_SFT, nats (training prompts)", ylabel=label)
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=7)
     figure.tight_layout()

@@ -20,11 +20,14 @@ from settings import SETTINGS
 
 
 def seeds_of(text: str) -> list[int]:
-    """Reads `0-9` or `0,3,5`."""
-    if "-" in text:
-        first, last = map(int, text.split("-"))
-        return list(range(first, last + 1))
-    return [int(part) for part in text.split(",")]
+    """Reads `0-9`, `0,3,5` or both."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        seeds += range(int(first), int(last or first) + 1)
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise argparse.ArgumentTypeError(f"{text!r} names no seed, or one twice.")
+    return seeds
 
 
 def run_seed(folder: Path, seed: int, name: str) -> None:
@@ -60,7 +63,7 @@ def run_seeds(folder: Path, seeds: list[int], name: str, workers: int) -> None:
             seed = waiting.pop(0)
             words = ["seed", "--seed", str(seed), "--output_dir", str(folder), "--settings", name]
             folder.mkdir(parents=True, exist_ok=True)
-            log = (folder / f"seed-{seed}.log").open("w")
+            log = (folder / f"seed-{seed}.log").open("a")
             process = subprocess.Popen([sys.executable, __file__, *words], stdout=log, stderr=subprocess.STDOUT)
             running.append((seed, process))
         for seed, process in list(running):
@@ -83,6 +86,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--report_dir", type=Path, help="where tables and figures go; output_dir/report if left out")
     arguments = parser.parse_args()
+    if arguments.workers < 1:
+        parser.error("--workers must be at least 1")
     if arguments.command == "seed":
         run_seed(arguments.output_dir, arguments.seed, arguments.settings)
     elif arguments.command == "seeds":

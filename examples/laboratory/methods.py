@@ -55,3 +55,6 @@ METHODS: dict[str, Method] = {
     "spg, last token": _spg("controls", head="last_token"),
 }
 """By the name in the tables. `mib` of Table 4 is `uml`, and `spg` of Table 5 is `spg`."""
+
+HEADS = {"log_ratio": "ppo", "last_token": "ppo, last token"}
+"""Heads of reward models, and the name of plain PPO against one."""

@@ -18,11 +18,12 @@ from tables import (
 
 def write_report(folder: Path, target: Path) -> None:
     """Writes `tables.md`, `policies.csv`, `curves.png` and `curves.csv`."""
-    runs = load_runs(folder)
+    runs, unfinished = load_runs(folder)
     kl_coef = json.loads((folder / "settings.json").read_text())["kl_coef"]
     target.mkdir(parents=True, exist_ok=True)
     seeds = ", ".join(map(str, runs))
-    sections = [f"{len(runs)} seeds: {seeds}. Means ± half of the 95 % interval over seeds (Student's t)."]
+    missing = f" Not finished and left out: {', '.join(map(str, unfinished))}." if unfinished else ""
+    sections = [f"{len(runs)} seeds: {seeds}.{missing} Means ± half of the 95 % interval over seeds (Student's t)."]
     sections += [f"## Claims\n\n{claims_table(runs, kl_coef)}"]
     sections += [f"## Policies: {name}\n\n{policy_table(runs, methods)}" for name, methods in TABLES.items()]
     sections += [

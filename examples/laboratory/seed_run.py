@@ -3,23 +3,20 @@
 import json
 import os
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from bench import Bench
 from datasets import Dataset
-from methods import METHODS, Method
+from methods import HEADS, METHODS, Method
 from settings import Settings
 from task import SameValue
 from training import train_policy, train_reward_model, train_sft
 from transformers import PreTrainedModel
 
 from trl_rlp import cluster, synthesise_preferences
-
-
-HEADS = {"log_ratio": "ppo", "last_token": "ppo, last token"}
-"""Heads of reward models, and the name of plain PPO against one."""
 
 
 class SeedRun:
@@ -43,28 +40,54 @@ class SeedRun:
 
     def run(self) -> None:
         """Steps 0 to 4 of Algorithm 1 once, then every method's refinement and its step 5."""
-        bench = self.bench
-        self.sft = train_sft(bench)
-        self.human = bench.human_pairs(self.sft)  # D
-        self.reward_models = {head: train_reward_model(bench, self.human, head)[0] for head in HEADS}  # r
-        policies = {head: self._policy(model) for head, model in self.reward_models.items()}  # π
-        self.policy_samples = {
-            head: bench.sample(policy, bench.unlabelled, bench.settings.num_generations, 1.0, stream=5)
-            for head, (policy, _) in policies.items()
-        }  # P
-        self.labelled = {
-            "human": bench.labelled_pairs(bench.sample(self.sft, bench.evaluation_prompts, 4, 1.0, stream=3)),
-            "policy": bench.labelled_pairs(
-                bench.sample(policies["log_ratio"][0], bench.evaluation_prompts, 4, 1.0, stream=6)
-            ),
-        }
         self._keep("sft", lambda: {"policy": self._policy_figures(self.sft)})
-        self._keep("best-of-n", lambda: {"policy": bench.best_of_n(self.sft, self.reward_models["log_ratio"])})
+        self._keep("best-of-n", lambda: {"policy": self.bench.best_of_n(self.sft, self.reward_models["log_ratio"])})
         for head, name in HEADS.items():
-            self._keep(name, lambda head=head: self._described(self.reward_models[head], *policies[head]))
+            self._keep(name, lambda head=head: self._described(self.reward_models[head], *self.policies[head]))
         for name, method in METHODS.items():
             self._keep(name, lambda method=method: self._retrained(method))
         self._sweep()
+
+    # What several methods share is made when the first of them asks for it.
+
+    @cached_property
+    def sft(self) -> PreTrainedModel:
+        """π_SFT."""
+        return train_sft(self.bench)
+
+    @cached_property
+    def human(self) -> Dataset:
+        """D."""
+        return self.bench.human_pairs(self.sft)
+
+    @cached_property
+    def reward_models(self) -> dict[str, PreTrainedModel]:
+        """r, by its head."""
+        return {head: train_reward_model(self.bench, self.human, head)[0] for head in HEADS}
+
+    @cached_property
+    def policies(self) -> dict[str, tuple[PreTrainedModel, list[dict[str, float]]]]:
+        """π against each of them, and what its training logged."""
+        return {head: self._policy(model) for head, model in self.reward_models.items()}
+
+    @cached_property
+    def policy_samples(self) -> dict[str, Dataset]:
+        """P of each of them."""
+        n, prompts = self.bench.settings.num_generations, self.bench.unlabelled
+        return {
+            head: self.bench.sample(policy, prompts, n, 1.0, stream=5) for head, (policy, _) in self.policies.items()
+        }
+
+    @cached_property
+    def labelled(self) -> dict[str, Dataset]:
+        """Pairs of outputs of π_SFT and of π (of the log-ratio r) that the gold reward labels."""
+        policies = {"human": (self.sft, 3), "policy": (self.policies["log_ratio"][0], 6)}
+        return {
+            name: self.bench.labelled_pairs(
+                self.bench.sample(policy, self.bench.evaluation_prompts, 4, 1.0, stream=stream)
+            )
+            for name, (policy, stream) in policies.items()
+        }
 
     def _keep(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
         if name not in self.results:

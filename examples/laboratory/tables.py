@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from methods import METHODS
+from methods import HEADS, METHODS
 
 from trl_rlp import seed_interval
 
@@ -25,15 +25,20 @@ FIGURES = ("win_rate", "gold", "right", "kl", "proxy", "malformed", "characters"
 EQUAL_KL = (0.5, 1.0, 2.0, 4.0)
 
 
-def load_runs(folder: Path) -> dict[int, Results]:
-    """Results of each seed that is finished."""
-    runs = {}
-    for path in sorted(folder.glob("seed-*/results.json")):
-        runs[int(path.parent.name.split("-")[1])] = json.loads(path.read_text())
-    complete = {seed: run for seed, run in runs.items() if set(METHODS) <= set(run)}
-    if len(complete) < 2:
-        raise SystemExit(f"{folder} holds {len(complete)} finished seeds; an interval needs at least two.")
-    return complete
+def load_runs(folder: Path) -> tuple[dict[int, Results], list[int]]:
+    """Results of the seeds that are finished, and the seeds that are not."""
+    sweep = {f"sweep {beta}" for beta in json.loads((folder / "settings.json").read_text())["sweep"]}
+    runs, unfinished = {}, []
+    paths = {int(path.parent.name.split("-")[1]): path for path in folder.glob("seed-*/results.json")}
+    for seed, path in sorted(paths.items()):
+        run = json.loads(path.read_text())
+        if {*METHODS, *HEADS.values(), "sft", "best-of-n", *sweep} <= set(run):
+            runs[seed] = run
+        else:
+            unfinished.append(seed)
+    if len(runs) < 2:
+        raise SystemExit(f"{folder} holds {len(runs)} finished seeds; an interval needs at least two.")
+    return runs, unfinished
 
 
 def sweep_of(runs: dict[int, Results]) -> list[str]:
@@ -58,16 +63,12 @@ def difference(first: Value, second: Value) -> Value:
     return lambda run: None if None in (first(run), second(run)) else first(run) - second(run)
 
 
-def gold_at(method: Results, kl: float) -> float | None:
-    """Gold reward of the rollouts on the way where a policy's KL passes a value; `None` if it never does."""
-    curve = method["curve"]
-    distances, golds = (smoothed([point[name] for point in curve]) for name in ("kl", "gold"))
-    past = np.flatnonzero(distances >= kl)
-    if not len(past) or past[0] == 0:
-        return None
-    after = past[0]
-    share = (kl - distances[after - 1]) / (distances[after] - distances[after - 1])
-    return float(golds[after - 1] + share * (golds[after] - golds[after - 1]))
+def gold_at(run: Results, method: str, kl: float) -> float | None:
+    """Gold reward that a method's policies of the sweep reach at a KL, between the two nearest; `None` outside."""
+    policies = [run[name][method]["policy"] for name in run if name.startswith("sweep ")]
+    points = sorted([(0.0, run["sft"]["policy"]["gold"])] + [(policy["kl"], policy["gold"]) for policy in policies])
+    distances, golds = zip(*points, strict=True)
+    return float(np.interp(kl, distances, golds)) if kl <= distances[-1] else None
 
 
 def smoothed(values: Sequence[float], width: int = 5) -> np.ndarray:
@@ -158,16 +159,13 @@ def sweep_table(runs: dict[int, Results]) -> str:
 
 
 def equal_kl_table(runs: dict[int, Results]) -> str:
-    """Gold reward of the rollouts at the same KL, along the way of the least restrained runs."""
-    weakest = min(
-        (name for name in next(iter(runs.values())) if name.startswith("sweep ")), key=lambda n: float(n[6:])
-    )
+    """Gold reward at the same KL, read between the policies of the sweep, on evaluation prompts."""
     rows = []
     for kl in EQUAL_KL:
-        at = {method: lambda run, method=method, kl=kl: gold_at(run[weakest][method], kl) for method in ("ppo", "spg")}
-        reached = {seed: run for seed, run in runs.items() if None not in (at["ppo"](run), at["spg"](run))}
+        values = [lambda run, method=method, kl=kl: gold_at(run, method, kl) for method in ("ppo", "spg")]
+        reached = {seed: run for seed, run in runs.items() if None not in [value(run) for value in values]}
         if len(reached) < 2:
             continue
-        cells = [cell(over_seeds(reached, value)) for value in (*at.values(), difference(at["spg"], at["ppo"]))]
+        cells = [cell(over_seeds(reached, value)) for value in (*values, difference(*values[::-1]))]
         rows.append([f"{kl:g}", *cells, str(len(reached))])
     return markdown(["KL, nats", "gold, PPO", "gold, SPG", "SPG − PPO", "seeds that reach it"], rows)

@@ -109,14 +109,29 @@ def test_the_log_ratio_is_the_reward(tmp_path):
     assert not any(parameter.requires_grad for parameter in model.reference.parameters())
 
 
-def test_the_gold_at_a_kl_is_read_between_two_rollouts():
+def test_the_gold_at_a_kl_is_read_between_two_policies():
+    """π_SFT at KL 0 is worth 1; the sweep's policies at 2 and 4 are worth 3 and 0."""
     from tables import gold_at, smoothed
 
     assert smoothed([0.0, 2.0, 4.0], width=2).tolist() == [0.0, 1.0, 3.0]
-    # Smoothed over all rollouts so far: KL 0, 1, 2 and gold 1, 2, 3.
-    curve = [{"kl": kl, "gold": gold} for kl, gold in ((0, 1), (2, 3), (4, 5))]
-    assert gold_at({"curve": curve}, 1.5) == pytest.approx(2.5)
-    assert gold_at({"curve": curve}, 3.0) is None
+    run = {"sft": {"policy": {"kl": 0.0, "gold": 1.0}}}
+    run |= {
+        f"sweep {beta}": {"ppo": {"policy": {"kl": kl, "gold": gold}}} for beta, kl, gold in ((0.1, 4, 0), (0.4, 2, 3))
+    }
+    assert gold_at(run, "ppo", 1.0) == pytest.approx(2)
+    assert gold_at(run, "ppo", 3.0) == pytest.approx(1.5)
+    assert gold_at(run, "ppo", 5.0) is None
+
+
+def test_seeds_are_read_from_words():
+    import argparse
+
+    from laboratory import seeds_of
+
+    assert (seeds_of("0-2"), seeds_of("0-1,5"), seeds_of("7")) == ([0, 1, 2], [0, 1, 5], [7])
+    for text in ("5-2", "1,1"):
+        with pytest.raises(argparse.ArgumentTypeError, match="names no seed, or one twice"):
+            seeds_of(text)
 
 
 @pytest.mark.parametrize(
@@ -140,6 +155,8 @@ def test_two_seeds_run_from_end_to_end_and_are_not_run_again(tmp_path):
     assert first.returncode == 0, first.stdout + first.stderr + (tmp_path / "runs" / "seed-0.log").read_text()[-3000:]
     before = {path: path.read_bytes() for path in (tmp_path / "runs").glob("seed-*/results.json")}
     assert len(before) == 2
+    assert run(*words).returncode == 0
+    assert {path: path.read_bytes() for path in before} == before
     report = run("report", "--output_dir", folder)
     assert report.returncode == 0, report.stderr
     tables = (tmp_path / "runs" / "report" / "tables.md").read_text()
