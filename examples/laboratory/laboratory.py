@@ -10,6 +10,7 @@ The laboratory: does RLP help, where the gold reward is known?
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -50,9 +51,12 @@ def claim(folder: Path, name: str) -> None:
     """Refuses a folder of other settings."""
     folder.mkdir(parents=True, exist_ok=True)
     path, settings = folder / "settings.json", json.loads(json.dumps(asdict(SETTINGS[name])))
-    if path.exists() and json.loads(path.read_text()) != settings:
+    if not path.exists():
+        partial = path.with_suffix(f".{os.getpid()}")  # several seeds may begin at once
+        partial.write_text(json.dumps(settings, indent=1))
+        os.replace(partial, path)
+    elif json.loads(path.read_text()) != settings:
         raise SystemExit(f"{folder} holds runs with other settings. Choose another --output_dir.")
-    path.write_text(json.dumps(settings, indent=1))
 
 
 def run_seeds(folder: Path, seeds: list[int], name: str, workers: int) -> None:
