@@ -17,7 +17,7 @@ from trl_rlp import (
     kl_to_reference,
     mean_reward,
     sample_completions,
-    score,
+    score_samples,
 )
 
 
@@ -127,11 +127,8 @@ class Bench:
     def best_of_n(self, sft: PreTrainedModel, reward_model: PreTrainedModel) -> dict[str, float]:
         """What the best of n outputs of π_SFT by r is worth, drawn at the temperature of all evaluation."""
         samples = self.sample(sft, self.evaluation_prompts, self.settings.best_of_samples, 0.7, stream=8)
-        rewards, worth = [], []
-        for row in samples:
-            prompts = [row["prompt"]] * len(row["completions"])
-            rewards.append(score(reward_model, self.tokenizer, prompts, row["completions"], row["finished"]))
-            worth.append([self.gold(*pair) for pair in zip(prompts, row["completions"], strict=True)])
+        rewards = score_samples(reward_model, self.tokenizer, samples)
+        worth = [[self.gold(row["prompt"], output) for output in row["completions"]] for row in samples]
         n = self.settings.best_of
         wins, picked = (best_of_n(rewards, values, n) for values in (self.wins(samples), worth))
         return {"win_rate": wins["value"], "gold": picked["value"], "kl": picked["kl"]}

@@ -5,7 +5,7 @@ The laboratory: does RLP help, where the gold reward is known?
     python examples/laboratory/laboratory.py seeds --seeds 0-9      # many seeds side by side; goes on where it stopped
     python examples/laboratory/laboratory.py report                 # tables and figures from what was run
 
-`--settings smoke` is a run of two minutes that shows nothing but that all of it works.
+`--settings smoke` is a run of a minute that shows nothing but that all of it works.
 """
 
 import argparse

@@ -16,6 +16,8 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
+from trl_rlp.losses.log_probs import token_log_probs
+
 
 SPECIAL = ("<pad>", "<eos>", "<unk>")
 
@@ -85,8 +87,7 @@ class LogRatioRewardModel(LlamaPreTrainedModel):
             reference = self.reference(input_ids=input_ids, attention_mask=attention_mask).logits
         zero = self.score(hidden).sum() * 0  # (batch, length, 1): the layer must run to be read
         ratios = [
-            logits[:, :-1].log_softmax(-1).gather(2, input_ids[:, 1:, None]).squeeze(2)
-            for logits in (self.model.lm_head(hidden), reference)
+            token_log_probs(logits[:, :-1], input_ids[:, 1:])[0] for logits in (self.model.lm_head(hidden), reference)
         ]  # twice (batch, length - 1)
         rewards = ((ratios[0] - ratios[1]) * attention_mask[:, 1:]).sum(1, keepdim=True)  # (batch, 1)
         return SequenceClassifierOutputWithPast(logits=rewards + zero)

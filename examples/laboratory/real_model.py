@@ -5,8 +5,8 @@ SmolLM2-135M-Instruct on questions with known answers: are synthetic preferences
     python examples/laboratory/real_model.py --data svamp --seeds 0-2
 
 Each seed has a split of the questions, a π_SFT and a D of its own. The policy that is sampled is π_SFT: at these sizes
-PPO moves it by a few hundredths of a nat (see docs/results.md), and half of the time would go there. A seed takes ten
-minutes or so on two free cores; a second call goes on where the first stopped; `summary.md` comes beside the runs.
+PPO moves it by a few hundredths of a nat (see docs/results.md), and half of the time would go there. A seed takes
+about eight minutes on two cores; a second call goes on where the first stopped; `summary.md` comes beside the runs.
 """
 
 import argparse

@@ -13,7 +13,7 @@ from trl_rlp import (
     evaluate_reward_model,
     language_model_judge,
     sample_completions,
-    score,
+    score_samples,
     synthesise_preferences,
 )
 from trl_rlp.evaluation.policy_pairs import is_correct
@@ -91,10 +91,7 @@ def judge_reward_model(folder: Path, reward_model: Path, samples: Path, seed: in
     rows = load_data(samples)
     model, processing_class = load_reward_model(reward_model)
     pairs = answer_pairs(rows.remove_columns("answers"), rows["answers"][:], seed)
-    rewards = [
-        score(model, processing_class, [row["prompt"]] * len(row["completions"]), row["completions"], row["finished"])
-        for row in rows
-    ]
+    rewards = score_samples(model, processing_class, rows)
     worth = right_outputs(rows)
     return {
         "policy_pairs": evaluate_reward_model(model, processing_class, pairs),

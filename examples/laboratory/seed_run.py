@@ -17,6 +17,7 @@ from training import train_policy, train_reward_model, train_sft
 from transformers import PreTrainedModel
 
 from trl_rlp import cluster, synthesise_preferences
+from trl_rlp.losses.log_probs import token_log_probs
 
 
 class SeedRun:
@@ -161,8 +162,8 @@ class SeedRun:
         tokenizer = self.bench.tokenizer
         start = len(tokenizer(prompt)["input_ids"])
         ids = torch.tensor([tokenizer(prompt + output + tokenizer.eos_token)["input_ids"]])
-        log_probs = self.sft(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None]).squeeze(1)
-        return log_probs[start - 1 :].mean().item()
+        log_probs, _ = token_log_probs(self.sft(ids).logits[:, :-1], ids[:, 1:])  # (1, length - 1)
+        return log_probs[0, start - 1 :].mean().item()
 
     def _sweep(self) -> None:
         """Gold and proxy against KL for several β, with r and with the r̂ of SPG."""

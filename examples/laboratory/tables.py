@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from methods import HEADS, METHODS
 
 from trl_rlp import seed_interval
@@ -73,7 +74,7 @@ def gold_at(run: Results, method: str, kl: float) -> float | None:
 
 def smoothed(values: Sequence[float], width: int = 5) -> np.ndarray:
     """Mean over the rollouts so far, the last five at most."""
-    return np.array([np.mean(values[max(0, end - width) : end]) for end in range(1, len(values) + 1)])
+    return pd.Series(values).rolling(width, min_periods=1).mean().to_numpy()
 
 
 def cell(found: dict[str, float] | None, digits: int = 3) -> str:

@@ -4,7 +4,8 @@ from trl_rlp.data.sampling_settings import require_settings
 
 
 def test_the_papers_settings_pass():
-    require_settings(num_generations=10, temperature=1, top_p=1, top_k=0, max_new_tokens=256, seed=0, shard_size=1)
+    paper = {"num_generations": 10, "temperature": 1, "top_p": 1, "top_k": 0, "max_new_tokens": 256}
+    assert require_settings(**paper, seed=0, shard_size=1) is None
 
 
 @pytest.mark.parametrize(

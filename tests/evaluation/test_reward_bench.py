@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from trl_rlp.evaluation.reward_bench import SECTIONS, read_reward_bench, section_scores, subset_accuracies
+from trl_rlp.data.loading import load_rows
+from trl_rlp.evaluation.reward_bench import SECTIONS, reward_bench_pairs, section_scores, subset_accuracies
 
 
 def written(tmp_path, *rows, lines=True):
@@ -24,9 +25,9 @@ def test_pairs_of_text(tmp_path, name, lines):
     row = row if name == "prompt" else {key: value for key, value in row.items() if key != "prompt"}
     path = written(tmp_path, row, row, lines=lines)
     expected = {"prompt": "2 + 2?", "chosen": "4", "rejected": "5", "subset": "hep-go"}
-    assert read_reward_bench(path).to_list() == [expected] * 2
+    assert reward_bench_pairs(load_rows(path)).to_list() == [expected] * 2
     chat = {"prompt": [QUESTION], "chosen": [ANSWER], "rejected": [OTHER], "subset": "hep-go"}
-    assert read_reward_bench(path, chat=True).to_list() == [chat] * 2
+    assert reward_bench_pairs(load_rows(path), chat=True).to_list() == [chat] * 2
 
 
 @pytest.mark.parametrize("prompt", [{}, {"prompt": "not read"}])
@@ -34,26 +35,28 @@ def test_whole_conversations_bring_their_prompt(tmp_path, prompt):
     path = written(tmp_path, {**prompt, "chosen": [QUESTION, ANSWER], "rejected": [QUESTION, OTHER]})
     expected = {"prompt": [QUESTION], "chosen": [ANSWER], "rejected": [OTHER]}
     for chat in (False, True):
-        assert read_reward_bench(path, chat=chat).to_list() == [expected]
+        assert reward_bench_pairs(load_rows(path), chat=chat).to_list() == [expected]
 
 
 def test_a_prompt_of_messages_has_sides_of_messages(tmp_path):
     path = written(tmp_path, {"prompt": [QUESTION], "chosen": "4", "rejected": "5"})
-    assert read_reward_bench(path).to_list() == [{"prompt": [QUESTION], "chosen": [ANSWER], "rejected": [OTHER]}]
+    assert reward_bench_pairs(load_rows(path)).to_list() == [
+        {"prompt": [QUESTION], "chosen": [ANSWER], "rejected": [OTHER]}
+    ]
 
 
 @pytest.mark.parametrize(
     ("row", "match"),
     [
-        ({"prompt": "a", "chosen": "b"}, r"`path` lacks the columns \['rejected'\]"),
-        ({"chosen": "a", "rejected": "b"}, r"`path` lacks the columns \['prompt'\]"),
+        ({"prompt": "a", "chosen": "b"}, r"`rows` lacks the columns \['rejected'\]"),
+        ({"chosen": "a", "rejected": "b"}, r"`rows` lacks the columns \['prompt'\]"),
         ({"chosen": [QUESTION, ANSWER], "rejected": [OTHER]}, "Row 0: `chosen` and `rejected` must be conversations"),
         ({"chosen": [], "rejected": [OTHER]}, "Row 0: `chosen` and `rejected` must be conversations"),
     ],
 )
 def test_other_files_are_named(tmp_path, row, match):
     with pytest.raises(ValueError, match=match):
-        read_reward_bench(written(tmp_path, row))
+        reward_bench_pairs(load_rows(written(tmp_path, row)))
 
 
 def test_sections_are_weighed_by_their_subsets():

@@ -20,7 +20,7 @@ from trl_rlp.evaluation.alpaca_eval import (
 from trl_rlp.evaluation.annotation_report import compare_annotations, describe_annotations
 from trl_rlp.evaluation.length_control import load_anchors
 from trl_rlp.evaluation.policy_metrics import describe_outputs, kl_to_reference
-from trl_rlp.evaluation.reward_bench import read_reward_bench
+from trl_rlp.evaluation.reward_bench import reward_bench_pairs
 from trl_rlp.evaluation.reward_report import describe_reward_model
 from trl_rlp.trainer.artifacts import load_policy, load_reward_model
 from trl_rlp.trainer.run_folder import without_nan, write_json
@@ -240,7 +240,7 @@ def _reward_model(arguments: EvaluateArguments) -> dict[str, Any]:
     model, processing_class = load_reward_model(arguments.reward_model)
     pairs = load_rows(arguments.preferences)
     if {"subset", "question", "input"} & set(pairs.column_names):
-        pairs = read_reward_bench(arguments.preferences, chat=processing_class.chat_template is not None)
+        pairs = reward_bench_pairs(pairs, chat=processing_class.chat_template is not None)
     return describe_reward_model(model, processing_class, pairs, max_length=arguments.max_length)
 
 
@@ -278,7 +278,8 @@ def _print(figures: dict[str, Any]) -> None:
         for section, score in found.get("sections", {}).items():
             print(f"  {section}: {score:.3f}")
     if "policy" in figures:
-        print("policy: " + ", ".join(f"{name} {value:.4g}" for name, value in figures["policy"].items()))
+        known = {name: value for name, value in figures["policy"].items() if value is not None}
+        print("policy: " + ", ".join(f"{name} {value:.4g}" for name, value in known.items()))
 
 
 def _within(interval: tuple[float, float] | None) -> str:

@@ -8,8 +8,6 @@ from pathlib import Path
 # SQLite accepts at least this many parameters in one statement.
 _LOOKUP_SIZE = 900
 
-FILE = "labels.sqlite"
-
 
 class LabelCache:
     """
@@ -29,7 +27,7 @@ class LabelCache:
 
     def __init__(self, path: str | os.PathLike):
         if Path(path).is_dir():
-            raise ValueError(f"`cache`={str(path)!r} is a folder. Name a file in it, for example {FILE!r}.")
+            raise ValueError(f"`cache`={str(path)!r} is a folder. Name a file in it, for example 'labels.sqlite'.")
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         self._connection = sqlite3.connect(path, timeout=60)
         try:

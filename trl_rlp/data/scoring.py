@@ -1,5 +1,6 @@
 """One way to turn a prompt and a completion into token ids and a reward, for everything that asks for one."""
 
+from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -7,9 +8,18 @@ from transformers.utils import logging
 from trl_rlp.data.padding import ensure_pad_token
 from trl_rlp.data.row_scores import require_reward_model, score_rows
 from trl_rlp.data.turns import Messages, assistant_turn, split_begun_turn
+from trl_rlp.data.validation import require_samples
 
 
-__all__ = ["batch_scoring_ids", "cut_prompts", "ensure_pad_token", "score", "scoring_ids", "warn_cut"]
+__all__ = [
+    "batch_scoring_ids",
+    "cut_prompts",
+    "ensure_pad_token",
+    "score",
+    "score_samples",
+    "scoring_ids",
+    "warn_cut",
+]
 
 logger = logging.get_logger(__name__)
 
@@ -245,3 +255,42 @@ def score(
     require_reward_model(model)
     rows = batch_scoring_ids(processing_class, prompts, completions, finished, max_length)
     return score_rows(model, rows, tokens_per_batch=tokens_per_batch)
+
+
+def score_samples(
+    model: PreTrainedModel | PeftModel,
+    processing_class: PreTrainedTokenizerBase,
+    samples: Dataset,
+    *,
+    max_length: int | None = None,
+) -> list[list[float]]:
+    """
+    Gives the rewards of all outputs of policy samples.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            As [`score`] takes it.
+        processing_class (`transformers.PreTrainedTokenizerBase`):
+            Tokenizer of `model`.
+        samples (`datasets.Dataset`):
+            Policy samples: `prompt`, `completions` (n of them), `finished`.
+        max_length (`int`, *optional*):
+            As in [`score`].
+
+    Returns:
+        `list[list[float]]`: n rewards a row.
+
+    Raises:
+        TypeError, ValueError: if the samples are not policy samples, or as [`score`] raises.
+    """
+    require_samples(samples, "samples")
+    size = len(samples[0]["completions"])
+    rewards = score(
+        model,
+        processing_class,
+        [prompt for prompt in samples["prompt"] for _ in range(size)],
+        [text for row in samples["completions"] for text in row],
+        [flag for row in samples["finished"] for flag in row],
+        max_length=max_length,
+    )
+    return [rewards[start : start + size] for start in range(0, len(rewards), size)]

@@ -19,6 +19,10 @@ from trl_rlp.data.turns import begins_turn
 from trl_rlp.data.validation import require_prompts
 
 
+BODY = ("temperature", "top_p", "max_tokens")
+"""Settings of a sampler that go with every request."""
+
+
 def sample_from_server(
     prompts: Dataset,
     base_url: str,
@@ -107,8 +111,8 @@ def sample_from_server(
     require_prompts(prompts)
     texts = prompts["prompt"][:]
     _require_open_turns(texts, extra_body)
-    body = {"model": model, "temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
-    server = Server(base_url, api_key, max_retries, max_concurrency, {**body, "extra_body": extra_body})
+    body = {"model": model, "extra_body": extra_body, **{name: settings[name] for name in BODY}}
+    server = Server(base_url, api_key, max_retries, max_concurrency, body)
     sampler = _Sampler(num_generations, seed)
 
     def sample_shard(index: int, rows: list[int], advance: Callable[[int], Any]) -> list[Record]:
@@ -119,13 +123,7 @@ def sample_from_server(
         sample_shard,
         description="Sampling",
         output_dir=output_dir,
-        fingerprint={
-            "base_url": base_url.rstrip("/"),
-            "model": model,
-            "prompts": value_fingerprint(texts),
-            "extra_body": extra_body,
-            **settings,
-        },
+        fingerprint={**body, **settings, "base_url": base_url.rstrip("/"), "prompts": value_fingerprint(texts)},
     )
     return with_completions(prompts, records)
 

@@ -8,6 +8,7 @@ from typing import Any
 from transformers.utils import logging
 
 from trl_rlp.data.judges import JUDGE_TEMPLATE, judge_question, require_template
+from trl_rlp.data.sampling_settings import require_settings
 from trl_rlp.data.server_client import Server, Session
 from trl_rlp.data.turns import Messages
 
@@ -77,13 +78,7 @@ class ServerJudge:
         extra_body: dict[str, Any] | None = None,
     ):
         require_template(template)
-        for name, value, least in (
-            ("max_tokens", max_tokens, 1),
-            ("max_concurrency", max_concurrency, 1),
-            ("max_retries", max_retries, 0),
-        ):
-            if value < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+        require_settings(max_tokens=max_tokens, max_concurrency=max_concurrency, max_retries=max_retries)
         if not 0 <= tolerance <= 1:
             raise ValueError(f"`tolerance` is a share of the answers, in [0, 1], got {tolerance}.")
         body = {"model": model, "temperature": 0.0, "max_tokens": max_tokens, "extra_body": extra_body}

@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from trl_rlp.data.judges import Judge
 from trl_rlp.data.validation import prompt_text, require_columns
-from trl_rlp.evaluation.win_rate import win_rate
+from trl_rlp.evaluation.reward_metrics import preference_accuracy, standard_error
 
 
 Rows = list[dict[str, Any]]
@@ -216,17 +216,18 @@ def leaderboard_row(annotations: Rows) -> dict[str, float]:
     Reference:
         https://github.com/tatsu-lab/alpaca_eval/blob/cd543a1/src/alpaca_eval/metrics/winrate.py
     """
-    values = [value for value in preferences_of(annotations) if value is not None]
-    figures = win_rate(values)
-    error = figures["standard_error"]
+    values = np.array([value for value in preferences_of(annotations) if value is not None])
+    if not len(values):
+        raise ValueError("`annotations` has no preference. Let a judge compare the outputs first.")
+    error = standard_error(values)
     return {
-        "win_rate": 100 * figures["win_rate"],
+        "win_rate": 100 * float(values.mean()),
         "standard_error": None if error is None else 100 * error,
-        "n_wins": figures["wins"],
-        "n_wins_base": figures["losses"],
-        "n_draws": figures["draws"],
-        "n_total": figures["prompts"],
-        "discrete_win_rate": 100 * float(np.mean([(value > 0.5) + 0.5 * (value == 0.5) for value in values])),
+        "n_wins": int((values > 0.5).sum()),
+        "n_wins_base": int((values < 0.5).sum()),
+        "n_draws": int((values == 0.5).sum()),
+        "n_total": len(values),
+        "discrete_win_rate": 100 * preference_accuracy(values - 0.5),
         "avg_length": int(np.mean([len(row["output_2"]) for row in annotations])),
     }
 

@@ -9,8 +9,7 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trl_rlp.data.scoring import score
-from trl_rlp.data.validation import require_samples
+from trl_rlp.data.scoring import score_samples
 from trl_rlp.evaluation.intervals import bootstrap_interval
 from trl_rlp.evaluation.reward_metrics import standard_error
 
@@ -149,21 +148,12 @@ def best_outputs(
     Raises:
         ValueError: if the samples are not policy samples, or as [`~trl_rlp.data.scoring.score`] raises.
     """
-    require_samples(samples, "samples")
-    size = len(samples[0]["completions"])
-    rewards = score(
-        reward_model,
-        processing_class,
-        [prompt for prompt in samples["prompt"] for _ in range(size)],
-        [text for row in samples["completions"] for text in row],
-        [flag for row in samples["finished"] for flag in row],
-        max_length=max_length,
-    )
-    best = np.asarray(rewards).reshape(len(samples), size).argmax(axis=1)  # (prompts,)
+    rewards = score_samples(reward_model, processing_class, samples, max_length=max_length)
+    best = np.argmax(rewards, axis=1)  # (prompts,)
     columns = {
         "completion": [row[i] for row, i in zip(samples["completions"], best, strict=True)],
         "finished": [row[i] for row, i in zip(samples["finished"], best, strict=True)],
-        "reward": [rewards[row * size + i] for row, i in enumerate(best)],
+        "reward": [row[i] for row, i in zip(rewards, best, strict=True)],
     }
     picked = samples.select_columns(["prompt"])
     for name, values in columns.items():

@@ -7,7 +7,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trl_rlp.evaluation.reward_metrics import pair_metrics, reward_margins, standard_error
+from trl_rlp.evaluation.reward_metrics import correctness, pair_metrics, reward_margins, standard_error
 
 
 logger = logging.getLogger(__name__)
@@ -45,15 +45,28 @@ class GateReport:
         return asdict(self)
 
 
-def _correct(margins: list[float]) -> np.ndarray:
-    margins = np.asarray(margins)
-    return (margins > 0) + 0.5 * (margins == 0)
+def compare_on_pairs(
+    before: RewardModel, after: RewardModel, pairs: Dataset, max_length: int | None = None
+) -> dict[str, dict[str, float | None]]:
+    """
+    Compares two reward models on labelled pairs, pair by pair.
 
+    Args:
+        before (`tuple[PreTrainedModel, PreTrainedTokenizerBase]`):
+            r_φ and its tokenizer.
+        after (`tuple[PreTrainedModel, PreTrainedTokenizerBase]`):
+            r̂_φ and its tokenizer.
+        pairs (`datasets.Dataset`):
+            TRL's preference format.
+        max_length (`int`, *optional*):
+            As in [`~trl_rlp.data.scoring.score`].
 
-def _compare(before: RewardModel, after: RewardModel, pairs: Dataset, max_length: int | None) -> dict:
+    Returns:
+        `dict`: one set of [`GateReport`]'s figures.
+    """
     margins_before, lengths = reward_margins(*before, pairs, max_length)
     margins_after, _ = reward_margins(*after, pairs, max_length)
-    differences = _correct(margins_after) - _correct(margins_before)  # (pairs,)
+    differences = correctness(margins_after) - correctness(margins_before)  # (pairs,)
     return {
         "before": pair_metrics(margins_before, lengths),
         "after": pair_metrics(margins_after, lengths),
@@ -134,7 +147,8 @@ def gate(
         if not 0 <= value <= 1:
             raise ValueError(f"`{name}` must be in [0, 1], got {value}.")
     sets = {"human": human_pairs, "policy": policy_pairs, "synthetic": synthetic_pairs}
-    figures = {name: _compare(before, after, pairs, max_length) for name, pairs in sets.items() if pairs is not None}
+    given = {name: pairs for name, pairs in sets.items() if pairs is not None}
+    figures = {name: compare_on_pairs(before, after, pairs, max_length) for name, pairs in given.items()}
     problems = [
         problem
         for name in ("human", "policy")

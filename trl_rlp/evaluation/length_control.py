@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.stats
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
@@ -148,12 +149,18 @@ def length_controlled_win_rate(
         return float((1 / (1 + np.exp(-(own[:, 1:] @ terms[1:])))).mean())
 
     terms = fitted(known)
-    generator = np.random.default_rng(seed)
-    drawn = [at_equal_length(fitted(generator.choice(known, len(known)))) for _ in range(resamples)]
-    tail = (1 - level) / 2
+    interval = scipy.stats.bootstrap(
+        (known,),
+        lambda rows: at_equal_length(fitted(rows)),
+        vectorized=False,
+        n_resamples=resamples,
+        confidence_level=level,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
     return {
         "length_controlled_win_rate": at_equal_length(terms),
-        "interval": tuple(float(end) for end in np.quantile(drawn, [tail, 1 - tail])),
+        "interval": (float(interval.low), float(interval.high)),
         "length_effect": float(terms[0]),
         "prompts": len(known),
     }

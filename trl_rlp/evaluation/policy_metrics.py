@@ -8,10 +8,11 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trl_rlp.data.scoring import score
+from trl_rlp.data.scoring import score_samples
 from trl_rlp.data.turns import prompt_token_ids
 from trl_rlp.data.validation import require_samples
 from trl_rlp.evaluation.policy_pairs import is_correct
+from trl_rlp.evaluation.reward_metrics import standard_error
 
 
 def token_kl(policy_logits: torch.Tensor, reference_logits: torch.Tensor) -> torch.Tensor:
@@ -115,7 +116,7 @@ def describe_outputs(samples: Dataset, answers: Sequence[str | Sequence[str]] | 
     Returns:
         `dict[str, float]`: `outputs` (count), `characters` (mean length), `finished` (share that ended with EOS); with
         answers also `accuracy` (share that equals an accepted answer after normalisation, higher is better) and
-        `accuracy_standard_error` (over prompts, as outputs of one prompt are not independent).
+        `accuracy_standard_error` (over prompts, as outputs of one prompt are not independent; `None` for one prompt).
 
     Raises:
         ValueError: if the samples are not policy samples, or the lengths differ.
@@ -135,8 +136,7 @@ def describe_outputs(samples: Dataset, answers: Sequence[str | Sequence[str]] | 
             for completions, accepted in zip(samples["completions"], answers, strict=True)
         ]
         figures["accuracy"] = float(np.mean(shares))
-        spread = np.std(shares, ddof=1) if len(shares) > 1 else math.nan
-        figures["accuracy_standard_error"] = float(spread / math.sqrt(len(shares)))
+        figures["accuracy_standard_error"] = standard_error(shares)
     return figures
 
 
@@ -162,14 +162,4 @@ def mean_reward(
     Returns:
         `float`, in units of this reward model: means of two reward models are not comparable.
     """
-    require_samples(samples, "samples")
-    size = len(samples[0]["completions"])
-    rewards = score(
-        model,
-        processing_class,
-        [prompt for prompt in samples["prompt"] for _ in range(size)],
-        [completion for row in samples["completions"] for completion in row],
-        [flag for row in samples["finished"] for flag in row],
-        max_length=max_length,
-    )
-    return float(np.mean(rewards))
+    return float(np.mean(score_samples(model, processing_class, samples, max_length=max_length)))

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from trl_rlp.data.loading import load_rows
 from trl_rlp.data.turns import assistant_turn
 from trl_rlp.data.validation import require_columns
 
@@ -47,15 +46,15 @@ SECTIONS: dict[str, dict[str, int]] = {
 """Subsets of each section with their weights: numbers of pairs, but for `math-prm`, which weighs as much as code."""
 
 
-def read_reward_bench(path: str, *, chat: bool = False) -> Dataset:
+def reward_bench_pairs(rows: Dataset, *, chat: bool = False) -> Dataset:
     """
-    Reads pairs as `rewardbench --load_json` does, in TRL's preference format.
+    Gives pairs that `rewardbench --load_json` reads in TRL's preference format.
 
     Args:
-        path (`str`):
-            JSON or JSON-lines file: `chosen` and `rejected` as text, beside `prompt` (also
-            under the names `question` and `input`; text or messages), or as whole conversations, which bring their
-            prompt along and make a column `prompt` count for nothing.
+        rows (`datasets.Dataset`):
+            What [`~trl_rlp.data.loading.load_rows`] gives of a JSON or JSON-lines file: `chosen` and `rejected` as
+            text, beside `prompt` (also under the names `question` and `input`; text or messages), or as whole
+            conversations, which bring their prompt along and make a column `prompt` count for nothing.
         chat (`bool`, *optional*, defaults to `False`):
             Whether prompts of text become a user's message, and sides of text an assistant's, for a reward model with
             a chat template. Messages stay messages.
@@ -66,16 +65,14 @@ def read_reward_bench(path: str, *, chat: bool = False) -> Dataset:
     Raises:
         ValueError: if a column is missing, a conversation has no last answer or the sides' beginnings differ.
     """
-    rows = load_rows(str(path))
     for name in ("question", "input"):
         if name in rows.column_names and "prompt" not in rows.column_names:
             rows = rows.rename_column(name, "prompt")
-    require_columns(rows, ["chosen", "rejected"], "path")
+    require_columns(rows, ["chosen", "rejected"], "rows")
     if isinstance(rows[0]["chosen"], str):
-        require_columns(rows, ["prompt"], "path")
-    kept = [name for name in ("subset",) if name in rows.column_names]
-    pairs = [{**_pair(number, row, chat), **{name: row[name] for name in kept}} for number, row in enumerate(rows)]
-    return Dataset.from_list(pairs)
+        require_columns(rows, ["prompt"], "rows")
+    pairs = Dataset.from_list([_pair(number, row, chat) for number, row in enumerate(rows)])
+    return pairs.add_column("subset", rows["subset"][:]) if "subset" in rows.column_names else pairs
 
 
 def _pair(number: int, row: dict[str, Any], chat: bool) -> dict[str, Any]:

@@ -13,6 +13,21 @@ from trl_rlp.data.validation import require_columns
 NUM_CALIBRATION_BINS = 10
 
 
+def correctness(margins: Sequence[float]) -> np.ndarray:
+    """
+    Says of each pair whether it is right.
+
+    Args:
+        margins (`Sequence[float]`):
+            r(x, y_w) - r(x, y_l), one a pair.
+
+    Returns:
+        `numpy.ndarray` of shape `(pairs,)`: 1 for a margin above 0, one half for a tie, else 0.
+    """
+    margins = np.asarray(margins, dtype=float)
+    return (margins > 0) + 0.5 * (margins == 0)
+
+
 def preference_accuracy(margins: Sequence[float]) -> float:
     """
     Gives the share of pairs whose chosen side has the higher reward; a tie counts one half.
@@ -24,8 +39,7 @@ def preference_accuracy(margins: Sequence[float]) -> float:
     Returns:
         `float` in [0, 1], higher is better.
     """
-    margins = np.asarray(margins, dtype=float)
-    return float(np.mean((margins > 0) + 0.5 * (margins == 0)))
+    return float(np.mean(correctness(margins)))
 
 
 def expected_calibration_error(margins: Sequence[float], num_bins: int = NUM_CALIBRATION_BINS) -> float:
@@ -49,7 +63,7 @@ def expected_calibration_error(margins: Sequence[float], num_bins: int = NUM_CAL
     """
     margins = np.asarray(margins, dtype=float)
     confidence = 1 / (1 + np.exp(-np.abs(margins)))
-    correct = (margins > 0) + 0.5 * (margins == 0)
+    correct = correctness(margins)
     bins = np.minimum(((confidence - 0.5) * 2 * num_bins).astype(int), num_bins - 1)
     gaps = [abs(np.sum(correct[bins == b] - confidence[bins == b])) for b in range(num_bins)]
     return float(np.sum(gaps) / len(margins))

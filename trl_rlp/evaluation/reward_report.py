@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rlp.evaluation.intervals import bootstrap_interval
 from trl_rlp.evaluation.reward_bench import section_scores, subset_accuracies
-from trl_rlp.evaluation.reward_metrics import pair_metrics, score_pairs
+from trl_rlp.evaluation.reward_metrics import correctness, pair_metrics, score_pairs
 
 
 MARGIN_BINS = 20
@@ -93,18 +93,19 @@ def describe_reward_model(
     rewards, lengths = score_pairs(model, processing_class, preferences, max_length)
     margins = np.subtract(rewards["chosen"], rewards["rejected"])  # (pairs,)
     differences = np.subtract(lengths["chosen"], lengths["rejected"])  # (pairs,)
-    right = (margins > 0) + 0.5 * (margins == 0)
     prompts = None
     if "prompt" in preferences.column_names:
         prompts = [json.dumps(prompt) for prompt in preferences["prompt"]]
-    has_interval = len(set(prompts) if prompts else margins) > 1
+    interval = None
+    if len(set(prompts) if prompts else margins) > 1:
+        interval = bootstrap_interval(correctness(margins), groups=prompts, level=level)
     subsets = {}
     if "subset" in preferences.column_names:
         accuracies = subset_accuracies(margins, preferences["subset"][:])
         subsets = {"subsets": accuracies, "sections": section_scores(accuracies)}
     return {
         **pair_metrics(margins, differences),
-        "accuracy_interval": None if not has_interval else bootstrap_interval(right, groups=prompts, level=level),
+        "accuracy_interval": interval,
         "length_correlation": rank_correlation(
             [*rewards["chosen"], *rewards["rejected"]], [*lengths["chosen"], *lengths["rejected"]]
         ),

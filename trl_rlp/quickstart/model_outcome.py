@@ -9,10 +9,10 @@ import numpy as np
 from datasets import Dataset
 
 from trl_rlp.data.sampling import sample_completions
-from trl_rlp.evaluation.gate import RewardModel
+from trl_rlp.evaluation.gate import RewardModel, compare_on_pairs
 from trl_rlp.evaluation.policy_metrics import describe_outputs, kl_to_reference
 from trl_rlp.evaluation.policy_pairs import is_correct
-from trl_rlp.evaluation.reward_metrics import pair_metrics, reward_margins, standard_error
+from trl_rlp.evaluation.reward_metrics import standard_error
 from trl_rlp.trainer.artifacts import load_policy, save_data
 
 
@@ -137,17 +137,4 @@ def compare_rewards(before: RewardModel, after: RewardModel, sets: dict[str, Dat
         `dict`: by name, `before` and `after` ([`~trl_rlp.evaluation.reward_metrics.pair_metrics`]) and `difference`
         (paired, of the accuracy; ties count one half).
     """
-    figures = {}
-    for name, pairs in sets.items():
-        if not len(pairs):
-            continue
-        margins, lengths = {}, []
-        for side, model in (("before", before), ("after", after)):
-            margins[side], lengths = reward_margins(*model, pairs)
-        right = {side: (np.array(values) > 0) + 0.5 * (np.array(values) == 0) for side, values in margins.items()}
-        paired = _paired(right["after"], right["before"])
-        figures[name] = {
-            **{side: pair_metrics(values, lengths) for side, values in margins.items()},
-            "difference": {"accuracy": paired["difference"], "standard_error": paired["standard_error"]},
-        }
-    return figures
+    return {name: compare_on_pairs(before, after, pairs) for name, pairs in sets.items() if len(pairs)}

@@ -113,6 +113,7 @@ class PPOModels:
         self.policy, self.reference, self.critic = policy, reference, critic
         self.args, self.accelerator = args, accelerator
         self._with_positions = takes_positions(policy)
+        self._vocabulary_size = _vocabulary_size(accelerator.unwrap_model(policy))
         self._value_vocabulary_size = _vocabulary_size(accelerator.unwrap_model(critic).model)
         self._ref_vocabulary_size = _vocabulary_size(accelerator.unwrap_model(reference or policy))
 
@@ -145,7 +146,7 @@ class PPOModels:
         Returns:
             `torch.Tensor` of shape `(batch, num_tokens)`, in units of reward.
         """
-        tokens = tokens.seen_by(self._value_vocabulary_size)
+        tokens = self._seen_by(self._value_vocabulary_size, tokens)
         with self.accelerator.autocast():
             return self.critic(tokens.ids, tokens.mask, positions_of(tokens.mask), tokens.num_tokens)
 
@@ -170,7 +171,7 @@ class PPOModels:
         for part in tokens.parts(self.args.local_rollout_forward_batch_size):
             log_probs, entropies = self.log_probs(self.policy, part)
             with self._reference() as reference:
-                ref_log_probs, _ = self.log_probs(reference, part.seen_by(self._ref_vocabulary_size))
+                ref_log_probs, _ = self.log_probs(reference, self._seen_by(self._ref_vocabulary_size, part))
             # Of a token that it lacks the reference says nothing, so that there is no divergence.
             lacks = part.ids[:, -part.num_tokens :] >= self._ref_vocabulary_size
             ref_log_probs = log_probs.where(lacks, ref_log_probs)
@@ -178,6 +179,9 @@ class PPOModels:
                 parts[name].append(tensor)
         self.critic.train(was_training)
         return {name: torch.cat(tensors) for name, tensors in parts.items()}
+
+    def _seen_by(self, vocabulary_size: int, tokens: Tokens) -> Tokens:
+        return tokens if vocabulary_size >= self._vocabulary_size else tokens.seen_by(vocabulary_size)
 
     @contextlib.contextmanager
     def _reference(self) -> Iterator[Any]:

@@ -6,6 +6,7 @@ from typing import Any
 import datasets
 import evaluate
 
+from trl_rlp.evaluation.reward_metrics import correctness
 from trl_rlp.evaluation.win_rate import win_rate
 
 
@@ -31,4 +32,4 @@ class WinRate(evaluate.Metric):
         for row, pair in enumerate(pairs):
             if any(math.isnan(score) for score in pair):
                 raise ValueError(f"The scores of prompt {row} are {pair}. Give a number for each output.")
-        return win_rate([(own > other) + 0.5 * (own == other) for own, other in pairs], level=level, seed=seed)
+        return win_rate(correctness([own - other for own, other in pairs]), level=level, seed=seed)
