@@ -17,6 +17,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from methods import METHODS
 from settings import SETTINGS
 
 
@@ -48,15 +49,16 @@ def run_seed(folder: Path, seed: int, name: str) -> None:
 
 
 def claim(folder: Path, name: str) -> None:
-    """Refuses a folder of other settings."""
+    """Refuses a folder of other settings or methods."""
     folder.mkdir(parents=True, exist_ok=True)
-    path, settings = folder / "settings.json", json.loads(json.dumps(asdict(SETTINGS[name])))
+    methods = {method: asdict(fields) for method, fields in METHODS.items()}
+    path, settings = folder / "settings.json", json.loads(json.dumps({**asdict(SETTINGS[name]), "methods": methods}))
     if not path.exists():
         partial = path.with_suffix(f".{os.getpid()}")  # several seeds may begin at once
         partial.write_text(json.dumps(settings, indent=1))
         os.replace(partial, path)
     elif json.loads(path.read_text()) != settings:
-        raise SystemExit(f"{folder} holds runs with other settings. Choose another --output_dir.")
+        raise SystemExit(f"{folder} holds runs with other settings or methods. Choose another --output_dir.")
 
 
 def run_seeds(folder: Path, seeds: list[int], name: str, workers: int) -> None:

@@ -72,6 +72,17 @@ def gold_at(run: Results, method: str, kl: float) -> float | None:
     return float(np.interp(kl, distances, golds)) if kl <= distances[-1] else None
 
 
+def gold_beyond(method: str) -> Value:
+    """Gold reward of a method's policy, minus what the sweep of plain PPO reaches at the same KL."""
+
+    def value(run: Results) -> float | None:
+        policy = run[method]["policy"]
+        plain = gold_at(run, "ppo", policy["kl"])
+        return None if plain is None else policy["gold"] - plain
+
+    return value
+
+
 def smoothed(values: Sequence[float], width: int = 5) -> np.ndarray:
     """Mean over the rollouts so far, the last five at most."""
     return pd.Series(values).rolling(width, min_periods=1).mean().to_numpy()
@@ -91,18 +102,18 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def policy_table(runs: dict[int, Results], methods: Sequence[str]) -> str:
-    """Policies of some methods, and their differences from plain PPO on the same seeds."""
+    """Policies of some methods, and their differences from plain PPO on the same seeds, at equal weight and KL."""
     base = methods[0] if "last token" in methods[0] else "ppo"
     rows = []
     for method in methods:
-        paired = [
-            cell(over_seeds(runs, difference(policy_figure(method, name), policy_figure(base, name))))
-            for name in ("win_rate", "gold")
-        ]
-        paired = ["–", "–"] if method == base else paired
+        paired = ["–", "–"]
+        if method != base:
+            both = [(policy_figure(method, name), policy_figure(base, name)) for name in ("win_rate", "gold")]
+            paired = [cell(over_seeds(runs, difference(*figures))) for figures in both]
+        paired.append("–" if method == "ppo" else cell(over_seeds(runs, gold_beyond(method))))
         rows.append([method, *(cell(over_seeds(runs, policy_figure(method, name))) for name in FIGURES[:5]), *paired])
     header = ["method", "win rate", "gold", "right", "KL", "proxy", f"win rate − {base}", f"gold − {base}"]
-    return markdown(header, rows)
+    return markdown([*header, "gold − ppo at its KL"], rows)
 
 
 def reward_table(runs: dict[int, Results]) -> str:

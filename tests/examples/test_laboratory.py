@@ -111,7 +111,7 @@ def test_the_log_ratio_is_the_reward(tmp_path):
 
 def test_the_gold_at_a_kl_is_read_between_two_policies():
     """π_SFT at KL 0 is worth 1; the sweep's policies at 2 and 4 are worth 3 and 0."""
-    from tables import gold_at, smoothed
+    from tables import gold_at, gold_beyond, smoothed
 
     assert smoothed([0.0, 2.0, 4.0], width=2).tolist() == [0.0, 1.0, 3.0]
     run = {"sft": {"policy": {"kl": 0.0, "gold": 1.0}}}
@@ -121,6 +121,9 @@ def test_the_gold_at_a_kl_is_read_between_two_policies():
     assert gold_at(run, "ppo", 1.0) == pytest.approx(2)
     assert gold_at(run, "ppo", 3.0) == pytest.approx(1.5)
     assert gold_at(run, "ppo", 5.0) is None
+    run |= {name: {"policy": {"kl": kl, "gold": 4.0}} for name, kl in (("spg", 3.0), ("far", 5.0))}
+    assert gold_beyond("spg")(run) == pytest.approx(4 - 1.5)
+    assert gold_beyond("far")(run) is None
 
 
 def test_seeds_are_read_from_words():
@@ -170,4 +173,4 @@ def test_two_seeds_run_from_end_to_end_and_are_not_run_again(tmp_path):
     assert len(results["ppo"]["curve"]) == 2 and results["sft"]["policy"]["kl"] == pytest.approx(0, abs=1e-6)
     assert results["uml"]["loss"]["mi_zero"] == pytest.approx(-1.3863, abs=1e-3)
     other = run("seed", "--seed", "0", "--output_dir", folder)
-    assert other.returncode != 0 and "holds runs with other settings" in other.stderr
+    assert other.returncode != 0 and "holds runs with other settings or methods" in other.stderr
