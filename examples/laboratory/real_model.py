@@ -40,7 +40,9 @@ SIZES = {
     "own": {"demonstrations": 72, "preferences": 107, "unlabelled": 105, "heldout": 74},
     "svamp": {"demonstrations": 200, "preferences": 150, "unlabelled": 150, "heldout": 100},
 }
+EPOCHS = 3
 REFINEMENTS: dict[str, dict[str, Any]] = {
+    "human pairs only": {"method": "none"},
     "spg": {"method": "spg"},
     "uml": {"method": "uml"},
     "uml, cosine": {"method": "uml", "representation_recipe": "cosine", "mi_estimator": "nce"},
@@ -85,20 +87,29 @@ def run_seed(folder: Path, seed: int, data: str, questions: list[Question]) -> d
         "preference_dataset": human,
         "peft_config": lora_of_reward_model(model),
     }
-    args = {**REWARD, "num_train_epochs": 3, "seed": seed}
+    args = {**REWARD, "num_train_epochs": EPOCHS, "seed": seed}
     reward_models = {"r": run.stage("r", train_reward_model, args={**args, "method": "none"}, **training)}
     samples = run.stage("samples", draw, policy=sft, questions=prompt_dataset(parts["unlabelled"]), sampling=sampling)
     heldout = run.stage(
         "heldout", draw, policy=sft, questions=asked["heldout"], sampling={**sampling, "seed": seed + 500}
     )
     labels = run.stage("labels", label, samples=samples, policy=sft, reward_model=reward_models["r"], seed=seed)
+    synthetic = load_data(labels / "spg")
+    added: dict[str, dict[str, Any]] = {
+        "none": {},
+        "spg": {"synthetic_dataset": synthetic},
+        "uml": {"policy_samples": load_data(samples).remove_columns("answers")},
+    }
+    longer = EPOCHS * (len(human) + len(synthetic)) / len(human)  # as many steps on human pairs as SPG takes on both
     for name, fields in REFINEMENTS.items():
-        refinement = (
-            {"synthetic_dataset": load_data(labels / "spg")}
-            if fields["method"] == "spg"
-            else {"policy_samples": load_data(samples).remove_columns("answers")}
+        epochs = longer if fields["method"] == "none" else EPOCHS
+        reward_models[name] = run.stage(
+            name,
+            train_reward_model,
+            args={**args, **fields, "num_train_epochs": epochs},
+            **training,
+            **added[fields["method"]],
         )
-        reward_models[name] = run.stage(name, train_reward_model, args={**args, **fields}, **training, **refinement)
     for name, path in reward_models.items():
         run.stage(f"judged {name}", judge_reward_model, reward_model=path, samples=heldout, seed=seed)
     clean = without_noise(load_data(preferences / "heldout"))

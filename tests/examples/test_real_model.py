@@ -35,6 +35,11 @@ def test_all_stages_run_and_the_tables_hold_all_seeds(tmp_path, monkeypatch, cap
         assert text in tables, text
     stage = json.loads((folder / "seed-0" / "labels" / "stage.json").read_text())["figures"]
     assert stage["spg"]["decided"] <= stage["spg"]["pairs"] <= 12
+    epochs = {
+        name: json.loads((folder / "seed-0" / name / "stage.json").read_text())["figures"]["epoch"]
+        for name in ("r", "spg", "human pairs only")
+    }
+    assert epochs == {"r": 3, "spg": 3, "human pairs only": 3 * (1 + stage["spg"]["pairs"] / 12)}
 
 
 def test_the_label_accuracy_is_worked_by_hand():
