@@ -117,6 +117,7 @@ def test_samples_of_a_policy_are_described(tmp_path, models):
         ({}, "Nothing to evaluate. Pass `outputs`, `annotations`, `preferences` or `samples`."),
         ({"outputs": "a"}, "`outputs` needs `reference_outputs`. Pass both."),
         ({"outputs": "a", "reference_outputs": "b"}, "`outputs` needs `judge_model`. Pass both."),
+        ({"reward_model": "a"}, "`reward_model` needs `preferences`. Pass both."),
         ({"preferences": "a"}, "`preferences` needs `reward_model`. Pass both."),
         ({"samples": "a", "policy": "b"}, "`policy` needs `reference_policy`. Pass both."),
         ({"samples": "a", "judge": "oracle"}, "`judge` must be one of"),
@@ -157,7 +158,7 @@ def test_no_judge_is_asked_before_all_files_fit(tmp_path, outputs, capsys):
     finally:
         server.server.shutdown()
         server.server.server_close()
-    assert "`outputs` lacks 1 instructions" in capsys.readouterr().err and not server.requests
+    assert "`outputs` lacks 1 of the 6 instructions" in capsys.readouterr().err and not server.requests
 
 
 def test_other_prompts_and_other_references_are_one_line(tmp_path, models, outputs, capsys):
@@ -165,4 +166,4 @@ def test_other_prompts_and_other_references_are_one_line(tmp_path, models, outpu
     outputs["reference_outputs"] = written(tmp_path / "fewer.json", rows[:-1])
     words = flags(**outputs, judge_model=models["reward"])
     assert main(["evaluate", "--output_dir", str(tmp_path / "out"), *words]) == 2
-    assert "`outputs` lacks 0 instructions of `reference_outputs` and has 1 others" in capsys.readouterr().err
+    assert "`reference_outputs` lacks 1 of the 6 instructions" in capsys.readouterr().err

@@ -124,10 +124,12 @@ def test_another_file_is_named(tmp_path, text, match):
 
 def test_other_prompts_and_a_judge_without_judgement_are_named():
     model, reference = entries(["a", "b"], "policy"), entries(["c", "d", "e"], "reference")
-    with pytest.raises(ValueError, match="`outputs` lacks 1 instructions of `reference_outputs` and has 0 others.*'2"):
+    with pytest.raises(ValueError, match=r"^`outputs` lacks 1 of the 3 instructions, such as '2\?'\. C"):
         annotate(model, reference, LONGER, "length")
-    with pytest.raises(ValueError, match="lacks 0 instructions .* and has 1 others, such as '2"):
+    with pytest.raises(ValueError, match="^`reference_outputs` lacks 1 of the 3 instructions, such as '2"):
         annotate(reference, model, LONGER, "length")
+    with pytest.raises(ValueError, match="`outputs` lacks 1 of .* '1.*' and `reference_outputs` lacks 1 of .* '2"):
+        annotate([reference[0], reference[2]], model, LONGER, "length")
     with pytest.raises(ValueError, match="`outputs` has an instruction twice"):
         annotate([*model, model[0]], reference[:2], LONGER, "length")
     for answers in ([1.5] * 2, [0.5]):

@@ -42,3 +42,8 @@ def test_two_policies_are_compared_on_what_both_were_judged_on():
 def test_what_cannot_be_compared_is_named(second, match):
     with pytest.raises(ValueError, match=match):
         compare_annotations(rows([2, 2, 2]), second)
+
+
+def test_annotations_without_any_preference_are_named():
+    with pytest.raises(ValueError, match=r"None of the 3 annotations has a preference from 1 .* to 2\. Judge"):
+        describe_annotations(rows([None, 3, float("nan")]))

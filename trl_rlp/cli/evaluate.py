@@ -166,8 +166,6 @@ def _require_new(folder: Path, arguments: EvaluateArguments) -> None:
 def _require_fit(arguments: EvaluateArguments) -> None:
     if arguments.judge not in JUDGES:
         raise ValueError(f"`judge` must be one of {list(JUDGES)}, got {arguments.judge!r}.")
-    if not any((arguments.outputs, arguments.annotations, arguments.preferences, arguments.samples)):
-        raise ValueError("Nothing to evaluate. Pass `outputs`, `annotations`, `preferences` or `samples`.")
     needs = {
         "outputs": ("reference_outputs", "judge_model"),
         "other_outputs": ("outputs",),
@@ -181,6 +179,8 @@ def _require_fit(arguments: EvaluateArguments) -> None:
         for other in others:
             if vars(arguments)[name] is not None and vars(arguments)[other] is None:
                 raise ValueError(f"`{name}` needs `{other}`. Pass both.")
+    if not any((arguments.outputs, arguments.annotations, arguments.preferences, arguments.samples)):
+        raise ValueError("Nothing to evaluate. Pass `outputs`, `annotations`, `preferences` or `samples`.")
     if arguments.outputs and arguments.annotations:
         raise ValueError("`outputs` and `annotations` are both given. Pass outputs to judge, or what was judged.")
     if arguments.outputs and arguments.judge == "server" and arguments.base_url is None:

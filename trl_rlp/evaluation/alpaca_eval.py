@@ -137,12 +137,15 @@ def require_same_instructions(outputs: Rows, reference_outputs: Rows) -> None:
     for name, rows, distinct in (("outputs", outputs, found), ("reference_outputs", reference_outputs, expected)):
         if len(distinct) < len(rows):
             raise ValueError(f"`{name}` has an instruction twice. Keep one output of each.")
-    missing, further = sorted(expected - found), sorted(found - expected)
-    if missing or further:
-        raise ValueError(
-            f"`outputs` lacks {len(missing)} instructions of `reference_outputs` and has {len(further)} others, such "
-            f"as {(missing or further)[0][:60]!r}. Compare outputs for the same prompts."
-        )
+    lacking = {"outputs": sorted(expected - found), "reference_outputs": sorted(found - expected)}
+    total = len(found | expected)
+    words = [
+        f"`{name}` lacks {len(rows)} of the {total} instructions, such as {rows[0][:60]!r}"
+        for name, rows in lacking.items()
+        if rows
+    ]
+    if words:
+        raise ValueError(f"{' and '.join(words)}. Compare outputs for the same prompts.")
 
 
 def read_annotations(path: str | Path) -> Rows:

@@ -27,6 +27,11 @@ def describe_annotations(annotations: Rows, anchors: Anchors | None = None) -> d
     """
     preferences = preferences_of(annotations)
     known = [value for value in preferences if value is not None]
+    if not known:
+        raise ValueError(
+            f"None of the {len(annotations)} annotations has a preference from 1 (the reference's output) to 2. Judge "
+            "them first."
+        )
     controlled = None
     if len(known) >= FOLDS:
         lengths = ([len(row[name]) for row in annotations] for name in ("output_2", "output_1"))
