@@ -2,11 +2,11 @@
 SmolLM2-135M-Instruct on questions with known answers: are synthetic preferences right, and what does r̂ gain by them?
 
     python examples/laboratory/real_model.py --data own --seeds 0-2
-    python examples/laboratory/real_model.py --data svamp --seeds 0-2
+    python examples/laboratory/real_model.py --data svamp --svamp SVAMP.json --seeds 0-2
 
 Each seed has a split of the questions, a π_SFT and a D of its own. The policy that is sampled is π_SFT: at these sizes
 PPO moves it by a few hundredths of a nat (see docs/results.md), and half of the time would go there. A seed takes
-about eight minutes on two cores; a second call goes on where the first stopped; `summary.md` comes beside the runs.
+about nine minutes on one core; a second call goes on where the first stopped; `summary.md` comes beside the runs.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from peft import LoraConfig
 from real_stages import draw, human_accuracy, judge_reward_model, label
 from real_tables import summary
 
+from trl_rlp.data.loading import load_rows
 from trl_rlp.quickstart.preparation import collect_preferences, train_sft
 from trl_rlp.quickstart.questions import (
     Question,
@@ -35,7 +36,6 @@ from trl_rlp.trainer.reward_stage import train_reward_model
 from trl_rlp.trainer.run_folder import RunFolder
 
 
-SVAMP = Path(__file__).resolve().parents[2] / "../shared/data/qa/svamp_1000.jsonl"
 SIZES = {
     "own": {"demonstrations": 72, "preferences": 107, "unlabelled": 105, "heldout": 74},
     "svamp": {"demonstrations": 200, "preferences": 150, "unlabelled": 150, "heldout": 100},
@@ -49,12 +49,28 @@ REFINEMENTS: dict[str, dict[str, Any]] = {
 }
 
 
-def questions_of(name: str, path: Path) -> list[Question]:
+def questions_of(name: str, path: Path | None) -> list[Question]:
     """The project's own questions, or SVAMP's, whose answers are numbers."""
     if name == "own":
         return load_questions()
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [Question(row["type"].split("-")[0], row["question"], (f"{row['answer']:g}",)) for row in rows]
+    if path is None or not path.is_file():
+        raise SystemExit(
+            f"--data svamp needs --svamp SVAMP.json, the file of github.com/arkilpatel/SVAMP; got {path}."
+        )
+    rows = [{key.lower(): value for key, value in row.items()} for row in load_rows(path)]
+    return [
+        Question(
+            row["type"].split("-")[0],
+            " ".join(filter(None, (row.get("body"), row["question"]))),
+            (as_written(row["answer"]),),
+        )
+        for row in rows
+    ]
+
+
+def as_written(number: float) -> str:
+    """A number as one writes it, without an exponent or a point that says nothing."""
+    return str(int(number)) if number == int(number) else str(number)
 
 
 def parts_of(questions: list[Question], sizes: dict[str, int], seed: int) -> dict[str, list[Question]]:
@@ -126,13 +142,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=SIZES, default="own")
     parser.add_argument("--seeds", type=seeds_of, default=[0, 1, 2])
-    parser.add_argument("--svamp", type=Path, default=SVAMP)
+    parser.add_argument("--svamp", type=Path, help="SVAMP.json of github.com/arkilpatel/SVAMP")
     parser.add_argument("--output_dir", type=Path, default=Path("laboratory_runs"))
     arguments = parser.parse_args()
+    if len(arguments.seeds) < 2:
+        parser.error("--seeds must name at least two, for an interval")
     questions = questions_of(arguments.data, arguments.svamp)
     folder = arguments.output_dir / f"smollm2-{arguments.data}"
     folder.mkdir(parents=True, exist_ok=True)
     runs = {seed: run_seed(folder / f"seed-{seed}", seed, arguments.data, questions) for seed in arguments.seeds}
+    (folder / "figures.json").write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
     text = summary(runs, list(REFINEMENTS))
     (folder / "summary.md").write_text(text + "\n", encoding="utf-8")
     print(text)

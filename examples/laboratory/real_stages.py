@@ -37,12 +37,8 @@ def draw(folder: Path, policy: Path, questions: Dataset, sampling: dict[str, Any
 
 
 def right_outputs(samples: Dataset) -> np.ndarray:
-    """Whether each output is right: `(questions, n)`. One without an end is not."""
-    rows = []
-    for row in samples:
-        outputs = zip(row["completions"], row["finished"], strict=True)
-        rows.append([float(done and is_correct(text, row["answers"])) for text, done in outputs])
-    return np.array(rows)
+    """Whether each output is right: `(questions, n)`."""
+    return np.array([[float(is_correct(text, row["answers"])) for text in row["completions"]] for row in samples])
 
 
 def label(folder: Path, samples: Path, policy: Path, reward_model: Path, seed: int) -> dict[str, Any]:
@@ -63,6 +59,7 @@ def label(folder: Path, samples: Path, policy: Path, reward_model: Path, seed: i
         )
         save_data(synthetic, folder / name)
         figures[name] = {**label_accuracy(synthetic, rows), "rejections": rejections}
+    figures["rlaif"] |= {"asked": judge.asked, "unreadable": judge.unreadable}
     return figures
 
 
@@ -71,7 +68,7 @@ def label_accuracy(synthetic: Dataset, samples: Dataset) -> dict[str, Any]:
     decided = []  # (confidence, whether the right side was chosen)
     for pair in synthetic:
         answers = samples[pair["sample_row"]]["answers"]
-        sides = [pair[f"{side}_finished"] and is_correct(pair[side], answers) for side in ("chosen", "rejected")]
+        sides = [is_correct(pair[side], answers) for side in ("chosen", "rejected")]
         if sides[0] != sides[1]:
             decided.append((pair["confidence"], sides[0]))
     figures: dict[str, Any] = {"pairs": len(synthetic), "decided": len(decided)}

@@ -82,10 +82,11 @@ def reward_table(runs: Runs, refinements: Sequence[str]) -> str:
 def summary(runs: Runs, refinements: Sequence[str]) -> str:
     """All tables."""
     right = over(runs, at("heldout", "right"))
+    asked, unreadable = (sum(run["labels"]["rlaif"][key] for run in runs.values()) for key in ("asked", "unreadable"))
     parts = [
         f"{len(runs)} seeds: {', '.join(map(str, runs))}. Means ± half of the 95 % interval over seeds (Student's t). "
         f"π_SFT is right in {right} of its outputs to held-out questions.",
-        label_table(runs),
+        f"{label_table(runs)}\n\nOf RLAIF's judge {unreadable} of {asked} answers would have named neither A nor B.",
         confidence_table(runs),
         reward_table(runs, refinements),
     ]

@@ -121,6 +121,30 @@ def test_what_a_judge_cannot_work_with_is_named():
         language_model_judge(broken, tokenizer)(TEXTS, FIRSTS, SECONDS)
 
 
+def test_answers_that_are_neither_letter_are_counted(caplog):
+    """The likeliest token is "?" whatever is read; of A and B the likelier one still counts."""
+    tokenizer = tiny_tokenizer(chat=False)
+    likeliest, model = tokenizer.convert_tokens_to_ids("?"), tiny_causal_lm(tokenizer, initializer_range=1.0)
+    judge = language_model_judge(model, tokenizer)
+    expected = judge(TEXTS, FIRSTS, SECONDS)
+
+    def with_bias(module, inputs, logits):
+        logits[..., likeliest] = 1e4
+        return logits
+
+    model.lm_head.register_forward_hook(with_bias)
+    judge = language_model_judge(model, tokenizer)
+    assert judge(TEXTS, FIRSTS, SECONDS) == pytest.approx(expected, abs=1e-6)
+    assert (judge.asked, judge.unreadable) == (4, 4)
+    assert "4 of 4 answers of the judge name neither A nor B alone, such as '?'. Of their two letters" in caplog.text
+    with pytest.raises(ValueError, match="4 of 4 answers .* more than `tolerance`=0.5"):
+        language_model_judge(model, tokenizer, tolerance=0.5)(TEXTS, FIRSTS, SECONDS)
+    likeliest = tokenizer.convert_tokens_to_ids("B")
+    judge = language_model_judge(model, tokenizer, tolerance=0.0)
+    judge(TEXTS, FIRSTS, SECONDS)
+    assert (judge.asked, judge.unreadable) == (4, 0)
+
+
 def test_a_function_judge_prefers_the_higher_score_and_ties_equal_ones():
     judge = function_judge(lambda prompt, output: len(output) - len(prompt))
     assert judge(["a", "a", "a"], ["long", "b", "b"], ["b", "long", "c"]) == [1.0, 0.0, 0.5]

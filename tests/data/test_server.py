@@ -1,4 +1,5 @@
 import asyncio
+import json
 import socket
 import sys
 import time
@@ -110,7 +111,7 @@ RUBBISH = {
     "a list": ("[1, 2]", r"\[1, 2\]"),
     "null": ("null", "null"),
     "null choice": ('{"choices": [null]}', "null"),
-    "null text": ('{"choices": [{"text": null, "message": {"content": null}, "finish_reason": "stop"}]}', "null"),
+    "null text": ('{"choices": [{"text": null, "message": null, "finish_reason": "stop"}]}', "null"),
     "number": ('{"choices": [{"text": 1, "message": {"content": 1}, "finish_reason": "stop"}]}', "1"),
     "empty": ("", "an empty body"),
 }
@@ -128,6 +129,13 @@ def test_rubbish_is_one_clear_line(fake, rows, kind):
     with pytest.raises(ValueError, match=f"answered something that is not a completion.*{match}") as caught:
         sample(fake, rows)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+def test_a_message_without_content_is_no_sample(fake):
+    choice = {"message": {"content": None, "reasoning": "Let me see"}, "finish_reason": "length"}
+    fake.respond = lambda request, number: (200, json.dumps({"choices": [choice]}), {})
+    with pytest.raises(ValueError, match=r"row \d with a message that has no content. .* raise `max_tokens`"):
+        sample(fake, CHATS)
 
 
 def test_it_works_inside_a_running_event_loop(fake):

@@ -56,7 +56,25 @@ def test_the_question_is_the_template_s_with_whole_turns(fake):
         ("**{}**.", 1.0),
         ("Response {} is better.", 1.0),
         ("[[{}]]", 1.0),
-        ("{}\n\nIt is right.", 1.0),
+        ("{}\n\nIt is right, and the other one is not.", 1.0),
+        ("**{}**: it answers the question", 1.0),
+        ("{} is better", 1.0),
+        ("{} wins.", 1.0),
+        ("Winner: {}", 1.0),
+        ("My choice is {}.", 1.0),
+        ("The better response is: **{}**", 1.0),
+        ("I prefer {}, since it is true.", 1.0),
+        ("Response {} is worse.", 0.5),
+        ("Response {} is not better.", 0.5),
+        ("Answer {} isn't the better one.", 0.5),
+        ("Answer {} is wrong.", 0.5),
+        ("Response {} is unhelpful.", 0.5),
+        ("{}: both are equal", 0.5),
+        ("Verdict: A tie.", 0.5),
+        ("Answer: A draw", 0.5),
+        ("A, a tie", 0.5),
+        ("A better response would be longer.", 0.5),
+        ("A.I. judges are biased", 0.5),
         ("A tie.", 0.5),
         ("A better one would be neither", 0.5),
         ("<think>\nFirst, response {}", 0.5),
@@ -72,6 +90,12 @@ def test_what_can_be_read(fake, answer, verdict):
     judge = ServerJudge(fake.url, "judge", tolerance=1.0)
     assert judge(["?"], ["good"], ["bad"]) == [verdict]
     assert judge.unreadable == (0 if verdict == 1.0 else 2)
+
+
+def test_a_message_without_content_is_counted(fake):
+    answering(fake, lambda question: None)
+    judge = ServerJudge(fake.url, "judge", tolerance=1.0)
+    assert judge(["?"], ["good"], ["bad"]) == [0.5] and judge.unreadable == 2
 
 
 def test_unreadable_answers_are_counted_and_an_error_past_the_tolerance(fake, caplog):

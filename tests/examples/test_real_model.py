@@ -68,14 +68,28 @@ def test_the_label_accuracy_is_worked_by_hand():
     assert found["by_confidence"] == {"0.5": [0.0, 1], "0.9": [1.0, 2]}
 
 
-def test_svamp_s_answers_are_numbers_as_one_writes_them(tmp_path):
+@pytest.mark.parametrize("form", ["SVAMP.json", "svamp.jsonl"])
+def test_svamp_s_answers_are_numbers_as_one_writes_them(tmp_path, form):
     import real_model
 
-    path = tmp_path / "svamp.jsonl"
     rows = [
-        {"question": "3 and 4?", "answer": 7.0, "type": "Addition"},
-        {"question": "1 of 2?", "answer": 0.5, "type": "Common-Division"},
+        {"Body": "I have 3.", "Question": "and 4?", "Answer": 7.0, "Type": "Addition"},
+        {"Body": "", "Question": "1 of 2?", "Answer": 0.5, "Type": "Common-Division"},
+        {"Body": "", "Question": "many?", "Answer": 22090603.0, "Type": "Subtraction"},
     ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = tmp_path / form
+    if form == "SVAMP.json":
+        path.write_text(json.dumps(rows))
+    else:
+        rows = [{"question": f"{row['Body']} {row['Question']}".strip(), **row} for row in rows]
+        rows = [{key.lower(): row[key] for key in ("question", "Answer", "Type")} for row in rows]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = real_model.questions_of("svamp", path)
-    assert [(question.kind, question.answers) for question in found] == [("Addition", ("7",)), ("Common", ("0.5",))]
+    assert [question.question for question in found] == ["I have 3. and 4?", "1 of 2?", "many?"]
+    assert [(question.kind, question.answers) for question in found] == [
+        ("Addition", ("7",)),
+        ("Common", ("0.5",)),
+        ("Subtraction", ("22090603",)),
+    ]
+    with pytest.raises(SystemExit, match="needs --svamp SVAMP.json"):
+        real_model.questions_of("svamp", None)

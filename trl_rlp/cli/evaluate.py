@@ -197,7 +197,7 @@ def _judge(arguments: EvaluateArguments) -> Judge:
             api_key=arguments.api_key,
         )
     if arguments.judge == "language_model":
-        return language_model_judge(*load_policy(arguments.judge_model))
+        return language_model_judge(*load_policy(arguments.judge_model), tolerance=1.0)
     model, processing_class = load_reward_model(arguments.judge_model)
     judge = reward_judge(model, processing_class, max_length=arguments.max_length)
     return judge if processing_class.chat_template is None else with_user_turns(judge)

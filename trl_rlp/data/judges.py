@@ -8,6 +8,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from trl_rlp.data.asked_judge import AskedJudge
 from trl_rlp.data.batching import evaluating, pad_right, require_context, token_budget_batches
 from trl_rlp.data.scoring import score
 from trl_rlp.data.turns import Messages, split_begun_turn
@@ -131,7 +132,8 @@ def language_model_judge(
     *,
     template: str = JUDGE_TEMPLATE,
     tokens_per_batch: int = 8192,
-) -> Judge:
+    tolerance: float = 1.0,
+) -> "LanguageModelJudge":
     """
     Makes a judge of a causal LM: the probability it gives to the label of an output, averaged over both orders.
 
@@ -150,25 +152,65 @@ def language_model_judge(
         tokens_per_batch (`int`, *optional*, defaults to `8192`):
             Tokens a batch holds, padding included.
 
+        tolerance (`float`, *optional*, defaults to `1.0`):
+            Share of questions, in [0, 1], to which some other token than the two labels may be the likeliest answer
+            before a call is an error. Their probabilities count as all others do.
+
     Returns:
-        `Callable`: `judge(prompts, firsts, seconds)`.
+        [`LanguageModelJudge`]: `judge(prompts, firsts, seconds)`, with `asked` and `unreadable`.
 
     Raises:
-        ValueError: if `template` lacks a field; when called, if a question is longer than the model's context or a
-            probability is NaN.
+        ValueError: if `template` lacks a field or `tolerance` is out of range; when called, if a question is longer
+            than the model's context, a probability is NaN, or more answers than `tolerance` are neither A nor B.
     """
-    require_template(template)
+    return LanguageModelJudge(model, processing_class, template, tokens_per_batch, tolerance)
 
-    def judge(prompts: list[str | Messages], firsts: list[str], seconds: list[str]) -> list[float]:
+
+class LanguageModelJudge(AskedJudge):
+    """What [`language_model_judge`] makes; it has its arguments."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        processing_class: PreTrainedTokenizerBase,
+        template: str,
+        tokens_per_batch: int,
+        tolerance: float,
+    ):
+        super().__init__(tolerance)
+        require_template(template)
+        self.model, self.processing_class = model, processing_class
+        self.template, self.tokens_per_batch = template, tokens_per_batch
+
+    def __call__(self, prompts: list[str | Messages], firsts: list[str], seconds: list[str]) -> list[float]:
+        """
+        Compares outputs.
+
+        Args:
+            prompts (`list`):
+                Text or messages.
+            firsts (`list[str]`):
+                One output a prompt.
+            seconds (`list[str]`):
+                The other output of each prompt.
+
+        Returns:
+            `list[float]`: probabilities in [0, 1] that the first output is better.
+        """
         if not prompts:
             return []
         orders = [*zip(prompts, firsts, seconds, strict=True), *zip(prompts, seconds, firsts, strict=True)]
-        questions = [_rendered(processing_class, judge_question(template, *order)) for order in orders]
-        stems, labels = _stems_and_labels(processing_class, questions)
-        first_wins, second_wins = _label_probabilities(model, stems, labels, tokens_per_batch).view(2, len(prompts))
+        questions = [_rendered(self.processing_class, judge_question(self.template, *order)) for order in orders]
+        stems, labels = _stems_and_labels(self.processing_class, questions)
+        probabilities, likeliest = _label_probabilities(self.model, stems, labels, self.tokens_per_batch)
+        others = [token for token, pair in zip(likeliest, labels, strict=True) if token not in pair]
+        self._count(
+            [self.processing_class.decode(token) for token in others],
+            len(questions),
+            "Of their two letters the likelier one counts.",
+        )
+        first_wins, second_wins = probabilities.view(2, len(prompts))
         return _with_ties((first_wins + 1 - second_wins) / 2)
-
-    return judge
 
 
 def _with_ties(probabilities: torch.Tensor) -> list[float]:
@@ -252,11 +294,12 @@ def _stems_and_labels(
 
 def _label_probabilities(
     model: PreTrainedModel, stems: list[list[int]], labels: list[tuple[int, int]], tokens_per_batch: int
-) -> torch.Tensor:
-    """Probability of A against B after each stem: `torch.Tensor` of shape `(rows,)`."""
+) -> tuple[torch.Tensor, list[int]]:
+    """After each stem the probability of A against B, `torch.Tensor` of shape `(rows,)`, and the likeliest token."""
     lengths = [len(stem) for stem in stems]
     require_context(model.config, lengths)
     probabilities = torch.empty(len(stems), dtype=torch.float64)
+    likeliest = torch.empty(len(stems), dtype=torch.long)
     with evaluating(model):
         for batch in token_budget_batches(lengths, tokens_per_batch):
             # Attention is causal, so what pads on the right is never seen.
@@ -269,4 +312,5 @@ def _label_probabilities(
             logits = outputs.logits[torch.arange(len(batch), device=model.device), place]  # (batch, vocabulary)
             pair = logits.gather(1, torch.tensor([labels[row] for row in batch], device=model.device))  # (batch, 2)
             probabilities[batch] = pair.double().softmax(dim=1)[:, 0].cpu()
-    return probabilities
+            likeliest[batch] = logits.argmax(dim=1).cpu()
+    return probabilities, likeliest.tolist()

@@ -144,6 +144,11 @@ class _Sampler:
         missing = range(len(choices), self.num_generations)
         answers = await asyncio.gather(*(session.ask(prompt, self._seed(row, sample)) for sample in missing))
         choices += [answer[0] for answer in answers]
+        if any(text is None for text, _ in choices):
+            raise ValueError(
+                f"The server answered row {row} with a message that has no content. If its model reasons before it "
+                "answers raise `max_tokens`, or switch that off by `extra_body`."
+            )
         advance(1)
         return {"completions": [text for text, _ in choices], "finished": [finished for _, finished in choices]}
 

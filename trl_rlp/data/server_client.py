@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-Choice = tuple[str, bool]  # the text, and whether it ended by itself
+Choice = tuple[str | None, bool]  # the text, None of a message without content, and whether it ended by itself
 
 
 @dataclass
@@ -123,7 +123,8 @@ class Session:
 
         Returns:
             `list[tuple[str, bool]]`: the choices that came back, at least one, each with whether it ended by itself;
-            none where the server refuses to give more than one.
+            none where the server refuses to give more than one. The text is `None` where a message has no content, as
+            a refusal, or an answer that ended while the model still reasoned.
         """
         from openai import BadRequestError, OpenAIError, UnprocessableEntityError
 
@@ -168,13 +169,13 @@ def _choices(text: str, is_chat: bool, server: Server) -> list[Choice]:
         pairs = [(each["message"]["content"] if is_chat else each["text"], each["finish_reason"]) for each in choices]
     except (ValueError, KeyError, TypeError):
         pairs = []
-    if not pairs or not all(isinstance(completion, str) for completion, _ in pairs):
+    if not pairs or not all(isinstance(said, str) or (said is None and is_chat) for said, _ in pairs):
         raise ValueError(
             f"The server at `base_url`={server.base_url} answered something that is not a completion: "
             f"{_one_line(text) or 'an empty body'}. Check that `base_url` is that of an OpenAI-compatible API; it "
             "usually ends in /v1."
         )
-    return [(_without_half_characters(completion), reason == "stop") for completion, reason in pairs]
+    return [(said and _without_half_characters(said), reason == "stop") for said, reason in pairs]
 
 
 def _without_half_characters(text: str) -> str:
@@ -196,7 +197,7 @@ def _explained(error: OpenAIError, server: Server) -> Exception:
     if status is None or status in (408, 409, 429) or status >= 500:
         return RuntimeError(
             f"The server at `base_url`={server.base_url} still fails after {server.max_retries} retries (status "
-            f"{status}: {answer}). Look at its log; with an `output_dir` a second call goes on after the last shard."
+            f"{status}: {answer}). Look at its log; what was sampled into an `output_dir` is kept."
         )
     return ValueError(
         f"The server at `base_url`={server.base_url} refused a request (status {status}: {answer}). Check `model`, "

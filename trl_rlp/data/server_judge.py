@@ -5,28 +5,36 @@ import functools
 import re
 from typing import Any
 
-from transformers.utils import logging
-
+from trl_rlp.data.asked_judge import AskedJudge
 from trl_rlp.data.judges import JUDGE_TEMPLATE, judge_question, require_template
 from trl_rlp.data.sampling_settings import require_settings
 from trl_rlp.data.server_client import Server, Session
 from trl_rlp.data.turns import Messages
 
 
-logger = logging.get_logger(__name__)
+LETTER = r"(?<![\w.])[AB](?![\w'’])(?!\.\w)"
+_ALONE = re.compile(rf"\W*{LETTER}(?=\W*$|[^\w\s])")
+_NAMED = re.compile(
+    rf"\b(?i:answer|better|choice|option|output|response|verdict|winner)(?i: is)?\W{{0,4}}{LETTER}\W*$"
+    rf"|\b(?i:choose|pick|prefer)\W{{0,4}}{LETTER}"
+)
+_PRAISED = re.compile(rf"{LETTER}\W* (?:wins\b|(?:is|was|seems)\b.*\b(?:better|best|preferable|preferred|superior)\b)")
+_DOUBT = re.compile(
+    r"\b(?:both|cannot|draw|equal|equally|hard|less|neither|no|none|not|same|tie|tied|unclear|worse|worst|wrong)\b"
+    r"|n['’]t\b",
+    re.IGNORECASE,
+)
 
-_BEGINS = re.compile(r"\W*[AB](?=\W*$|\W*\n|[^\w\s])")
-_NAMES = re.compile(r"(?:response|answer|output|option|verdict)(?: is)?\W{0,4}\b[AB]\b", re.IGNORECASE)
 
-
-class ServerJudge:
+class ServerJudge(AskedJudge):
     """
     Judges outputs by what a model on a server answers: vLLM, SGLang, TGI, `transformers serve`, or a paid API.
 
     Each pair is asked in both orders at `/chat/completions`. An output that is called better both times wins; where
-    the answers disagree, or one of them cannot be read, the pair is a draw. An answer can be read if, of the letters
-    A and B standing alone, it holds one and not the other, at its beginning or behind a word such as "Response"; what
-    stands before a `</think>` is left out.
+    the answers disagree, or one of them cannot be read, the pair is a draw. An answer can be read if it holds one of
+    the letters A and B and not the other, and its line says little but the letter ("B.", "Answer: B", "B: because …"),
+    or calls it better ("Response B is better"), without a word of doubt such as "not", "tie" or "worse". What stands
+    before a `</think>` is left out.
 
     Args:
         base_url (`str`):
@@ -77,14 +85,12 @@ class ServerJudge:
         max_retries: int = 5,
         extra_body: dict[str, Any] | None = None,
     ):
+        super().__init__(tolerance)
         require_template(template)
         require_settings(max_tokens=max_tokens, max_concurrency=max_concurrency, max_retries=max_retries)
-        if not 0 <= tolerance <= 1:
-            raise ValueError(f"`tolerance` is a share of the answers, in [0, 1], got {tolerance}.")
         body = {"model": model, "temperature": 0.0, "max_tokens": max_tokens, "extra_body": extra_body}
         self._server = Server(base_url, api_key, max_retries, max_concurrency, body)
-        self.template, self.tolerance = template, tolerance
-        self.asked = self.unreadable = 0
+        self.template = template
 
     def __call__(self, prompts: list[str | Messages], firsts: list[str], seconds: list[str]) -> list[float]:
         """
@@ -110,7 +116,8 @@ class ServerJudge:
         pairs = zip(prompts, firsts, seconds, strict=True)
         answers = self._server.work([functools.partial(self._in_both_orders, *pair) for pair in pairs])
         verdicts = [(_letter(straight), _letter(swapped)) for straight, swapped in answers]
-        self._count([text for pair in answers for text in pair if _letter(text) is None], 2 * len(answers))
+        unreadable = [text for pair in answers for text in pair if _letter(text) is None]
+        self._count(unreadable, 2 * len(answers), "Their pairs are draws.")
         return [{("A", "B"): 1.0, ("B", "A"): 0.0}.get(verdict, 0.5) for verdict in verdicts]
 
     async def _in_both_orders(
@@ -119,28 +126,17 @@ class ServerJudge:
         questions = (judge_question(self.template, prompt, *order) for order in ((first, second), (second, first)))
         asked = (session.ask([{"role": "user", "content": question}], seed=0) for question in questions)
         (straight, *_), (swapped, *_) = await asyncio.gather(*asked)
-        return straight[0], swapped[0]
-
-    def _count(self, unreadable: list[str], asked: int) -> None:
-        self.asked += asked
-        self.unreadable += len(unreadable)
-        if not unreadable:
-            return
-        example = " ".join(unreadable[0].split())[:80]
-        message = f"{len(unreadable)} of {asked} answers of the judge name neither A nor B alone, such as {example!r}"
-        if len(unreadable) > self.tolerance * asked:
-            raise ValueError(
-                f"{message}: more than `tolerance`={self.tolerance}. Use another `model` or `template`, or raise "
-                "`max_tokens` or `tolerance`."
-            )
-        logger.warning(f"{message}. Their pairs are draws.")
+        return straight[0] or "", swapped[0] or ""
 
 
 def _letter(answer: str) -> str | None:
-    """The letter that an answer names, if it names one of the two only."""
+    """The letter that an answer calls better, if it does so plainly."""
     if "<think>" in answer and "</think>" not in answer:
         return None  # cut off before it said anything
     _, _, said = answer.rpartition("</think>")
-    letters = set(re.findall(r"(?<!\w)[AB](?!\w)", said))
-    is_verdict = _BEGINS.match(said) or _NAMES.search(said)  # "A tie." holds an article
-    return letters.pop() if len(letters) == 1 and is_verdict else None
+    letters = set(re.findall(LETTER, said))
+    if len(letters) != 1:
+        return None
+    line = next(line for line in said.splitlines() if re.search(LETTER, line))
+    is_verdict = _ALONE.match(line) or _NAMED.search(line) or _PRAISED.search(line)
+    return letters.pop() if is_verdict and not _DOUBT.search(line) else None

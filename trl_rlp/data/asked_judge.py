@@ -1,0 +1,44 @@
+"""What judges that are asked a question have in common: not every answer says which output is better."""
+
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+
+class AskedJudge:
+    """
+    Counts the answers that name neither of the two outputs, and is an error past a share of them.
+
+    Args:
+        tolerance (`float`):
+            Share of a call's answers that may be unreadable, in [0, 1].
+
+    Attributes:
+        asked (`int`): answers so far, two a pair.
+        unreadable (`int`): how many of them name neither A nor B.
+
+    Raises:
+        ValueError: if `tolerance` is out of range.
+    """
+
+    def __init__(self, tolerance: float):
+        if not 0 <= tolerance <= 1:
+            raise ValueError(f"`tolerance` is a share of the answers, in [0, 1], got {tolerance}.")
+        self.tolerance = tolerance
+        self.asked = self.unreadable = 0
+
+    def _count(self, unreadable: list[str], asked: int, consequence: str) -> None:
+        """Adds a call's answers, the unreadable ones as they are; too many are an error, any a warning."""
+        self.asked += asked
+        self.unreadable += len(unreadable)
+        if not unreadable:
+            return
+        example = " ".join(unreadable[0].split())[:80]
+        message = f"{len(unreadable)} of {asked} answers of the judge name neither A nor B alone, such as {example!r}"
+        if len(unreadable) > self.tolerance * asked:
+            raise ValueError(
+                f"{message}: more than `tolerance`={self.tolerance}. Use another `model` or `template`, let it say "
+                "more, or raise `tolerance`."
+            )
+        logger.warning(f"{message}. {consequence}")
