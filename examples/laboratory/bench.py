@@ -101,9 +101,10 @@ class Bench:
     def policy_figures(
         self, policy: PreTrainedModel, sft: PreTrainedModel, labeller: PreTrainedModel
     ) -> dict[str, Any]:
-        """Figures on wordings that nothing after SFT was trained on; the proxy is r, whatever π learnt from."""
+        """Figures on wordings that nothing after SFT was trained on; the KL is that at temperature 1."""
         n = max(2, self.settings.evaluation_samples)
         samples = self.sample(policy, self.evaluation_prompts, n, 0.7, stream=7)
+        untempered = self.sample(policy, self.evaluation_prompts, n, 1.0, stream=9)
         outputs = [(row["prompt"], output) for row in samples for output in row["completions"]]
         return {
             "win_rate": float(np.mean(self.wins(samples))),
@@ -111,7 +112,7 @@ class Bench:
             "right": float(np.mean([is_right(self.world, *pair) for pair in outputs])),
             "malformed": float(np.mean([not parse(*pair).values for pair in outputs])),
             "proxy": mean_reward(labeller, self.tokenizer, samples),
-            "kl": kl_to_reference(policy, sft, self.tokenizer, samples),
+            "kl": kl_to_reference(policy, sft, self.tokenizer, untempered),
             "characters": describe_outputs(samples)["characters"],
         }
 

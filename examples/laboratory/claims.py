@@ -64,12 +64,14 @@ def false_discovery(differences: list[list[float]]) -> list[float]:
 
 def _premise(runs: dict[int, Results], kl_coef: float) -> list[tuple[str, str, Value]]:
     """Over-optimisation of a fixed r: with less restraint r finds the outputs better, and the gold reward worse."""
-    weakest, usual = sweep_of(runs)[0], f"sweep {kl_coef}"
+    sweep, usual = sweep_of(runs), f"sweep {kl_coef}"
+    weaker = sweep[: sweep.index(usual)]
     steps = []
-    for figure, less, more in (("gold", usual, weakest), ("proxy", weakest, usual)):
+    for name in dict.fromkeys((weaker[-1], weaker[0])):
+        for figure, less, more in (("gold", usual, name), ("proxy", name, usual)):
 
-        def value(run: Results, figure: str = figure, less: str = less, more: str = more) -> float:
-            return run[less]["ppo"]["policy"][figure] - run[more]["ppo"]["policy"][figure]
+            def value(run: Results, figure: str = figure, less: str = less, more: str = more) -> float:
+                return run[less]["ppo"]["policy"][figure] - run[more]["ppo"]["policy"][figure]
 
-        steps.append(("over-optimisation of a fixed r", f"{figure}, β {less[6:]} − β {more[6:]}", value))
+            steps.append(("over-optimisation of a fixed r", f"{figure}, β {less[6:]} − β {more[6:]}", value))
     return steps

@@ -1,23 +1,31 @@
 """Figures over many seeds, each beside its numbers."""
 
 import csv
+import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from tables import FIGURES, Results, smoothed, sweep_of
 
 
-def write_csv(runs: dict[int, Results], path: Path) -> None:
-    """Every policy's figures, one line a seed and method."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["seed", "method", *FIGURES])
-        for seed, run in runs.items():
-            for name, result in run.items():
-                named = {name: result} if "policy" in result else {f"{name} {key}": one for key, one in result.items()}
-                for label, one in named.items():
-                    writer.writerow([seed, label, *(one["policy"].get(figure, "") for figure in FIGURES)])
+def write_csvs(runs: dict[int, Results], folder: Path) -> None:
+    """Every figure of the tables, one line a seed and method."""
+    policies, reward_models, labels = [], [], []
+    for seed, run in runs.items():
+        for name, result in run.items():
+            named = {name: result} if "policy" in result else {f"{name} {key}": one for key, one in result.items()}
+            for label, one in named.items():
+                line = {"seed": seed, "method": label}
+                policies.append({**line, **{figure: one["policy"].get(figure) for figure in FIGURES}})
+                for pairs, figures in one.get("reward_model", {}).items():
+                    reward_models.append({**line, "pairs of": pairs, **figures, **one.get("loss", {})})
+                if "synthetic" in result:
+                    rejections = one["synthetic"]["rejections"]
+                    labels.append({**line, **one["synthetic"], "rejections": json.dumps(rejections)})
+    for name, rows in (("policies", policies), ("reward_models", reward_models), ("labels", labels)):
+        pd.DataFrame(rows).to_csv(folder / f"{name}.csv", index=False)
 
 
 def write_curves(runs: dict[int, Results], folder: Path) -> None:

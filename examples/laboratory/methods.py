@@ -29,14 +29,15 @@ class Method:
     head: str = "log_ratio"
 
 
-def _uml(table: str, **reward: Any) -> Method:
-    return Method(table, {"method": "uml", **reward})
+def _uml(table: str, head: str = "log_ratio", **reward: Any) -> Method:
+    return Method(table, {"method": "uml", **reward}, head=head)
 
 
 def _spg(table: str, generator: str = "spg", noise: bool = False, head: str = "log_ratio", **options: Any) -> Method:
     return Method(table, {"method": "spg"}, {"method": generator, **options}, noise, head)
 
 
+COSINE = {"representation_recipe": "cosine", "mi_estimator": "nce"}
 METHODS: dict[str, Method] = {
     "uml": _uml("main"),
     "spg": _spg("main"),
@@ -50,9 +51,11 @@ METHODS: dict[str, Method] = {
     "human pairs only": Method("controls"),
     "spg, random y_w": _spg("controls", chosen="random"),
     "spg, 15 % noise": _spg("controls", noise=True),
-    "uml, cosine": _uml("controls", representation_recipe="cosine", mi_estimator="nce"),
-    "uml, views of a group": _uml("controls", views_from="group"),
-    "spg, last token": _spg("controls", head="last_token"),
+    "uml, cosine": _uml("controls", **COSINE),
+    "uml, cosine, views of a group": _uml("controls", views_from="group", **COSINE),
+    "uml, last token": _uml("last token", head="last_token"),
+    "uml, cosine, last token": _uml("last token", head="last_token", **COSINE),
+    "spg, last token": _spg("last token", head="last_token"),
 }
 """By the name in the tables. `mib` of Table 4 is `uml`, and `spg` of Table 5 is `spg`."""
 

@@ -4,20 +4,21 @@ import json
 from pathlib import Path
 
 from claims import claims_table
-from figures import write_csv, write_curves
+from figures import write_csvs, write_curves
 from tables import (
     TABLES,
     equal_kl_table,
     load_runs,
     policy_table,
     reward_table,
+    spg_table,
     sweep_table,
     synthetic_table,
 )
 
 
 def write_report(folder: Path, target: Path) -> None:
-    """Writes `tables.md`, `policies.csv`, `curves.png` and `curves.csv`."""
+    """Writes `tables.md`, what it was made of (`policies.csv`, `reward_models.csv`, `labels.csv`), and the curves."""
     runs, unfinished = load_runs(folder)
     kl_coef = json.loads((folder / "settings.json").read_text())["kl_coef"]
     target.mkdir(parents=True, exist_ok=True)
@@ -27,12 +28,13 @@ def write_report(folder: Path, target: Path) -> None:
     sections += [f"## Claims\n\n{claims_table(runs, kl_coef)}"]
     sections += [f"## Policies: {name}\n\n{policy_table(runs, methods)}" for name, methods in TABLES.items()]
     sections += [
+        f"## SPG and what it is compared with\n\n{spg_table(runs)}",
         f"## Synthetic preferences\n\n{synthetic_table(runs)}",
         f"## Reward models\n\n{reward_table(runs)}",
         f"## KL weights\n\n{sweep_table(runs)}",
         f"## At equal KL\n\n{equal_kl_table(runs)}",
     ]
     (target / "tables.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
-    write_csv(runs, target / "policies.csv")
+    write_csvs(runs, target)
     write_curves(runs, target)
     print(f"Tables and figures: {target}")

@@ -44,7 +44,7 @@ class SeedRun:
         self._keep("sft", lambda: {"policy": self._policy_figures(self.sft)})
         self._keep("best-of-n", lambda: {"policy": self.bench.best_of_n(self.sft, self.reward_models["log_ratio"])})
         for head, name in HEADS.items():
-            self._keep(name, lambda head=head: self._described(self.reward_models[head], *self.policies[head]))
+            self._keep(name, lambda head=head: self._described(head, self.reward_models[head], *self.policies[head]))
         for name, method in METHODS.items():
             self._keep(name, lambda method=method: self._retrained(method))
         self._sweep()
@@ -80,15 +80,21 @@ class SeedRun:
         }
 
     @cached_property
-    def labelled(self) -> dict[str, Dataset]:
-        """Pairs of outputs of π_SFT and of π (of the log-ratio r) that the gold reward labels."""
-        policies = {"human": (self.sft, 3), "policy": (self.policies["log_ratio"][0], 6)}
+    def labelled(self) -> dict[str, dict[str, Dataset]]:
+        """Pairs of outputs of π_SFT, and of π against the r of each head, that the gold reward labels."""
+        human = self.bench.labelled_pairs(self._evaluation_samples(self.sft, stream=3))
+        policies = {head: self._evaluation_samples(policy, stream=6) for head, (policy, _) in self.policies.items()}
         return {
-            name: self.bench.labelled_pairs(
-                self.bench.sample(policy, self.bench.evaluation_prompts, 4, 1.0, stream=stream)
-            )
-            for name, (policy, stream) in policies.items()
+            head: {"human": human, "policy": self.bench.labelled_pairs(samples)} for head, samples in policies.items()
         }
+
+    @cached_property
+    def heldout_views(self) -> dict[str, Dataset]:
+        """Outputs of each π to prompts that are not in U."""
+        return {head: self._evaluation_samples(policy, stream=10) for head, (policy, _) in self.policies.items()}
+
+    def _evaluation_samples(self, policy: PreTrainedModel, stream: int) -> Dataset:
+        return self.bench.sample(policy, self.bench.evaluation_prompts, 4, 1.0, stream=stream)
 
     def _keep(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
         if name not in self.results:
@@ -103,18 +109,19 @@ class SeedRun:
         torch.manual_seed(self.bench.seed)
         return train_policy(self.bench, reward_model, self.bench.settings.kl_coef if kl_coef is None else kl_coef)
 
-    def _policy_figures(self, policy: PreTrainedModel) -> dict[str, float]:
-        return self.bench.policy_figures(policy, self.sft, self.reward_models["log_ratio"])
+    def _policy_figures(self, policy: PreTrainedModel, head: str = "log_ratio") -> dict[str, float]:
+        """The proxy is the r of the head, whatever π learnt from."""
+        return self.bench.policy_figures(policy, self.sft, self.reward_models[head])
 
     def _described(
-        self, reward_model: PreTrainedModel, policy: PreTrainedModel, curve: list[dict[str, float]]
+        self, head: str, reward_model: PreTrainedModel, policy: PreTrainedModel, curve: list[dict[str, float]]
     ) -> dict[str, Any]:
-        reward_figures = self.bench.reward_figures(reward_model, self.labelled)
-        return {"policy": self._policy_figures(policy), "reward_model": reward_figures, "curve": curve}
+        reward_figures = self.bench.reward_figures(reward_model, self.labelled[head])
+        return {"policy": self._policy_figures(policy, head), "reward_model": reward_figures, "curve": curve}
 
     def _retrained(self, method: Method) -> dict[str, Any]:
         reward_model, figures = self._refined(method)
-        return {**self._described(reward_model, *self._policy(reward_model)), **figures}
+        return {**self._described(method.head, reward_model, *self._policy(reward_model)), **figures}
 
     def _refined(self, method: Method) -> tuple[PreTrainedModel, dict[str, Any]]:
         """Step 4: r̂, and figures of D̂ and of the loss."""
@@ -137,7 +144,7 @@ class SeedRun:
         if "uml" in method.reward.get("method", ""):
             in_groups = method.reward.get("views_from") == "group"
             views = cluster(samples, equivalence, complete_groups=True) if in_groups else samples
-            refinement["policy_samples"] = views
+            refinement |= {"policy_samples": views, "heldout_views": self.heldout_views[method.head]}
         epochs = None if method.reward else self._epochs_of_spg()
         model, figures["loss"] = train_reward_model(
             self.bench, self.human, method.head, method.reward, epochs, **refinement
@@ -166,7 +173,9 @@ class SeedRun:
         return log_probs[0, start - 1 :].mean().item()
 
     def _sweep(self) -> None:
-        """Gold and proxy against KL for several β, with r and with the r̂ of SPG."""
+        """Gold and proxy against KL for several β, with r and with the r̂ of SPG; at the usual one both are there."""
+        usual = {name: self.results[name] for name in ("ppo", "spg")}
+        self._keep(f"sweep {self.bench.settings.kl_coef}", lambda: usual)
         missing = [beta for beta in self.bench.settings.sweep if f"sweep {beta}" not in self.results]
         if not missing:
             return
@@ -178,6 +187,7 @@ class SeedRun:
             self._keep(
                 f"sweep {beta}",
                 lambda beta=beta: {
-                    name: self._described(model, *self._policy(model, beta)) for name, model in against.items()
+                    name: self._described("log_ratio", model, *self._policy(model, beta))
+                    for name, model in against.items()
                 },
             )

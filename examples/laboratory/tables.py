@@ -20,7 +20,10 @@ TABLES = {
     "losses": ["ppo", "uml", "mvi", "infomax", "cl"],
     "generators": ["ppo", "spg", "select_all", "reward", "rlaif"],
     "controls": ["ppo", "spg", *(name for name, method in METHODS.items() if method.table == "controls")],
-    "last token": ["ppo, last token", "spg, last token"],
+    "last token": [
+        HEADS["last_token"],
+        *(name for name, method in METHODS.items() if method.table == "last token"),
+    ],
 }
 FIGURES = ("win_rate", "gold", "right", "kl", "proxy", "malformed", "characters")
 EQUAL_KL = (0.5, 1.0, 2.0, 4.0)
@@ -73,9 +76,11 @@ def gold_at(run: Results, method: str, kl: float) -> float | None:
 
 
 def gold_beyond(method: str) -> Value:
-    """Gold reward of a method's policy, minus what the sweep of plain PPO reaches at the same KL."""
+    """Gold reward of a method, minus what the sweep of plain PPO reaches at the same KL; `None` for what has none."""
 
     def value(run: Results) -> float | None:
+        if method in ("sft", "best-of-n", "ppo"):
+            return None
         policy = run[method]["policy"]
         plain = gold_at(run, "ppo", policy["kl"])
         return None if plain is None else policy["gold"] - plain
@@ -110,7 +115,7 @@ def policy_table(runs: dict[int, Results], methods: Sequence[str]) -> str:
         if method != base:
             both = [(policy_figure(method, name), policy_figure(base, name)) for name in ("win_rate", "gold")]
             paired = [cell(over_seeds(runs, difference(*figures))) for figures in both]
-        paired.append("–" if method == "ppo" else cell(over_seeds(runs, gold_beyond(method))))
+        paired.append(cell(over_seeds(runs, gold_beyond(method))))
         rows.append([method, *(cell(over_seeds(runs, policy_figure(method, name))) for name in FIGURES[:5]), *paired])
     header = ["method", "win rate", "gold", "right", "KL", "proxy", f"win rate − {base}", f"gold − {base}"]
     return markdown([*header, "gold − ppo at its KL"], rows)
@@ -125,16 +130,40 @@ def reward_table(runs: dict[int, Results]) -> str:
             for pairs in ("human", "policy")
         ]
         error = over_seeds(runs, lambda run, name=name: run[name]["reward_model"]["policy"]["calibration_error"])
-        gain = over_seeds(runs, lambda run, name=name: information(run[name]))
-        rows.append(["r (human pairs)" if name == "ppo" else name, *accuracy, cell(error), cell(gain)])
-    header = ["reward model", "held-out pairs of π_SFT", "pairs of π", "calibration error, pairs of π", "MI − zero"]
-    return markdown(header, rows)
+        gains = [
+            cell(over_seeds(runs, lambda run, name=name, key=key: information(run[name], key)))
+            for key in ("mi", "mi_heldout")
+        ]
+        rows.append(["r (human pairs)" if name == "ppo" else name, *accuracy, cell(error), *gains])
+    header = ["reward model", "held-out pairs of π_SFT", "pairs of π", "calibration error, pairs of π"]
+    return markdown([*header, "MI − zero, training", "MI − zero, other prompts"], rows)
 
 
-def information(result: Results) -> float | None:
-    """How far the MI estimate lies above its zero-information value at the end of training."""
+def information(result: Results, key: str) -> float | None:
+    """How far an MI estimate lies above its zero-information value."""
     loss = result.get("loss", {})
-    return loss["mi"] - loss["mi_zero"] if "mi" in loss else None
+    return loss[key] - loss["mi_zero"] if "mi" in loss else None
+
+
+def accuracy_on_policy(method: str) -> Value:
+    """How often a reward model is right on pairs of π."""
+    return lambda run: run[method]["reward_model"]["policy"]["accuracy"]
+
+
+def spg_table(runs: dict[int, Results]) -> str:
+    """SPG minus everything that it differs from in one thing."""
+    others = ["ppo", "human pairs only"]
+    others += [
+        name
+        for name, method in METHODS.items()
+        if method.preferences is not None and name != "spg" and method.head == "log_ratio"
+    ]
+    rows = []
+    for other in others:
+        both = [(policy_figure("spg", name), policy_figure(other, name)) for name in ("win_rate", "gold", "right")]
+        both.append((accuracy_on_policy("spg"), accuracy_on_policy(other)))
+        rows.append([other, *(cell(over_seeds(runs, difference(*figures))) for figures in both)])
+    return markdown(["SPG minus", "win rate", "gold", "right", "reward model, pairs of π"], rows)
 
 
 def synthetic_table(runs: dict[int, Results]) -> str:
@@ -158,7 +187,7 @@ def sweep_table(runs: dict[int, Results]) -> str:
         values = {
             (method, figure): lambda run, name=name, method=method, figure=figure: run[name][method]["policy"][figure]
             for method in ("ppo", "spg")
-            for figure in ("gold", "proxy", "kl", "win_rate")
+            for figure in ("gold", "proxy", "kl", "malformed", "win_rate")
         }
         cells = [cell(over_seeds(runs, values[key])) for key in values if key[1] != "win_rate"]
         gains = [
@@ -166,7 +195,10 @@ def sweep_table(runs: dict[int, Results]) -> str:
             for figure in ("gold", "win_rate")
         ]
         rows.append([name.removeprefix("sweep "), *cells, *gains])
-    header = ["β", *(f"{method}: {name}" for method in ("PPO", "SPG") for name in ("gold", "proxy", "KL"))]
+    header = [
+        "β",
+        *(f"{method}: {name}" for method in ("PPO", "SPG") for name in ("gold", "proxy", "KL", "malformed")),
+    ]
     return markdown([*header, "gold, SPG − PPO", "win rate, SPG − PPO"], rows)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from bench import MAX_NEW_TOKENS, SFT, Bench
 from datasets import Dataset
+from information import heldout_information
 from models import make_policy, make_reward_model
 from task import demonstrations
 from transformers import PreTrainedModel
@@ -56,9 +57,10 @@ def train_reward_model(
     head: str,
     fields: dict[str, Any] | None = None,
     epochs: float | None = None,
+    heldout_views: Dataset | None = None,
     **refinement: Any,
 ) -> tuple[PreTrainedModel, dict[str, float]]:
-    """Gives r, or with `fields` and `refinement` r̂, and the last logged terms of its loss."""
+    """Gives r, or with `fields` and `refinement` r̂, and the last terms of its loss, with views also held-out ones."""
     settings = bench.settings
     torch.manual_seed(bench.seed)
     model = make_reward_model(bench.initial_policy(), head, bench.folder / SFT)
@@ -78,6 +80,8 @@ def train_reward_model(
     terms: dict[str, float] = {}
     for row in trainer.state.log_history:
         terms |= {name: value for name, value in row.items() if name in TERMS}
+    if heldout_views is not None:
+        terms["mi_heldout"] = heldout_information(trainer, heldout_views)
     return model, terms
 
 

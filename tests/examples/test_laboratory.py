@@ -123,7 +123,8 @@ def test_the_gold_at_a_kl_is_read_between_two_policies():
     assert gold_at(run, "ppo", 5.0) is None
     run |= {name: {"policy": {"kl": kl, "gold": 4.0}} for name, kl in (("spg", 3.0), ("far", 5.0))}
     assert gold_beyond("spg")(run) == pytest.approx(4 - 1.5)
-    assert gold_beyond("far")(run) is None
+    run["best-of-n"] = run["spg"]
+    assert gold_beyond("far")(run) is gold_beyond("best-of-n")(run) is None
 
 
 def test_seeds_are_read_from_words():
@@ -163,14 +164,28 @@ def test_two_seeds_run_from_end_to_end_and_are_not_run_again(tmp_path):
     report = run("report", "--output_dir", folder)
     assert report.returncode == 0, report.stderr
     tables = (tmp_path / "runs" / "report" / "tables.md").read_text()
-    for text in ("2 seeds: 0, 1.", "| spg − uml |", "over-optimisation", "| best-of-n |", "| spg, last token |", "β"):
+    for text in (
+        "2 seeds: 0, 1.",
+        "| spg − uml |",
+        "over-optimisation",
+        "| best-of-n |",
+        "| uml, last token |",
+        "| SPG minus |",
+        "β",
+    ):
         assert text in tables, text
     assert (tmp_path / "runs" / "report" / "curves.png").stat().st_size > 10_000
     with (tmp_path / "runs" / "report" / "policies.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {row["seed"] for row in rows} == {"0", "1"} and {"sft", "sweep 0.1 spg"} <= {row["method"] for row in rows}
+    for name, method in (("reward_models", "uml"), ("labels", "spg")):
+        with (tmp_path / "runs" / "report" / f"{name}.csv").open() as file:
+            rows = [row for row in csv.DictReader(file) if row["method"] == method]
+        assert {row["seed"] for row in rows} == {"0", "1"}
     results = json.loads(next(iter(before.values())))
     assert len(results["ppo"]["curve"]) == 2 and results["sft"]["policy"]["kl"] == pytest.approx(0, abs=1e-6)
     assert results["uml"]["loss"]["mi_zero"] == pytest.approx(-1.3863, abs=1e-3)
+    assert results["uml"]["loss"]["mi_heldout"] == pytest.approx(-1.3863, abs=0.1)
+    assert results["sweep 0.4"] == {name: results[name] for name in ("ppo", "spg")}
     other = run("seed", "--seed", "0", "--output_dir", folder)
     assert other.returncode != 0 and "holds runs with other settings or methods" in other.stderr

@@ -1,0 +1,43 @@
+"""What the latents of two outputs share on instructions that no head was trained on."""
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from trl_rlp import RLPRewardTrainer, scoring_ids
+from trl_rlp.data.batching import evaluating, pad_right
+from trl_rlp.trainer.score_head import captured_score_inputs, score_layers, scored_hidden_states
+
+
+@torch.no_grad()
+def heldout_information(trainer: RLPRewardTrainer, samples: Dataset) -> float:
+    """
+    Gives the MI estimate of a trained run's heads, in batches as large as those of training.
+
+    Args:
+        trainer ([`RLPRewardTrainer`]):
+            With a multi-view term, after `train()`.
+        samples (`datasets.Dataset`):
+            Two outputs of each of other instructions.
+
+    Returns:
+        `float`, nats.
+    """
+    heads, layers = trainer.representation_term.heads_callback.heads, score_layers(trainer.model)
+    tokenizer, size = trainer.processing_class, trainer.args.view_prompts_per_device
+    order = np.random.default_rng(0).permutation(len(samples)).tolist()
+    estimates = []
+    with evaluating(trainer.model):
+        for start in range(0, len(order) - size + 1, size):
+            rows = [samples[place] for place in order[start : start + size]]
+            views = [
+                scoring_ids(tokenizer, row["prompt"], row["completions"][view], row["finished"][view])
+                for view in (0, 1)
+                for row in rows
+            ]
+            input_ids, attention_mask = pad_right(views, tokenizer.pad_token_id)  # (2 * size, length)
+            with captured_score_inputs(layers) as captured:
+                trainer.model(input_ids=input_ids, attention_mask=attention_mask)
+            hidden = scored_hidden_states(captured[-1], input_ids, tokenizer.pad_token_id)  # (2 * size, hidden)
+            estimates.append(heads(*hidden.chunk(2), torch.arange(size))["mi"].item())
+    return float(np.mean(estimates))
