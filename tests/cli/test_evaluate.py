@@ -68,11 +68,17 @@ def test_outputs_are_judged_by_a_reward_model_and_two_policies_compared(tmp_path
 
 
 @pytest.mark.parametrize("judge", ["language_model", "server"])
-def test_other_judges(tmp_path, models, outputs, judge):
+def test_other_judges(tmp_path, models, outputs, judge, capsys):
     words = flags(**{name: outputs[name] for name in ("outputs", "reference_outputs")}, judge=judge)
     if judge == "language_model":
-        found = evaluated(tmp_path, *words, *flags(judge_model=models["policy"]))
+        words += flags(judge_model=models["policy"])
+        found = evaluated(tmp_path, *words, *flags(tolerance=1))
         assert found["win_rate"]["prompts"] == 6
+        assert found["judge"]["asked"] == 12 and found["judge"]["unreadable"] > 6
+        # Random weights hardly ever say A or B. What was judged is kept all the same.
+        assert main(["evaluate", "--output_dir", str(tmp_path / "strict"), *words]) == 2
+        assert "of 12 answers of the judge name neither A nor B alone: more than" in capsys.readouterr().err
+        assert len(read_annotations(tmp_path / "strict" / "annotations.json")) == 6
         return
     server = FakeServer()
     choice = {"message": {"content": "A"}, "finish_reason": "stop"}
@@ -118,6 +124,10 @@ def test_samples_of_a_policy_are_described(tmp_path, models):
         ({"outputs": "a"}, "`outputs` needs `reference_outputs`. Pass both."),
         ({"outputs": "a", "reference_outputs": "b"}, "`outputs` needs `judge_model`. Pass both."),
         ({"reward_model": "a"}, "`reward_model` needs `preferences`. Pass both."),
+        ({"annotations": "a", "judge_model": "b"}, "`judge_model` needs `outputs`. Pass both."),
+        ({"annotations": "a", "reference_outputs": "b"}, "`reference_outputs` needs `outputs`. Pass both."),
+        ({"annotations": "no/such.json"}, "no/such.json cannot be read (No such file or directory). Pass a JSON list"),
+        ({"annotations": "."}, ". cannot be read (Is a directory). Pass a JSON list"),
         ({"preferences": "a"}, "`preferences` needs `reward_model`. Pass both."),
         ({"samples": "a", "policy": "b"}, "`policy` needs `reference_policy`. Pass both."),
         ({"samples": "a", "judge": "oracle"}, "`judge` must be one of"),
@@ -158,12 +168,13 @@ def test_no_judge_is_asked_before_all_files_fit(tmp_path, outputs, capsys):
     finally:
         server.server.shutdown()
         server.server.server_close()
-    assert "`outputs` lacks 1 of the 6 instructions" in capsys.readouterr().err and not server.requests
+    assert "`other_outputs` lacks 1 of the 6 instructions" in capsys.readouterr().err and not server.requests
 
 
-def test_other_prompts_and_other_references_are_one_line(tmp_path, models, outputs, capsys):
+def test_other_prompts_are_one_line(tmp_path, models, outputs, capsys):
     rows = json.loads(open(outputs["reference_outputs"]).read())
     outputs["reference_outputs"] = written(tmp_path / "fewer.json", rows[:-1])
     words = flags(**outputs, judge_model=models["reward"])
     assert main(["evaluate", "--output_dir", str(tmp_path / "out"), *words]) == 2
-    assert "`reference_outputs` lacks 1 of the 6 instructions" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "`reference_outputs` lacks 1 of the 6 instructions" in error and error.count("\n") == 1

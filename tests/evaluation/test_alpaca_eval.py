@@ -132,6 +132,6 @@ def test_other_prompts_and_a_judge_without_judgement_are_named():
         annotate([reference[0], reference[2]], model, LONGER, "length")
     with pytest.raises(ValueError, match="`outputs` has an instruction twice"):
         annotate([*model, model[0]], reference[:2], LONGER, "length")
-    for answers in ([1.5] * 2, [0.5]):
-        with pytest.raises(ValueError, match=r"`judge` must give a probability in \[0, 1\] for each pair"):
+    for answers in ([1.5] * 2, [0.5], [None] * 2, ["A"] * 2, [float("nan")] * 2):
+        with pytest.raises(ValueError, match="`judge` (said .* of pair 0, but|gave 1 probabilities for 2 pairs)"):
             annotate(model, reference[:2], lambda *_, answers=answers: answers, "wrong")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_rlp.cli.arguments import parse
+from trl_rlp.data.asked_judge import AskedJudge
 from trl_rlp.data.judges import Judge, language_model_judge, reward_judge, with_user_turns
 from trl_rlp.data.loading import load_rows
 from trl_rlp.data.server_judge import ServerJudge
@@ -61,7 +62,7 @@ class EvaluateArguments:
         max_tokens (`int`, *optional*, defaults to `16`):
             Longest answer of the server's judge; one that reasons needs more.
         tolerance (`float`, *optional*, defaults to `0.1`):
-            Share of the server's answers that may name neither A nor B, in [0, 1]. Their pairs are draws.
+            Share of the answers of a server's or a language model's judge that may name neither A nor B, in [0, 1].
         anchors (`str`, *optional*):
             AlpacaEval's `df_gamed.csv`, for its 805 instructions: its own length-controlled win rate.
         reward_model (`str`, *optional*):
@@ -105,7 +106,7 @@ class EvaluateArguments:
         default=16, metadata={"help": "Longest answer of the server's judge; one that reasons needs more."}
     )
     tolerance: float = field(
-        default=0.1, metadata={"help": "Share of the server's answers that may name neither A nor B, in [0, 1]."}
+        default=0.1, metadata={"help": "Share of an asked judge's answers that may name neither A nor B, in [0, 1]."}
     )
     anchors: str | None = field(
         default=None, metadata={"help": "AlpacaEval's `df_gamed.csv`, for its own length-controlled win rate."}
@@ -170,6 +171,9 @@ def _require_fit(arguments: EvaluateArguments) -> None:
         "outputs": ("reference_outputs", "judge_model"),
         "other_outputs": ("outputs",),
         "other_annotations": ("annotations",),
+        "reference_outputs": ("outputs",),
+        "judge_model": ("outputs",),
+        "base_url": ("outputs",),
         "preferences": ("reward_model",),
         "reward_model": ("preferences",),
         "policy": ("samples", "reference_policy"),
@@ -193,11 +197,11 @@ def _judge(arguments: EvaluateArguments) -> Judge:
             arguments.base_url,
             arguments.judge_model,
             max_tokens=arguments.max_tokens,
-            tolerance=arguments.tolerance,
+            tolerance=1.0,  # what was paid for is written before it is refused
             api_key=arguments.api_key,
         )
     if arguments.judge == "language_model":
-        return language_model_judge(*load_policy(arguments.judge_model), tolerance=1.0)
+        return language_model_judge(*load_policy(arguments.judge_model))
     model, processing_class = load_reward_model(arguments.judge_model)
     judge = reward_judge(model, processing_class, max_length=arguments.max_length)
     return judge if processing_class.chat_template is None else with_user_turns(judge)
@@ -224,15 +228,16 @@ def _annotated(arguments: EvaluateArguments, folder: Path) -> tuple[list[Rows], 
     """Reads and matches all files before a judge is asked, and keeps what it said before it is read."""
     reference = read_model_outputs(arguments.reference_outputs)
     outputs = {name: read_model_outputs(vars(arguments)[name]) for name in ANNOTATIONS if vars(arguments)[name]}
-    for rows in outputs.values():
-        require_same_instructions(rows, reference)
+    for name, rows in outputs.items():
+        require_same_instructions(rows, reference, name)
     judge, annotations = _judge(arguments), []
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in outputs.items():
         annotations.append(annotate(rows, reference, judge, f"{arguments.judge}: {arguments.judge_model}"))
         write_rows(folder / ANNOTATIONS[name], annotations[-1])
-    if not isinstance(judge, ServerJudge):
+    if not isinstance(judge, AskedJudge):
         return annotations, {}
+    judge.require_readable(arguments.tolerance)
     return annotations, {"judge": {"asked": judge.asked, "unreadable": judge.unreadable}}
 
 
@@ -260,9 +265,11 @@ def _print(figures: dict[str, Any]) -> None:
             found = figures[name]
             controlled = found["length_controlled"]
             at_equal_length = f", {controlled['length_controlled_win_rate']:.3f} at equal length" if controlled else ""
+            counted = found["alpaca_eval"]["discrete_win_rate"] / 100
             print(
-                f"{name}: {found['win_rate']:.3f}{_within(found['interval'])} on {found['prompts']} prompts "
-                f"({found['wins']} wins, {found['draws']} draws, {found['losses']} losses){at_equal_length}"
+                f"{name}: {found['win_rate']:.3f}{_within(found['interval'])} on {found['prompts']} prompts, "
+                f"{counted:.3f} counted ({found['wins']} wins, {found['draws']} draws, {found['losses']} losses)"
+                f"{at_equal_length}"
             )
     if "judge" in figures:
         print(f"judge: {figures['judge']['unreadable']} of {figures['judge']['asked']} answers name neither A nor B")
@@ -278,7 +285,7 @@ def _print(figures: dict[str, Any]) -> None:
         for section, score in found.get("sections", {}).items():
             print(f"  {section}: {score:.3f}")
     if "policy" in figures:
-        known = {name: value for name, value in figures["policy"].items() if value is not None}
+        known = {name: value for name, value in without_nan(figures["policy"]).items() if value is not None}
         print("policy: " + ", ".join(f"{name} {value:.4g}" for name, value in known.items()))
 
 

@@ -5,6 +5,8 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
+ADVICE = "Use another `model` or `template`, let it say more by `max_tokens`, or raise `tolerance`."
+
 
 class AskedJudge:
     """
@@ -28,6 +30,23 @@ class AskedJudge:
         self.tolerance = tolerance
         self.asked = self.unreadable = 0
 
+    def require_readable(self, tolerance: float) -> None:
+        """
+        Checks all answers so far.
+
+        Args:
+            tolerance (`float`):
+                Share of them that may name neither A nor B, in [0, 1].
+
+        Raises:
+            ValueError: if more of them do.
+        """
+        if self.unreadable > tolerance * self.asked:
+            raise ValueError(
+                f"{self.unreadable} of {self.asked} answers of the judge name neither A nor B alone: more than "
+                f"`tolerance`={tolerance}. {ADVICE}"
+            )
+
     def _count(self, unreadable: list[str], asked: int, consequence: str) -> None:
         """Adds a call's answers, the unreadable ones as they are; too many are an error, any a warning."""
         self.asked += asked
@@ -37,8 +56,5 @@ class AskedJudge:
         example = " ".join(unreadable[0].split())[:80]
         message = f"{len(unreadable)} of {asked} answers of the judge name neither A nor B alone, such as {example!r}"
         if len(unreadable) > self.tolerance * asked:
-            raise ValueError(
-                f"{message}: more than `tolerance`={self.tolerance}. Use another `model` or `template`, let it say "
-                "more, or raise `tolerance`."
-            )
+            raise ValueError(f"{message}: more than `tolerance`={self.tolerance}. {ADVICE}")
         logger.warning(f"{message}. {consequence}")

@@ -17,6 +17,41 @@ from trl_rlp.data.turns import Messages, split_begun_turn
 Judge = Callable[[list[str | Messages], list[str], list[str]], list[float]]
 """`judge(prompts, firsts, seconds)`: probabilities in [0, 1] that the first output is better; one half is a tie."""
 
+
+def judged(judge: Judge, prompts: list[str | Messages], firsts: list[str], seconds: list[str]) -> list[float]:
+    """
+    Asks a judge, whoever wrote it, and checks what it says.
+
+    Args:
+        judge (`Callable`):
+            See [`Judge`].
+        prompts (`list`):
+            Text or messages.
+        firsts (`list[str]`):
+            One output a prompt.
+        seconds (`list[str]`):
+            The other output of each prompt.
+
+    Returns:
+        `list[float]`: probabilities that the first output is better; none of no pairs, about which it is not asked.
+
+    Raises:
+        ValueError: if there is not one a pair, or one is no number in [0, 1].
+    """
+    if not prompts:
+        return []
+    said = list(judge(prompts, firsts, seconds))
+    if len(said) != len(prompts):
+        raise ValueError(f"`judge` gave {len(said)} probabilities for {len(prompts)} pairs. Let it give one a pair.")
+    for pair, value in enumerate(said):
+        if value is None or isinstance(value, str) or not 0 <= value <= 1:
+            raise ValueError(
+                f"`judge` said {value!r} of pair {pair}, but must give the probability in [0, 1] that the first "
+                "output is better."
+            )
+    return [float(value) for value in said]
+
+
 # Probabilities this close to one half differ from it by rounding only, and are given as one half.
 TIE = 1e-6
 

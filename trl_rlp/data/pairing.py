@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 
 from trl_rlp.data.clustering import cluster, largest_group
-from trl_rlp.data.judges import TIE, Judge
+from trl_rlp.data.judges import TIE, Judge, judged
 from trl_rlp.data.normalisation import normalise_text
 from trl_rlp.data.output_rewards import OutputRewards
 
@@ -143,7 +143,8 @@ def rlaif(samples: Dataset, request: Request) -> tuple[list[Pair], Counter]:
 
     def prefer(drawn: list[tuple[int, int, int]]) -> list[float]:
         rows = [samples[number] for number, _, _ in drawn]
-        return request.judge(
+        return judged(
+            request.judge,
             [row["prompt"] for row in rows],
             [row["completions"][i] for row, (_, i, _) in zip(rows, drawn, strict=True)],
             [row["completions"][j] for row, (_, _, j) in zip(rows, drawn, strict=True)],
@@ -251,7 +252,6 @@ def _labelled_pairs(
         else:
             rejections["nothing_left" if distinct else "all_agree"] += 1
     probabilities = prefer([places for _, places in drawn]) if drawn else []
-    _require_probabilities(probabilities, len(drawn))
     pairs = []
     for (eligible, (number, first, second)), probability in zip(drawn, probabilities, strict=True):
         chosen, rejected = (first, second) if probability > 0.5 else (second, first)
@@ -262,14 +262,6 @@ def _labelled_pairs(
         else:
             pairs.append(Pair(number, chosen, rejected, [rejected], probability=max(probability, 1 - probability)))
     return pairs, rejections
-
-
-def _require_probabilities(probabilities: list[float], expected: int) -> None:
-    if len(probabilities) != expected or not all(0 <= probability <= 1 for probability in probabilities):
-        raise ValueError(
-            f"`judge` must give {expected} probabilities in [0, 1] that the first output is better, one a pair, got "
-            f"{len(probabilities)} values such as {probabilities[:3]}."
-        )
 
 
 def _row_generator(seed: int, row: Row) -> np.random.Generator:

@@ -1,5 +1,6 @@
 """What a data set must be before work starts on it; each check raises one line that says what to do."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from datasets import Dataset
@@ -101,12 +102,42 @@ def require_answers(dataset: Dataset, name: str) -> None:
     if "answers" not in dataset.column_names:
         return
     for row, answers in enumerate(dataset["answers"]):
-        accepted = answers if isinstance(answers, list) and answers else [answers]
-        if not all(isinstance(answer, str) for answer in accepted):
+        if not _is_answer(answers):
             raise TypeError(
                 f"`{name}` row {row}: `answers` must be an accepted answer or a list of them, as text, got "
                 f"{answers!r}. Bring it into that form with `Dataset.map`, or remove the column."
             )
+
+
+def require_answers_of(answers: Sequence[str | Sequence[str]], samples: Dataset) -> None:
+    """
+    Checks known answers that are passed beside samples.
+
+    Args:
+        answers (`Sequence`):
+            What the user passed.
+        samples (`datasets.Dataset`):
+            What they are the answers of.
+
+    Raises:
+        TypeError: if they are one text, or an entry is neither text nor a list of texts.
+        ValueError: if there is not one entry a row.
+    """
+    if isinstance(answers, str):
+        raise TypeError(f"`answers` must have one entry a row of the samples, got the text {answers[:60]!r}.")
+    if len(answers) != len(samples):
+        raise ValueError(f"`answers` has {len(answers)} entries for {len(samples)} samples. Pass one a row.")
+    for row, entry in enumerate(answers):
+        if not _is_answer(entry):
+            raise TypeError(
+                f"`answers` row {row} must be an accepted answer or a list of them, as text, got {entry!r}. Drop rows "
+                "without a known answer."
+            )
+
+
+def _is_answer(entry: Any) -> bool:
+    accepted = [entry] if isinstance(entry, str) else entry
+    return isinstance(accepted, list | tuple) and bool(accepted) and all(isinstance(text, str) for text in accepted)
 
 
 def require_samples(dataset: Dataset, name: str = "policy_samples") -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from trl_rlp.data.judges import Judge
+from trl_rlp.data.judges import Judge, judged
 from trl_rlp.data.validation import prompt_text, require_columns
 from trl_rlp.evaluation.reward_metrics import preference_accuracy, standard_error
 
@@ -32,13 +32,7 @@ def read_model_outputs(path: str | Path) -> Rows:
     Raises:
         ValueError: if it is no such file, is empty, or has an instruction twice.
     """
-    rows = _read(path, ("instruction", "output"))
-    seen = set()
-    for row, entry in enumerate(rows):
-        if entry["instruction"] in seen:
-            raise ValueError(f"{path} row {row} has the instruction of an earlier row. Keep one output of each.")
-        seen.add(entry["instruction"])
-    return rows
+    return _read(path, ("instruction", "output"))
 
 
 def write_model_outputs(path: str | Path, outputs: Dataset, generator: str) -> None:
@@ -97,13 +91,12 @@ def annotate(outputs: Rows, reference_outputs: Rows, judge: Judge, annotator: st
     by_instruction = {row["instruction"]: row for row in outputs}
     pairs = [(reference, by_instruction[reference["instruction"]]) for reference in reference_outputs]
     asked = [pair for pair in pairs if pair[0]["output"] != pair[1]["output"]]
-    verdicts = judge(
+    verdicts = judged(
+        judge,
         [reference["instruction"] for reference, _ in asked],
         [model["output"] for _, model in asked],
         [reference["output"] for reference, _ in asked],
     )
-    if len(verdicts) != len(asked) or not all(0 <= verdict <= 1 for verdict in verdicts):
-        raise ValueError("`judge` must give a probability in [0, 1] for each pair, that the first output is better.")
     answers = iter(verdicts)
     return [
         {
@@ -120,7 +113,7 @@ def annotate(outputs: Rows, reference_outputs: Rows, judge: Judge, annotator: st
     ]
 
 
-def require_same_instructions(outputs: Rows, reference_outputs: Rows) -> None:
+def require_same_instructions(outputs: Rows, reference_outputs: Rows, name: str = "outputs") -> None:
     """
     Checks that two sets of outputs are for the same instructions.
 
@@ -129,19 +122,21 @@ def require_same_instructions(outputs: Rows, reference_outputs: Rows) -> None:
             The model's.
         reference_outputs (`list[dict]`):
             The reference's.
+        name (`str`, *optional*, defaults to `"outputs"`):
+            Name of the first argument, for the message.
 
     Raises:
         ValueError: if an instruction is in one of them only, or twice.
     """
     found, expected = ({row["instruction"] for row in rows} for rows in (outputs, reference_outputs))
-    for name, rows, distinct in (("outputs", outputs, found), ("reference_outputs", reference_outputs, expected)):
+    for side, rows, distinct in ((name, outputs, found), ("reference_outputs", reference_outputs, expected)):
         if len(distinct) < len(rows):
-            raise ValueError(f"`{name}` has an instruction twice. Keep one output of each.")
-    lacking = {"outputs": sorted(expected - found), "reference_outputs": sorted(found - expected)}
+            raise ValueError(f"`{side}` has an instruction twice. Keep one output of each.")
+    lacking = {name: sorted(expected - found), "reference_outputs": sorted(found - expected)}
     total = len(found | expected)
     words = [
-        f"`{name}` lacks {len(rows)} of the {total} instructions, such as {rows[0][:60]!r}"
-        for name, rows in lacking.items()
+        f"`{side}` lacks {len(rows)} of the {total} instructions, such as {rows[0][:60]!r}"
+        for side, rows in lacking.items()
         if rows
     ]
     if words:
@@ -241,6 +236,8 @@ TEXTS = ("instruction", "output", "output_1", "output_2")
 def _read(path: str | Path, columns: Sequence[str]) -> Rows:
     try:
         rows = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise type(error)(f"{path} cannot be read ({error.strerror}). Pass a JSON list of {list(columns)}.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON ({error}). Pass a JSON list of entries with {list(columns)}.") from None
     if not isinstance(rows, list) or not rows:
@@ -257,4 +254,9 @@ def _read(path: str | Path, columns: Sequence[str]) -> Rows:
                     f"{path} row {number}: `{name}` is {str(value)[:60]!r}, but must be "
                     f"{'text' if name in TEXTS else 'a number or null'}. Correct or drop the entry."
                 )
+    seen = set()
+    for number, row in enumerate(rows):
+        if row["instruction"] in seen:
+            raise ValueError(f"{path} row {number} has the instruction of an earlier row. Keep one entry of each.")
+        seen.add(row["instruction"])
     return rows

@@ -8,9 +8,10 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from trl_rlp.data.batching import evaluating
 from trl_rlp.data.scoring import score_samples
 from trl_rlp.data.turns import prompt_token_ids
-from trl_rlp.data.validation import require_samples
+from trl_rlp.data.validation import require_answers_of, require_samples
 from trl_rlp.evaluation.policy_pairs import is_correct
 from trl_rlp.evaluation.reward_metrics import standard_error
 
@@ -61,7 +62,6 @@ def _row_kl(
     return (token_kl(*logits) * mask.to(policy.device)).sum(-1).tolist()  # (outputs,)
 
 
-@torch.no_grad()
 def kl_to_reference(
     policy: PreTrainedModel,
     reference: PreTrainedModel,
@@ -86,20 +86,21 @@ def kl_to_reference(
             Outputs of `policy`: `prompt`, `completions`, `finished`.
 
     Returns:
-        `float`, nats an output, at least 0.
+        `float`, nats an output, at least 0; NaN where no output has a token.
 
     Raises:
         ValueError: if the samples are not policy samples.
     """
     require_samples(samples, "samples")
     totals = []
-    for row in samples:
-        outputs = [
-            _output_ids(processing_class, *output) for output in zip(row["completions"], row["finished"], strict=True)
-        ]
-        totals += _row_kl(
-            policy, reference, prompt_token_ids(row["prompt"], processing_class), [ids for ids in outputs if ids]
-        )
+    with evaluating(policy), evaluating(reference):
+        for row in samples:
+            outputs = [
+                _output_ids(processing_class, *output)
+                for output in zip(row["completions"], row["finished"], strict=True)
+            ]
+            prompt_ids = prompt_token_ids(row["prompt"], processing_class)
+            totals += _row_kl(policy, reference, prompt_ids, [ids for ids in outputs if ids])
     return float(np.mean(totals)) if totals else math.nan
 
 
@@ -119,6 +120,7 @@ def describe_outputs(samples: Dataset, answers: Sequence[str | Sequence[str]] | 
         `accuracy_standard_error` (over prompts, as outputs of one prompt are not independent; `None` for one prompt).
 
     Raises:
+        TypeError: if an answer is neither text nor a list of texts.
         ValueError: if the samples are not policy samples, or the lengths differ.
     """
     require_samples(samples, "samples")
@@ -129,8 +131,7 @@ def describe_outputs(samples: Dataset, answers: Sequence[str | Sequence[str]] | 
         "finished": float(np.mean([flag for row in samples["finished"] for flag in row])),
     }
     if answers is not None:
-        if len(answers) != len(samples):
-            raise ValueError(f"`answers` has {len(answers)} entries for {len(samples)} samples. Pass one a row.")
+        require_answers_of(answers, samples)
         shares = [
             np.mean([is_correct(completion, accepted) for completion in completions])
             for completions, accepted in zip(samples["completions"], answers, strict=True)

@@ -1,16 +1,16 @@
 """Labelled pairs of policy outputs: what a refined reward model must be better at."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from datasets import Dataset
 
+from trl_rlp.data.judges import Judge, judged
 from trl_rlp.data.normalisation import normalise_text
 from trl_rlp.data.turns import preference_sides
-from trl_rlp.data.validation import require_samples
+from trl_rlp.data.validation import require_answers_of, require_samples
 
 
-Judge = Callable[[list, list[str], list[str]], list[float]]
 COLUMNS = ["prompt", "chosen", "rejected", "chosen_finished", "rejected_finished"]
 
 
@@ -63,11 +63,11 @@ def answer_pairs(samples: Dataset, answers: Sequence[str | Sequence[str]], seed:
         prompt has both a right and a wrong output.
 
     Raises:
+        TypeError: if an answer is neither text nor a list of texts.
         ValueError: if the samples are not policy samples, or the lengths differ.
     """
     require_samples(samples, "samples")
-    if len(answers) != len(samples):
-        raise ValueError(f"`answers` has {len(answers)} entries for {len(samples)} samples. Pass one a row.")
+    require_answers_of(answers, samples)
     pairs = []
     for index, (row, accepted) in enumerate(zip(samples, answers, strict=True)):
         right = np.array([is_correct(completion, accepted) for completion in row["completions"]])
@@ -104,13 +104,12 @@ def judged_pairs(samples: Dataset, judge: Judge, seed: int = 0) -> Dataset:
         others = [i for i in order if row["completions"][i] != row["completions"][order[0]]]
         if others:
             drawn.append((row, order[0], others[0]))
-    probabilities = judge(
+    probabilities = judged(
+        judge,
         [row["prompt"] for row, _, _ in drawn],
         [row["completions"][first] for row, first, _ in drawn],
         [row["completions"][second] for row, _, second in drawn],
     )
-    if not all(0 <= probability <= 1 for probability in probabilities):
-        raise ValueError("`judge` gave a probability outside [0, 1]. It must say how likely the first is better.")
     pairs = [
         _pair(row, first, second) if probability > 0.5 else _pair(row, second, first)
         for (row, first, second), probability in zip(drawn, probabilities, strict=True)
