@@ -31,6 +31,8 @@ EQUAL_KL = (0.5, 1.0, 2.0, 4.0)
 
 def load_runs(folder: Path) -> tuple[dict[int, Results], list[int]]:
     """Results of the seeds that are finished, and the seeds that are not."""
+    if not (folder / "settings.json").exists():
+        raise SystemExit(f"{folder} holds no runs. Run some seeds with this --output_dir first.")
     sweep = {f"sweep {beta}" for beta in json.loads((folder / "settings.json").read_text())["sweep"]}
     runs, unfinished = {}, []
     paths = {int(path.parent.name.split("-")[1]): path for path in folder.glob("seed-*/results.json")}

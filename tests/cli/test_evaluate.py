@@ -178,3 +178,30 @@ def test_other_prompts_are_one_line(tmp_path, models, outputs, capsys):
     assert main(["evaluate", "--output_dir", str(tmp_path / "out"), *words]) == 2
     error = capsys.readouterr().err
     assert "`reference_outputs` lacks 1 of the 6 instructions" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("judge", "folder", "kind"),
+    [("language_model", "reward", "causal LM"), ("reward_model", "policy", "sequence classifier")],
+)
+def test_a_judge_of_another_kind_would_have_a_random_head(tmp_path, models, outputs, judge, folder, kind, capsys):
+    words = flags(**outputs, judge=judge, judge_model=models[folder])
+    assert main(["evaluate", "--output_dir", str(tmp_path / "out"), *words]) == 2
+    assert f"is no {kind}: it lacks" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_pairs_and_answers_of_another_type_are_one_line(tmp_path, models, capsys):
+    pairs = written(tmp_path / "pairs.json", [{"prompt": "a", "chosen": None, "rejected": "b"}])
+    samples = written(
+        tmp_path / "samples.json",
+        [{"prompt": "a", "completions": ["b", "c"], "finished": [True, True], "answers": 3}],
+    )
+    for words, match in (
+        (
+            flags(reward_model=models["reward"], preferences=pairs),
+            "row 0: `chosen` must be text or a list of messages",
+        ),
+        (flags(samples=samples), "`answers` row 0 must be an accepted answer or a list of them"),
+    ):
+        assert main(["evaluate", "--output_dir", str(tmp_path / "out"), *words]) == 2
+        assert match in capsys.readouterr().err.splitlines()[-1]

@@ -44,3 +44,9 @@ def test_what_is_no_data_set_is_named(tmp_path, text, match):
     (tmp_path / "rows.jsonl").write_text(text)
     with pytest.raises(ValueError, match=f"rows.jsonl' {match}"):
         load_rows(str(tmp_path / "rows.jsonl"))
+
+
+def test_texts_beside_messages_are_named(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n{"prompt": [{"role": "user", "content": "b"}]}\n')
+    with pytest.raises(ValueError, match="rows.jsonl' has several kinds of values in one column"):
+        load_rows(str(tmp_path / "rows.jsonl"))

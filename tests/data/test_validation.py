@@ -1,7 +1,14 @@
 import pytest
 from datasets import Dataset
 
-from trl_rlp.data.validation import prompt_text, require_answers, require_columns, require_prompts, require_samples
+from trl_rlp.data.validation import (
+    prompt_text,
+    require_answers,
+    require_columns,
+    require_preferences,
+    require_prompts,
+    require_samples,
+)
 
 
 def samples(**overrides):
@@ -72,6 +79,20 @@ def test_missing_columns_are_listed_under_the_callers_name():
 def test_outputs_of_another_type_are_named(overrides):
     with pytest.raises(TypeError, match="`completions` must be a list of texts and `finished` one of booleans, got"):
         require_samples(samples(**overrides))
+
+
+@pytest.mark.parametrize(
+    ("columns", "match"),
+    [
+        ({"chosen": ["a", None], "rejected": ["b", "c"]}, "row 1: `chosen` must be text or a list of messages"),
+        ({"chosen": ["a"], "rejected": [3]}, "row 0: `rejected` must be text or .* got 3"),
+        ({"chosen": [[{"role": "user"}]], "rejected": [[{"role": "user"}]]}, "row 0: `chosen` must be"),
+        ({"prompt": [None], "chosen": ["a"], "rejected": ["b"]}, "row 0: `prompt` must be"),
+    ],
+)
+def test_pairs_of_another_type_are_named(columns, match):
+    with pytest.raises(TypeError, match=f"`preferences` {match}"):
+        require_preferences(Dataset.from_dict(columns))
 
 
 @pytest.mark.parametrize("answers", [["a", "b"], [["a"], ["b", "c"]]])

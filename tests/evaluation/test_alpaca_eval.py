@@ -122,6 +122,15 @@ def test_another_file_is_named(tmp_path, text, match):
         read_annotations(path)
 
 
+def test_annotations_of_one_instruction_twice_are_named(tmp_path):
+    row = {"instruction": "a", "output_1": "b", "output_2": "c", "preference": 1}
+    (tmp_path / "twice.json").write_text(json.dumps([row, row]))
+    with pytest.raises(ValueError, match=r"twice\.json row 1 has the instruction of an earlier row"):
+        read_annotations(tmp_path / "twice.json")
+    with pytest.raises(FileNotFoundError, match=r"none\.json cannot be read \(No such file"):
+        read_annotations(tmp_path / "none.json")
+
+
 def test_other_prompts_and_a_judge_without_judgement_are_named():
     model, reference = entries(["a", "b"], "policy"), entries(["c", "d", "e"], "reference")
     with pytest.raises(ValueError, match=r"^`outputs` lacks 1 of the 3 instructions, such as '2\?'\. C"):

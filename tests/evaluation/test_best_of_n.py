@@ -46,6 +46,8 @@ def test_the_divergence_is_worked_by_hand():
     """ln 4 - 3/4."""
     assert best_of_n_kl(4) == pytest.approx(math.log(4) - 0.75)
     assert best_of_n_kl(1) == 0
+    with pytest.raises(ValueError, match="`n` must be at least 1, got 0"):
+        best_of_n_kl(0)
 
 
 @pytest.mark.parametrize("form", ["text", "chat"])

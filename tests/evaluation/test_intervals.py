@@ -56,8 +56,10 @@ def test_values_of_one_prompt_are_drawn_together():
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (lambda: bootstrap_interval([1.0, float("nan")]), "Value 1 of the prompts is NaN"),
-        (lambda: seed_interval([float("nan"), 1.0]), "Value 0 of the seeds is NaN"),
+        (lambda: bootstrap_interval([1.0, float("nan")]), "Value 1 of the prompts is nan, so"),
+        (lambda: seed_interval([float("nan"), 1.0]), "Value 0 of the seeds is nan, so"),
+        (lambda: seed_interval([1.0, float("inf")]), "Value 1 of the seeds is inf, so"),
+        (lambda: bootstrap_interval([1.0, 2.0], groups=["a"]), "`groups` has 1 entries for 2 values"),
         (lambda: seed_interval([1.0]), "An interval needs at least two seeds, got 1"),
         (lambda: bootstrap_interval([]), "An interval needs at least two prompts, got 0"),
         (lambda: seed_interval([1.0, 2.0], level=1.0), r"`level` must be in \(0, 1\), got 1.0"),

@@ -2,6 +2,7 @@ import csv
 
 import numpy as np
 import pytest
+import scipy.optimize
 
 from trl_rlp.evaluation.length_control import Anchors, length_controlled_win_rate, load_anchors
 
@@ -86,6 +87,31 @@ def test_difficulties_belong_to_the_rows_of_the_evaluation_set():
     assert found["length_controlled_win_rate"] == pytest.approx(preferences.mean(), abs=0.05)
 
 
+def test_the_fit_is_that_of_the_formula():
+    """σ(θ + φ tanh(Δ / s)), s with one degree of freedom less, under a ridge; and, with anchors at a tenth of a row's
+    weight, ‖(θ, φ, ψ)‖₁ + C · log loss: a general optimiser finds no lower loss, and the same terms."""
+    from trl_rlp.evaluation.length_control import _anchor_rows, _chosen_strength, _features, _fit, _stacked
+
+    differences = np.array([-20.0, 0.0, 20.0])
+    assert _features(differences, None)[:, 0].tolist() == pytest.approx([-np.tanh(1), 0, np.tanh(1)])  # s = 20
+    preferences, lengths, reference = judged(count=60, quality=0.5, taste=1.0)
+    known = anchors(np.linspace(-1, 1, 60))
+    own = _features(reference - lengths, known)
+    rows = _stacked(_anchor_rows(known), own, preferences)
+    assert rows[2].tolist() == [0.1] * 60 + [1.0] * 60
+    strength = _chosen_strength(*rows)
+    found = _fit(*rows, strength, np.random.RandomState(0))
+
+    def loss(terms):
+        features, wins, weights = rows
+        scores = features @ terms
+        losses = wins * np.logaddexp(0, -scores) + (1 - wins) * np.logaddexp(0, scores)
+        return np.abs(terms).sum() + strength * (weights * losses).sum()
+
+    best = scipy.optimize.minimize(loss, found, method="Nelder-Mead", options={"xatol": 1e-8, "fatol": 1e-12})
+    assert loss(found) <= best.fun + 1e-3 and found == pytest.approx(best.x, abs=0.02)
+
+
 def test_the_interval_narrows_with_the_level_and_follows_the_seed():
     preferences, lengths, reference = judged(count=100, quality=1.0)
     wide, narrow, other = (
@@ -114,6 +140,9 @@ def test_anchors_are_read_from_alpacaeval_s_file(tmp_path):
     ("arguments", "match"),
     [
         (([1.0] * 6, [1] * 6, [1] * 5), "`preferences`, `lengths` and `reference_lengths` have 6, 6 and 5 entries"),
+        (([1.0] * 6, [1] * 5 + [float("nan")], [1] * 6), "`lengths` row 5 is nan, but a length is a number"),
+        (([1.0] * 6, [1] * 6, [None] + [1] * 5), "`reference_lengths` row 0 is None, but a length is a number"),
+        (([1.0] * 6, [-1] * 6, [1] * 6), "`lengths` row 0 is -1, but a length is a number"),
         (([1.0, None, 1.0, 1.0, 1.0], [1] * 5, [1] * 5), "`preferences` has 4 values, but the fit needs at least 5"),
         (([1.0] * 5 + [2.0], [1] * 6, [1] * 6), r"`preferences` row 5 is 2.0, but a preference is in \[0, 1\]"),
         (([1.0] * 6, [1] * 6, [1] * 6, anchors([0.0] * 5)), "There are 6 prompts, but `anchors` knows 5 instruction"),

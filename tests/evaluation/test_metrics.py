@@ -1,11 +1,13 @@
+import re
+
 import evaluate
 import pytest
 
 from trl_rlp.evaluation.best_of_n import best_of_n
 from trl_rlp.evaluation.length_control import length_controlled_win_rate
 from trl_rlp.evaluation.metrics import FOLDER, METRICS, metric_path
-from trl_rlp.evaluation.reward_metrics import pair_metrics
-from trl_rlp.evaluation.win_rate import win_rate
+from trl_rlp.evaluation.reward_report import describe_rewards
+from trl_rlp.evaluation.win_rate import compare_win_rates, win_rate
 
 
 def load(name, tmp_path):
@@ -35,12 +37,43 @@ def test_win_rate(tmp_path):
 def test_a_score_that_is_no_number_is_named(tmp_path):
     with pytest.raises(ValueError, match="The scores of prompt 1 are"):
         load("win_rate", tmp_path).compute(predictions=[1.0, float("nan")], references=[0.0, 0.0])
+    with pytest.raises(ValueError, match="The scores of prompt 0 are"):
+        load("win_rate", tmp_path).compute(predictions=[float("inf")], references=[float("inf")])
 
 
 def test_preference_accuracy(tmp_path):
     found = load("preference_accuracy", tmp_path).compute(predictions=[1.2, 0.3, 2.0], references=[0.1, 0.9, 2.0])
-    expected = pair_metrics([1.2 - 0.1, 0.3 - 0.9, 0.0], [0, 0, 0])
-    assert found == {name: pytest.approx(value) for name, value in expected.items() if name != "length_accuracy"}
+    assert found == describe_rewards([1.2, 0.3, 2.0], [0.1, 0.9, 2.0]) and "length_accuracy" not in found
+    lengths = {"chosen": [5, 1, 2], "rejected": [3, 2, 2]}
+    found = load("preference_accuracy", tmp_path).compute(
+        predictions=[1.2, 0.3, 2.0], references=[0.1, 0.9, 2.0], lengths=lengths, level=0.5
+    )
+    assert found == describe_rewards([1.2, 0.3, 2.0], [0.1, 0.9, 2.0], lengths, level=0.5)
+    assert found["length_accuracy"] == 0.5
+    with pytest.raises(ValueError, match="must be of one positive length|empty"):
+        load("preference_accuracy", tmp_path).compute(predictions=[], references=[])
+
+
+def test_two_policies_are_compared_prompt_by_prompt(tmp_path):
+    """Wins 1, 0, 1 against 0, 0, 1/2: the differences 1, 0, 1/2 have the mean 1/2."""
+    metric, references = load("win_rate", tmp_path), [0.5, 0.5, 0.5]
+    found = metric.compute(predictions=[1, 0, 1], references=references, others=[0, 0, 0.5])
+    assert found["compared"] == compare_win_rates([1, 0, 1], [0, 0, 0.5])
+    assert found["compared"]["difference"] == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="There are 2 scores for 3 `references`"):
+        metric.compute(predictions=[1, 0, 1], references=references, others=[0, 0])
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_the_card_s_example_gives_what_it_says(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    (code,) = re.findall(r"```python\n(.*?)```", (FOLDER / name / "README.md").read_text(), re.DOTALL)
+    *lines, last = code.strip().splitlines()
+    names = {}
+    exec("\n".join(lines), names)
+    expression, _, value = last.partition("  # ")
+    found = eval(expression, names)
+    assert found == pytest.approx(eval(value)) if value else 0 < found < 1
 
 
 def test_best_of_n(tmp_path):

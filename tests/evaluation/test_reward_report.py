@@ -3,8 +3,14 @@ import pytest
 from datasets import Dataset
 
 from tests.tiny_models import tiny_reward_model, tiny_tokenizer
+from trl_rlp.evaluation.intervals import bootstrap_interval
 from trl_rlp.evaluation.reward_metrics import evaluate_reward_model, reward_margins
-from trl_rlp.evaluation.reward_report import describe_reward_model, margin_histogram, rank_correlation
+from trl_rlp.evaluation.reward_report import (
+    describe_reward_model,
+    describe_rewards,
+    margin_histogram,
+    rank_correlation,
+)
 
 
 PAIRS = Dataset.from_dict(
@@ -39,6 +45,32 @@ def test_a_reward_model_that_likes_length_is_seen_to(monkeypatch):
     assert sum(found["margin_histogram"]["counts"]) == 4
     low, high = found["accuracy_interval"]
     assert low < 0.5 < high
+
+
+def test_pairs_of_one_prompt_are_drawn_together():
+    """Ten prompts of ten equal pairs each: as uncertain as ten pairs."""
+    chosen, rejected, prompts = np.repeat([1.0, 0.0] * 5, 10), np.full(100, 0.5), np.repeat(np.arange(10), 10)
+    found = describe_rewards(chosen, rejected, groups=prompts.tolist())
+    assert found["accuracy_interval"] == describe_rewards([1.0, 0.0] * 5, [0.5] * 10)["accuracy_interval"]
+    assert found["accuracy_interval"] != describe_rewards(chosen, rejected)["accuracy_interval"]
+    assert not {"length_accuracy", "length_correlation"} & set(found)
+
+
+def test_prompts_of_a_data_set_are_the_groups(monkeypatch):
+    rewards = {"chosen": [1.0, 0.0] * 20, "rejected": [0.5] * 40}
+    monkeypatch.setattr("trl_rlp.evaluation.reward_report.score_pairs", lambda *_: (rewards, rewards))
+    prompts = [str(number // 10) for number in range(40)]
+    pairs = Dataset.from_dict({"prompt": prompts, "chosen": ["c"] * 40, "rejected": ["d"] * 40})
+    found = describe_reward_model(None, None, pairs)["accuracy_interval"]
+    assert found == bootstrap_interval([1.0, 0.0] * 20, groups=prompts) == (0.5, 0.5)
+    assert found != bootstrap_interval([1.0, 0.0] * 20)
+
+
+def test_sides_of_unequal_length_are_named():
+    with pytest.raises(ValueError, match=r"Rewards and lengths of the two sides have \[1, 2\] entries"):
+        describe_rewards([1.0, 2.0], [1.0])
+    with pytest.raises(ValueError, match="The difference in length of pair 0 is NaN"):
+        describe_rewards([1.0], [0.0], {"chosen": [float("nan")], "rejected": [1]})
 
 
 def test_its_figures_are_those_of_the_gate():

@@ -39,7 +39,14 @@ Hub name.
     """
     path = Path(name)
     if path.is_file():
-        return Dataset.from_dict(_columns(path))
+        columns = _columns(path)
+        try:
+            return Dataset.from_dict(columns)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"The data set at '{path}' has several kinds of values in one column ({error}). Write one kind a "
+                "column, for example messages for every prompt."
+            ) from error
     if path.is_dir():
         return load_from_disk(str(path))
     if path.suffix in {".json", ".jsonl"} or name.startswith((".", "/", "~")):

@@ -77,6 +77,30 @@ def require_prompts(dataset: Dataset, name: str = "prompts") -> None:
             raise ValueError(f"`{name}` row {row} has an empty prompt. Drop such rows with `Dataset.filter`.")
 
 
+def require_preferences(dataset: Dataset, name: str = "preferences") -> None:
+    """
+    Checks labelled pairs: `chosen` and `rejected`, and `prompt` if there is one, as text or messages.
+
+    Args:
+        dataset (`datasets.Dataset`):
+            What the user passed.
+        name (`str`, *optional*, defaults to `"preferences"`):
+            Name of the argument, for the message.
+
+    Raises:
+        TypeError: if it is not a `datasets.Dataset`, or an entry is neither text nor messages.
+        ValueError: if a column is missing or there is no row.
+    """
+    require_columns(dataset, ["chosen", "rejected"], name)
+    for column in ("prompt", "chosen", "rejected"):
+        for row, value in enumerate(dataset[column] if column in dataset.column_names else []):
+            if not _is_prompt(value):
+                raise TypeError(
+                    f"`{name}` row {row}: `{column}` must be text or a list of messages, each with `role` and "
+                    f"`content` as text, got {str(value)[:80]}. Bring it into that form with `Dataset.map`."
+                )
+
+
 def _is_prompt(prompt: Any) -> bool:
     if isinstance(prompt, str):
         return True

@@ -116,9 +116,14 @@ def best_of_n_kl(n: int) -> float:
     Returns:
         `float`, in nats.
 
+    Raises:
+        ValueError: if `n` is below 1.
+
     Reference:
         Hilton, Gao 2022, https://openai.com/research/measuring-goodharts-law, "Best-of-n sampling".
     """
+    if n < 1:
+        raise ValueError(f"`n` must be at least 1, got {n}.")
     return math.log(n) - (n - 1) / n
 
 

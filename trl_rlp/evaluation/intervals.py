@@ -43,12 +43,15 @@ def bootstrap_interval(
         `tuple[float, float]`: lower and upper end.
 
     Raises:
-        ValueError: if there are fewer than two values or prompts, one is NaN, or `level` is out of range.
+        ValueError: if there are fewer than two values or prompts, one is not finite, `groups` has another length, or
+            `level` is out of range.
 
     Reference:
         Efron, Tibshirani 1993, An Introduction to the Bootstrap, section 13.3.
     """
     _require(values, level, "prompts")
+    if groups is not None and len(groups) != len(values):
+        raise ValueError(f"`groups` has {len(groups)} entries for {len(values)} values. Give one of each.")
     place = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
     if place.max() == 0:
         raise ValueError("An interval needs at least two prompts, got 1. Measure more of them.")
@@ -80,7 +83,7 @@ def seed_interval(values: Sequence[float], *, level: float = 0.95) -> dict[str, 
         `dict[str, float]`: `mean`, `standard_error`, `low`, `high` in the values' unit, and the number of `seeds`.
 
     Raises:
-        ValueError: if there are fewer than two seeds, a value is NaN, or `level` is out of range.
+        ValueError: if there are fewer than two seeds, a value is not finite, or `level` is out of range.
     """
     _require(values, level, "seeds")
     mean, error = float(np.mean(values)), float(standard_error(values))
@@ -97,8 +100,9 @@ def seed_interval(values: Sequence[float], *, level: float = 0.95) -> dict[str, 
 def _require(values: Sequence[float], level: float, what: str) -> None:
     if len(values) < 2:
         raise ValueError(f"An interval needs at least two {what}, got {len(values)}. Measure more of them.")
-    missing = np.isnan(np.asarray(values, dtype=float))
+    missing = ~np.isfinite(np.asarray(values, dtype=float))
     if missing.any():
-        raise ValueError(f"Value {int(missing.argmax())} of the {what} is NaN, so that there is no mean.")
+        row = int(missing.argmax())
+        raise ValueError(f"Value {row} of the {what} is {values[row]}, so that there is no mean.")
     if not 0 < level < 1:
         raise ValueError(f"`level` must be in (0, 1), got {level}.")

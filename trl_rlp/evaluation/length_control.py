@@ -68,8 +68,11 @@ def load_anchors(path: str | Path) -> Anchors:
     Raises:
         ValueError: if it is another file.
     """
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        raise type(error)(f"{path} cannot be read ({error.strerror}). Pass `df_gamed.csv` of AlpacaEval.") from None
     columns = ("preference", "index", "std_delta_len", "instruction_difficulty")
     missing = [name for name in columns if not rows or name not in rows[0]]
     if missing:
@@ -126,8 +129,8 @@ def length_controlled_win_rate(
         below 0 where longer outputs win; `prompts` that entered the fit.
 
     Raises:
-        ValueError: if the lists differ in length, fewer than five prompts have a preference, one is outside [0, 1], or
-            there are more prompts than difficulties.
+        ValueError: if the lists differ in length, a length is no number from 0 on, fewer than five prompts have a
+            preference, one is outside [0, 1], or there are more prompts than difficulties.
 
     Reference:
         Dubois et al. 2024, Length-Controlled AlpacaEval, https://arxiv.org/abs/2404.04475; the details are those of
@@ -177,6 +180,10 @@ def _checked(
             f"`preferences`, `lengths` and `reference_lengths` have {len(preferences)}, {len(lengths)} and "
             f"{len(reference_lengths)} entries. Give one of each a prompt."
         )
+    for name, sizes in (("lengths", lengths), ("reference_lengths", reference_lengths)):
+        for row, size in enumerate(sizes):
+            if size is None or not 0 <= size < np.inf:
+                raise ValueError(f"`{name}` row {row} is {size}, but a length is a number of characters.")
     values = np.array([np.nan if value is None else value for value in preferences], dtype=float)
     if (~np.isnan(values)).sum() < FOLDS:
         raise ValueError(f"`preferences` has {(~np.isnan(values)).sum()} values, but the fit needs at least {FOLDS}.")

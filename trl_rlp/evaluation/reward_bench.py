@@ -7,7 +7,7 @@ import numpy as np
 from datasets import Dataset
 
 from trl_rlp.data.turns import assistant_turn
-from trl_rlp.data.validation import require_columns
+from trl_rlp.data.validation import require_columns, require_preferences
 
 
 SECTIONS: dict[str, dict[str, int]] = {
@@ -68,7 +68,7 @@ def reward_bench_pairs(rows: Dataset, *, chat: bool = False) -> Dataset:
     for name in ("question", "input"):
         if name in rows.column_names and "prompt" not in rows.column_names:
             rows = rows.rename_column(name, "prompt")
-    require_columns(rows, ["chosen", "rejected"], "rows")
+    require_preferences(rows, "rows")
     if isinstance(rows[0]["chosen"], str):
         require_columns(rows, ["prompt"], "rows")
     pairs = Dataset.from_list([_pair(number, row, chat) for number, row in enumerate(rows)])
@@ -106,11 +106,14 @@ def subset_accuracies(margins: Sequence[float], subsets: Sequence[str]) -> dict[
         `dict[str, float]`: in [0, 1], by subset.
 
     Raises:
-        ValueError: if the two differ in length.
+        ValueError: if the two differ in length, or a margin is NaN.
     """
     if len(margins) != len(subsets):
         raise ValueError(f"There are {len(margins)} `margins` and {len(subsets)} `subsets`. Give one of each a pair.")
-    is_right = np.asarray(margins) > 0  # (pairs,)
+    margins = np.asarray(margins, dtype=float)  # (pairs,)
+    if np.isnan(margins).any():
+        raise ValueError(f"The margin of pair {int(np.isnan(margins).argmax())} is NaN. Check its two sides.")
+    is_right = margins > 0  # (pairs,)
     names = np.asarray(subsets)
     return {name: float(is_right[names == name].mean()) for name in dict.fromkeys(subsets)}
 

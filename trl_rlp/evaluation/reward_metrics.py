@@ -7,7 +7,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rlp.data.scoring import score
-from trl_rlp.data.validation import require_columns
+from trl_rlp.data.validation import require_preferences
 
 
 NUM_CALIBRATION_BINS = 10
@@ -126,9 +126,10 @@ def pair_metrics(margins: Sequence[float], length_differences: Sequence[float]) 
             f"`margins` and `length_differences` must be of one positive length, got {len(margins)} and "
             f"{len(length_differences)}. Pass one of each a pair."
         )
-    if np.isnan(np.asarray(margins, dtype=float)).any():
-        row = int(np.isnan(np.asarray(margins, dtype=float)).argmax())
-        raise ValueError(f"The margin of pair {row} is NaN. Check the rewards of its two sides.")
+    for what, values in (("margin", margins), ("difference in length", length_differences)):
+        missing = np.isnan(np.asarray(values, dtype=float))
+        if missing.any():
+            raise ValueError(f"The {what} of pair {int(missing.argmax())} is NaN. Check its two sides.")
     return {
         "pairs": len(margins),
         "accuracy": preference_accuracy(margins),
@@ -168,9 +169,10 @@ def score_pairs(
         `tuple[dict, dict]`: of `chosen` and `rejected` the rewards, and the lengths in characters; one a pair.
 
     Raises:
+        TypeError: if an entry is neither text nor messages.
         ValueError: if a column is missing, the data set is empty, or as [`~trl_rlp.data.scoring.score`] raises.
     """
-    require_columns(preferences, ["chosen", "rejected"], "preferences")
+    require_preferences(preferences)
     columns = preferences.column_names
     if "prompt" in columns:
         prompts = list(preferences["prompt"])

@@ -54,6 +54,60 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float |
     return float(scipy.stats.spearmanr(first, second).statistic)
 
 
+def describe_rewards(
+    chosen: Sequence[float],
+    rejected: Sequence[float],
+    lengths: dict[str, Sequence[float]] | None = None,
+    *,
+    groups: Sequence[Any] | None = None,
+    level: float = 0.95,
+) -> dict[str, Any]:
+    """
+    Gives all figures of labelled pairs whose rewards are known.
+
+    Args:
+        chosen (`Sequence[float]`):
+            Reward of the chosen side, one a pair.
+        rejected (`Sequence[float]`):
+            Of the rejected side.
+        lengths (`dict`, *optional*):
+            Of `chosen` and `rejected`, in characters, one a pair.
+        groups (`Sequence`, *optional*):
+            Prompt of each pair, for the interval.
+        level (`float`, *optional*, defaults to `0.95`):
+            Of the interval, in (0, 1).
+
+    Returns:
+        `dict`: [`~trl_rlp.evaluation.reward_metrics.pair_metrics`]; `accuracy_interval`, by the bootstrap over
+        prompts, or over pairs without `groups` (`None` for a single one); `margin_histogram`; with `lengths` also
+        `length_accuracy` and, Spearman's, in [-1, 1] and `None` where one side is constant, `length_correlation`
+        between reward and length over all outputs, and `margin_length_correlation` between margin and difference in
+        length over pairs, which the prompt cannot explain.
+
+    Raises:
+        ValueError: if there is no pair, two sequences differ in length, or a reward is NaN.
+    """
+    sizes = {len(side) for side in (chosen, rejected, *(lengths or {}).values())}
+    if len(sizes) > 1:
+        raise ValueError(
+            f"Rewards and lengths of the two sides have {sorted(sizes)} entries. Give one of each a pair."
+        )
+    margins = np.subtract(chosen, rejected)  # (pairs,)
+    differences = np.subtract(lengths["chosen"], lengths["rejected"]) if lengths else np.zeros(len(margins))
+    figures: dict[str, Any] = pair_metrics(margins, differences)
+    figures["accuracy_interval"] = None
+    if len(set(groups) if groups else margins) > 1:
+        figures["accuracy_interval"] = bootstrap_interval(correctness(margins), groups=groups, level=level)
+    figures["margin_histogram"] = margin_histogram(margins)
+    if lengths is None:
+        del figures["length_accuracy"]
+        return figures
+    both = [*chosen, *rejected], [*lengths["chosen"], *lengths["rejected"]]
+    figures["length_correlation"] = rank_correlation(*both)
+    figures["margin_length_correlation"] = rank_correlation(margins, differences)
+    return figures
+
+
 def describe_reward_model(
     model: PreTrainedModel | PeftModel,
     processing_class: PreTrainedTokenizerBase,
@@ -79,37 +133,19 @@ def describe_reward_model(
             Of the interval, in (0, 1).
 
     Returns:
-        `dict`: [`~trl_rlp.evaluation.reward_metrics.pair_metrics`]; `accuracy_interval`, by the bootstrap over
-        prompts, or over pairs where they have none (`None` for a single one); `margin_histogram`;
-        `length_correlation`, Spearman's between reward and length in characters over all outputs, and
-        `margin_length_correlation` between
-        margin and difference in length over pairs, which the prompt cannot explain. Both lie in [-1, 1] and are `None`
-        where one side is constant. Where there is a column `subset`, also `subsets` and `sections`, the scores of
-        [`~trl_rlp.evaluation.reward_bench`].
+        `dict`: [`describe_rewards`], with the lengths of the outputs. Where there is a column `subset`, also `subsets`
+        and `sections`, the scores of [`~trl_rlp.evaluation.reward_bench`].
 
     Raises:
         ValueError: if a column is missing, the data set is empty, or as [`~trl_rlp.data.scoring.score`] raises.
     """
     rewards, lengths = score_pairs(model, processing_class, preferences, max_length)
-    margins = np.subtract(rewards["chosen"], rewards["rejected"])  # (pairs,)
-    differences = np.subtract(lengths["chosen"], lengths["rejected"])  # (pairs,)
     prompts = None
     if "prompt" in preferences.column_names:
         prompts = [json.dumps(prompt) for prompt in preferences["prompt"]]
-    interval = None
-    if len(set(prompts) if prompts else margins) > 1:
-        interval = bootstrap_interval(correctness(margins), groups=prompts, level=level)
-    subsets = {}
+    figures = describe_rewards(rewards["chosen"], rewards["rejected"], lengths, groups=prompts, level=level)
     if "subset" in preferences.column_names:
-        accuracies = subset_accuracies(margins, preferences["subset"][:])
-        subsets = {"subsets": accuracies, "sections": section_scores(accuracies)}
-    return {
-        **pair_metrics(margins, differences),
-        "accuracy_interval": interval,
-        "length_correlation": rank_correlation(
-            [*rewards["chosen"], *rewards["rejected"]], [*lengths["chosen"], *lengths["rejected"]]
-        ),
-        "margin_length_correlation": rank_correlation(margins, differences),
-        "margin_histogram": margin_histogram(margins),
-        **subsets,
-    }
+        margins = np.subtract(rewards["chosen"], rewards["rejected"])  # (pairs,)
+        figures["subsets"] = subset_accuracies(margins, preferences["subset"][:])
+        figures["sections"] = section_scores(figures["subsets"])
+    return figures

@@ -44,6 +44,17 @@ def _named(path: str | Path) -> Iterator[None]:
         ) from error
 
 
+def _whole(auto: type, path: str | Path, kind: str) -> PreTrainedModel:
+    """Loads all weights; a folder of another kind of model would get random ones for its head, with a mere report."""
+    with _named(path):
+        model, report = auto.from_pretrained(path, dtype="auto", output_loading_info=True)
+    if report["missing_keys"]:
+        raise ValueError(
+            f"'{path}' is no {kind}: it lacks {min(report['missing_keys'])!r}. Pass the folder or name of one."
+        )
+    return model.eval().to(process_state().device)
+
+
 def load_policy(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
     Loads a causal LM and its tokenizer onto this process's device.
@@ -58,10 +69,10 @@ def load_policy(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerB
 
     Raises:
         OSError: if there is no model of that name.
+        ValueError: if it is another kind of model.
     """
-    with _named(path):
-        model = AutoModelForCausalLM.from_pretrained(path, dtype="auto").eval().to(process_state().device)
-        return model, AutoTokenizer.from_pretrained(path)
+    model = _whole(AutoModelForCausalLM, path, "causal LM")
+    return model, AutoTokenizer.from_pretrained(path)
 
 
 def load_reward_model(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -78,10 +89,10 @@ def load_reward_model(path: str | Path) -> tuple[PreTrainedModel, PreTrainedToke
 
     Raises:
         OSError: if there is no model of that name.
+        ValueError: if it is another kind of model.
     """
-    with _named(path):
-        model = AutoModelForSequenceClassification.from_pretrained(path, dtype="auto")
-        return model.eval().to(process_state().device), AutoTokenizer.from_pretrained(path)
+    model = _whole(AutoModelForSequenceClassification, path, "sequence classifier")
+    return model, AutoTokenizer.from_pretrained(path)
 
 
 def initial_reward_model(

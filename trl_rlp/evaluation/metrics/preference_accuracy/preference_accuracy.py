@@ -1,9 +1,11 @@
 """A reward model's accuracy and calibration for `evaluate`: see README.md beside this file."""
 
+from typing import Any
+
 import datasets
 import evaluate
 
-from trl_rlp.evaluation.reward_metrics import pair_metrics
+from trl_rlp.evaluation.reward_report import describe_rewards
 
 
 class PreferenceAccuracy(evaluate.Metric):
@@ -19,7 +21,11 @@ class PreferenceAccuracy(evaluate.Metric):
             ),
         )
 
-    def _compute(self, predictions: list[float], references: list[float]) -> dict[str, float]:
-        margins = [chosen - rejected for chosen, rejected in zip(predictions, references, strict=True)]
-        figures = pair_metrics(margins, [0] * len(margins))
-        return {name: value for name, value in figures.items() if name != "length_accuracy"}
+    def _compute(
+        self,
+        predictions: list[float],
+        references: list[float],
+        lengths: dict[str, list[int]] | None = None,
+        level: float = 0.95,
+    ) -> dict[str, Any]:
+        return describe_rewards(predictions, references, lengths, level=level)

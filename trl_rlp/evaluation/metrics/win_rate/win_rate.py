@@ -1,13 +1,13 @@
 """Win rate for `evaluate`: see README.md beside this file."""
 
-import math
 from typing import Any
 
 import datasets
 import evaluate
+import numpy as np
 
 from trl_rlp.evaluation.reward_metrics import correctness
-from trl_rlp.evaluation.win_rate import win_rate
+from trl_rlp.evaluation.win_rate import compare_win_rates, win_rate
 
 
 class WinRate(evaluate.Metric):
@@ -26,10 +26,24 @@ class WinRate(evaluate.Metric):
         )
 
     def _compute(
-        self, predictions: list[float], references: list[float], level: float = 0.95, seed: int = 0
+        self,
+        predictions: list[float],
+        references: list[float],
+        others: list[float] | None = None,
+        level: float = 0.95,
+        seed: int = 0,
     ) -> dict[str, Any]:
-        pairs = list(zip(predictions, references, strict=True))
-        for row, pair in enumerate(pairs):
-            if any(math.isnan(score) for score in pair):
-                raise ValueError(f"The scores of prompt {row} are {pair}. Give a number for each output.")
-        return win_rate(correctness([own - other for own, other in pairs]), level=level, seed=seed)
+        wins = _wins(predictions, references)
+        figures = win_rate(wins, level=level, seed=seed)
+        if others is not None:
+            figures["compared"] = compare_win_rates(wins, _wins(others, references), level=level, seed=seed)
+        return figures
+
+
+def _wins(scores: list[float], references: list[float]) -> np.ndarray:
+    if len(scores) != len(references):
+        raise ValueError(f"There are {len(scores)} scores for {len(references)} `references`. Give one a prompt.")
+    for row, pair in enumerate(zip(scores, references, strict=True)):
+        if not np.isfinite(pair).all():
+            raise ValueError(f"The scores of prompt {row} are {pair}. Give a number for each output.")
+    return correctness(np.subtract(scores, references))
