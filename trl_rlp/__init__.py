@@ -34,7 +34,7 @@ _MODULES = {
     "trl_rlp.evaluation.policy_pairs": ["answer_pairs", "judged_pairs"],
     "trl_rlp.evaluation.reward_bench": ["reward_bench_pairs", "section_scores", "subset_accuracies"],
     "trl_rlp.evaluation.reward_metrics": ["evaluate_reward_model", "pair_metrics"],
-    "trl_rlp.evaluation.reward_report": ["describe_reward_model"],
+    "trl_rlp.evaluation.reward_report": ["describe_reward_model", "describe_rewards"],
     "trl_rlp.evaluation.win_rate": ["compare_win_rates", "win_rate"],
     "trl_rlp.losses.representation": ["RepresentationLoss"],
     "trl_rlp.pipeline": ["RLPResult", "run_rlp"],

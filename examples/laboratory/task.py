@@ -144,7 +144,7 @@ def parse(prompt: str, output: str) -> Answer:
 
 
 def gold(world: World, prompt: str, output: str) -> float:
-    """The gold reward of an output, from -1.6 up to 2.6."""
+    """The gold reward of an output, at most 2.6; each filler that comes again takes more off."""
     answer = parse(prompt, output)
     if not answer.values:
         return MALFORMED

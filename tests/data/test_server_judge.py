@@ -126,26 +126,27 @@ def test_bad_settings_are_named(setting, match):
 
 
 @needs_serving
-@pytest.mark.parametrize("answer", ["A", "?"])
-def test_a_real_server_is_asked_in_both_orders(tmp_path, answer):
-    """The model says one letter whatever it reads, so every pair is a draw; or one that is neither A nor B."""
+def test_a_real_server_is_asked_in_both_orders(tmp_path):
+    """A model that reads one token says A after x, B after y, ? after ?; the output called A comes last."""
     tokenizer = tiny_tokenizer()
-    first = tokenizer.convert_tokens_to_ids(answer)
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     model = tiny_causal_lm(tokenizer, max_position_embeddings=1024)
     with torch.no_grad():
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight.zero_()
             layer.mlp.down_proj.weight.zero_()
-        model.model.embed_tokens.weight.fill_(1.0)
-        model.lm_head.weight = torch.nn.Parameter(torch.zeros_like(model.lm_head.weight))
-        model.lm_head.weight[first] = 1.0
-    model.config.tie_word_embeddings = False
+        for weight in (model.model.embed_tokens.weight, model.lm_head.weight):
+            weight.zero_()
+        for place, (read, said) in enumerate(("xA", "yB", "??")):
+            model.model.embed_tokens.weight[tokenizer.convert_tokens_to_ids(read), place] = 1.0
+            model.lm_head.weight[tokenizer.convert_tokens_to_ids(said), place] = 1.0
     save(model, tokenizer, tmp_path)
     with serving(tmp_path) as url:
-        judge = ServerJudge(url, str(tmp_path), max_tokens=1, tolerance=0.0)
-        if answer == "A":
-            assert judge(["2 + 2?"] * 3, ["4", "5", "6"], ["5", "6", "7"]) == [0.5] * 3
-            assert (judge.asked, judge.unreadable) == (6, 0)
-        else:
-            with pytest.raises(ValueError, match="2 of 2 answers of the judge name neither A nor B alone, such as"):
-                judge(["2 + 2?"], ["4"], ["5"])
+        judge = ServerJudge(
+            url, str(tmp_path), template="{prompt}: B is {second}, A is {first}", max_tokens=1, tolerance=0.5
+        )
+        assert judge(["2 + 2"] * 3, ["4 x", "5 y", "6 x"], ["5 y", "4 x", "7 x"]) == [1.0, 0.0, 0.5]
+        assert (judge.asked, judge.unreadable) == (6, 0)
+        assert judge(["2 + 2"], ["4 x"], ["5 ?"]) == [0.5] and judge.unreadable == 1
+        with pytest.raises(ValueError, match="2 of 2 answers of the judge name neither A nor B alone, such as"):
+            judge(["2 + 2"], ["4 ?"], ["5 ?"])

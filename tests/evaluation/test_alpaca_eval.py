@@ -122,6 +122,13 @@ def test_another_file_is_named(tmp_path, text, match):
         read_annotations(path)
 
 
+def test_a_prompt_twice_is_not_written(tmp_path):
+    outputs = Dataset.from_dict({"prompt": ["a", "a"], "completion": ["b", "c"]})
+    with pytest.raises(ValueError, match="`outputs` has a prompt twice"):
+        write_model_outputs(tmp_path / "outputs.json", outputs, "policy")
+    assert not (tmp_path / "outputs.json").exists()
+
+
 def test_annotations_of_one_instruction_twice_are_named(tmp_path):
     row = {"instruction": "a", "output_1": "b", "output_2": "c", "preference": 1}
     (tmp_path / "twice.json").write_text(json.dumps([row, row]))

@@ -147,6 +147,22 @@ def test_a_claim_is_what_its_interval_says(low, high, word):
     assert verdict({"low": low, "high": high}) == word
 
 
+def test_chances_are_corrected_for_all_rows_though_they_depend():
+    """Two rows of one p: times 1 + 1/2 by Benjamini and Yekutieli, where Benjamini and Hochberg leave it."""
+    import scipy.stats
+    from claims import false_discovery
+
+    values = [0.1, 0.4, 0.2, -0.1]
+    chance = scipy.stats.ttest_1samp(values, 0).pvalue
+    assert false_discovery([values, values]) == pytest.approx([1.5 * chance] * 2)
+
+
+def test_no_runs_make_no_report(tmp_path):
+    found = run("report", "--output_dir", str(tmp_path))
+    assert found.returncode == 1 and found.stderr.strip().endswith("Run some seeds with this --output_dir first.")
+    assert "Traceback" not in found.stderr
+
+
 def run(*words):
     return subprocess.run([sys.executable, str(FOLDER / "laboratory.py"), *words], capture_output=True, text=True)
 
@@ -187,5 +203,10 @@ def test_two_seeds_run_from_end_to_end_and_are_not_run_again(tmp_path):
     assert results["uml"]["loss"]["mi_zero"] == pytest.approx(-1.3863, abs=1e-3)
     assert results["uml"]["loss"]["mi_heldout"] == pytest.approx(-1.3863, abs=0.1)
     assert results["sweep 0.4"] == {name: results[name] for name in ("ppo", "spg")}
+    # A seed that was stopped half-way goes on to what it would have come to.
+    path, whole = next(iter(before.items()))
+    kept = {name: value for name, value in json.loads(whole).items() if name not in ("uml, last token", "sweep 0.1")}
+    path.write_text(json.dumps(kept))
+    assert run(*words).returncode == 0 and json.loads(path.read_text()) == json.loads(whole)
     other = run("seed", "--seed", "0", "--output_dir", folder)
     assert other.returncode != 0 and "holds runs with other settings or methods" in other.stderr

@@ -49,7 +49,7 @@ def write_model_outputs(path: str | Path, outputs: Dataset, generator: str) -> N
             The policy's name.
 
     Raises:
-        ValueError: if a column is missing or there is no row.
+        ValueError: if a column is missing, there is no row, or a prompt comes twice.
     """
     column = "completion" if "completion" in outputs.column_names else "completions"
     require_columns(outputs, ["prompt", column], "outputs")
@@ -62,6 +62,8 @@ def write_model_outputs(path: str | Path, outputs: Dataset, generator: str) -> N
         }
         for row in outputs
     ]
+    if len({row["instruction"] for row in rows}) < len(rows):
+        raise ValueError("`outputs` has a prompt twice, which AlpacaEval cannot tell apart. Keep one row of each.")
     write_rows(path, rows)
 
 
