@@ -34,10 +34,12 @@ def over(runs: Runs, value: Value, digits: int = 3) -> str:
 def label_table(runs: Runs) -> str:
     """Synthetic preferences against the known answers."""
     digits = {"accuracy": 3, "decided": 0, "pairs": 0}
-    rows = [
-        [name, *(over(runs, at("labels", name, key), places) for key, places in digits.items())] for name in GENERATORS
-    ]
-    return markdown(["generator", "chosen side right", "pairs of which one side is right", "pairs"], rows)
+    rows = []
+    for name in GENERATORS:
+        figures = [over(runs, at("labels", name, key), places) for key, places in digits.items()]
+        gain = difference(at("labels", "spg", "accuracy"), at("labels", name, "accuracy"))
+        rows.append([name, *figures, "–" if name == "spg" else over(runs, gain)])
+    return markdown(["generator", "chosen side right", "pairs of which one side is right", "pairs", "SPG − it"], rows)
 
 
 def confidence_table(runs: Runs) -> str:

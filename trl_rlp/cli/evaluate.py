@@ -237,7 +237,10 @@ def _annotated(arguments: EvaluateArguments, folder: Path) -> tuple[list[Rows], 
         write_rows(folder / ANNOTATIONS[name], annotations[-1])
     if not isinstance(judge, AskedJudge):
         return annotations, {}
-    judge.require_readable(arguments.tolerance)
+    try:
+        judge.require_readable(arguments.tolerance)
+    except ValueError as error:
+        raise ValueError(f"{error} What it said stands in {folder}; pass it as `annotations` to take it.") from None
     return annotations, {"judge": {"asked": judge.asked, "unreadable": judge.unreadable}}
 
 
