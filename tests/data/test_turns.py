@@ -5,7 +5,7 @@ from datasets import Dataset
 
 from tests.tiny_models import tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.equivalence import ExactMatch
-from trl_rlp.data.judges import language_model_judge
+from trl_rlp.data.language_model_judge import language_model_judge
 from trl_rlp.data.preferences import synthesise_preferences, tokenise_preferences
 from trl_rlp.data.scoring import batch_scoring_ids, score, scoring_ids
 from trl_rlp.data.turns import begins_turn, preference_sides, prompt_token_ids, require_whole_turns, split_begun_turn
@@ -89,7 +89,9 @@ def test_views_policy_pairs_and_the_judge_read_the_whole_turn(tokenizer, monkeyp
     assert (pair["prompt"], pair["rejected"]) == (QUESTION, turn("It is 5"))
 
     asked = []
-    monkeypatch.setattr("trl_rlp.data.judges._stems_and_labels", lambda tokenizer, texts: asked.extend(texts) or 1 / 0)
+    monkeypatch.setattr(
+        "trl_rlp.data.language_model_judge._stems_and_labels", lambda tokenizer, texts: asked.extend(texts) or 1 / 0
+    )
     with pytest.raises(ZeroDivisionError):
         language_model_judge(None, tokenizer, template="{prompt}|{first}|{second}")([BEGUN], [" 4"], [" 5"])
     assert asked[0] == "<|user|>2 + 2?|It is 4|It is 5<|assistant|>"

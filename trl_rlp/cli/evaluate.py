@@ -7,7 +7,8 @@ from typing import Any
 
 from trl_rlp.cli.arguments import parse
 from trl_rlp.data.asked_judge import AskedJudge
-from trl_rlp.data.judges import Judge, language_model_judge, reward_judge, with_user_turns
+from trl_rlp.data.judges import Judge, reward_judge, with_user_turns
+from trl_rlp.data.language_model_judge import language_model_judge
 from trl_rlp.data.loading import load_rows
 from trl_rlp.data.server_judge import ServerJudge
 from trl_rlp.evaluation.alpaca_eval import (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from trl_rlp.cli.arguments import EquivalenceArguments, parse
 from trl_rlp.data.fingerprints import value_fingerprint
-from trl_rlp.data.judges import language_model_judge
+from trl_rlp.data.language_model_judge import language_model_judge
 from trl_rlp.data.loading import load_rows
 from trl_rlp.data.preferences import synthesise_preferences
 from trl_rlp.trainer.artifacts import load_policy, load_reward_model

@@ -2,6 +2,8 @@
 
 from transformers.utils import logging
 
+from trl_rlp.data.turns import Messages
+
 
 logger = logging.get_logger(__name__)
 
@@ -29,6 +31,23 @@ class AskedJudge:
             raise ValueError(f"`tolerance` is a share of the answers, in [0, 1], got {tolerance}.")
         self.tolerance = tolerance
         self.asked = self.unreadable = 0
+
+    def __call__(self, prompts: list[str | Messages], firsts: list[str], seconds: list[str]) -> list[float]:
+        """
+        Compares outputs.
+
+        Args:
+            prompts (`list`):
+                Text or messages.
+            firsts (`list[str]`):
+                One output a prompt.
+            seconds (`list[str]`):
+                The other output of each prompt.
+
+        Returns:
+            `list[float]`: probabilities in [0, 1] that the first output is better.
+        """
+        raise NotImplementedError
 
     def require_readable(self, tolerance: float) -> None:
         """

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from trl_rlp.data.asked_judge import AskedJudge
-from trl_rlp.data.judges import JUDGE_TEMPLATE, judge_question, require_template
+from trl_rlp.data.language_model_judge import JUDGE_TEMPLATE, judge_question, require_template
 from trl_rlp.data.sampling_settings import require_settings
 from trl_rlp.data.server_client import Server, Session
 from trl_rlp.data.turns import Messages
@@ -94,15 +94,7 @@ class ServerJudge(AskedJudge):
 
     def __call__(self, prompts: list[str | Messages], firsts: list[str], seconds: list[str]) -> list[float]:
         """
-        Compares outputs.
-
-        Args:
-            prompts (`list`):
-                Text or messages.
-            firsts (`list[str]`):
-                One output a prompt.
-            seconds (`list[str]`):
-                The other output of each prompt.
+        Compares outputs, as [`~trl_rlp.data.asked_judge.AskedJudge`].
 
         Returns:
             `list[float]`: 1 where the first output is better, 0 where the second is, one half for a draw.
