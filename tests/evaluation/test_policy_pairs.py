@@ -64,11 +64,16 @@ def test_judged_pairs_follow_the_judge_and_leave_out_ties():
 def test_errors_name_the_argument():
     with pytest.raises(ValueError, match="`answers` has 1 entries for 3 samples"):
         answer_pairs(SAMPLES, ["Paris"])
-    for said, match in (([2.0] * 3, r"said 2\.0 of pair 0"), ([0.5], "gave 1 probabilities for 3 pairs")):
+    for said, match in (
+        ([2.0] * 3, r"said 2\.0 of pair 0"),
+        ([0.5], "gave 1 probabilities for 3 pairs"),
+        (None, "gave None"),
+    ):
         with pytest.raises(ValueError, match=f"`judge` {match}"):
             judged_pairs(SAMPLES, lambda *_, said=said: said)
     for answers, match in (
-        ("ab!", "got the text 'ab!'"),
+        ("ab!", "must be a list .* got 'ab!'"),
+        (None, "must be a list .* got 'None'"),
         (["Paris", None, "4"], "row 1 must be an accepted answer"),
         (["Paris", [], "4"], "row 1 must be an accepted answer"),
         (["Paris", "white", [3]], r"row 2 must be an accepted answer .* got \[3\]"),

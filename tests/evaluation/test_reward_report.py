@@ -50,7 +50,7 @@ def test_a_reward_model_that_likes_length_is_seen_to(monkeypatch):
 def test_pairs_of_one_prompt_are_drawn_together():
     """Ten prompts of ten equal pairs each: as uncertain as ten pairs."""
     chosen, rejected, prompts = np.repeat([1.0, 0.0] * 5, 10), np.full(100, 0.5), np.repeat(np.arange(10), 10)
-    found = describe_rewards(chosen, rejected, groups=prompts.tolist())
+    found = describe_rewards(chosen, rejected, groups=prompts)
     assert found["accuracy_interval"] == describe_rewards([1.0, 0.0] * 5, [0.5] * 10)["accuracy_interval"]
     assert found["accuracy_interval"] != describe_rewards(chosen, rejected)["accuracy_interval"]
     assert not {"length_accuracy", "length_correlation"} & set(found)
@@ -67,8 +67,15 @@ def test_prompts_of_a_data_set_are_the_groups(monkeypatch):
 
 
 def test_sides_of_unequal_length_are_named():
-    with pytest.raises(ValueError, match=r"Rewards and lengths of the two sides have \[1, 2\] entries"):
+    with pytest.raises(ValueError, match=r"Rewards, lengths and groups have \[1, 2\] entries"):
         describe_rewards([1.0, 2.0], [1.0])
+    with pytest.raises(ValueError, match=r"Rewards, lengths and groups have \[1, 2\] entries"):
+        describe_rewards([1.0, 2.0], [1.0, 2.0], groups=["a"])
+    with pytest.raises(ValueError, match=r"`lengths` has \['chosen'\]"):
+        describe_rewards([1.0], [1.0], {"chosen": [1]})
+    for reward in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="A reward of pair 1 is not finite"):
+            describe_rewards([0.0, 1.0], [0.0, reward])
     with pytest.raises(ValueError, match="The difference in length of pair 0 is NaN"):
         describe_rewards([1.0], [0.0], {"chosen": [float("nan")], "rejected": [1]})
 

@@ -7,7 +7,7 @@ from trl_rlp.data.turns import Messages
 
 logger = logging.get_logger(__name__)
 
-ADVICE = "Use another `model` or `template`, let it say more by `max_tokens`, or raise `tolerance`."
+ADVICE = "Use another model or template, let a server's model say more (`max_tokens`), or raise `tolerance`."
 
 
 class AskedJudge:

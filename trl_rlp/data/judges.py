@@ -37,11 +37,13 @@ def judged(judge: Judge, prompts: list[str | Messages], firsts: list[str], secon
     """
     if not prompts:
         return []
-    said = list(judge(prompts, firsts, seconds))
+    said = judge(prompts, firsts, seconds)
+    if not hasattr(said, "__len__"):
+        raise ValueError(f"`judge` gave {said!r}. Let it give a list of probabilities, one a pair.")
     if len(said) != len(prompts):
         raise ValueError(f"`judge` gave {len(said)} probabilities for {len(prompts)} pairs. Let it give one a pair.")
     for pair, value in enumerate(said):
-        if value is None or isinstance(value, str) or not 0 <= value <= 1:
+        if value is None or isinstance(value, str | list | tuple) or not 0 <= value <= 1:
             raise ValueError(
                 f"`judge` said {value!r} of pair {pair}, but must give the probability in [0, 1] that the first "
                 "output is better."

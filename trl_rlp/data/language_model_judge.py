@@ -92,12 +92,9 @@ class LanguageModelJudge(AskedJudge):
         questions = [_rendered(self.processing_class, judge_question(self.template, *order)) for order in orders]
         stems, labels = _stems_and_labels(self.processing_class, questions)
         probabilities, likeliest = _label_probabilities(self.model, stems, labels, self.tokens_per_batch)
-        others = [token for token, pair in zip(likeliest, labels, strict=True) if token not in pair]
-        self._count(
-            [self.processing_class.decode(token) for token in others],
-            len(questions),
-            "Of their two letters the likelier one counts.",
-        )
+        said = [self.processing_class.decode(token) for token in likeliest]
+        unreadable = [text for text in said if text.strip() not in ("A", "B")]
+        self._count(unreadable, len(questions), "Of their two letters the likelier one counts.")
         first_wins, second_wins = probabilities.view(2, len(prompts))
         return with_ties((first_wins + 1 - second_wins) / 2)
 

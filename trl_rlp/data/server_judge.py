@@ -2,7 +2,6 @@
 
 import asyncio
 import functools
-import re
 from typing import Any
 
 from trl_rlp.data.asked_judge import AskedJudge
@@ -10,20 +9,7 @@ from trl_rlp.data.language_model_judge import JUDGE_TEMPLATE, judge_question, re
 from trl_rlp.data.sampling_settings import require_settings
 from trl_rlp.data.server_client import Server, Session
 from trl_rlp.data.turns import Messages
-
-
-LETTER = r"(?<![\w.])[AB](?![\w'’])(?!\.\w)"
-_ALONE = re.compile(rf"\W*{LETTER}(?=\W*$|[^\w\s])")
-_NAMED = re.compile(
-    rf"\b(?i:answer|better|choice|option|output|response|verdict|winner)(?i: is)?\W{{0,4}}{LETTER}\W*$"
-    rf"|\b(?i:choose|pick|prefer)\W{{0,4}}{LETTER}"
-)
-_PRAISED = re.compile(rf"{LETTER}\W* (?:wins\b|(?:is|was|seems)\b.*\b(?:better|best|preferable|preferred|superior)\b)")
-_DOUBT = re.compile(
-    r"\b(?:both|cannot|draw|equal|equally|hard|less|neither|no|none|not|same|tie|tied|unclear|worse|worst|wrong)\b"
-    r"|n['’]t\b",
-    re.IGNORECASE,
-)
+from trl_rlp.data.verdicts import verdict
 
 
 class ServerJudge(AskedJudge):
@@ -31,10 +17,8 @@ class ServerJudge(AskedJudge):
     Judges outputs by what a model on a server answers: vLLM, SGLang, TGI, `transformers serve`, or a paid API.
 
     Each pair is asked in both orders at `/chat/completions`. An output that is called better both times wins; where
-    the answers disagree, or one of them cannot be read, the pair is a draw. An answer can be read if it holds one of
-    the letters A and B and not the other, and its line says little but the letter ("B.", "Answer: B", "B: because …"),
-    or calls it better ("Response B is better"), without a word of doubt such as "not", "tie" or "worse". What stands
-    before a `</think>` is left out.
+    the answers disagree, or one of them cannot be read, the pair is a draw. What can be read is what
+    [`~trl_rlp.data.verdicts.verdict`] reads.
 
     Args:
         base_url (`str`):
@@ -107,28 +91,17 @@ class ServerJudge(AskedJudge):
         """
         pairs = zip(prompts, firsts, seconds, strict=True)
         answers = self._server.work([functools.partial(self._in_both_orders, *pair) for pair in pairs])
-        verdicts = [(_letter(straight), _letter(swapped)) for straight, swapped in answers]
-        unreadable = [text for pair in answers for text in pair if _letter(text) is None]
-        self._count(unreadable, 2 * len(answers), "Their pairs are draws.")
-        return [{("A", "B"): 1.0, ("B", "A"): 0.0}.get(verdict, 0.5) for verdict in verdicts]
+        said = [text or "" for pair in answers for text in pair]
+        verdicts = [verdict(text) for text in said]
+        unreadable = [text for text, letter in zip(said, verdicts, strict=True) if letter is None]
+        self._count(unreadable, len(said), "Their pairs are draws.")
+        wins = {("A", "B"): 1.0, ("B", "A"): 0.0}
+        return [wins.get(both, 0.5) for both in zip(verdicts[::2], verdicts[1::2], strict=True)]
 
     async def _in_both_orders(
         self, prompt: str | Messages, first: str, second: str, session: Session
-    ) -> tuple[str, str]:
+    ) -> tuple[str | None, str | None]:
         questions = (judge_question(self.template, prompt, *order) for order in ((first, second), (second, first)))
         asked = (session.ask([{"role": "user", "content": question}], seed=0) for question in questions)
         (straight, *_), (swapped, *_) = await asyncio.gather(*asked)
-        return straight[0] or "", swapped[0] or ""
-
-
-def _letter(answer: str) -> str | None:
-    """The letter that an answer calls better, if it does so plainly."""
-    if "<think>" in answer and "</think>" not in answer:
-        return None  # cut off before it said anything
-    _, _, said = answer.rpartition("</think>")
-    letters = set(re.findall(LETTER, said))
-    if len(letters) != 1:
-        return None
-    line = next(line for line in said.splitlines() if re.search(LETTER, line))
-    is_verdict = _ALONE.match(line) or _NAMED.search(line) or _PRAISED.search(line)
-    return letters.pop() if is_verdict and not _DOUBT.search(line) else None
+        return straight[0], swapped[0]

@@ -147,8 +147,8 @@ def require_answers_of(answers: Sequence[str | Sequence[str]], samples: Dataset)
         TypeError: if they are one text, or an entry is neither text nor a list of texts.
         ValueError: if there is not one entry a row.
     """
-    if isinstance(answers, str):
-        raise TypeError(f"`answers` must have one entry a row of the samples, got the text {answers[:60]!r}.")
+    if isinstance(answers, str | dict) or not hasattr(answers, "__getitem__"):
+        raise TypeError(f"`answers` must be a list with one entry a row of the samples, got {str(answers)[:60]!r}.")
     if len(answers) != len(samples):
         raise ValueError(f"`answers` has {len(answers)} entries for {len(samples)} samples. Pass one a row.")
     for row, entry in enumerate(answers):

@@ -72,7 +72,7 @@ def describe_rewards(
             Of the rejected side.
         lengths (`dict`, *optional*):
             Of `chosen` and `rejected`, in characters, one a pair.
-        groups (`Sequence`, *optional*):
+        groups (`Sequence[str]`, *optional*):
             Prompt of each pair, for the interval.
         level (`float`, *optional*, defaults to `0.95`):
             Of the interval, in (0, 1).
@@ -85,18 +85,22 @@ def describe_rewards(
         length over pairs, which the prompt cannot explain.
 
     Raises:
-        ValueError: if there is no pair, two sequences differ in length, or a reward is NaN.
+        ValueError: if there is no pair, two sequences differ in length, or a reward is not finite.
     """
-    sizes = {len(side) for side in (chosen, rejected, *(lengths or {}).values())}
+    if lengths is not None and {*lengths} != {"chosen", "rejected"}:
+        raise ValueError(f"`lengths` has {list(lengths)}. Give those of `chosen` and `rejected`.")
+    sides = [chosen, rejected, *(lengths or {}).values(), *([] if groups is None else [groups])]
+    sizes = {len(side) for side in sides}
     if len(sizes) > 1:
-        raise ValueError(
-            f"Rewards and lengths of the two sides have {sorted(sizes)} entries. Give one of each a pair."
-        )
+        raise ValueError(f"Rewards, lengths and groups have {sorted(sizes)} entries. Give one of each a pair.")
+    if not np.isfinite([*chosen, *rejected]).all():
+        pair = int(np.argmin(np.isfinite(chosen) & np.isfinite(rejected)))
+        raise ValueError(f"A reward of pair {pair} is not finite. Check its two sides.")
     margins = np.subtract(chosen, rejected)  # (pairs,)
     differences = np.subtract(lengths["chosen"], lengths["rejected"]) if lengths else np.zeros(len(margins))
     figures: dict[str, Any] = pair_metrics(margins, differences)
     figures["accuracy_interval"] = None
-    if len(set(groups) if groups else margins) > 1:
+    if len(margins if groups is None else set(groups)) > 1:
         figures["accuracy_interval"] = bootstrap_interval(correctness(margins), groups=groups, level=level)
     figures["margin_histogram"] = margin_histogram(margins)
     if lengths is None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset, load_from_disk
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -18,6 +18,7 @@ from transformers import (
     Trainer,
     set_seed,
 )
+from transformers.utils import find_adapter_config_file
 
 from trl_rlp.data.processes import process_state
 from trl_rlp.data.scoring import ensure_pad_token
@@ -44,15 +45,26 @@ def _named(path: str | Path) -> Iterator[None]:
         ) from error
 
 
-def _whole(auto: type, path: str | Path, kind: str) -> PreTrainedModel:
+def _whole(auto: type, path: str | Path, kind: str, **options: Any) -> PreTrainedModel:
     """Loads all weights; a folder of another kind of model would get random ones for its head, with a mere report."""
     with _named(path):
-        model, report = auto.from_pretrained(path, dtype="auto", output_loading_info=True)
-    if report["missing_keys"]:
-        raise ValueError(
-            f"'{path}' is no {kind}: it lacks {min(report['missing_keys'])!r}. Pass the folder or name of one."
-        )
+        adapter = PeftConfig.from_pretrained(path) if find_adapter_config_file(str(path)) else None
+        try:
+            model, report = auto.from_pretrained(path, dtype="auto", output_loading_info=True, **options)
+        except RuntimeError as error:  # weights of other shapes
+            raise ValueError(f"'{path}' is no {kind} ({' '.join(str(error).split())[:120]}). Pass one.") from error
+    wrong = [*report["missing_keys"], *(name for name in report["unexpected_keys"] if name.startswith("score."))]
+    if adapter is not None:  # of which nothing is reported
+        scores = adapter.task_type == "SEQ_CLS" or "score" in (adapter.modules_to_save or [])
+        wrong = [] if scores == (auto is AutoModelForSequenceClassification) else [f"adapter of {adapter.task_type}"]
+    if wrong:
+        raise ValueError(f"'{path}' is no {kind}: {min(wrong)!r} is what differs. Pass the folder or name of one.")
     return model.eval().to(process_state().device)
+
+
+def _tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    with _named(path):
+        return AutoTokenizer.from_pretrained(path)
 
 
 def load_policy(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -72,7 +84,7 @@ def load_policy(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerB
         ValueError: if it is another kind of model.
     """
     model = _whole(AutoModelForCausalLM, path, "causal LM")
-    return model, AutoTokenizer.from_pretrained(path)
+    return model, _tokenizer(path)
 
 
 def load_reward_model(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -91,8 +103,8 @@ def load_reward_model(path: str | Path) -> tuple[PreTrainedModel, PreTrainedToke
         OSError: if there is no model of that name.
         ValueError: if it is another kind of model.
     """
-    model = _whole(AutoModelForSequenceClassification, path, "sequence classifier")
-    return model, AutoTokenizer.from_pretrained(path)
+    model = _whole(AutoModelForSequenceClassification, path, "reward model of one label", num_labels=1)
+    return model, _tokenizer(path)
 
 
 def initial_reward_model(
