@@ -1,4 +1,4 @@
-"""What the latents of two outputs share on instructions that no head was trained on."""
+"""What the latents of two outputs, with their prompt, share on instructions that no head was trained on."""
 
 import numpy as np
 import torch

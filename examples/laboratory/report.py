@@ -10,6 +10,7 @@ from tables import (
     equal_kl_table,
     load_runs,
     policy_table,
+    reading_table,
     reward_table,
     spg_table,
     sweep_table,
@@ -33,6 +34,7 @@ def write_report(folder: Path, target: Path) -> None:
         f"## Reward models\n\n{reward_table(runs)}",
         f"## KL weights\n\n{sweep_table(runs)}",
         f"## At equal KL\n\n{equal_kl_table(runs)}",
+        f"## What reading between two β is worth\n\n{reading_table(runs)}",
     ]
     (target / "tables.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
     write_csvs(runs, target)

@@ -69,9 +69,9 @@ def difference(first: Value, second: Value) -> Value:
     return lambda run: None if None in (first(run), second(run)) else first(run) - second(run)
 
 
-def gold_at(run: Results, method: str, kl: float) -> float | None:
+def gold_at(run: Results, method: str, kl: float, left_out: str = "") -> float | None:
     """Gold reward that a method's policies of the sweep reach at a KL, between the two nearest; `None` outside."""
-    policies = [run[name][method]["policy"] for name in run if name.startswith("sweep ")]
+    policies = [run[name][method]["policy"] for name in run if name.startswith("sweep ") and name != left_out]
     points = sorted([(0.0, run["sft"]["policy"]["gold"])] + [(policy["kl"], policy["gold"]) for policy in policies])
     distances, golds = zip(*points, strict=True)
     return float(np.interp(kl, distances, golds)) if kl <= distances[-1] else None
@@ -86,6 +86,17 @@ def gold_beyond(method: str) -> Value:
         policy = run[method]["policy"]
         plain = gold_at(run, "ppo", policy["kl"])
         return None if plain is None else policy["gold"] - plain
+
+    return value
+
+
+def reading_error(name: str) -> Value:
+    """Gold reward of plain PPO at one β of the sweep, minus what is read at its KL from the others."""
+
+    def value(run: Results) -> float | None:
+        policy = run[name]["ppo"]["policy"]
+        read = gold_at(run, "ppo", policy["kl"], left_out=name)
+        return None if read is None else policy["gold"] - read
 
     return value
 
@@ -120,7 +131,7 @@ def policy_table(runs: dict[int, Results], methods: Sequence[str]) -> str:
         paired.append(cell(over_seeds(runs, gold_beyond(method))))
         rows.append([method, *(cell(over_seeds(runs, policy_figure(method, name))) for name in FIGURES[:5]), *paired])
     header = ["method", "win rate", "gold", "right", "KL", "proxy", f"win rate − {base}", f"gold − {base}"]
-    return markdown([*header, "gold − ppo at its KL"], rows)
+    return markdown([*header, "gold − ppo's sweep at its KL"], rows)
 
 
 def reward_table(runs: dict[int, Results]) -> str:
@@ -215,3 +226,17 @@ def equal_kl_table(runs: dict[int, Results]) -> str:
         cells = [cell(over_seeds(reached, value)) for value in (*values, difference(*values[::-1]))]
         rows.append([f"{kl:g}", *cells, str(len(reached))])
     return markdown(["KL, nats", "gold, PPO", "gold, SPG", "SPG − PPO", "seeds that reach it"], rows)
+
+
+def reading_table(runs: dict[int, Results]) -> str:
+    """How wrong it is to read gold between two β: each inner β of plain PPO, left out of its own sweep."""
+    inner = sweep_of(runs)[1:]
+    rows = [
+        [
+            name.removeprefix("sweep "),
+            cell(over_seeds(runs, lambda run, name=name: run[name]["ppo"]["policy"]["kl"])),
+            cell(over_seeds(runs, reading_error(name))),
+        ]
+        for name in inner
+    ]
+    return markdown(["β left out", "its KL", "gold, minus what is read from the others"], rows)

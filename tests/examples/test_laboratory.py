@@ -111,7 +111,7 @@ def test_the_log_ratio_is_the_reward(tmp_path):
 
 def test_the_gold_at_a_kl_is_read_between_two_policies():
     """π_SFT at KL 0 is worth 1; the sweep's policies at 2 and 4 are worth 3 and 0."""
-    from tables import gold_at, gold_beyond, smoothed
+    from tables import gold_at, gold_beyond, reading_error, smoothed
 
     assert smoothed([0.0, 2.0, 4.0], width=2).tolist() == [0.0, 1.0, 3.0]
     run = {"sft": {"policy": {"kl": 0.0, "gold": 1.0}}}
@@ -123,6 +123,7 @@ def test_the_gold_at_a_kl_is_read_between_two_policies():
     assert gold_at(run, "ppo", 5.0) is None
     run |= {name: {"policy": {"kl": kl, "gold": 4.0}} for name, kl in (("spg", 3.0), ("far", 5.0))}
     assert gold_beyond("spg")(run) == pytest.approx(4 - 1.5)
+    assert reading_error("sweep 0.4")(run) == pytest.approx(3 - 0.5)  # between 1 at KL 0 and 0 at KL 4
     run["best-of-n"] = run["spg"]
     assert gold_beyond("far")(run) is gold_beyond("best-of-n")(run) is None
 
@@ -145,6 +146,51 @@ def test_a_claim_is_what_its_interval_says(low, high, word):
     from claims import verdict
 
     assert verdict({"low": low, "high": high}) == word
+
+
+def test_heldout_information_is_of_the_two_outputs_of_one_prompt():
+    """The heads get the states at the last token, first views beside second ones, in batches as in training."""
+    from types import SimpleNamespace
+
+    import torch
+    from datasets import Dataset
+    from information import heldout_information
+    from models import make_policy, make_reward_model, make_tokenizer
+
+    tokenizer = make_tokenizer()
+    model = make_reward_model(make_policy(tokenizer, 0).eval(), "log_ratio", FOLDER)
+    samples = Dataset.from_dict(
+        {
+            "prompt": [PROMPT, PROMPT.replace("fox", "owl"), PROMPT.replace("fox", "cat")],
+            "completions": [["red", "blue indeed"]] * 3,
+            "finished": [[True, False]] * 3,
+        }
+    )
+    seen = []
+
+    def heads(first, second, instruction_ids):
+        seen.append((first, second, instruction_ids.tolist()))
+        return {"mi": torch.tensor(float(len(seen)))}
+
+    trainer = SimpleNamespace(
+        representation_term=SimpleNamespace(heads_callback=SimpleNamespace(heads=heads)),
+        model=model,
+        processing_class=tokenizer,
+        args=SimpleNamespace(view_prompts_per_device=1),
+    )
+    assert heldout_information(trainer, samples) == 2  # the mean of 1, 2, 3
+    assert [ids for *_, ids in seen] == [[0]] * 3
+    found = torch.cat([first for first, *_ in seen]), torch.cat([second for _, second, _ in seen])
+    for states, ending in zip(found, ("red" + tokenizer.eos_token, "blue indeed"), strict=True):
+        expected = set()
+        for prompt in samples["prompt"]:
+            ids = torch.tensor([tokenizer(prompt + ending)["input_ids"]])
+            with torch.no_grad():
+                expected.add(round(model.model.model(ids).last_hidden_state[0, -1, 0].item(), 4))
+        assert {round(value, 4) for value in states[:, 0].tolist()} == expected
+    trainer.args.view_prompts_per_device = 2
+    seen.clear()
+    assert heldout_information(trainer, samples) == 1 and len(seen) == 1  # what fills no batch is left out
 
 
 def test_chances_are_corrected_for_all_rows_though_they_depend():
@@ -201,7 +247,6 @@ def test_two_seeds_run_from_end_to_end_and_are_not_run_again(tmp_path):
     results = json.loads(next(iter(before.values())))
     assert len(results["ppo"]["curve"]) == 2 and results["sft"]["policy"]["kl"] == pytest.approx(0, abs=1e-6)
     assert results["uml"]["loss"]["mi_zero"] == pytest.approx(-1.3863, abs=1e-3)
-    assert results["uml"]["loss"]["mi_heldout"] == pytest.approx(-1.3863, abs=0.1)
     assert results["sweep 0.4"] == {name: results[name] for name in ("ppo", "spg")}
     # A seed that was stopped half-way goes on to what it would have come to.
     path, whole = next(iter(before.items()))
