@@ -6,7 +6,8 @@ SmolLM2-135M-Instruct on questions with known answers: are synthetic preferences
 
 Each seed has a split of the questions, a π_SFT and a D of its own. The policy that is sampled is π_SFT: at these sizes
 PPO moves it by a few hundredths of a nat (see docs/results.md), and half of the time would go there. A seed takes
-a quarter of an hour (own) or half an hour (SVAMP) of one core; a second call goes on where the first stopped; `summary.md` comes beside the runs.
+a quarter of an hour (own) or half an hour (SVAMP) of one core; a second call goes on where the first stopped;
+`summary.md` and `figures.json` come beside the runs.
 """
 
 import argparse
