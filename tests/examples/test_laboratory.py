@@ -203,6 +203,21 @@ def test_chances_are_corrected_for_all_rows_though_they_depend():
     assert false_discovery([values, values]) == pytest.approx([1.5 * chance] * 2)
 
 
+def test_differences_are_paired_over_the_seeds_of_all_files():
+    """spg − ppo on three seeds: 1, 2, 3 in gold, so that the mean is 2 and the half width 4.303 / √3."""
+    import pandas as pd
+    from pooled import differences
+
+    rows = pd.DataFrame(
+        [
+            {"seed": seed, "method": method, "win_rate": 0.5, "gold": gold, "right": None}
+            for seed in (0, 1, 2)
+            for method, gold in (("ppo", 10.0 * seed), ("spg", 10.0 * seed + seed + 1))
+        ]
+    )
+    assert differences(rows, "spg", "ppo") == ["0.000 ± 0.000", "2.000 ± 2.484", "–"]
+
+
 def test_no_runs_make_no_report(tmp_path):
     found = run("report", "--output_dir", str(tmp_path))
     assert found.returncode == 1 and found.stderr.strip().endswith("Run some seeds with this --output_dir first.")

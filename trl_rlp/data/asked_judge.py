@@ -1,5 +1,7 @@
 """What judges that are asked a question have in common: not every answer says which output is better."""
 
+from abc import ABC, abstractmethod
+
 from transformers.utils import logging
 
 from trl_rlp.data.turns import Messages
@@ -10,7 +12,7 @@ logger = logging.get_logger(__name__)
 ADVICE = "Use another model or template, let a server's model say more (`max_tokens`), or raise `tolerance`."
 
 
-class AskedJudge:
+class AskedJudge(ABC):
     """
     Counts the answers that name neither of the two outputs, and is an error past a share of them.
 
@@ -32,6 +34,7 @@ class AskedJudge:
         self.tolerance = tolerance
         self.asked = self.unreadable = 0
 
+    @abstractmethod
     def __call__(self, prompts: list[str | Messages], firsts: list[str], seconds: list[str]) -> list[float]:
         """
         Compares outputs.
@@ -47,7 +50,6 @@ class AskedJudge:
         Returns:
             `list[float]`: probabilities in [0, 1] that the first output is better.
         """
-        raise NotImplementedError
 
     def require_readable(self, tolerance: float) -> None:
         """

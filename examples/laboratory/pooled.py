@@ -1,0 +1,46 @@
+"""
+Paired differences between methods over the seeds of one or several reports.
+
+    python examples/laboratory/pooled.py docs/laboratory/policies.csv docs/laboratory/policies_seeds_0-9.csv
+"""
+
+import argparse
+
+import pandas as pd
+from tables import cell, markdown
+
+from trl_rlp import seed_interval
+
+
+FIGURES = ("win_rate", "gold", "right")
+
+
+def differences(rows: pd.DataFrame, first: str, second: str) -> list[str]:
+    """First minus second on each seed that has both, by figure."""
+    cells = []
+    for figure in FIGURES:
+        table = rows.pivot(index="seed", columns="method", values=figure)
+        values = (table[first] - table[second]).dropna().tolist()
+        cells.append(cell(seed_interval(values)) if len(values) > 1 else "–")
+    return cells
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("policies", nargs="+", help="`policies.csv` of reports on different seeds")
+    rows = pd.concat([pd.read_csv(path) for path in parser.parse_args().policies])
+    if rows.duplicated(["seed", "method"]).any():
+        parser.error("The files share seeds.")
+    shared = [name for name, count in rows.groupby("method").seed.nunique().items() if count == rows.seed.nunique()]
+    pairs = [(name, "ppo, last token" if "last token" in name else "ppo") for name in shared]
+    pairs += [(name, "sft") for name in shared]
+    pairs += [(base, name) for base in ("spg", "uml") for name in shared] + [
+        ("ppo", "best-of-n"),
+        ("best-of-n", "sft"),
+    ]
+    table = [[f"{first} − {second}", *differences(rows, first, second)] for first, second in pairs if first != second]
+    print(f"{rows.seed.nunique()} seeds\n\n" + markdown(["difference", *FIGURES], table))
+
+
+if __name__ == "__main__":
+    main()
