@@ -4,8 +4,8 @@ import torch
 from datasets import Dataset
 
 from tests.tiny_models import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
-from trl_rlp.trainer.rlp_ppo_config import RLPPPOConfig
-from trl_rlp.trainer.rlp_ppo_trainer import RLPPPOTrainer
+from trl_rlp.rlp_ppo.rlp_ppo_trainer import RLPPPOTrainer
+from trl_rlp.trainer.ppo.rlp_ppo_config import RLPPPOConfig
 
 
 SETTINGS = {

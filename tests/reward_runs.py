@@ -4,12 +4,12 @@ from datasets import Dataset
 from trl import RewardConfig, RewardTrainer
 
 from tests.tiny_models import tiny_reward_model, tiny_tokenizer
-from trl_rlp.data.normalisation import normalise_text
-from trl_rlp.trainer.rlp_reward_config import RLPRewardConfig
-from trl_rlp.trainer.rlp_reward_trainer import RLPRewardTrainer
+from trl_rlp.data.normalization import normalize_text
+from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
+from trl_rlp.trainer.reward.rlp_reward_trainer import RLPRewardTrainer
 
 
-WORDS = ("red", "blue", "green", "pink", "grey", "black")
+WORDS = ("red", "blue", "green", "pink", "gray", "black")
 SETTINGS = {
     "per_device_train_batch_size": 2,
     "per_device_eval_batch_size": 2,
@@ -26,15 +26,15 @@ SETTINGS = {
 
 
 class SameText:
-    """Outputs are equal where their normalised texts are; the smallest equivalence there is."""
+    """Outputs are equal where their normalized texts are; the smallest equivalence there is."""
 
     fingerprint = "same text"
 
-    def normalise(self, text: str) -> str:
-        return normalise_text(text)
+    def normalize(self, text: str) -> str:
+        return normalize_text(text)
 
     def same(self, prompts: list[str], firsts: list[str], seconds: list[str]) -> list[bool]:
-        return [self.normalise(first) == self.normalise(second) for first, second in zip(firsts, seconds, strict=True)]
+        return [self.normalize(first) == self.normalize(second) for first, second in zip(firsts, seconds, strict=True)]
 
 
 def preferences(size: int = 8, margin: bool = False, chat: bool = False) -> Dataset:
@@ -83,7 +83,7 @@ def trl_trainer(output_dir, model=None, tokenizer=None, data=None, eval_dataset=
     )
 
 
-REFINEMENT = ("policy_samples", "equivalence", "labelling_reward_model", "labelling_processing_class")
+REFINEMENT = ("policy_samples", "equivalence", "labeling_reward_model", "labeling_processing_class")
 TRAINER_ARGUMENTS = (*REFINEMENT, "synthetic_dataset", "peft_config", "data_collator", "callbacks")
 
 
@@ -95,7 +95,7 @@ def rlp_trainer(
     arguments = {name: settings.pop(name) for name in TRAINER_ARGUMENTS if name in settings}
     if "uml" in method and "data_collator" not in arguments:
         arguments.setdefault("policy_samples", policy_samples())
-    if "spg" in method and not set(arguments) & {"equivalence", "synthetic_dataset", "labelling_reward_model"}:
+    if "spg" in method and not set(arguments) & {"equivalence", "synthetic_dataset", "labeling_reward_model"}:
         arguments["synthetic_dataset"] = synthetic_preferences()
     return RLPRewardTrainer(
         model or tiny_reward_model(tokenizer),

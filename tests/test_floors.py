@@ -11,13 +11,17 @@ import trl_rlp
 ROOT = Path(trl_rlp.__file__).parent
 FLOORS = {
     "losses": 0,
+    "storage": 0,
     "data": 1,
     "evaluation": 2,
+    "rewards": 2,
     "trainer": 3,
-    "pipeline": 4,
-    "pipeline_config": 4,
-    "quickstart": 4,
-    "cli": 5,
+    "stages": 4,
+    "pipeline": 5,
+    "pipeline_config": 5,
+    "rlp_ppo": 5,
+    "quickstart": 6,
+    "cli": 6,
 }
 FORBIDDEN_BELOW = {"losses": {"transformers", "trl", "datasets", "accelerate", "peft"}}
 

@@ -5,17 +5,17 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import trl_rlp.pipeline as pipeline
-import trl_rlp.trainer.data_stages as data_stages
-import trl_rlp.trainer.policy_stage as policy_stage
-import trl_rlp.trainer.refinement_stage as refinement_stage
+import trl_rlp.stages.data_stages as data_stages
+import trl_rlp.stages.policy_stage as policy_stage
+import trl_rlp.stages.refinement_stage as refinement_stage
 from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
-from trl_rlp.data.normalisation import normalise_text
+from trl_rlp.data.normalization import normalize_text
 from trl_rlp.data.scoring import score
 from trl_rlp.evaluation.gate import RewardModelRegression
 from trl_rlp.pipeline import run_rlp
 from trl_rlp.pipeline_config import RLPConfig
-from trl_rlp.trainer.artifacts import load_data
-from trl_rlp.trainer.reward_stage import train_reward_model
+from trl_rlp.stages.reward_stage import train_reward_model
+from trl_rlp.storage.artifacts import load_data
 
 
 TRAINING = {"per_device_train_batch_size": 4, "max_steps": 2, "report_to": "none", "logging_steps": 1, "use_cpu": True}
@@ -26,8 +26,8 @@ class SameParity:
 
     fingerprint = "same parity"
 
-    def normalise(self, text):
-        return normalise_text(text)
+    def normalize(self, text):
+        return normalize_text(text)
 
     def same(self, prompts, firsts, seconds):
         return [ord(first[0]) % 2 == ord(second[0]) % 2 for first, second in zip(firsts, seconds, strict=True)]
@@ -76,7 +76,7 @@ def config(tmp_path, sft_model, **overrides):
     [
         ("spg", False, {}),
         ("spg", True, {"policy_trainer": "rloo"}),
-        ("uml", True, {"policy_trainer": "grpo", "standardise_rewards": True}),
+        ("uml", True, {"policy_trainer": "grpo", "standardize_rewards": True}),
         ("uml+spg", False, {"reward_peft": {"r": 2}, "policy_peft": {"r": 2, "target_modules": ["q_proj"]}}),
     ],
 )
@@ -215,7 +215,7 @@ def test_all_reward_models_read_as_much_as_they_were_trained_on(tmp_path, sft_mo
         monkeypatch.setattr(module, name, spied)
 
     for module, name in (
-        (data_stages, "synthesise_preferences"),
+        (data_stages, "synthesize_preferences"),
         (data_stages, "gate"),
         (policy_stage, "RewardFunction"),
     ):
@@ -223,7 +223,7 @@ def test_all_reward_models_read_as_much_as_they_were_trained_on(tmp_path, sft_mo
     preferences, prompts = data(chat=False)
     settings = config(tmp_path, sft_model, method="spg", reward_args={**TRAINING, "max_length": 50})
     run_rlp(settings, preferences, prompts, SameParity())
-    assert seen == {"synthesise_preferences": 50, "gate": 50, "RewardFunction": 50}
+    assert seen == {"synthesize_preferences": 50, "gate": 50, "RewardFunction": 50}
 
 
 def test_answers_of_another_type_are_named_before_any_work(tmp_path, sft_model):

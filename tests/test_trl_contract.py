@@ -16,10 +16,10 @@ from trl.trainer.utils import RepeatSampler
 
 from tests.ppo_runs import ppo_trainer
 from tests.reward_runs import SETTINGS, rlp_trainer, trl_trainer
-from trl_rlp.trainer.ppo_trainer import PPOTrainer
-from trl_rlp.trainer.rlp_ppo_trainer import RLPPPOTrainer
-from trl_rlp.trainer.rlp_reward_trainer import RLPRewardTrainer
-from trl_rlp.trainer.rollout_trainer import RolloutTrainer
+from trl_rlp.rlp_ppo.rlp_ppo_trainer import RLPPPOTrainer
+from trl_rlp.trainer.ppo.ppo_trainer import PPOTrainer
+from trl_rlp.trainer.ppo.rollout_trainer import RolloutTrainer
+from trl_rlp.trainer.reward.rlp_reward_trainer import RLPRewardTrainer
 
 
 OVERRIDDEN = {"__init__", "compute_loss", "log", "train"}
@@ -45,12 +45,12 @@ PPO_OWN = {
     "policy_model",
     "value_model",
     "generate_completions",
-    "_begun_turn_ids",
+    "_continue_final_message_ids",
     "_note_tokens",
     "_generate_to_stop_tokens",
     "_add_critic",
     "_readable_reward_model",
-    "_standardise_rewards",
+    "_standardize_rewards",
     "_log_advantages",
     "_train_first",
     "_take_reward_model",

@@ -77,14 +77,14 @@ TEST_ROWS = 2
 
 def write_stand_ins(folder: Path) -> None:
     """Writes each repository that the tests load from the Hub to `folder`, under its name there."""
-    organisation = folder / "trl-internal-testing"
+    organization = folder / "trl-internal-testing"
     for name in MODELS:
-        _write_model(organisation / name)
+        _write_model(organization / name)
     chat_tokenizer = _tokenizer("Qwen3-4B")
     chat_tokenizer.add_tokens(["<think>"])  # a token that the model without a template has yet to learn
     chat_tokenizer.save_pretrained(folder / "Qwen" / "Qwen3-4B")
-    _write_datasets(organisation / "zen", _zen())
-    _write_datasets(organisation / "toolcall", {"preference": list(_tool_calls())})
+    _write_datasets(organization / "zen", _zen())
+    _write_datasets(organization / "toolcall", {"preference": list(_tool_calls())})
 
 
 def _tokenizer(name: str) -> transformers.PreTrainedTokenizerFast:

@@ -7,17 +7,17 @@ from typing import Any
 __version__ = "0.1.0.dev0"
 
 _MODULES = {
-    "trl_rlp.data.clustering": ["cluster"],
-    "trl_rlp.data.collator": ["SyntheticPreferenceCollator"],
-    "trl_rlp.data.equivalence": ["EmbeddingEquivalence", "ExactMatch", "NLIEquivalence"],
-    "trl_rlp.data.judges": ["function_judge", "reward_judge", "with_user_turns"],
-    "trl_rlp.data.language_model_judge": ["language_model_judge"],
-    "trl_rlp.data.preferences": ["mix_preferences", "synthesise_preferences", "tokenise_preferences"],
-    "trl_rlp.data.sampling": ["sample_completions"],
+    "trl_rlp.data.groups.clustering": ["cluster"],
+    "trl_rlp.data.preferences.collator": ["SyntheticPreferenceCollator"],
+    "trl_rlp.data.groups.equivalence": ["EmbeddingEquivalence", "ExactMatch", "NLIEquivalence"],
+    "trl_rlp.data.judges.judge": ["function_judge", "reward_judge", "with_user_turns"],
+    "trl_rlp.data.judges.language_model_judge": ["language_model_judge"],
+    "trl_rlp.data.preferences.preferences": ["mix_preferences", "synthesize_preferences", "tokenize_preferences"],
+    "trl_rlp.data.sampling.in_process": ["sample_completions"],
     "trl_rlp.data.scoring": ["ensure_pad_token", "score", "score_samples", "scoring_ids"],
-    "trl_rlp.data.server": ["sample_from_server"],
-    "trl_rlp.data.server_judge": ["ServerJudge"],
-    "trl_rlp.data.views": ["ViewSampler"],
+    "trl_rlp.data.sampling.server": ["sample_from_server"],
+    "trl_rlp.data.judges.server_judge": ["ServerJudge"],
+    "trl_rlp.data.preferences.views": ["ViewSampler"],
     "trl_rlp.evaluation.alpaca_eval": [
         "annotate",
         "leaderboard_row",
@@ -40,11 +40,11 @@ _MODULES = {
     "trl_rlp.losses.representation": ["RepresentationLoss"],
     "trl_rlp.pipeline": ["RLPResult", "run_rlp"],
     "trl_rlp.pipeline_config": ["RLPConfig"],
-    "trl_rlp.trainer.reward_function": ["RewardFunction"],
-    "trl_rlp.trainer.rlp_ppo_config": ["RLPPPOConfig"],
-    "trl_rlp.trainer.rlp_ppo_trainer": ["RLPPPOTrainer"],
-    "trl_rlp.trainer.rlp_reward_config": ["RLPRewardConfig"],
-    "trl_rlp.trainer.rlp_reward_trainer": ["RLPRewardTrainer"],
+    "trl_rlp.rewards.reward_function": ["RewardFunction"],
+    "trl_rlp.trainer.ppo.rlp_ppo_config": ["RLPPPOConfig"],
+    "trl_rlp.rlp_ppo.rlp_ppo_trainer": ["RLPPPOTrainer"],
+    "trl_rlp.trainer.reward.rlp_reward_config": ["RLPRewardConfig"],
+    "trl_rlp.trainer.reward.rlp_reward_trainer": ["RLPRewardTrainer"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

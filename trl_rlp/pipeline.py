@@ -6,15 +6,15 @@ from typing import Any
 
 from datasets import Dataset
 
-from trl_rlp.data.fingerprints import value_fingerprint
-from trl_rlp.data.turns import require_whole_turns
+from trl_rlp.data.turns import require_no_assistant_prefill
 from trl_rlp.data.validation import require_answers, require_columns, require_prompts
 from trl_rlp.pipeline_config import RLPConfig
-from trl_rlp.trainer.data_stages import evaluate_policies
-from trl_rlp.trainer.policy_stage import train_policy
-from trl_rlp.trainer.refinement_stage import RefinementSettings, hold_out, refine_reward_model
-from trl_rlp.trainer.reward_stage import train_reward_model
-from trl_rlp.trainer.run_folder import RunFolder
+from trl_rlp.stages.data_stages import evaluate_policies
+from trl_rlp.stages.policy_stage import train_policy
+from trl_rlp.stages.refinement_stage import RefinementSettings, hold_out, refine_reward_model
+from trl_rlp.stages.reward_stage import train_reward_model
+from trl_rlp.storage.fingerprints import value_fingerprint
+from trl_rlp.storage.run_folder import RunFolder
 
 
 @dataclass
@@ -29,7 +29,7 @@ class RLPResult:
             π_θ: a plain causal LM.
         policy_samples (`Path`):
             P: folder whose `data` holds `prompt`, `completions`, `finished`, and where they were grouped `cluster_ids`
-            and `confidence`. Read it with [`~trl_rlp.trainer.artifacts.load_data`].
+            and `confidence`. Read it with [`load_data`].
         synthetic_preferences (`Path` or `None`):
             D̂, likewise. `None` without SPG.
         refined_reward_model (`Path`):
@@ -64,15 +64,15 @@ def run_rlp(
     and data takes what is finished and goes on with what is not.
 
     Args:
-        config ([`~trl_rlp.pipeline_config.RLPConfig`]):
+        config ([`RLPConfig`]):
             Settings.
         preference_dataset (`datasets.Dataset`):
             D: human preferences in TRL's format (`prompt`, `chosen`, `rejected`).
         prompt_dataset (`datasets.Dataset`):
-            U: unlabelled instructions, a `prompt` column. A column `answers` (accepted answer or answers) is never
+            U: unlabeled instructions, a `prompt` column. A column `answers` (accepted answer or answers) is never
             trained on: it labels policy pairs for the gate.
         equivalence (*optional*):
-            Which outputs mean the same, see [`~trl_rlp.data.equivalence`]. Needed by SPG and by views of one group.
+            Which outputs mean the same, see `trl_rlp.data.groups`. Needed by SPG and by views of one group.
         eval_preference_dataset (`datasets.Dataset`, *optional*):
             Human preferences for the gate. If `None`, `config.heldout_share` of D is kept from training for it.
         eval_prompt_dataset (`datasets.Dataset`, *optional*):
@@ -153,7 +153,7 @@ def _policy_arguments(config: RLPConfig, prompt_dataset: Dataset) -> dict[str, A
         "policy_trainer": config.policy_trainer,
         "peft_config": config.lora("policy"),
         "max_length": config.reward_config().max_length,
-        "standardise_with": config.sampling(num_generations=2) if config.standardise_rewards else None,
+        "standardize_with": config.sampling(num_generations=2) if config.standardize_rewards else None,
     }
 
 
@@ -179,7 +179,7 @@ def _check_inputs(
         require_prompts(eval_prompts, "eval_prompt_dataset")
         require_answers(eval_prompts, "eval_prompt_dataset")
     if config.policy_trainer != "ppo":
-        require_whole_turns(prompts["prompt"], config.policy_trainer)
+        require_no_assistant_prefill(prompts["prompt"], config.policy_trainer)
     if equivalence is None and config.needs_groups():
         raise ValueError(f"`equivalence` is needed by method {config.method!r}. Pass for example `NLIEquivalence()`.")
 

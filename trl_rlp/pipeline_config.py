@@ -6,11 +6,11 @@ from typing import Any
 from peft import LoraConfig
 
 from trl_rlp.evaluation.gate import ON_REGRESSION
-from trl_rlp.trainer.mappings import mapping, with_numbers
-from trl_rlp.trainer.methods import FIELDS
-from trl_rlp.trainer.policy_stage import POLICY_TRAINERS
+from trl_rlp.stages.policy_stage import POLICY_TRAINERS
+from trl_rlp.trainer.mappings import mapping, parse_numbers
 from trl_rlp.trainer.precision import supported_precision
-from trl_rlp.trainer.rlp_reward_config import RLPRewardConfig
+from trl_rlp.trainer.reward.methods import FIELDS
+from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 
 
 METHODS = ("uml", "spg", "uml+spg")
@@ -19,7 +19,7 @@ METHODS = ("uml", "spg", "uml+spg")
 @dataclass
 class RLPConfig:
     r"""
-    Settings of [`~trl_rlp.pipeline.run_rlp`]: one field a decision of Algorithm 1, and mappings for the trainers.
+    Settings of [`run_rlp`]: one field a decision of Algorithm 1, and mappings for the trainers.
 
     Args:
         output_dir (`str`):
@@ -32,7 +32,7 @@ class RLPConfig:
         method (`str`, *optional*, defaults to `"spg"`):
             How the reward model is refined: `"uml"`, `"spg"` or `"uml+spg"`.
         policy_trainer (`str`, *optional*, defaults to `"ppo"`):
-            Policy optimiser: `"ppo"` (the paper's), `"rloo"` or `"grpo"`.
+            Policy optimizer: `"ppo"` (the paper's), `"rloo"` or `"grpo"`.
         num_generations (`int`, *optional*, defaults to `10`):
             n: outputs sampled from the policy for each instruction, at least 2.
         temperature (`float`, *optional*, defaults to `1.0`):
@@ -46,16 +46,16 @@ class RLPConfig:
         heldout_share (`float`, *optional*, defaults to `0.05`):
             Share of the human preferences kept from training for the gate when no evaluation set is given, in (0, 1).
             AlpacaFarm holds out 500 of 10,000.
-        standardise_rewards (`bool`, *optional*, defaults to `False`):
+        standardize_rewards (`bool`, *optional*, defaults to `False`):
             Whether rewards get mean 0 and deviation 1 on fixed outputs of π_SFT, so that an equal β is an equal KL
             pressure before and after refinement. The paper does not.
         on_regression (`str`, *optional*, defaults to `"warn"`):
             What the gate does when the refined reward model is worse: `"warn"` or `"raise"`.
         reward_args (`dict` or `str`, *optional*):
-            Fields of [`~trl_rlp.trainer.rlp_reward_config.RLPRewardConfig`] for both reward models: learning rate,
+            Fields of [`RLPRewardConfig`] for both reward models: learning rate,
             batch size, γ, λ and so on.
         policy_args (`dict` or `str`, *optional*):
-            Fields of [`~trl_rlp.trainer.rlp_ppo_config.RLPPPOConfig`], or of TRL's `RLOOConfig` or `GRPOConfig`, for
+            Fields of [`RLPPPOConfig`], or of TRL's `RLOOConfig` or `GRPOConfig`, for
             both policies: learning rate, `kl_coef` or `beta`, and so on.
         reward_peft (`dict` or `str`, *optional*):
             Fields of `peft.LoraConfig`: trains the reward models as adapters, merged before saving.
@@ -80,7 +80,7 @@ class RLPConfig:
     method: str = field(
         default="spg", metadata={"help": "How the reward model is refined: `uml`, `spg` or `uml+spg`."}
     )
-    policy_trainer: str = field(default="ppo", metadata={"help": "Policy optimiser: `ppo`, `rloo` or `grpo`."})
+    policy_trainer: str = field(default="ppo", metadata={"help": "Policy optimizer: `ppo`, `rloo` or `grpo`."})
     num_generations: int = field(
         default=10, metadata={"help": "n: outputs sampled from the policy for each instruction, at least 2."}
     )
@@ -99,7 +99,7 @@ class RLPConfig:
         default=0.05,
         metadata={"help": "Share of the human preferences kept from training for the gate, in (0, 1)."},
     )
-    standardise_rewards: bool = field(
+    standardize_rewards: bool = field(
         default=False,
         metadata={"help": "Whether rewards get mean 0 and deviation 1 on fixed outputs of the SFT policy."},
     )
@@ -168,7 +168,7 @@ class RLPConfig:
             if unknown:
                 raise ValueError(f"`{name}` names {unknown}, which {config_class.__name__} does not have.")
             if getattr(self, name):
-                setattr(self, name, with_numbers(name, getattr(self, name), config_class))
+                setattr(self, name, parse_numbers(name, getattr(self, name), config_class))
         self.reward_config()
         policy_config(output_dir=self.output_dir, **supported_precision(self.policy_args))
 
@@ -177,7 +177,7 @@ class RLPConfig:
         Gives the config of the refined reward model, for what it says of γ, views and pairs.
 
         Returns:
-            [`~trl_rlp.trainer.rlp_reward_config.RLPRewardConfig`].
+            [`RLPRewardConfig`].
         """
         return RLPRewardConfig(output_dir=self.output_dir, method=self.method, **self.reward_args)
 
@@ -203,7 +203,7 @@ class RLPConfig:
 
     def sampling(self, **overrides: Any) -> dict[str, Any]:
         """
-        Gives the arguments of [`~trl_rlp.data.sampling.sample_completions`].
+        Gives the arguments of [`sample_completions`].
 
         Args:
             overrides:

@@ -5,14 +5,14 @@ How much faster `cluster` is than the usual ways of grouping outputs by bidirect
 
 The other ways, all with the same classifier and the question before both outputs: `leader_loop`, each output compared
 with the first member of each group, one pair a call, both directions, repeated outputs too; `distinct_loop`, the same
-over the outputs that differ after normalisation; `full_matrix`, all n x n ordered pairs of the outputs that differ as
+over the outputs that differ after normalization; `full_matrix`, all n x n ordered pairs of the outputs that differ as
 strings, in batches of ten. `ours` stops when the decision (confidence .5) and the largest group are certain,
 `complete` finishes all groups. Both must decide as `distinct_loop` does, and find the same largest group.
 
 Data: 20 sampled short answers a question (TriviaQA), and five models' long answers an instruction (PandaLM). Each
 round takes other prompts, drawn with a fixed seed, and runs all ways on them in turning order, with one thread; a
 figure is the median over rounds of the ratio of their times (processor time without an accelerator, so that other
-programs count for little). Last, how often correct and incorrect answers (EVOUNA, labelled by people) share a group;
+programs count for little). Last, how often correct and incorrect answers (EVOUNA, labeled by people) share a group;
 this says how good the classifier is, not how fast we are, and its goals are what the classifier's card reports of
 single pairs.
 About ten minutes on one free core.
@@ -28,8 +28,8 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 
-from trl_rlp.data.clustering import cluster, largest_group
-from trl_rlp.data.equivalence import NLIEquivalence
+from trl_rlp.data.groups.clustering import cluster, largest_group
+from trl_rlp.data.groups.equivalence import NLIEquivalence
 
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared"
@@ -111,7 +111,7 @@ def leader_loop(judge: NLIEquivalence, row: dict) -> list[int]:
 
 
 def distinct_loop(judge: NLIEquivalence, row: dict) -> list[int]:
-    forms = [judge.normalise(output) for output in row["completions"]]
+    forms = [judge.normalize(output) for output in row["completions"]]
     distinct = [form for form in dict.fromkeys(forms) if form]
     groups = loop(judge, row["prompt"], [row["completions"][forms.index(form)] for form in distinct])
     return spread(groups, forms, distinct)
@@ -215,7 +215,7 @@ def speed_ups(name: str, measured: list[dict], goals: dict[tuple[str, str], floa
 
 
 def shared_groups(judge: NLIEquivalence, rows: list[dict]) -> dict[str, dict]:
-    """How often two answers that people labelled share a group."""
+    """How often two answers that people labeled share a group."""
     samples = to_samples(
         [{"prompt": row["question"], "completions": [a["text"] for a in row["answers"]]} for row in rows]
     )
@@ -246,7 +246,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prompts", type=int, default=10, help="questions with short answers in each round")
     parser.add_argument("--long_prompts", type=int, default=3, help="instructions with long answers in each round")
-    parser.add_argument("--labelled_questions", type=int, default=1000, help="EVOUNA questions")
+    parser.add_argument("--labeled_questions", type=int, default=1000, help="EVOUNA questions")
     parser.add_argument("--num_generations", type=int, default=20, help="short answers a question")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -257,8 +257,8 @@ def main() -> None:
     long = long_answers(arguments.data, judge)
     measured = compare("PandaLM, long answers", judge, long, arguments.long_prompts, arguments.rounds)
     figures |= speed_ups("long_answers", measured, {})
-    labelled = load_lines(arguments.data / "clusters/evouna_tq_1000.jsonl")[: arguments.labelled_questions]
-    figures |= shared_groups(judge, labelled)
+    labeled = load_lines(arguments.data / "clusters/evouna_tq_1000.jsonl")[: arguments.labeled_questions]
+    figures |= shared_groups(judge, labeled)
     print(json.dumps(figures, indent=2))
     if arguments.output is not None:
         arguments.output.write_text(json.dumps({"figures": figures}, indent=2) + "\n")

@@ -128,8 +128,8 @@ def make_prompts(sizes: argparse.Namespace):
 
 def load_trainer(side: str) -> tuple[type, type]:
     if side == "ours":
-        from trl_rlp.trainer.rlp_ppo_config import RLPPPOConfig
-        from trl_rlp.trainer.rlp_ppo_trainer import RLPPPOTrainer
+        from trl_rlp.rlp_ppo.rlp_ppo_trainer import RLPPPOTrainer
+        from trl_rlp.trainer.ppo.rlp_ppo_config import RLPPPOConfig
 
         return RLPPPOConfig, RLPPPOTrainer
     from trl.experimental.ppo import PPOConfig, PPOTrainer
@@ -221,7 +221,7 @@ def require_equal_work(one_round: dict[str, dict], sizes: dict[str, int]) -> Non
             )
 
 
-def summarise(rounds: list[dict[str, dict]]) -> dict[str, dict]:
+def summarize(rounds: list[dict[str, dict]]) -> dict[str, dict]:
     for side in SIDES:
         print(f"{side}: {rounds[0][side]['versions']}")
         for name, unit in MEASURED.items():
@@ -262,7 +262,7 @@ def main() -> None:
         order = SIDES if number % 2 == 0 else SIDES[::-1]
         rounds.append({side: measure(side, pythons[side], sizes) for side in order})
         require_equal_work(rounds[-1], sizes)
-    figures = summarise(rounds)
+    figures = summarize(rounds)
     print(json.dumps(figures, indent=2))
     if arguments.output is not None:
         arguments.output.write_text(json.dumps({"figures": figures}, indent=2) + "\n")

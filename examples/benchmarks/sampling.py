@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from trl_rlp.data.shared_prefill import generate_samples
+from trl_rlp.data.sampling.shared_prefill import generate_samples
 
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared"

@@ -43,7 +43,7 @@ class Bench:
         self.world, self.tokenizer = World.of(seed), make_tokenizer()
         self.training_prompts = prompts_of(TRAINING_QUESTIONS)
         self.evaluation_prompts = prompts_of(EVALUATION_QUESTIONS)
-        self.unlabelled = self.training_prompts * settings.copies  # U
+        self.unlabeled = self.training_prompts * settings.copies  # U
         self.references = reference_outputs(self.world, self.evaluation_prompts, seed)
 
     def initial_policy(self) -> PreTrainedModel:
@@ -66,7 +66,7 @@ class Bench:
         """The gold reward."""
         return gold(self.world, prompt, output)
 
-    def labelled_pairs(self, samples: Dataset) -> Dataset:
+    def labeled_pairs(self, samples: Dataset) -> Dataset:
         """The first output of each prompt and the next of another gold reward, in TRL's format."""
         rows = []
         for row in samples:
@@ -81,12 +81,12 @@ class Bench:
         return Dataset.from_list(rows)
 
     def human_pairs(self, sft: PreTrainedModel) -> Dataset:
-        """D: finished outputs of π_SFT, labelled by the gold reward, a share of the labels flipped."""
+        """D: finished outputs of π_SFT, labeled by the gold reward, a share of the labels flipped."""
         settings = self.settings
         copies = 1 + 4 * settings.human_pairs // len(self.training_prompts)
         samples = self.sample(sft, self.training_prompts * copies, 2, 1.0, stream=2)
         generator = np.random.default_rng([self.seed, 3])
-        pairs = self.labelled_pairs(samples.select(generator.permutation(len(samples))))
+        pairs = self.labeled_pairs(samples.select(generator.permutation(len(samples))))
         pairs = pairs.filter(lambda row: row["chosen_finished"] and row["rejected_finished"])
         pairs = pairs.select(range(min(settings.human_pairs, len(pairs))))
         flips = generator.random(len(pairs)) < settings.flipped
@@ -99,7 +99,7 @@ class Bench:
         )
 
     def policy_figures(
-        self, policy: PreTrainedModel, sft: PreTrainedModel, labeller: PreTrainedModel
+        self, policy: PreTrainedModel, sft: PreTrainedModel, labeler: PreTrainedModel
     ) -> dict[str, Any]:
         """Figures on wordings that nothing after SFT was trained on; the KL is that at temperature 1."""
         n = max(2, self.settings.evaluation_samples)
@@ -111,7 +111,7 @@ class Bench:
             "gold": float(np.mean([self.gold(*pair) for pair in outputs])),
             "right": float(np.mean([is_right(self.world, *pair) for pair in outputs])),
             "malformed": float(np.mean([not parse(*pair).values for pair in outputs])),
-            "proxy": mean_reward(labeller, self.tokenizer, samples),
+            "proxy": mean_reward(labeler, self.tokenizer, samples),
             "kl": kl_to_reference(policy, sft, self.tokenizer, untempered),
             "characters": describe_outputs(samples)["characters"],
         }
@@ -135,7 +135,7 @@ class Bench:
         return {"win_rate": wins["value"], "gold": picked["value"], "kl": picked["kl"]}
 
     def reward_figures(self, reward_model: PreTrainedModel, sets: dict[str, Dataset]) -> dict[str, dict[str, float]]:
-        """Accuracy and calibration on labelled pairs."""
+        """Accuracy and calibration on labeled pairs."""
         return {name: evaluate_reward_model(reward_model, self.tokenizer, pairs) for name, pairs in sets.items()}
 
     def label_accuracy(self, synthetic: Dataset) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def false_discovery(differences: list[list[float]]) -> list[float]:
 
 
 def _premise(runs: dict[int, Results], kl_coef: float) -> list[tuple[str, str, Value]]:
-    """Over-optimisation of a fixed r: with less restraint r finds the outputs better, and the gold reward worse."""
+    """Over-optimization of a fixed r: with less restraint r finds the outputs better, and the gold reward worse."""
     sweep, usual = sweep_of(runs), f"sweep {kl_coef}"
     weaker = sweep[: sweep.index(usual)]
     steps = []
@@ -73,5 +73,5 @@ def _premise(runs: dict[int, Results], kl_coef: float) -> list[tuple[str, str, V
             def value(run: Results, figure: str = figure, less: str = less, more: str = more) -> float:
                 return run[less]["ppo"]["policy"][figure] - run[more]["ppo"]["policy"][figure]
 
-            steps.append(("over-optimisation of a fixed r", f"{figure}, β {less[6:]} − β {more[6:]}", value))
+            steps.append(("over-optimization of a fixed r", f"{figure}, β {less[6:]} − β {more[6:]}", value))
     return steps

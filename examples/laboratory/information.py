@@ -5,8 +5,8 @@ import torch
 from datasets import Dataset
 
 from trl_rlp import RLPRewardTrainer, scoring_ids
-from trl_rlp.data.batching import evaluating, pad_right
-from trl_rlp.trainer.score_head import captured_score_inputs, score_layers, scored_hidden_states
+from trl_rlp.data.batching import eval_mode, pad_right
+from trl_rlp.trainer.score_head import capture_score_inputs, score_layers, select_scored_states
 
 
 @torch.no_grad()
@@ -27,7 +27,7 @@ def heldout_information(trainer: RLPRewardTrainer, samples: Dataset) -> float:
     tokenizer, size = trainer.processing_class, trainer.args.view_prompts_per_device
     order = np.random.default_rng(0).permutation(len(samples)).tolist()
     estimates = []
-    with evaluating(trainer.model):
+    with eval_mode(trainer.model):
         for start in range(0, len(order) - size + 1, size):
             rows = [samples[place] for place in order[start : start + size]]
             views = [
@@ -36,8 +36,8 @@ def heldout_information(trainer: RLPRewardTrainer, samples: Dataset) -> float:
                 for row in rows
             ]
             input_ids, attention_mask = pad_right(views, tokenizer.pad_token_id)  # (2 * size, length)
-            with captured_score_inputs(layers) as captured:
+            with capture_score_inputs(layers) as captured:
                 trainer.model(input_ids=input_ids, attention_mask=attention_mask)
-            hidden = scored_hidden_states(captured[-1], input_ids, tokenizer.pad_token_id)  # (2 * size, hidden)
+            hidden = select_scored_states(captured[-1], input_ids, tokenizer.pad_token_id)  # (2 * size, hidden)
             estimates.append(heads(*hidden.chunk(2), torch.arange(size))["mi"].item())
     return float(np.mean(estimates))

@@ -13,9 +13,9 @@ class Method:
         table (`str`):
             Where it is reported.
         reward (`dict`, *optional*):
-            Fields of [`~trl_rlp.RLPRewardConfig`]; empty for more training on human pairs alone.
+            Fields of [`RLPRewardConfig`]; empty for more training on human pairs alone.
         preferences (`dict`, *optional*):
-            Arguments of [`~trl_rlp.synthesise_preferences`] but the samples, or `None` for no D̂.
+            Arguments of [`synthesize_preferences`] but the samples, or `None` for no D̂.
         noise (`bool`, *optional*, defaults to `False`):
             Whether the equivalence errs.
         head (`str`, *optional*, defaults to `"log_ratio"`):

@@ -20,7 +20,6 @@ from peft import LoraConfig
 from real_stages import draw, human_accuracy, judge_reward_model, label
 from real_tables import summary
 
-from trl_rlp.data.loading import load_rows
 from trl_rlp.quickstart.preparation import collect_preferences, train_sft
 from trl_rlp.quickstart.questions import (
     Question,
@@ -32,14 +31,15 @@ from trl_rlp.quickstart.questions import (
 from trl_rlp.quickstart.quickstart_config import DEMONSTRATIONS, MAX_NEW_TOKENS, REWARD, lora
 from trl_rlp.quickstart.simulation import without_noise
 from trl_rlp.quickstart.smollm2 import load_smollm2
-from trl_rlp.trainer.artifacts import load_data
-from trl_rlp.trainer.reward_stage import train_reward_model
-from trl_rlp.trainer.run_folder import RunFolder
+from trl_rlp.stages.reward_stage import train_reward_model
+from trl_rlp.storage.artifacts import load_data
+from trl_rlp.storage.loading import load_rows
+from trl_rlp.storage.run_folder import RunFolder
 
 
 SIZES = {
-    "own": {"demonstrations": 72, "preferences": 107, "unlabelled": 105, "heldout": 74},
-    "svamp": {"demonstrations": 200, "preferences": 150, "unlabelled": 150, "heldout": 100},
+    "own": {"demonstrations": 72, "preferences": 107, "unlabeled": 105, "heldout": 74},
+    "svamp": {"demonstrations": 200, "preferences": 150, "unlabeled": 150, "heldout": 100},
 }
 EPOCHS = 3
 REFINEMENTS: dict[str, dict[str, Any]] = {
@@ -106,7 +106,7 @@ def run_seed(folder: Path, seed: int, data: str, questions: list[Question]) -> d
     }
     args = {**REWARD, "num_train_epochs": EPOCHS, "seed": seed}
     reward_models = {"r": run.stage("r", train_reward_model, args={**args, "method": "none"}, **training)}
-    samples = run.stage("samples", draw, policy=sft, questions=prompt_dataset(parts["unlabelled"]), sampling=sampling)
+    samples = run.stage("samples", draw, policy=sft, questions=prompt_dataset(parts["unlabeled"]), sampling=sampling)
     heldout = run.stage(
         "heldout", draw, policy=sft, questions=asked["heldout"], sampling={**sampling, "seed": seed + 500}
     )

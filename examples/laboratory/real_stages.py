@@ -14,10 +14,10 @@ from trl_rlp import (
     language_model_judge,
     sample_completions,
     score_samples,
-    synthesise_preferences,
+    synthesize_preferences,
 )
 from trl_rlp.evaluation.policy_pairs import is_correct
-from trl_rlp.trainer.artifacts import load_data, load_policy, load_reward_model, save_data
+from trl_rlp.storage.artifacts import load_data, load_policy, load_reward_model, save_data
 
 
 GENERATORS = ("spg", "select_all", "reward", "rlaif")
@@ -48,7 +48,7 @@ def label(folder: Path, samples: Path, policy: Path, reward_model: Path, seed: i
     judge = language_model_judge(*load_policy(policy))
     figures = {}
     for name in GENERATORS:
-        synthetic, rejections = synthesise_preferences(
+        synthetic, rejections = synthesize_preferences(
             rows.remove_columns("answers"),
             name,
             equivalence=ExactMatch(),

@@ -16,7 +16,7 @@ from task import SameValue
 from training import train_policy, train_reward_model, train_sft
 from transformers import PreTrainedModel
 
-from trl_rlp import cluster, synthesise_preferences
+from trl_rlp import cluster, synthesize_preferences
 from trl_rlp.losses.log_probs import token_log_probs
 
 
@@ -74,18 +74,18 @@ class SeedRun:
     @cached_property
     def policy_samples(self) -> dict[str, Dataset]:
         """P of each of them."""
-        n, prompts = self.bench.settings.num_generations, self.bench.unlabelled
+        n, prompts = self.bench.settings.num_generations, self.bench.unlabeled
         return {
             head: self.bench.sample(policy, prompts, n, 1.0, stream=5) for head, (policy, _) in self.policies.items()
         }
 
     @cached_property
-    def labelled(self) -> dict[str, dict[str, Dataset]]:
+    def labeled(self) -> dict[str, dict[str, Dataset]]:
         """Pairs of outputs of π_SFT, and of π against the r of each head, that the gold reward labels."""
-        human = self.bench.labelled_pairs(self._evaluation_samples(self.sft, stream=3))
+        human = self.bench.labeled_pairs(self._evaluation_samples(self.sft, stream=3))
         policies = {head: self._evaluation_samples(policy, stream=6) for head, (policy, _) in self.policies.items()}
         return {
-            head: {"human": human, "policy": self.bench.labelled_pairs(samples)} for head, samples in policies.items()
+            head: {"human": human, "policy": self.bench.labeled_pairs(samples)} for head, samples in policies.items()
         }
 
     @cached_property
@@ -116,7 +116,7 @@ class SeedRun:
     def _described(
         self, head: str, reward_model: PreTrainedModel, policy: PreTrainedModel, curve: list[dict[str, float]]
     ) -> dict[str, Any]:
-        reward_figures = self.bench.reward_figures(reward_model, self.labelled[head])
+        reward_figures = self.bench.reward_figures(reward_model, self.labeled[head])
         return {"policy": self._policy_figures(policy, head), "reward_model": reward_figures, "curve": curve}
 
     def _retrained(self, method: Method) -> dict[str, Any]:
@@ -130,7 +130,7 @@ class SeedRun:
         refinement: dict[str, Any] = {}
         figures: dict[str, Any] = {}
         if method.preferences is not None:
-            synthetic, rejections = synthesise_preferences(
+            synthetic, rejections = synthesize_preferences(
                 samples,
                 equivalence=equivalence,
                 reward_model=self.reward_models[method.head],

@@ -12,7 +12,7 @@ class Settings:
         demonstrations (`int`), sft_epochs (`int`), sft_learning_rate (`float`):
             Of π_SFT.
         human_pairs (`int`):
-            D, of which `flipped` are labelled wrongly.
+            D, of which `flipped` are labeled wrongly.
         flipped (`float`):
             Share, in [0, 1].
         reward_epochs (`int`), reward_learning_rate (`float`):

@@ -173,7 +173,7 @@ class SameValue:
         self.noise = noise
         self.fingerprint = f"same value, noise {noise}"
 
-    def normalise(self, text: str) -> str:
+    def normalize(self, text: str) -> str:
         """Outputs of one text are not compared."""
         return " ".join(text.split())
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from trl import SFTConfig, SFTTrainer
 
 from trl_rlp import RLPPPOConfig, RLPPPOTrainer, RLPRewardConfig, RLPRewardTrainer
-from trl_rlp.trainer.representation_log import TERMS
+from trl_rlp.trainer.reward.representation_log import TERMS
 
 
 CURVE = {"kl": "objective/kl", "proxy": "objective/scores", "gold": "rewards/gold_reward/mean"}
@@ -103,7 +103,7 @@ def train_policy(
         warmup_steps=0,
         kl_coef=kl_coef,
         reward_weights=[1.0, 0.0],
-        standardise_rewards=True,
+        standardize_rewards=True,
         value_model_init="policy",
         local_rollout_forward_batch_size=settings.rollout_size,
         num_sample_generations=0,
@@ -120,7 +120,7 @@ def train_policy(
         bench.initial_policy(),
         None,
         reward_model,
-        train_dataset=Dataset.from_dict({"prompt": bench.unlabelled}),
+        train_dataset=Dataset.from_dict({"prompt": bench.unlabeled}),
         reward_funcs=[gold_reward],  # with weight 0: only logged
     )
     trainer.train()

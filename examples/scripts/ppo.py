@@ -51,7 +51,7 @@ def load_prompts(name: str, config: str | None, seed: int) -> DatasetDict:
     return load_dataset(name, config)
 
 
-def tokenise(dataset: Dataset, column: str, tokenizer: PreTrainedTokenizerBase, num_proc: int | None) -> Dataset:
+def tokenize(dataset: Dataset, column: str, tokenizer: PreTrainedTokenizerBase, num_proc: int | None) -> Dataset:
     def to_ids(row: dict[str, Any]) -> dict[str, list[int]]:
         prompt = row[column]
         return {"input_ids": tokenizer(prompt if isinstance(prompt, str) else prompt[0])["input_ids"]}
@@ -65,9 +65,9 @@ def load_models(args: PPOConfig, model_args: ModelConfig) -> dict[str, PreTraine
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
     }
-    quantisation = get_quantization_config(model_args)
-    if quantisation is not None:
-        options["quantization_config"] = quantisation
+    quantization = get_quantization_config(model_args)
+    if quantization is not None:
+        options["quantization_config"] = quantization
 
     def policy() -> PreTrainedModel:
         return AutoModelForCausalLM.from_pretrained(args.sft_model_path, **options)
@@ -88,7 +88,7 @@ def main(script_args: PPOScriptArguments, args: PPOConfig, model_args: ModelConf
     dataset = load_prompts(script_args.dataset_name, script_args.dataset_config, args.seed)
     with PartialState().local_main_process_first():
         prompts, eval_prompts = (
-            tokenise(dataset[split], script_args.prompt_column, tokenizer, args.dataset_num_proc)
+            tokenize(dataset[split], script_args.prompt_column, tokenizer, args.dataset_num_proc)
             for split in (script_args.dataset_train_split, script_args.dataset_test_split)
         )
     trainer = PPOTrainer(

@@ -6,7 +6,7 @@ import pytest
 
 from tests.tiny_models import save, tiny_causal_lm, tiny_nli, tiny_reward_model, tiny_tokenizer
 from trl_rlp.cli import main
-from trl_rlp.data.loading import load_rows
+from trl_rlp.storage.loading import load_rows
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_reward_trains_a_plain_classifier(tmp_path, models, preferences, samples
     out = tmp_path / "out"
     words = ["reward", "--model_name_or_path", models["policy"], "--preference_dataset", preferences]
     words += ["--eval_preference_dataset", preferences, "--output_dir", str(out), "--method", "uml+spg"]
-    words += ["--policy_samples", samples, "--labelling_reward_model", models["reward"], "--equivalence", "exact"]
+    words += ["--policy_samples", samples, "--labeling_reward_model", models["reward"], "--equivalence", "exact"]
     assert main([*words, "--view_prompts_per_device", "2", *TRAINING, *extra]) == 0
     assert (out / "model.safetensors").exists() and not (out / "adapter_config.json").exists()
 

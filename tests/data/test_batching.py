@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig
 
-from trl_rlp.data.batching import evaluating, pad_right, require_context, token_budget_batches
+from trl_rlp.data.batching import eval_mode, pad_right, require_context, token_budget_batches
 
 
 def test_batches_hold_their_budget_and_the_longest_rows_come_first():
@@ -25,7 +25,7 @@ def test_padding_goes_to_the_right():
 def test_each_submodule_gets_its_own_mode_back_also_after_an_error():
     model = nn.Sequential(nn.Dropout(), nn.Dropout())
     model[1].eval()
-    with pytest.raises(ZeroDivisionError), evaluating(model):
+    with pytest.raises(ZeroDivisionError), eval_mode(model):
         assert not model.training and not model[0].training and not torch.is_grad_enabled()
         raise ZeroDivisionError
     assert model.training and model[0].training and not model[1].training and torch.is_grad_enabled()

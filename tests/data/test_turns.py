@@ -4,12 +4,18 @@ import pytest
 from datasets import Dataset
 
 from tests.tiny_models import tiny_reward_model, tiny_tokenizer
-from trl_rlp.data.equivalence import ExactMatch
-from trl_rlp.data.language_model_judge import language_model_judge
-from trl_rlp.data.preferences import synthesise_preferences, tokenise_preferences
+from trl_rlp.data.groups.equivalence import ExactMatch
+from trl_rlp.data.judges.language_model_judge import language_model_judge
+from trl_rlp.data.preferences.preferences import synthesize_preferences, tokenize_preferences
+from trl_rlp.data.preferences.views import ViewSampler
 from trl_rlp.data.scoring import batch_scoring_ids, score, scoring_ids
-from trl_rlp.data.turns import begins_turn, preference_sides, prompt_token_ids, require_whole_turns, split_begun_turn
-from trl_rlp.data.views import ViewSampler
+from trl_rlp.data.turns import (
+    ends_with_assistant,
+    preference_sides,
+    prompt_token_ids,
+    require_no_assistant_prefill,
+    split_assistant_prefill,
+)
 from trl_rlp.evaluation.policy_pairs import answer_pairs
 
 
@@ -37,7 +43,7 @@ def tokenizer():
 
 def made(tokenizer, **options):
     model = tiny_reward_model(tokenizer)
-    pairs, _ = synthesise_preferences(
+    pairs, _ = synthesize_preferences(
         samples(),
         "spg",
         equivalence=ExactMatch(),
@@ -49,10 +55,10 @@ def made(tokenizer, **options):
 
 
 def test_a_begun_turn_is_parted_from_its_prompt():
-    assert split_begun_turn(BEGUN) == (QUESTION, "It is")
+    assert split_assistant_prefill(BEGUN) == (QUESTION, "It is")
     for whole in ("Q: 2 + 2?", QUESTION, []):
-        assert split_begun_turn(whole) == (whole, "")
-        assert not begins_turn(whole)
+        assert split_assistant_prefill(whole) == (whole, "")
+        assert not ends_with_assistant(whole)
     assert preference_sides(BEGUN, [" 4"]) == (QUESTION, [turn("It is 4")])
     assert preference_sides(QUESTION, ["4"]) == (QUESTION, [turn("4")])
     assert preference_sides("2 + 2 =", [" 4"]) == ("2 + 2 =", [" 4"])
@@ -76,7 +82,7 @@ def test_synthetic_preferences_hold_whole_turns_with_the_same_scores(tokenizer):
     for side in ("chosen", "rejected"):
         rewards = score(model, tokenizer, pairs["prompt"][:], pairs[side][:], pairs[f"{side}_finished"][:])
         assert pairs[f"{side}_reward"][:] == pytest.approx(rewards, abs=1e-6)
-    ids = tokenise_preferences(pairs, tokenizer)
+    ids = tokenize_preferences(pairs, tokenizer)
     assert ids["rejected_ids"][0] == ids["candidate_ids"][0][0] == scoring_ids(tokenizer, BEGUN, " 5", finished=False)
 
 
@@ -90,7 +96,8 @@ def test_views_policy_pairs_and_the_judge_read_the_whole_turn(tokenizer, monkeyp
 
     asked = []
     monkeypatch.setattr(
-        "trl_rlp.data.language_model_judge._stems_and_labels", lambda tokenizer, texts: asked.extend(texts) or 1 / 0
+        "trl_rlp.data.judges.language_model_judge._stems_and_labels",
+        lambda tokenizer, texts: asked.extend(texts) or 1 / 0,
     )
     with pytest.raises(ZeroDivisionError):
         language_model_judge(None, tokenizer, template="{prompt}|{first}|{second}")([BEGUN], [" 4"], [" 5"])
@@ -98,9 +105,9 @@ def test_views_policy_pairs_and_the_judge_read_the_whole_turn(tokenizer, monkeyp
 
 
 def test_trainers_that_open_a_second_turn_refuse_a_begun_one():
-    require_whole_turns([QUESTION, "text"], "rloo")
+    require_no_assistant_prefill([QUESTION, "text"], "rloo")
     with pytest.raises(ValueError, match="`prompt_dataset` row 1 ends with an assistant message"):
-        require_whole_turns([QUESTION, BEGUN], "rloo")
+        require_no_assistant_prefill([QUESTION, BEGUN], "rloo")
 
 
 TRIMMING = tiny_tokenizer().chat_template.replace("message['content'] }}", "message['content'] | trim }}")

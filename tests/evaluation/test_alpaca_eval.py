@@ -3,7 +3,7 @@ import json
 import pytest
 from datasets import Dataset
 
-from trl_rlp.data.judges import function_judge
+from trl_rlp.data.judges.judge import function_judge
 from trl_rlp.evaluation.alpaca_eval import (
     annotate,
     leaderboard_row,

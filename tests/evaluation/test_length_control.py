@@ -7,7 +7,7 @@ import scipy.optimize
 from trl_rlp.evaluation.length_control import Anchors, length_controlled_win_rate, load_anchors
 
 
-def judged(count=400, quality=0.0, taste=0.0, longer=0.0, seed=0):
+def judge_pairs(count=400, quality=0.0, taste=0.0, longer=0.0, seed=0):
     """Preferences whose log odds are `quality` and `taste` times how much longer the policy's output is."""
     generator = np.random.default_rng(seed)
     differences = generator.normal(longer, 100, size=count).round()
@@ -19,7 +19,7 @@ def judged(count=400, quality=0.0, taste=0.0, longer=0.0, seed=0):
 
 def test_what_length_alone_wins_is_taken_out():
     """The policy is longer and no better, and the judge likes length: at equal length it wins half."""
-    preferences, lengths, reference = judged(taste=2.0, longer=150)
+    preferences, lengths, reference = judge_pairs(taste=2.0, longer=150)
     assert preferences.mean() > 0.7
     found = length_controlled_win_rate(preferences, lengths, reference, resamples=40)
     low, high = found["interval"]
@@ -29,7 +29,7 @@ def test_what_length_alone_wins_is_taken_out():
 
 @pytest.mark.parametrize("quality", [-1.0, 1.0])
 def test_without_a_taste_for_length_it_is_the_win_rate(quality):
-    preferences, lengths, reference = judged(quality=quality)
+    preferences, lengths, reference = judge_pairs(quality=quality)
     found = length_controlled_win_rate(preferences, lengths, reference, resamples=40)
     assert found["length_controlled_win_rate"] == pytest.approx(preferences.mean(), abs=0.02)
 
@@ -56,7 +56,7 @@ def test_equal_differences_tell_nothing_of_length():
 
 
 def test_prompts_without_a_preference_do_not_enter_the_fit():
-    preferences, lengths, reference = judged(count=60, quality=1.0)
+    preferences, lengths, reference = judge_pairs(count=60, quality=1.0)
     some = [*preferences, None, float("nan")]
     found = length_controlled_win_rate(some, [*lengths, 900, 1], [*reference, 5, 2000], resamples=2)
     assert found["prompts"] == 60
@@ -81,7 +81,7 @@ def test_anchors_show_the_taste_for_length_where_the_policy_s_own_lengths_do_not
 
 
 def test_difficulties_belong_to_the_rows_of_the_evaluation_set():
-    preferences, lengths, reference = judged(count=200)
+    preferences, lengths, reference = judge_pairs(count=200)
     difficulties = np.where(preferences > 0, 1.0, -1.0)
     found = length_controlled_win_rate(preferences, lengths, reference, anchors=anchors(difficulties), resamples=2)
     assert found["length_controlled_win_rate"] == pytest.approx(preferences.mean(), abs=0.05)
@@ -89,12 +89,12 @@ def test_difficulties_belong_to_the_rows_of_the_evaluation_set():
 
 def test_the_fit_is_that_of_the_formula():
     """σ(θ + φ tanh(Δ / s)), s with one degree of freedom less, under a ridge; and, with anchors at a tenth of a row's
-    weight, ‖(θ, φ, ψ)‖₁ + C · log loss: a general optimiser finds no lower loss, and the same terms."""
+    weight, ‖(θ, φ, ψ)‖₁ + C · log loss: a general optimizer finds no lower loss, and the same terms."""
     from trl_rlp.evaluation.length_control import _anchor_rows, _chosen_strength, _features, _fit, _stacked
 
     differences = np.array([-20.0, 0.0, 20.0])
     assert _features(differences, None)[:, 0].tolist() == pytest.approx([-np.tanh(1), 0, np.tanh(1)])  # s = 20
-    preferences, lengths, reference = judged(count=60, quality=0.5, taste=1.0)
+    preferences, lengths, reference = judge_pairs(count=60, quality=0.5, taste=1.0)
     known = anchors(np.linspace(-1, 1, 60))
     own = _features(reference - lengths, known)
     rows = _stacked(_anchor_rows(known), own, preferences)
@@ -113,7 +113,7 @@ def test_the_fit_is_that_of_the_formula():
 
 
 def test_the_interval_narrows_with_the_level_and_follows_the_seed():
-    preferences, lengths, reference = judged(count=100, quality=1.0)
+    preferences, lengths, reference = judge_pairs(count=100, quality=1.0)
     wide, narrow, other = (
         length_controlled_win_rate(preferences, lengths, reference, resamples=20, **options)["interval"]
         for options in ({}, {"level": 0.5}, {"seed": 1})

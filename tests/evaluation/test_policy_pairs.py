@@ -17,7 +17,7 @@ SAMPLES = Dataset.from_dict(
     ("completion", "answers", "expected"),
     [(" Paris.", "paris", True), ("It is Paris", "Paris", False), ("4", ["four", "4"], True), ("", "4", False)],
 )
-def test_correct_means_equal_after_normalisation(completion, answers, expected):
+def test_correct_means_equal_after_normalization(completion, answers, expected):
     assert is_correct(completion, answers) is expected
 
 

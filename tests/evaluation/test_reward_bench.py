@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from trl_rlp.data.loading import load_rows
 from trl_rlp.evaluation.reward_bench import SECTIONS, reward_bench_pairs, section_scores, subset_accuracies
+from trl_rlp.storage.loading import load_rows
 
 
 def written(tmp_path, *rows, lines=True):

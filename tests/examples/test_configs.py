@@ -8,7 +8,7 @@ from accelerate.commands.config.config_args import ClusterConfig
 
 from trl_rlp.cli.arguments import EquivalenceArguments
 from trl_rlp.pipeline_config import RLPConfig
-from trl_rlp.trainer.ppo_presets import PRESETS
+from trl_rlp.trainer.ppo.ppo_presets import PRESETS
 
 
 PAPER = Path(__file__).parents[2] / "examples/configs/paper.yaml"

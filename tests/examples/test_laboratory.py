@@ -244,7 +244,7 @@ def test_two_seeds_run_from_end_to_end_and_are_not_run_again(tmp_path):
     for text in (
         "2 seeds: 0, 1.",
         "| spg − uml |",
-        "over-optimisation",
+        "over-optimization",
         "| best-of-n |",
         "| uml, last token |",
         "| SPG minus |",

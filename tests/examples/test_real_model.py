@@ -20,7 +20,7 @@ def test_all_stages_run_and_the_tables_hold_all_seeds(tmp_path, monkeypatch, cap
     import real_model
 
     model = Path(yes_or_no_model(tmp_path / "model"))
-    sizes = {"demonstrations": 4, "preferences": 12, "unlabelled": 12, "heldout": 8}
+    sizes = {"demonstrations": 4, "preferences": 12, "unlabeled": 12, "heldout": 8}
     monkeypatch.setattr(real_model, "load_smollm2", lambda: model)
     monkeypatch.setattr(real_model, "load_questions", lambda: QUESTIONS)
     monkeypatch.setattr(real_model, "SIZES", {"own": sizes})

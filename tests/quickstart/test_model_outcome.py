@@ -3,7 +3,7 @@ from datasets import Dataset
 
 from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from trl_rlp.quickstart.model_outcome import compare_rewards, evaluate_policies, shares_right, wilson_interval
-from trl_rlp.trainer.artifacts import load_data
+from trl_rlp.storage.artifacts import load_data
 
 
 def test_wilson_interval_by_hand():

@@ -4,14 +4,14 @@ import sys
 
 from rich.console import Console
 
-import trl_rlp.trainer.run_folder as run_folder
-from trl_rlp.quickstart.narration import narrated
+import trl_rlp.storage.run_folder as run_folder
+from trl_rlp.quickstart.narration import narrate
 
 
 def test_stages_are_told_and_the_rest_goes_to_the_log(tmp_path):
     screen = io.StringIO()
     level, handlers = run_folder.logger.level, list(run_folder.logger.handlers)
-    with narrated(tmp_path / "log.txt", Console(file=screen), 0.0):
+    with narrate(tmp_path / "log.txt", Console(file=screen), 0.0):
         run_folder.logger.info("%s: started", "policy")
         run_folder.logger.info("%s: started", "plan_algorithm")
         sys.stdout.write("loss 0.1\n")

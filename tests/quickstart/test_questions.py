@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 
-from trl_rlp.data.normalisation import normalise_text
+from trl_rlp.data.normalization import normalize_text
 from trl_rlp.evaluation.policy_pairs import is_correct
 from trl_rlp.quickstart.questions import (
     PARTS,
@@ -25,13 +25,13 @@ def test_questions_are_many_of_many_kinds_and_unique(questions):
     assert len(questions) >= 300
     assert len(kinds) >= 15 and min(kinds.values()) >= 10
     assert set(WRONG_MAJORITY_KINDS) <= set(kinds)
-    assert len({normalise_text(entry.question) for entry in questions}) == len(questions)
+    assert len({normalize_text(entry.question) for entry in questions}) == len(questions)
 
 
 def test_answers_are_short_distinct_and_accepted(questions):
     for entry in questions:
-        normalised = [normalise_text(answer) for answer in entry.answers]
-        assert all(normalised) and len(set(normalised)) == len(normalised), entry
+        normalized = [normalize_text(answer) for answer in entry.answers]
+        assert all(normalized) and len(set(normalized)) == len(normalized), entry
         assert len(entry.answers[0]) <= 25, entry
         assert is_correct(f" {entry.answers[0].upper()}.", entry.answers), entry
 
@@ -61,7 +61,7 @@ def test_every_question_serves_one_purpose(questions):
     assert Counter(entry for part in parts.values() for entry in part) == Counter(questions)
     sizes = {part: len(entries) / len(questions) for part, entries in parts.items()}
     assert sizes == pytest.approx(
-        {"demonstrations": 0.2, "preferences": 0.3, "unlabelled": 0.3, "heldout": 0.2}, abs=0.04
+        {"demonstrations": 0.2, "preferences": 0.3, "unlabeled": 0.3, "heldout": 0.2}, abs=0.04
     )
 
 

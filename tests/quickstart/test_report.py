@@ -29,7 +29,7 @@ def words(html):
         "0.433 0.323 – 0.543 0.970 0.0246",
         "π̂ (against r̂) minus π (against r): -0.057 ± 0.012: worse",
         "human, no label flipped 81 0.654 0.765 +0.111 ± 0.040: better 0.111 0.122 0.444",  # reward models
-        "human, as labelled (gates) 81 0.601 0.512 -0.089 ± 0.050: worse, within two standard errors of no difference",
+        "human, as labeled (gates) 81 0.601 0.512 -0.089 ± 0.050: worse, within two standard errors of no difference",
         "The gate warned: human pairs: accuracy fell from 0.601 to 0.512",
         "spg 2 1 0.876 1",  # synthetic preferences
         "select_all 3 2 – 1",
@@ -110,7 +110,7 @@ def test_nothing_cut_says_nothing():
 
 def test_sets_that_gate_come_first_and_agreement_with_itself_last():
     assert list(reward_sets(OUTCOME)) == [
-        "human, as labelled (gates)",
+        "human, as labeled (gates)",
         "human, no label flipped",
         "agreement with D̂ itself (never gates)",
     ]

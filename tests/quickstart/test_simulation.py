@@ -21,7 +21,7 @@ def samples(rows=1):
 
 def test_right_beats_wrong_without_noise():
     pairs = simulate_preferences(samples(), ANSWERS, pairs_per_prompt=5, label_noise=0)
-    assert pairs["prompt"][:] == ["0?", "0?"]  # wrong texts: 5 (twice the same after normalisation) and 6
+    assert pairs["prompt"][:] == ["0?", "0?"]  # wrong texts: 5 (twice the same after normalization) and 6
     assert {row["chosen"] for row in pairs} == {" 4"}
     assert {row["rejected"].strip(" .") for row in pairs} == {"5", "6"}
     assert not any(pairs["is_flipped"])

@@ -21,7 +21,7 @@ def test_the_default_work_fits_ten_minutes_on_two_free_cores():
 
 def test_shrinking_keeps_what_the_method_fixes():
     half = shrink(Sizes(), 0.5)
-    assert (half.unlabelled_questions, half.policy_rollouts) == (52, 3)
+    assert (half.unlabeled_questions, half.policy_rollouts) == (52, 3)
     assert (half.num_generations, half.reward_epochs, half.demonstrations) == (10, 3, 72)
     smallest = shrink(Sizes(), 0.0)
     assert {name: vars(smallest)[name] for name in SHRINKING} == SHRINKING
@@ -31,9 +31,9 @@ def test_shrinking_keeps_what_the_method_fixes():
 
 def test_fit_takes_the_largest_share_that_fits():
     """One second a question: 105 at a slowdown of 2 are 210 s; 100 s hold 50, which is a share of .45 (47)."""
-    sizes, share = fit(Sizes(), 100, 2.0, lambda plan: plan.unlabelled_questions)
-    assert (share, sizes.unlabelled_questions) == (0.45, 47)
-    assert fit(Sizes(), 1000, 2.0, lambda plan: plan.unlabelled_questions) == (Sizes(), 1.0)
+    sizes, share = fit(Sizes(), 100, 2.0, lambda plan: plan.unlabeled_questions)
+    assert (share, sizes.unlabeled_questions) == (0.45, 47)
+    assert fit(Sizes(), 1000, 2.0, lambda plan: plan.unlabeled_questions) == (Sizes(), 1.0)
     assert fit(Sizes(), -5, 1.0, lambda plan: 1.0) == (shrink(Sizes(), 0.05), 0.05)
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from tests.ppo_runs import ppo_trainer
-from trl_rlp.trainer.checkpoints import CHECKPOINTS, checkpoint_to_resume, last_checkpoint, train_to_end
+from trl_rlp.trainer.checkpoints import CHECKPOINTS, last_checkpoint, resolve_checkpoint, train_to_end
 
 
 def make_checkpoint(folder, step: int) -> None:
@@ -31,7 +31,7 @@ def test_the_last_checkpoint_is_the_whole_one_of_the_most_steps(tmp_path):
 )
 def test_a_run_goes_on_from_what_it_was_told(tmp_path, given, expected):
     make_checkpoint(tmp_path, 4)
-    resumed = checkpoint_to_resume(given, str(tmp_path))
+    resumed = resolve_checkpoint(given, str(tmp_path))
     assert resumed == (str(tmp_path / expected) if expected == "checkpoint-4" else expected)
 
 
@@ -39,7 +39,7 @@ def test_a_missing_checkpoint_is_named(tmp_path):
     with pytest.raises(
         ValueError, match="`resume_from_checkpoint` is True, but '.*' holds no checkpoint. Leave it out"
     ):
-        checkpoint_to_resume(True, str(tmp_path))
+        resolve_checkpoint(True, str(tmp_path))
 
 
 def test_a_stage_that_was_stopped_goes_on(tmp_path):

@@ -9,8 +9,8 @@ from trl import RewardConfig, RewardTrainer
 
 from tests.reward_runs import SETTINGS, preferences, rlp_trainer, trl_trainer
 from tests.tiny_models import tiny_reward_model, tiny_tokenizer
-from trl_rlp.trainer.rlp_reward_config import RLPRewardConfig
-from trl_rlp.trainer.rlp_reward_trainer import RLPRewardTrainer
+from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
+from trl_rlp.trainer.reward.rlp_reward_trainer import RLPRewardTrainer
 
 
 CLOCK = {"train_runtime", "train_samples_per_second", "train_steps_per_second"}
@@ -18,7 +18,7 @@ EVAL_CLOCK = {"eval_runtime", "eval_samples_per_second", "eval_steps_per_second"
 VARIANTS = {
     "accumulation": {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 1},
     "no checkpointing": {"gradient_checkpointing": False},
-    "centred": {"center_rewards_coefficient": 0.1},
+    "centered": {"center_rewards_coefficient": 0.1},
     "padded": {"pad_to_multiple_of": 8},
     "two epochs": {"max_steps": -1, "num_train_epochs": 2},
 }

@@ -3,7 +3,7 @@ from trl import RewardConfig
 
 from trl_rlp.trainer import precision
 from trl_rlp.trainer.precision import supported_precision
-from trl_rlp.trainer.rlp_reward_config import RLPRewardConfig
+from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from tests.tiny_models import tiny_nli, tiny_reward_model, tiny_tokenizer
 from trl_rlp.trainer.score_head import (
-    captured_score_inputs,
+    add_score_head,
+    capture_score_inputs,
     has_frozen_score_head,
     score_layers,
-    scored_hidden_states,
-    with_score_head,
+    select_scored_states,
 )
 
 
@@ -49,9 +49,9 @@ def test_the_score_is_a_linear_map_of_the_hidden_state_that_is_found(make):
     model = make(tokenizer).eval()
     input_ids = torch.tensor([[9, 8, 7, 0, 0], [6, 5, 0, 0, 0], [9, 9, 8, 8, 7]])
     layers = score_layers(model)
-    with captured_score_inputs(layers) as captured, torch.no_grad():
+    with capture_score_inputs(layers) as captured, torch.no_grad():
         logits = model(input_ids=input_ids, attention_mask=(input_ids != 0).long()).logits
-    hidden = scored_hidden_states(captured[-1], input_ids, pad_token_id=0)
+    hidden = select_scored_states(captured[-1], input_ids, pad_token_id=0)
     layer = layers[0]
     expected = hidden @ layer.weight.T + (0 if layer.bias is None else layer.bias)
     assert hidden.shape == (3, 16)
@@ -60,7 +60,7 @@ def test_the_score_is_a_linear_map_of_the_hidden_state_that_is_found(make):
 
 def test_the_hook_goes_when_the_pass_is_over():
     model = tiny_reward_model(tiny_tokenizer())
-    with captured_score_inputs(score_layers(model)) as captured:
+    with capture_score_inputs(score_layers(model)) as captured:
         pass
     model(input_ids=torch.tensor([[5, 6]]))
     assert captured == []
@@ -70,17 +70,17 @@ def test_the_last_token_that_is_not_padding_is_picked():
     """Positions 1, 2 and 0: the pad token is 0, and one inside the text does not end it."""
     hidden = torch.arange(9.0).reshape(3, 3, 1)
     input_ids = torch.tensor([[5, 6, 0], [5, 0, 6], [5, 0, 0]])
-    assert scored_hidden_states(hidden, input_ids, 0).flatten().tolist() == [1.0, 5.0, 6.0]
+    assert select_scored_states(hidden, input_ids, 0).flatten().tolist() == [1.0, 5.0, 6.0]
 
 
 def test_a_pooled_state_is_taken_as_it_is():
     hidden = torch.randn(2, 4)
-    assert scored_hidden_states(hidden, torch.ones(2, 7), 0) is hidden
+    assert select_scored_states(hidden, torch.ones(2, 7), 0) is hidden
 
 
 def test_tokens_of_the_model_s_own_are_refused():
     with pytest.raises(ValueError, match="saw 5 positions for 3 tokens.*adapter that adds no tokens"):
-        scored_hidden_states(torch.zeros(2, 5, 4), torch.ones(2, 3), 0)
+        select_scored_states(torch.zeros(2, 5, 4), torch.ones(2, 3), 0)
 
 
 def test_an_unknown_head_is_refused():
@@ -108,7 +108,7 @@ def test_a_frozen_head_is_told(settings, is_frozen):
 
 def test_the_head_is_added_to_a_configuration_that_forgets_it(caplog):
     config = LoraConfig(modules_to_save=["embed_tokens"])
-    assert with_score_head(config).modules_to_save == ["embed_tokens", "classifier", "score"]
+    assert add_score_head(config).modules_to_save == ["embed_tokens", "classifier", "score"]
     assert config.modules_to_save == ["embed_tokens"]
     assert "score head" in caplog.text
 
@@ -124,5 +124,5 @@ def test_the_head_is_added_to_a_configuration_that_forgets_it(caplog):
     ids=["SEQ_CLS", "score", "classifier", "prefix"],
 )
 def test_other_configurations_stay_as_they_are(config, caplog):
-    assert with_score_head(config) is config
+    assert add_score_head(config) is config
     assert caplog.text == ""

@@ -36,7 +36,7 @@ def test_two_processes_refine_one_model(tmp_path):
 
 @pytest.mark.parametrize("words", [[], ["replicated"]], ids=["wrapped critic", "replicated critic"])
 def test_two_processes_take_the_steps_of_one(tmp_path, words):
-    """Whitening, running statistics and the normalisation by tokens are global, so losses and weights are the same."""
+    """Whitening, running statistics and the normalization by tokens are global, so losses and weights are the same."""
     run_two("two_process_ppo.py", tmp_path, *words)
     two = torch.load(tmp_path / "two.pt", weights_only=True)
     one = run(tmp_path / "one", processes=1)

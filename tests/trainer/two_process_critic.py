@@ -13,9 +13,9 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForSequenceClassification
 
 from tests.tiny_models import tiny_reward_model, tiny_tokenizer
-from trl_rlp.trainer.critic import Critic
-from trl_rlp.trainer.critic_files import VALUE_MODEL, load_critic, save_critic
-from trl_rlp.trainer.score_head import with_score_head
+from trl_rlp.trainer.ppo.critic import Critic
+from trl_rlp.trainer.ppo.critic_files import VALUE_MODEL, load_critic, save_critic
+from trl_rlp.trainer.score_head import add_score_head
 
 
 IDS = torch.tensor([[40, 41, 42, 43, 44]])
@@ -24,7 +24,7 @@ IDS = torch.tensor([[40, 41, 42, 43, 44]])
 def make(seed: int, has_adapter: bool) -> tuple[Critic, torch.optim.Optimizer]:
     model = tiny_reward_model(tiny_tokenizer(), seed=seed)
     if has_adapter:
-        model = get_peft_model(model, with_score_head(LoraConfig(r=2, target_modules=["q_proj"])))
+        model = get_peft_model(model, add_score_head(LoraConfig(r=2, target_modules=["q_proj"])))
     critic = Critic(model)
     for layer in critic.model.get_submodule("base_model.model.model" if has_adapter else "model").layers:
         fully_shard(layer)

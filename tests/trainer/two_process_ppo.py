@@ -8,8 +8,8 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from tests.ppo_runs import logged, ppo_trainer, prompts
-from trl_rlp.data.processes import leave_process_group
-from trl_rlp.trainer.rlp_ppo_trainer import RLPPPOTrainer
+from trl_rlp.rlp_ppo.rlp_ppo_trainer import RLPPPOTrainer
+from trl_rlp.storage.processes import leave_process_group
 
 
 ROLLOUT = 4
@@ -17,7 +17,7 @@ SETTINGS = {
     "gradient_accumulation_steps": 1,
     "num_ppo_epochs": 2,
     "whiten_rewards": True,
-    "normalise_rewards": True,
+    "normalize_rewards": True,
     "adaptive_kl": True,
     "learning_rate": 1e-3,
     "max_grad_norm": 0.5,

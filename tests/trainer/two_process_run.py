@@ -8,10 +8,10 @@ from accelerate.utils import gather_object
 
 from tests.reward_runs import SameText, logged, policy_samples, preferences, rlp_trainer
 from tests.tiny_models import tiny_reward_model, tiny_tokenizer
-from trl_rlp.data.collator import SyntheticPreferenceCollator
-from trl_rlp.data.processes import leave_process_group
-from trl_rlp.data.views import ViewSampler
-from trl_rlp.trainer.refinement_data import made_once
+from trl_rlp.data.preferences.collator import SyntheticPreferenceCollator
+from trl_rlp.data.preferences.views import ViewSampler
+from trl_rlp.storage.processes import leave_process_group
+from trl_rlp.trainer.reward.refinement_data import broadcast_from_main
 
 
 class LuckOfTheRank(SyntheticPreferenceCollator):
@@ -66,14 +66,14 @@ def refine(folder: Path, joint_forward: bool) -> None:
         assert logged(resumed, key) == logged(trainer, key), key
 
 
-def synthesise(folder: Path) -> None:
+def synthesize(folder: Path) -> None:
     trainer = rlp_trainer(
         folder,
         method="uml+spg",
         policy_samples=policy_samples(),
         equivalence=SameText(),
-        labelling_reward_model=tiny_reward_model(tiny_tokenizer(), seed=5),
-        labelling_processing_class=tiny_tokenizer(),
+        labeling_reward_model=tiny_reward_model(tiny_tokenizer(), seed=5),
+        labeling_processing_class=tiny_tokenizer(),
     )
     mine = trainer.train_dataset["rejected_ids"]
     assert gather_object([list(mine)]) == [list(mine), list(mine)]
@@ -83,7 +83,7 @@ def synthesise(folder: Path) -> None:
         raise ValueError("no preference")
 
     try:
-        made_once(fail, trainer.accelerator)
+        broadcast_from_main(fail, trainer.accelerator)
     except ValueError as error:
         assert str(error) == "no preference"
     else:
@@ -95,6 +95,6 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     refine(folder / "joint", joint_forward=True)
     refine(folder / "separate", joint_forward=False)
-    synthesise(folder / "synthesis")
+    synthesize(folder / "synthesis")
     sys.stdout.write("both processes agree\n")
     leave_process_group()

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from trl import TrlParser
 
-from trl_rlp.data.equivalence import EQUIVALENCES, EmbeddingEquivalence, ExactMatch, NLIEquivalence
+from trl_rlp.data.groups.equivalence import EQUIVALENCES, EmbeddingEquivalence, ExactMatch, NLIEquivalence
 
 
 @dataclass
@@ -18,7 +18,7 @@ class EquivalenceArguments:
     Args:
         equivalence (`str`, *optional*, defaults to `"nli"`):
             `"nli"` (bidirectional entailment, the paper's), `"embedding"` (cosine similarity) or `"exact"` (equal
-            text after normalisation).
+            text after normalization).
         equivalence_model (`str`, *optional*, defaults to `"microsoft/deberta-large-mnli"`):
             Folder or Hub name of the NLI classifier or the sentence embedder. Not used by `"exact"`.
         equivalence_rule (`str`, *optional*, defaults to `"strict"`):
@@ -53,7 +53,7 @@ class EquivalenceArguments:
         Gives the equivalence that the arguments describe.
 
         Returns:
-            An object as in [`~trl_rlp.data.equivalence`].
+            An object as in `trl_rlp.data.groups`.
 
         Raises:
             ValueError: if the name is unknown or `embedding` has no threshold.

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from trl_rlp.cli.arguments import parse
-from trl_rlp.data.asked_judge import AskedJudge
-from trl_rlp.data.judges import Judge, reward_judge, with_user_turns
-from trl_rlp.data.language_model_judge import language_model_judge
-from trl_rlp.data.loading import load_rows
-from trl_rlp.data.server_judge import ServerJudge
+from trl_rlp.data.judges.asked_judge import AskedJudge
+from trl_rlp.data.judges.judge import Judge, reward_judge, with_user_turns
+from trl_rlp.data.judges.language_model_judge import language_model_judge
+from trl_rlp.data.judges.server_judge import ServerJudge
 from trl_rlp.evaluation.alpaca_eval import (
     Rows,
     annotate,
@@ -24,8 +23,9 @@ from trl_rlp.evaluation.length_control import load_anchors
 from trl_rlp.evaluation.policy_metrics import describe_outputs, kl_to_reference
 from trl_rlp.evaluation.reward_bench import reward_bench_pairs
 from trl_rlp.evaluation.reward_report import describe_reward_model
-from trl_rlp.trainer.artifacts import load_policy, load_reward_model
-from trl_rlp.trainer.run_folder import without_nan, write_json
+from trl_rlp.storage.artifacts import load_policy, load_reward_model
+from trl_rlp.storage.loading import load_rows
+from trl_rlp.storage.run_folder import replace_nan, write_json
 
 
 JUDGES = ("reward_model", "language_model", "server")
@@ -69,7 +69,7 @@ class EvaluateArguments:
         reward_model (`str`, *optional*):
             Folder or Hub name of a reward model to describe on `preferences`.
         preferences (`str`, *optional*):
-            Labelled pairs: TRL's preference format, or RewardBench's with its `subset`.
+            Labeled pairs: TRL's preference format, or RewardBench's with its `subset`.
         max_length (`int`, *optional*):
             Tokens that a reward model reads at most; longer texts lose the beginning of their prompt.
         samples (`str`, *optional*):
@@ -116,7 +116,7 @@ class EvaluateArguments:
         default=None, metadata={"help": "Folder or Hub name of a reward model to describe on `preferences`."}
     )
     preferences: str | None = field(
-        default=None, metadata={"help": "Labelled pairs: TRL's preference format, or RewardBench's with `subset`."}
+        default=None, metadata={"help": "Labeled pairs: TRL's preference format, or RewardBench's with `subset`."}
     )
     max_length: int | None = field(default=None, metadata={"help": "Tokens that a reward model reads at most."})
     samples: str | None = field(
@@ -152,7 +152,7 @@ def main(options: Sequence[str]) -> None:
     if arguments.samples:
         figures["policy"] = _policy(arguments)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / FIGURES, without_nan(figures))
+    write_json(folder / FIGURES, replace_nan(figures))
     _print(figures)
     print(f"All figures: {folder / FIGURES}")
 
@@ -289,7 +289,7 @@ def _print(figures: dict[str, Any]) -> None:
         for section, score in found.get("sections", {}).items():
             print(f"  {section}: {score:.3f}")
     if "policy" in figures:
-        known = {name: value for name, value in without_nan(figures["policy"]).items() if value is not None}
+        known = {name: value for name, value in replace_nan(figures["policy"]).items() if value is not None}
         print("policy: " + ", ".join(f"{name} {value:.4g}" for name, value in known.items()))
 
 

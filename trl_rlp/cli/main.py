@@ -11,7 +11,7 @@ COMMANDS = {
     "prefer": "turn samples into synthetic preferences (spg, select_all, reward, rlaif)",
     "reward": "train a reward model, plain or refined on policy samples (uml, spg, uml+spg)",
     "run": "run Algorithm 1 from preferences and prompts to a retrained policy",
-    "evaluate": "win rates, a reward model on labelled pairs, or samples of a policy",
+    "evaluate": "win rates, a reward model on labeled pairs, or samples of a policy",
     "quickstart": "run Algorithm 1 on SmolLM2-135M in ten minutes, without GPU, account or Hub",
 }
 EXPECTED_ERRORS = (ValueError, TypeError, OSError, RuntimeError, ImportError, ArithmeticError)
@@ -69,5 +69,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = " ".join(str(error).split())
         print(f"trl-rlp {command}: {message} [{TRACEBACK}=1 shows where]", file=sys.stderr)
         return 2
-    importlib.import_module("trl_rlp.data.processes").leave_process_group()
+    importlib.import_module("trl_rlp.storage.processes").leave_process_group()
     return 0

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trl_rlp.cli.arguments import EquivalenceArguments, parse
-from trl_rlp.data.fingerprints import value_fingerprint
-from trl_rlp.data.language_model_judge import language_model_judge
-from trl_rlp.data.loading import load_rows
-from trl_rlp.data.preferences import synthesise_preferences
-from trl_rlp.trainer.artifacts import load_policy, load_reward_model
-from trl_rlp.trainer.run_folder import MANIFEST, RunFolder, write_json
+from trl_rlp.data.judges.language_model_judge import language_model_judge
+from trl_rlp.data.preferences.preferences import synthesize_preferences
+from trl_rlp.storage.artifacts import load_policy, load_reward_model
+from trl_rlp.storage.fingerprints import value_fingerprint
+from trl_rlp.storage.loading import load_rows
+from trl_rlp.storage.run_folder import MANIFEST, RunFolder, write_json
 
 
 @dataclass
@@ -86,7 +86,7 @@ def main(options: Sequence[str]) -> None:
     RunFolder(folder, settings)
     needs_groups = arguments.generator in {"spg", "select_all"} and "cluster_ids" not in samples.column_names
     reward = load_reward_model(arguments.reward_model) if arguments.reward_model else (None, None)
-    preferences, counts = synthesise_preferences(
+    preferences, counts = synthesize_preferences(
         samples,
         arguments.generator,
         equivalence=equivalence_arguments.build() if needs_groups else None,

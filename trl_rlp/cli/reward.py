@@ -7,12 +7,13 @@ from typing import Any
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from trl_rlp.cli.arguments import EquivalenceArguments, parse
-from trl_rlp.data.loading import load_rows
-from trl_rlp.data.processes import process_state
-from trl_rlp.trainer.artifacts import initial_reward_model, load_reward_model, save_plain
-from trl_rlp.trainer.methods import METHODS
-from trl_rlp.trainer.rlp_reward_config import RLPRewardConfig
-from trl_rlp.trainer.rlp_reward_trainer import RLPRewardTrainer
+from trl_rlp.storage.artifacts import load_reward_model, save_plain
+from trl_rlp.storage.loading import load_rows
+from trl_rlp.storage.processes import process_state
+from trl_rlp.trainer.reward.initial_model import init_reward_model
+from trl_rlp.trainer.reward.methods import METHODS
+from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
+from trl_rlp.trainer.reward.rlp_reward_trainer import RLPRewardTrainer
 
 
 @dataclass
@@ -33,7 +34,7 @@ class RewardArguments:
             P, as `trl-rlp sample` writes it. Needed by `uml`, and by `spg` without `synthetic_dataset`.
         synthetic_dataset (`str`, *optional*):
             D̂, as `trl-rlp prefer` writes it.
-        labelling_reward_model (`str`, *optional*):
+        labeling_reward_model (`str`, *optional*):
             Folder or Hub name of the frozen r that picks the chosen sides, for `spg` without `synthetic_dataset`.
     """
 
@@ -47,7 +48,7 @@ class RewardArguments:
     synthetic_dataset: str | None = field(
         default=None, metadata={"help": "Synthetic preferences, as `trl-rlp prefer` writes them."}
     )
-    labelling_reward_model: str | None = field(
+    labeling_reward_model: str | None = field(
         default=None, metadata={"help": "Folder or Hub name of the frozen r that picks the chosen sides."}
     )
 
@@ -56,13 +57,13 @@ class RewardArguments:
         Loads what the method needs.
 
         Args:
-            equivalence ([`~trl_rlp.cli.arguments.EquivalenceArguments`]):
+            equivalence ([`EquivalenceArguments`]):
                 Built only if there are samples of which groups have to be made.
-            config ([`~trl_rlp.trainer.rlp_reward_config.RLPRewardConfig`]):
+            config ([`RLPRewardConfig`]):
                 Says which method.
 
         Returns:
-            `dict`: arguments of [`~trl_rlp.trainer.rlp_reward_trainer.RLPRewardTrainer`].
+            `dict`: arguments of [`RLPRewardTrainer`].
         """
         terms = METHODS[config.method]
         arguments: dict[str, Any] = {}
@@ -70,9 +71,9 @@ class RewardArguments:
             arguments["policy_samples"] = load_rows(self.policy_samples)
         if self.synthetic_dataset is not None:
             arguments["synthetic_dataset"] = load_rows(self.synthetic_dataset)
-        if self.labelling_reward_model is not None:
-            model, processing_class = load_reward_model(self.labelling_reward_model)
-            arguments |= {"labelling_reward_model": model, "labelling_processing_class": processing_class}
+        if self.labeling_reward_model is not None:
+            model, processing_class = load_reward_model(self.labeling_reward_model)
+            arguments |= {"labeling_reward_model": model, "labeling_processing_class": processing_class}
         makes_groups = (terms.synthetic and self.synthetic_dataset is None) or (
             terms.views and config.views_from == "group"
         )
@@ -116,7 +117,7 @@ def main(options: Sequence[str]) -> None:
     )
     if model_arguments.model_name_or_path is None:
         raise ValueError("`model_name_or_path` is not set. Name the folder or Hub name of the model to start from.")
-    model, processing_class = initial_reward_model(
+    model, processing_class = init_reward_model(
         model_arguments.model_name_or_path, config.seed, _model_kwargs(model_arguments, config)
     )
     peft_config = get_peft_config(model_arguments)

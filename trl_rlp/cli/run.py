@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.table import Table
 
 from trl_rlp.cli.arguments import EquivalenceArguments, parse
-from trl_rlp.data.loading import load_rows
-from trl_rlp.data.processes import process_state
 from trl_rlp.pipeline import RLPResult, run_rlp
 from trl_rlp.pipeline_config import RLPConfig
+from trl_rlp.storage.loading import load_rows
+from trl_rlp.storage.processes import process_state
 
 
 @dataclass
@@ -77,7 +77,7 @@ def show(result: RLPResult) -> None:
     Prints the figures of a run.
 
     Args:
-        result ([`~trl_rlp.pipeline.RLPResult`]):
+        result ([`RLPResult`]):
             The run.
     """
     console = Console()

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trl_rlp.cli.arguments import parse
-from trl_rlp.data.loading import load_rows
-from trl_rlp.data.processes import process_state
-from trl_rlp.data.sampling import sample_completions
-from trl_rlp.data.server import sample_from_server
+from trl_rlp.data.sampling.in_process import sample_completions
+from trl_rlp.data.sampling.server import sample_from_server
 from trl_rlp.evaluation.policy_metrics import describe_outputs
-from trl_rlp.trainer.artifacts import load_policy
+from trl_rlp.storage.artifacts import load_policy
+from trl_rlp.storage.loading import load_rows
+from trl_rlp.storage.processes import process_state
 
 
 @dataclass

@@ -83,7 +83,7 @@ def require_context(config: PreTrainedConfig, lengths: list[int]) -> None:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """
     Puts a model into eval mode without gradients, and each submodule back into its own mode afterwards.
 

@@ -5,7 +5,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from trl_rlp.data.batching import evaluating, pad_right, require_context, token_budget_batches
+from trl_rlp.data.batching import eval_mode, pad_right, require_context, token_budget_batches
 
 
 logger = logging.get_logger(__name__)
@@ -19,7 +19,7 @@ def score_rows(
     require_finite: bool = True,
 ) -> list[float]:
     """
-    Gives the reward of each row. Who has text asks [`~trl_rlp.data.scoring.score`].
+    Gives the reward of each row. Who has text asks [`score`].
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -35,14 +35,14 @@ def score_rows(
         `list[float]`: rewards in the order of the rows, unbounded, higher is better.
 
     Raises:
-        TypeError, ValueError: as [`~trl_rlp.data.scoring.score`].
+        TypeError, ValueError: as [`score`].
     """
     require_reward_model(model)
     if not rows:
         return []
     _require_scorable(model, rows)
     batches = token_budget_batches([len(ids) for ids in rows], tokens_per_batch)
-    with evaluating(model):
+    with eval_mode(model):
         outputs = torch.cat([_forward(model, [rows[row] for row in batch]) for batch in batches])  # (rows,)
     rewards = torch.empty(len(rows))
     rewards[torch.tensor(sum(batches, []))] = outputs.float().cpu()

@@ -7,7 +7,7 @@ from transformers.utils import logging
 
 from trl_rlp.data.padding import ensure_pad_token
 from trl_rlp.data.row_scores import require_reward_model, score_rows
-from trl_rlp.data.turns import Messages, assistant_turn, split_begun_turn
+from trl_rlp.data.turns import Messages, assistant_turn, split_assistant_prefill
 from trl_rlp.data.validation import require_samples
 
 
@@ -18,7 +18,7 @@ __all__ = [
     "score",
     "score_samples",
     "scoring_ids",
-    "warn_cut",
+    "warn_of_cut_prompts",
 ]
 
 logger = logging.get_logger(__name__)
@@ -114,7 +114,7 @@ def batch_scoring_ids(
     if max_length is None:
         return rows
     rows, overlong = cut_prompts(rows, processing_class, max_length)
-    warn_cut(overlong, len(rows), max_length)
+    warn_of_cut_prompts(overlong, len(rows), max_length)
     return rows
 
 
@@ -144,7 +144,7 @@ def cut_prompts(
     return [_cut_prompt(ids, max_length, processing_class.bos_token_id) for ids in rows], overlong
 
 
-def warn_cut(overlong: int, total: int, max_length: int) -> None:
+def warn_of_cut_prompts(overlong: int, total: int, max_length: int) -> None:
     """
     Logs how many texts lost the beginning of their prompt, if any did.
 
@@ -178,7 +178,7 @@ def _render_chat(
     if processing_class.chat_template is None:
         raise ValueError("`processing_class` has no chat template, but the prompts are messages. Set `chat_template`.")
     if isinstance(completion, str):
-        prompt, begun = split_begun_turn(prompt)
+        prompt, begun = split_assistant_prefill(prompt)
         completion = assistant_turn(begun + completion)
     messages = prompt + completion
     if finished:
@@ -215,7 +215,7 @@ def score(
     tokens_per_batch: int = 8192,
 ) -> list[float]:
     """
-    Gives the reward of each completion, the same whoever asks: labelling, policy optimisation or evaluation.
+    Gives the reward of each completion, the same whoever asks: labeling, policy optimization or evaluation.
 
     The reward is the model's output at its last token that is not padding. Rows are padded on the right, sorted by
     length and batched by token budget; apart from rounding the result does not depend on the batching. The model is

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 Messages = list[dict[str, str]]
 
 
-def begins_turn(prompt: str | Messages) -> bool:
+def ends_with_assistant(prompt: str | Messages) -> bool:
     """
     Says whether a prompt ends with the beginning of an assistant's turn.
 
@@ -23,7 +23,7 @@ def begins_turn(prompt: str | Messages) -> bool:
     return not isinstance(prompt, str) and bool(prompt) and prompt[-1]["role"] == "assistant"
 
 
-def split_begun_turn(prompt: str | Messages) -> tuple[str | Messages, str]:
+def split_assistant_prefill(prompt: str | Messages) -> tuple[str | Messages, str]:
     """
     Parts a prompt from the beginning of the assistant's turn that its completion goes on with.
 
@@ -38,11 +38,11 @@ def split_begun_turn(prompt: str | Messages) -> tuple[str | Messages, str]:
     Example:
 
     ```python
-    >>> split_begun_turn([{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "It is"}])
+    >>> split_assistant_prefill([{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "It is"}])
     ([{'role': 'user', 'content': '2 + 2?'}], 'It is')
     ```
     """
-    return (prompt[:-1], prompt[-1]["content"]) if begins_turn(prompt) else (prompt, "")
+    return (prompt[:-1], prompt[-1]["content"]) if ends_with_assistant(prompt) else (prompt, "")
 
 
 def assistant_turn(text: str) -> Messages:
@@ -74,11 +74,13 @@ def preference_sides(prompt: str | Messages, texts: Iterable[str]) -> tuple[str 
     Returns:
         `tuple[str | list[dict[str, str]], list]`: the prompt, and each output as text or as messages.
     """
-    prompt, begun = split_begun_turn(prompt)
+    prompt, begun = split_assistant_prefill(prompt)
     return prompt, [text if isinstance(prompt, str) else assistant_turn(begun + text) for text in texts]
 
 
-def begun_turn_ids(processing_class: PreTrainedTokenizerBase, prompt: Messages, **template_options: Any) -> list[int]:
+def continue_final_message_ids(
+    processing_class: PreTrainedTokenizerBase, prompt: Messages, **template_options: Any
+) -> list[int]:
     """
     Gives a prompt that begins an assistant's turn as the policy reads it before it goes on.
 
@@ -134,12 +136,12 @@ def prompt_token_ids(prompt: str | Messages, processing_class: PreTrainedTokeniz
         return processing_class(prompt)["input_ids"]
     if processing_class.chat_template is None:
         raise ValueError("`processing_class` has no chat template, but the prompts are messages. Set `chat_template`.")
-    if begins_turn(prompt):
-        return begun_turn_ids(processing_class, prompt)
+    if ends_with_assistant(prompt):
+        return continue_final_message_ids(processing_class, prompt)
     return processing_class.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
 
 
-def require_whole_turns(prompts: Iterable[str | Messages], policy_trainer: str) -> None:
+def require_no_assistant_prefill(prompts: Iterable[str | Messages], policy_trainer: str) -> None:
     """
     Refuses prompts that begin an assistant's turn, for trainers of TRL's that would open a second one behind it.
 
@@ -153,7 +155,7 @@ def require_whole_turns(prompts: Iterable[str | Messages], policy_trainer: str) 
         ValueError: if a prompt ends with an assistant's message.
     """
     for row, prompt in enumerate(prompts):
-        if begins_turn(prompt):
+        if ends_with_assistant(prompt):
             raise ValueError(
                 f"`prompt_dataset` row {row} ends with an assistant message, but `policy_trainer`={policy_trainer!r} "
                 "does not continue a turn. Drop that message, or use PPO, which does."

@@ -79,7 +79,7 @@ def require_prompts(dataset: Dataset, name: str = "prompts") -> None:
 
 def require_preferences(dataset: Dataset, name: str = "preferences") -> None:
     """
-    Checks labelled pairs: `chosen` and `rejected`, and `prompt` if there is one, as text or messages.
+    Checks labeled pairs: `chosen` and `rejected`, and `prompt` if there is one, as text or messages.
 
     Args:
         dataset (`datasets.Dataset`):

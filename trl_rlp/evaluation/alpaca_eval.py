@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from trl_rlp.data.judges import Judge, judged
+from trl_rlp.data.judges.judge import Judge, judge_pairs
 from trl_rlp.data.validation import prompt_text, require_columns
 from trl_rlp.evaluation.reward_metrics import preference_accuracy, standard_error
 
@@ -77,7 +77,7 @@ def annotate(outputs: Rows, reference_outputs: Rows, judge: Judge, annotator: st
         reference_outputs (`list[dict]`):
             The reference's, of the same instructions in any order.
         judge (`Callable`):
-            See [`~trl_rlp.data.judges`]; how it deals with the order of the two is its own affair.
+            See [`judge`]; how it deals with the order of the two is its own affair.
         annotator (`str`):
             Its name.
 
@@ -93,7 +93,7 @@ def annotate(outputs: Rows, reference_outputs: Rows, judge: Judge, annotator: st
     by_instruction = {row["instruction"]: row for row in outputs}
     pairs = [(reference, by_instruction[reference["instruction"]]) for reference in reference_outputs]
     asked = [pair for pair in pairs if pair[0]["output"] != pair[1]["output"]]
-    verdicts = judged(
+    verdicts = judge_pairs(
         judge,
         [reference["instruction"] for reference, _ in asked],
         [model["output"] for _, model in asked],

@@ -13,13 +13,13 @@ def describe_annotations(annotations: Rows, anchors: Anchors | None = None) -> d
 
     Args:
         annotations (`list[dict]`):
-            See [`~trl_rlp.evaluation.alpaca_eval.read_annotations`].
-        anchors ([`~trl_rlp.evaluation.length_control.Anchors`], *optional*):
+            See [`read_annotations`].
+        anchors ([`Anchors`], *optional*):
             For AlpacaEval's instructions.
 
     Returns:
-        `dict`: [`~trl_rlp.evaluation.win_rate.win_rate`] of the entries that have a preference; `missing`, those that
-        have none; `length_controlled` ([`~trl_rlp.evaluation.length_control.length_controlled_win_rate`]), or `None`
+        `dict`: [`win_rate`] of the entries that have a preference; `missing`, those that
+        have none; `length_controlled` ([`length_controlled_win_rate`]), or `None`
         where there are too few prompts; `alpaca_eval`, the row of its leaderboard, in percent.
 
     Raises:
@@ -55,7 +55,7 @@ def compare_annotations(first: Rows, second: Rows) -> dict[str, Any]:
             Of the other, for the same instructions in any order.
 
     Returns:
-        `dict`: [`~trl_rlp.evaluation.win_rate.compare_win_rates`], first minus second, over the instructions on which
+        `dict`: [`compare_win_rates`], first minus second, over the instructions on which
         both have a preference, and `missing`, the number of the others.
 
     Raises:

@@ -145,13 +145,13 @@ def best_outputs(
         processing_class (`transformers.PreTrainedTokenizerBase`):
             Its tokenizer.
         max_length (`int`, *optional*):
-            As in [`~trl_rlp.data.scoring.score`].
+            As in [`score`].
 
     Returns:
         `datasets.Dataset`: `prompt`, `completion`, `finished`, `reward`; of equal rewards the first.
 
     Raises:
-        ValueError: if the samples are not policy samples, or as [`~trl_rlp.data.scoring.score`] raises.
+        ValueError: if the samples are not policy samples, or as [`score`] raises.
     """
     rewards = score_samples(reward_model, processing_class, samples, max_length=max_length)
     best = np.argmax(rewards, axis=1)  # (prompts,)

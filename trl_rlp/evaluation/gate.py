@@ -31,7 +31,7 @@ class GateReport:
         problems (`list[str]`):
             One sentence a regression.
         figures (`dict`):
-            `figures[set]["before" | "after"]`: [`~trl_rlp.evaluation.reward_metrics.pair_metrics`];
+            `figures[set]["before" | "after"]`: [`pair_metrics`];
             `figures[set]["difference"]`: `accuracy` (after - before) and its paired `standard_error`, `None` for one
             pair.
     """
@@ -49,7 +49,7 @@ def compare_on_pairs(
     before: RewardModel, after: RewardModel, pairs: Dataset, max_length: int | None = None
 ) -> dict[str, dict[str, float | None]]:
     """
-    Compares two reward models on labelled pairs, pair by pair.
+    Compares two reward models on labeled pairs, pair by pair.
 
     Args:
         before (`tuple[PreTrainedModel, PreTrainedTokenizerBase]`):
@@ -59,7 +59,7 @@ def compare_on_pairs(
         pairs (`datasets.Dataset`):
             TRL's preference format.
         max_length (`int`, *optional*):
-            As in [`~trl_rlp.data.scoring.score`].
+            As in [`score`].
 
     Returns:
         `dict`: one set of [`GateReport`]'s figures.
@@ -110,7 +110,7 @@ def gate(
     """
     Compares a refined reward model with the one that it replaces, on pairs whose labels neither of them made.
 
-    Held-out human pairs and policy pairs (labelled by known answers or a judge) gate. Agreement of the refined model
+    Held-out human pairs and policy pairs (labeled by known answers or a judge) gate. Agreement of the refined model
     with the synthetic preferences it was trained on is measured and never gates: it says how well it fitted, not
     whether it is right.
 
@@ -122,7 +122,7 @@ def gate(
         human_pairs (`datasets.Dataset`):
             Human preferences that neither model was trained on, in TRL's preference format.
         policy_pairs (`datasets.Dataset`, *optional*):
-            Pairs of policy outputs with labels from elsewhere, see [`~trl_rlp.evaluation.policy_pairs`].
+            Pairs of policy outputs with labels from elsewhere, see [`policy_pairs`].
         synthetic_pairs (`datasets.Dataset`, *optional*):
             D̂. Reported, never gating.
         accuracy_tolerance (`float`, *optional*, defaults to `0.02`):
@@ -132,7 +132,7 @@ def gate(
         on_regression (`str`, *optional*, defaults to `"warn"`):
             `"warn"` logs a warning, `"raise"` refuses.
         max_length (`int`, *optional*):
-            As in [`~trl_rlp.data.scoring.score`].
+            As in [`score`].
 
     Returns:
         [`GateReport`].

@@ -38,7 +38,7 @@ class Anchors:
         preferences (`numpy.ndarray` of shape `(anchors,)`):
             In [0, 1].
         length_terms (`numpy.ndarray` of shape `(anchors,)`):
-            tanh of the standardised differences in length, in (-1, 1).
+            tanh of the standardized differences in length, in (-1, 1).
         difficulties (`numpy.ndarray` of shape `(anchors,)`):
             Of the instruction of each anchor.
         by_instruction (`numpy.ndarray` of shape `(instructions,)`):
@@ -103,7 +103,7 @@ def length_controlled_win_rate(
     1/100, which keeps terms finite where one side always wins. Where all differences in length are equal nothing can
     be told of length, φ is 0, and the result is the win rate.
 
-    On AlpacaEval's own annotations, with `anchors`, this is its length-controlled win rate: the fit minimises
+    On AlpacaEval's own annotations, with `anchors`, this is its length-controlled win rate: the fit minimizes
     ‖(θ, φ, ψ)‖₁ + C · log loss, C chosen by five-fold cross-validation, whose folds today's scikit-learn deals out in
     another order (docs/results.md says how near it comes).
 

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trl_rlp.data.batching import evaluating
+from trl_rlp.data.batching import eval_mode
 from trl_rlp.data.scoring import score_samples
 from trl_rlp.data.turns import prompt_token_ids
 from trl_rlp.data.validation import require_answers_of, require_samples
@@ -93,7 +93,7 @@ def kl_to_reference(
     """
     require_samples(samples, "samples")
     totals = []
-    with evaluating(policy), evaluating(reference):
+    with eval_mode(policy), eval_mode(reference):
         for row in samples:
             outputs = [
                 _output_ids(processing_class, *output)
@@ -116,7 +116,7 @@ def describe_outputs(samples: Dataset, answers: Sequence[str | Sequence[str]] | 
 
     Returns:
         `dict[str, float]`: `outputs` (count), `characters` (mean length), `finished` (share that ended with EOS); with
-        answers also `accuracy` (share that equals an accepted answer after normalisation, higher is better) and
+        answers also `accuracy` (share that equals an accepted answer after normalization, higher is better) and
         `accuracy_standard_error` (over prompts, as outputs of one prompt are not independent; `None` for one prompt).
 
     Raises:
@@ -158,7 +158,7 @@ def mean_reward(
         samples (`datasets.Dataset`):
             `prompt`, `completions`, `finished`.
         max_length (`int`, *optional*):
-            As in [`~trl_rlp.data.scoring.score`].
+            As in [`score`].
 
     Returns:
         `float`, in units of this reward model: means of two reward models are not comparable.

@@ -1,12 +1,12 @@
-"""Labelled pairs of policy outputs: what a refined reward model must be better at."""
+"""Labeled pairs of policy outputs: what a refined reward model must be better at."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from datasets import Dataset
 
-from trl_rlp.data.judges import Judge, judged
-from trl_rlp.data.normalisation import normalise_text
+from trl_rlp.data.judges.judge import Judge, judge_pairs
+from trl_rlp.data.normalization import normalize_text
 from trl_rlp.data.turns import preference_sides
 from trl_rlp.data.validation import require_answers_of, require_samples
 
@@ -16,7 +16,7 @@ COLUMNS = ["prompt", "chosen", "rejected", "chosen_finished", "rejected_finished
 
 def is_correct(completion: str, answers: str | Sequence[str]) -> bool:
     """
-    Says whether an output equals one of the accepted answers after normalisation.
+    Says whether an output equals one of the accepted answers after normalization.
 
     Args:
         completion (`str`):
@@ -37,7 +37,7 @@ def is_correct(completion: str, answers: str | Sequence[str]) -> bool:
     ```
     """
     accepted = [answers] if isinstance(answers, str) else answers
-    return normalise_text(completion) in {normalise_text(answer) for answer in accepted}
+    return normalize_text(completion) in {normalize_text(answer) for answer in accepted}
 
 
 def _pair(row: dict, better: int, worse: int) -> dict:
@@ -86,7 +86,7 @@ def judged_pairs(samples: Dataset, judge: Judge, seed: int = 0) -> Dataset:
             Policy samples: `prompt`, `completions`, `finished`.
         judge (`Callable`):
             `judge(prompts, firsts, seconds)` gives the probability in [0, 1] that the first is better, one a pair; a
-            probability of exactly one half is a tie and the pair is left out. See [`~trl_rlp.data.judges`].
+            probability of exactly one half is a tie and the pair is left out. See [`judge`].
         seed (`int`, *optional*, defaults to `0`):
             Decides which outputs are paired; a row's pair depends on (seed, row) alone.
 
@@ -104,7 +104,7 @@ def judged_pairs(samples: Dataset, judge: Judge, seed: int = 0) -> Dataset:
         others = [i for i in order if row["completions"][i] != row["completions"][order[0]]]
         if others:
             drawn.append((row, order[0], others[0]))
-    probabilities = judged(
+    probabilities = judge_pairs(
         judge,
         [row["prompt"] for row, _, _ in drawn],
         [row["completions"][first] for row, first, _ in drawn],

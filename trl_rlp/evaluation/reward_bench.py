@@ -52,7 +52,7 @@ def reward_bench_pairs(rows: Dataset, *, chat: bool = False) -> Dataset:
 
     Args:
         rows (`datasets.Dataset`):
-            What [`~trl_rlp.data.loading.load_rows`] gives of a JSON or JSON-lines file: `chosen` and `rejected` as
+            What [`load_rows`] gives of a JSON or JSON-lines file: `chosen` and `rejected` as
             text, beside `prompt` (also under the names `question` and `input`; text or messages), or as whole
             conversations, which bring their prompt along and make a column `prompt` count for nothing.
         chat (`bool`, *optional*, defaults to `False`):

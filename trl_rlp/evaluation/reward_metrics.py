@@ -1,4 +1,4 @@
-"""How good a reward model is on labelled pairs: accuracy, calibration, margin, and the length-only baseline."""
+"""How good a reward model is on labeled pairs: accuracy, calibration, margin, and the length-only baseline."""
 
 from collections.abc import Sequence
 
@@ -104,7 +104,7 @@ def standard_error(values: Sequence[float]) -> float | None:
 
 def pair_metrics(margins: Sequence[float], length_differences: Sequence[float]) -> dict[str, float]:
     """
-    Gives every figure the gate looks at or prints, from the margins of labelled pairs.
+    Gives every figure the gate looks at or prints, from the margins of labeled pairs.
 
     Args:
         margins (`Sequence[float]`):
@@ -163,14 +163,14 @@ def score_pairs(
             TRL preference format, text or messages, `prompt` explicit or implied; optional `chosen_finished` and
             `rejected_finished`, else all outputs count as finished.
         max_length (`int`, *optional*):
-            As in [`~trl_rlp.data.scoring.score`].
+            As in [`score`].
 
     Returns:
         `tuple[dict, dict]`: of `chosen` and `rejected` the rewards, and the lengths in characters; one a pair.
 
     Raises:
         TypeError: if an entry is neither text nor messages.
-        ValueError: if a column is missing, the data set is empty, or as [`~trl_rlp.data.scoring.score`] raises.
+        ValueError: if a column is missing, the data set is empty, or as [`score`] raises.
     """
     require_preferences(preferences)
     columns = preferences.column_names
@@ -209,7 +209,7 @@ def reward_margins(
         preferences (`datasets.Dataset`):
             As [`score_pairs`] takes them.
         max_length (`int`, *optional*):
-            As in [`~trl_rlp.data.scoring.score`].
+            As in [`score`].
 
     Returns:
         `tuple[list[float], list[int]]`: margins in units of reward, length differences in characters; one a pair.
@@ -232,7 +232,7 @@ def evaluate_reward_model(
     max_length: int | None = None,
 ) -> dict[str, float]:
     """
-    Gives [`pair_metrics`] of a reward model on labelled pairs.
+    Gives [`pair_metrics`] of a reward model on labeled pairs.
 
     Args:
         model (`PreTrainedModel`):
@@ -243,7 +243,7 @@ def evaluate_reward_model(
             TRL preference format, text or messages, `prompt` explicit or implied; optional `chosen_finished` and
             `rejected_finished`, else all outputs count as finished.
         max_length (`int`, *optional*):
-            As in [`~trl_rlp.data.scoring.score`].
+            As in [`score`].
 
     Returns:
         `dict[str, float]`.

@@ -1,4 +1,4 @@
-"""What a reward model is like on labelled pairs, beyond what the gate reads: its margins, and its taste for length."""
+"""What a reward model is like on labeled pairs, beyond what the gate reads: its margins, and its taste for length."""
 
 import json
 from collections.abc import Sequence
@@ -63,7 +63,7 @@ def describe_rewards(
     level: float = 0.95,
 ) -> dict[str, Any]:
     """
-    Gives all figures of labelled pairs whose rewards are known.
+    Gives all figures of labeled pairs whose rewards are known.
 
     Args:
         chosen (`Sequence[float]`):
@@ -78,7 +78,7 @@ def describe_rewards(
             Of the interval, in (0, 1).
 
     Returns:
-        `dict`: [`~trl_rlp.evaluation.reward_metrics.pair_metrics`]; `accuracy_interval`, by the bootstrap over
+        `dict`: [`pair_metrics`]; `accuracy_interval`, by the bootstrap over
         prompts, or over pairs without `groups` (`None` for a single one); `margin_histogram`; with `lengths` also
         `length_accuracy` and, Spearman's, in [-1, 1] and `None` where one side is constant, `length_correlation`
         between reward and length over all outputs, and `margin_length_correlation` between margin and difference in
@@ -121,7 +121,7 @@ def describe_reward_model(
     level: float = 0.95,
 ) -> dict[str, Any]:
     """
-    Gives all figures of a reward model on labelled pairs.
+    Gives all figures of a reward model on labeled pairs.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -132,16 +132,16 @@ def describe_reward_model(
             TRL preference format, text or messages, `prompt` explicit or implied; optional `chosen_finished` and
             `rejected_finished`, else all outputs count as finished.
         max_length (`int`, *optional*):
-            As in [`~trl_rlp.data.scoring.score`].
+            As in [`score`].
         level (`float`, *optional*, defaults to `0.95`):
             Of the interval, in (0, 1).
 
     Returns:
         `dict`: [`describe_rewards`], with the lengths of the outputs. Where there is a column `subset`, also `subsets`
-        and `sections`, the scores of [`~trl_rlp.evaluation.reward_bench`].
+        and `sections`, the scores of [`reward_bench`].
 
     Raises:
-        ValueError: if a column is missing, the data set is empty, or as [`~trl_rlp.data.scoring.score`] raises.
+        ValueError: if a column is missing, the data set is empty, or as [`score`] raises.
     """
     rewards, lengths = score_pairs(model, processing_class, preferences, max_length)
     prompts = None

@@ -30,7 +30,7 @@ class _TokenLogProbs(torch.autograd.Function):
     def forward(ctx: Any, logits: torch.Tensor, tokens: torch.Tensor, temperature: float):
         """From logits of shape `(tokens, vocabulary)` and ids of shape `(tokens,)`."""
         log_probs = logits.new_empty(tokens.shape, dtype=torch.float32)
-        normalisers, entropies = torch.empty_like(log_probs), torch.empty_like(log_probs)
+        normalizers, entropies = torch.empty_like(log_probs), torch.empty_like(log_probs)
         for chunk in _chunks(logits):
             shifted = logits[chunk].float() / temperature  # (chunk, vocabulary)
             largest = shifted.amax(dim=-1, keepdim=True)  # (chunk, 1)
@@ -39,11 +39,11 @@ class _TokenLogProbs(torch.autograd.Function):
             weights = shifted.exp()  # (chunk, vocabulary)
             total = weights.sum(dim=-1)  # (chunk,)
             log_probs[chunk] = chosen - total.log()
-            normalisers[chunk] = largest.squeeze(-1) + total.log()
+            normalizers[chunk] = largest.squeeze(-1) + total.log()
             # A sum of products, as autocast computes scalar products in half precision.
             mean = weights.mul_(shifted.clamp_(min=SMALLEST)).sum(dim=-1) / total  # (chunk,)
             entropies[chunk] = total.log() - mean
-        ctx.save_for_backward(logits, tokens, normalisers)
+        ctx.save_for_backward(logits, tokens, normalizers)
         ctx.temperature = temperature
         ctx.mark_non_differentiable(entropies)
         return log_probs, entropies
@@ -51,11 +51,11 @@ class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor, _: torch.Tensor):
         """d ln p(y) / d l_v = (1[v = y] - p(v)) / τ."""
-        logits, tokens, normalisers = ctx.saved_tensors
+        logits, tokens, normalizers = ctx.saved_tensors
         grad_logits, grad = torch.empty_like(logits), grad[:, None].float() / ctx.temperature  # grad: (tokens, 1)
         for chunk in _chunks(logits):
             scaled = logits[chunk].float() / ctx.temperature  # (chunk, vocabulary)
-            probabilities = scaled.sub_(normalisers[chunk, None]).exp_()
+            probabilities = scaled.sub_(normalizers[chunk, None]).exp_()
             rows = probabilities.mul_(-grad[chunk])
             grad_logits[chunk] = rows.scatter_add_(-1, tokens[chunk, None], grad[chunk])
         return grad_logits, None, None

@@ -254,7 +254,7 @@ def contrastive_loss(
 
     Args:
         mean_1 (`torch.Tensor` of shape `(batch, latent)`):
-            μ of the first views, of any length: they are normalised here.
+            μ of the first views, of any length: they are normalized here.
         mean_2 (`torch.Tensor` of shape `(batch, latent)`):
             μ of the second views, row by row the partners of the first.
         product (`torch.Tensor` of shape `(batch, batch)`, *optional*):

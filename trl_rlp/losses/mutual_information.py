@@ -9,7 +9,7 @@ from torch.nn.functional import softplus
 
 def jsd_lower_bound(scores: torch.Tensor, product: torch.Tensor | None = None) -> torch.Tensor:
     r"""
-    Gives the Jensen-Shannon estimate of the information between two views, the one that RLP maximises.
+    Gives the Jensen-Shannon estimate of the information between two views, the one that RLP maximizes.
 
     $$I_{JSD} = E_{joint}[-softplus(-T)] - E_{product}[softplus(T)]$$
 

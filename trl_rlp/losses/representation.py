@@ -151,7 +151,7 @@ class RepresentationLoss(nn.Module):
 
             | key | losses | what | range |
             | --- | --- | --- | --- |
-            | `loss` | all | L_M, to minimise | nats |
+            | `loss` | all | L_M, to minimize | nats |
             | `mi` | all | estimate of the information, the bound that the loss holds | nats, higher is better |
             | `mi_zero` | all | what `mi` is at best when the views share nothing | nats, constant |
             | `kl_12`, `kl_21` | `mib` | the two KL directions, reduced as the recipe says | nats, at least 0 |

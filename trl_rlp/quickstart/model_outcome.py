@@ -1,4 +1,4 @@
-"""How good the models of a quickstart run are: policies on held-out questions, reward models on labelled pairs."""
+"""How good the models of a quickstart run are: policies on held-out questions, reward models on labeled pairs."""
 
 import math
 from collections.abc import Sequence
@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from trl_rlp.data.sampling import sample_completions
+from trl_rlp.data.sampling.in_process import sample_completions
 from trl_rlp.evaluation.gate import RewardModel, compare_on_pairs
 from trl_rlp.evaluation.policy_metrics import describe_outputs, kl_to_reference
 from trl_rlp.evaluation.policy_pairs import is_correct
 from trl_rlp.evaluation.reward_metrics import standard_error
-from trl_rlp.trainer.artifacts import load_policy, save_data
+from trl_rlp.storage.artifacts import load_policy, save_data
 
 
 NUM_KL_QUESTIONS = 24
@@ -84,7 +84,7 @@ def evaluate_policies(
         questions (`datasets.Dataset`):
             `prompt` and `answers`.
         sampling (`dict`):
-            Further arguments of [`~trl_rlp.data.sampling.sample_completions`].
+            Further arguments of [`sample_completions`].
 
     Returns:
         `dict`: `policies`, by name: `accuracy` (mean over questions), its `interval` (Wilson, 95 %, with the questions
@@ -125,7 +125,7 @@ def evaluate_policies(
 
 def compare_rewards(before: RewardModel, after: RewardModel, sets: dict[str, Dataset]) -> dict[str, Any]:
     """
-    Measures two reward models on labelled pairs.
+    Measures two reward models on labeled pairs.
 
     Args:
         before (`tuple[PreTrainedModel, PreTrainedTokenizerBase]`), after (likewise):
@@ -134,7 +134,7 @@ def compare_rewards(before: RewardModel, after: RewardModel, sets: dict[str, Dat
             Preferences by name; empty ones are left out.
 
     Returns:
-        `dict`: by name, `before` and `after` ([`~trl_rlp.evaluation.reward_metrics.pair_metrics`]) and `difference`
+        `dict`: by name, `before` and `after` ([`pair_metrics`]) and `difference`
         (paired, of the accuracy; ties count one half).
     """
     return {name: compare_on_pairs(before, after, pairs) for name, pairs in sets.items() if len(pairs)}

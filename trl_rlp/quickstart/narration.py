@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
-import trl_rlp.trainer.run_folder as run_folder
+import trl_rlp.storage.run_folder as run_folder
 
 
 STORY = {
@@ -50,7 +50,7 @@ class Narrator(logging.Handler):
 
 
 @contextlib.contextmanager
-def narrated(log: Path, console: Console, start: float) -> Iterator[None]:
+def narrate(log: Path, console: Console, start: float) -> Iterator[None]:
     """
     Sends what is printed inside to a file, and prints a line a stage instead.
 

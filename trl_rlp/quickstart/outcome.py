@@ -5,12 +5,12 @@ from typing import Any
 
 from datasets import Dataset, concatenate_datasets
 
-from trl_rlp.data.equivalence import ExactMatch
-from trl_rlp.data.preferences import synthesise_preferences
+from trl_rlp.data.groups.equivalence import ExactMatch
+from trl_rlp.data.preferences.preferences import synthesize_preferences
 from trl_rlp.evaluation.policy_pairs import answer_pairs
 from trl_rlp.quickstart.model_outcome import compare_rewards, evaluate_policies
 from trl_rlp.quickstart.question_outcome import by_kind, describe_questions, label_accuracy
-from trl_rlp.trainer.artifacts import load_data, load_reward_model
+from trl_rlp.storage.artifacts import load_data, load_reward_model
 
 
 def measure(
@@ -18,7 +18,7 @@ def measure(
     models: dict[str, Path],
     samples: Path,
     synthetic: Path | None,
-    unlabelled: Dataset,
+    unlabeled: Dataset,
     heldout: Dataset,
     heldout_preferences: Dataset,
     threshold: float,
@@ -37,7 +37,7 @@ def measure(
             Folder of P.
         synthetic (`Path` or `None`):
             Folder of D̂; without one, D̂ is made for the page alone.
-        unlabelled (`datasets.Dataset`), heldout (`datasets.Dataset`):
+        unlabeled (`datasets.Dataset`), heldout (`datasets.Dataset`):
             Questions with `prompt`, `answers`, `kind`, `question`.
         heldout_preferences (`datasets.Dataset`):
             Human pairs on the held-out questions, with no label flipped.
@@ -53,19 +53,19 @@ def measure(
     """
     policies = {name: models[name] for name in ("sft", "policy", "retrained_policy")}
     evaluation = evaluate_policies(folder, policies, heldout, sampling)
-    answers = list(unlabelled["answers"])
+    answers = list(unlabeled["answers"])
     outputs = load_data(samples).select_columns(["prompt", "completions", "finished"])
     made = {"equivalence": ExactMatch(), "chosen": "random", "seed": seed}
     preferences = (
         load_data(synthetic)
         if synthetic is not None
-        else synthesise_preferences(outputs, "spg", threshold=threshold, **made)[0]
+        else synthesize_preferences(outputs, "spg", threshold=threshold, **made)[0]
     )
-    everything, _ = synthesise_preferences(outputs, "select_all", **made)
+    everything, _ = synthesize_preferences(outputs, "select_all", **made)
     policy_pairs = answer_pairs(load_data(folder / "policy"), list(heldout["answers"]), seed)
-    known = unlabelled.select_columns(["answers", "kind", "question"])
-    labelled = concatenate_datasets([outputs, known], axis=1)
-    rows = describe_questions(labelled, preferences, threshold)
+    known = unlabeled.select_columns(["answers", "kind", "question"])
+    labeled = concatenate_datasets([outputs, known], axis=1)
+    rows = describe_questions(labeled, preferences, threshold)
     return {
         "policies": evaluation,
         "rewards": compare_rewards(

@@ -70,7 +70,7 @@ def confidence_plot(questions: Sequence[dict[str, Any]], num_generations: int, t
 
 def reward_plot(rewards: dict[str, dict[str, Any]]) -> str:
     """
-    Shows the accuracy of the reward model before and after refinement on each set of labelled pairs.
+    Shows the accuracy of the reward model before and after refinement on each set of labeled pairs.
 
     Args:
         rewards (`dict`):

@@ -7,10 +7,10 @@ from datasets import Dataset
 from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 
-from trl_rlp.data.sampling import sample_completions
+from trl_rlp.data.sampling.in_process import sample_completions
 from trl_rlp.evaluation.policy_metrics import describe_outputs
 from trl_rlp.quickstart.simulation import simulate_preferences
-from trl_rlp.trainer.artifacts import load_policy, save_data, save_plain
+from trl_rlp.storage.artifacts import load_policy, save_data, save_plain
 from trl_rlp.trainer.precision import supported_precision
 
 
@@ -62,12 +62,12 @@ def collect_preferences(
         questions (`dict[str, datasets.Dataset]`):
             By part, `prompt` and `answers`.
         sampling (`dict`):
-            Further arguments of [`~trl_rlp.data.sampling.sample_completions`].
+            Further arguments of [`sample_completions`].
         seed (`int`):
             Decides pairs and flips.
 
     Returns:
-        `dict`: by part, the figures of [`~trl_rlp.evaluation.policy_metrics.describe_outputs`], `pairs` and `flipped`.
+        `dict`: by part, the figures of [`describe_outputs`], `pairs` and `flipped`.
     """
     model, processing_class = load_policy(sft_model)
     figures = {}

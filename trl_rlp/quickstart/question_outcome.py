@@ -1,4 +1,4 @@
-"""What became of each unlabelled question, held against its known answer."""
+"""What became of each unlabeled question, held against its known answer."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from trl_rlp.data.clustering import cluster, largest_group
-from trl_rlp.data.equivalence import ExactMatch
+from trl_rlp.data.groups.clustering import cluster, largest_group
+from trl_rlp.data.groups.equivalence import ExactMatch
 from trl_rlp.evaluation.policy_pairs import is_correct
 from trl_rlp.quickstart.model_outcome import shares_right
 

@@ -15,7 +15,7 @@ QUESTIONS = Path(__file__).parent / "questions.jsonl"
 SEED = 2403
 """Seed of the split; training and sampling have seeds of their own."""
 
-PLACES = ("demonstrations",) * 2 + ("preferences",) * 3 + ("unlabelled",) * 3 + ("heldout",) * 2
+PLACES = ("demonstrations",) * 2 + ("preferences",) * 3 + ("unlabeled",) * 3 + ("heldout",) * 2
 """Ten places, dealt round the questions of each kind: what share of them serves what."""
 
 PARTS = tuple(dict.fromkeys(PLACES))
@@ -83,7 +83,7 @@ def split_questions(questions: Sequence[Question], seed: int = SEED) -> dict[str
 
     Returns:
         `dict[str, list[Question]]`: `demonstrations` (π_SFT learns from them), `preferences` (D is about them),
-        `unlabelled` (U) and `heldout` (nothing is trained on them).
+        `unlabeled` (U) and `heldout` (nothing is trained on them).
     """
     by_kind = defaultdict(list)
     for question in questions:

@@ -13,10 +13,10 @@ import torch
 from datasets import Dataset
 from rich.console import Console
 
-from trl_rlp.data.equivalence import ExactMatch
+from trl_rlp.data.groups.equivalence import ExactMatch
 from trl_rlp.pipeline import RLPResult, run_rlp
 from trl_rlp.pipeline_config import RLPConfig
-from trl_rlp.quickstart.narration import STORY, narrated
+from trl_rlp.quickstart.narration import STORY, narrate
 from trl_rlp.quickstart.outcome import measure
 from trl_rlp.quickstart.preparation import collect_preferences, train_sft
 from trl_rlp.quickstart.questions import (
@@ -38,8 +38,8 @@ from trl_rlp.quickstart.sizes import (
     preference_seconds,
 )
 from trl_rlp.quickstart.smollm2 import load_smollm2
-from trl_rlp.trainer.artifacts import load_data
-from trl_rlp.trainer.run_folder import RunFolder, write_json
+from trl_rlp.storage.artifacts import load_data
+from trl_rlp.storage.run_folder import RunFolder, write_json
 
 
 PAGE = "report.html"
@@ -52,13 +52,13 @@ def quickstart(config: QuickstartConfig, sizes: Sizes | None = None, console: Co
     """
     Runs the whole of Algorithm 1 on a small real model and writes a page about it.
 
-    Steps 2 to 5 are [`~trl_rlp.pipeline.run_rlp`]; before it come supervised fine-tuning and simulated preferences.
+    Steps 2 to 5 are [`run_rlp`]; before it come supervised fine-tuning and simulated preferences.
     Whatever comes out is what is written. What the trainers print goes to `log.txt`.
 
     Args:
-        config ([`~trl_rlp.quickstart.quickstart_config.QuickstartConfig`]):
+        config ([`QuickstartConfig`]):
             Settings.
-        sizes ([`~trl_rlp.quickstart.sizes.Sizes`], *optional*):
+        sizes ([`Sizes`], *optional*):
             Amounts of work before the time budget cuts them.
         console (`rich.console.Console`, *optional*):
             Where progress and summary go. Standard output if `None`.
@@ -81,7 +81,7 @@ def quickstart(config: QuickstartConfig, sizes: Sizes | None = None, console: Co
     console.print(
         f"RLP in at most {config.minutes:g} minutes, {threads} of {os.cpu_count()} cores, log: {run.path}/log.txt"
     )
-    with narrated(run.path / "log.txt", console, start):
+    with narrate(run.path / "log.txt", console, start):
         outcome = _run(run, config, sizes, start, console)
     outcome["machine"] = {
         "threads": threads,
@@ -155,16 +155,16 @@ def _run(run: RunFolder, config: QuickstartConfig, sizes: Sizes, start: float, c
     sizes = budget.plan("plan_algorithm", sizes, slowdown, algorithm_seconds)
 
     # Steps 2 to 5.
-    unlabelled = prompt_dataset(parts["unlabelled"][: sizes.unlabelled_questions])
+    unlabeled = prompt_dataset(parts["unlabeled"][: sizes.unlabeled_questions])
     settings = pipeline_config(config, sizes, sft, run.path / "rlp")
     result = run_rlp(
         settings,
         preferences["train"].remove_columns("is_flipped"),
-        unlabelled.select_columns(["prompt", "answers"]),
+        unlabeled.select_columns(["prompt", "answers"]),
         ExactMatch(),
         eval_preference_dataset=preferences["heldout"].remove_columns("is_flipped"),
     )
-    _measure(run, settings, sizes, sft, result, unlabelled, questions["heldout"], preferences["heldout"])
+    _measure(run, settings, sizes, sft, result, unlabeled, questions["heldout"], preferences["heldout"])
     return _outcome(run, config, settings, sizes, result)
 
 
@@ -186,7 +186,7 @@ def _measure(
     sizes: Sizes,
     sft: Path,
     result: RLPResult,
-    unlabelled: Dataset,
+    unlabeled: Dataset,
     heldout: Dataset,
     heldout_preferences: Dataset,
 ) -> None:
@@ -196,7 +196,7 @@ def _measure(
         models=_models(sft, result),
         samples=result.policy_samples,
         synthetic=result.synthetic_preferences,
-        unlabelled=unlabelled,
+        unlabeled=unlabeled,
         heldout=heldout,
         heldout_preferences=without_noise(heldout_preferences),
         threshold=settings.reward_config().confidence_threshold,

@@ -35,7 +35,7 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 @dataclass
 class QuickstartConfig:
     """
-    Settings of [`~trl_rlp.quickstart.quickstart.quickstart`].
+    Settings of [`quickstart`].
 
     Args:
         output_dir (`str`, *optional*, defaults to `"quickstart_run"`):
@@ -104,12 +104,12 @@ def lora(model: str | Path, share: float) -> dict[str, Any]:
 
 def sampling(config: QuickstartConfig, sizes: Sizes) -> dict[str, Any]:
     """
-    Gives the arguments of [`~trl_rlp.data.sampling.sample_completions`].
+    Gives the arguments of [`sample_completions`].
 
     Args:
         config ([`QuickstartConfig`]):
             Settings.
-        sizes ([`~trl_rlp.quickstart.sizes.Sizes`]):
+        sizes ([`Sizes`]):
             Amounts of work.
 
     Returns:
@@ -125,7 +125,7 @@ def pipeline_config(config: QuickstartConfig, sizes: Sizes, sft_model: Path, out
     Args:
         config ([`QuickstartConfig`]):
             Settings.
-        sizes ([`~trl_rlp.quickstart.sizes.Sizes`]):
+        sizes ([`Sizes`]):
             Amounts of work.
         sft_model (`Path`):
             π_SFT.
@@ -133,7 +133,7 @@ def pipeline_config(config: QuickstartConfig, sizes: Sizes, sft_model: Path, out
             Folder of its stages.
 
     Returns:
-        [`~trl_rlp.pipeline_config.RLPConfig`].
+        [`RLPConfig`].
     """
     return RLPConfig(
         output_dir=str(output_dir),

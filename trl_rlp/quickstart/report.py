@@ -48,8 +48,8 @@ def reward_sets(outcome: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """
     gate = outcome["stages"]["gate"]["figures"]["figures"]
     names = {
-        "human": "human, as labelled (gates)",
-        "policy": "policy, on unlabelled questions (gates)",
+        "human": "human, as labeled (gates)",
+        "policy": "policy, on unlabeled questions (gates)",
         "synthetic": "agreement with D̂ itself (never gates)",
     }
     rest = outcome["rewards"]
@@ -201,7 +201,7 @@ def print_summary(outcome: dict[str, Any], console: Console) -> None:
     """
     console.print()
     _print_questions(outcome, console)
-    rewards = Table(title="Reward model: accuracy on labelled pairs", title_justify="left")
+    rewards = Table(title="Reward model: accuracy on labeled pairs", title_justify="left")
     for column in ("pairs", "number", "r, before", "r̂, after", "difference"):
         rewards.add_column(column, justify="left" if column == "pairs" else "right")
     for name, figures in reward_sets(outcome).items():

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from datasets import Dataset
 
-from trl_rlp.data.normalisation import normalise_text
+from trl_rlp.data.normalization import normalize_text
 from trl_rlp.data.validation import require_samples
 from trl_rlp.evaluation.policy_pairs import is_correct
 
@@ -24,7 +24,7 @@ def simulate_preferences(
     Pairs right with wrong outputs and labels them as a noisy annotator would: right beats wrong, some labels flipped.
 
     Only finished outputs are shown to the annotator. The wrong outputs of a prompt's pairs are distinct texts after
-    normalisation; its right ones say the same. A prompt whose outputs are all right or all wrong makes no pair.
+    normalization; its right ones say the same. A prompt whose outputs are all right or all wrong makes no pair.
 
     Args:
         samples (`datasets.Dataset`):
@@ -60,7 +60,7 @@ def simulate_preferences(
         outputs = [text for text, done in zip(row["completions"], row["finished"], strict=True) if done]
         right = [text for text in outputs if is_correct(text, accepted)]
         wrong = [text for text in outputs if not is_correct(text, accepted) and text.strip()]
-        wrong = list({normalise_text(text): text for text in wrong}.values())
+        wrong = list({normalize_text(text): text for text in wrong}.values())
         if not right:
             continue
         for place in generator.permutation(len(wrong))[:pairs_per_prompt]:

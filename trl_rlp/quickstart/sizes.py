@@ -20,7 +20,7 @@ class Sizes:
             Passes over them.
         preference_questions (`int`, *optional*, defaults to `107`):
             Questions that D is about.
-        unlabelled_questions (`int`, *optional*, defaults to `105`):
+        unlabeled_questions (`int`, *optional*, defaults to `105`):
             Questions of U.
         heldout_questions (`int`, *optional*, defaults to `74`):
             Questions that nothing is trained on.
@@ -39,7 +39,7 @@ class Sizes:
     demonstrations: int = 72
     demonstration_epochs: int = 2
     preference_questions: int = 107
-    unlabelled_questions: int = 105
+    unlabeled_questions: int = 105
     heldout_questions: int = 74
     num_generations: int = 10
     evaluation_generations: int = 4
@@ -50,7 +50,7 @@ class Sizes:
 
 SHRINKING = {
     "preference_questions": 24,
-    "unlabelled_questions": 32,  # a rollout's
+    "unlabeled_questions": 32,  # a rollout's
     "heldout_questions": 16,
     "policy_rollouts": 2,
 }
@@ -119,12 +119,12 @@ def algorithm_seconds(sizes: Sizes) -> float:
         `float`, seconds.
     """
     human = PAIRS_PER_QUESTION * sizes.preference_questions
-    synthetic = SYNTHETIC_SHARE * sizes.unlabelled_questions
+    synthetic = SYNTHETIC_SHARE * sizes.unlabeled_questions
     heldout = PAIRS_PER_QUESTION * sizes.heldout_questions
     outputs = (
-        sizes.num_generations * sizes.unlabelled_questions + 3 * sizes.evaluation_generations * sizes.heldout_questions
+        sizes.num_generations * sizes.unlabeled_questions + 3 * sizes.evaluation_generations * sizes.heldout_questions
     )
-    scored = 3 * sizes.unlabelled_questions + 2 * 2 * (2.5 * heldout + 0.7 * sizes.unlabelled_questions + synthetic)
+    scored = 3 * sizes.unlabeled_questions + 2 * 2 * (2.5 * heldout + 0.7 * sizes.unlabeled_questions + synthetic)
     return (
         8 * SECONDS["stage"]
         + SECONDS["trained pair"] * sizes.reward_epochs * (2 * human + synthetic)

@@ -51,7 +51,7 @@ def load_smollm2(cache_dir: str | Path | None = None) -> Path:
     """
     Gives a folder with SmolLM2-135M-Instruct as a plain transformers model in float32, rebuilt on the first call.
 
-    transformers dequantises the 4-bit GGUF weights; what is saved is free of their quantisation config, so that it
+    transformers dequantizes the 4-bit GGUF weights; what is saved is free of their quantization config, so that it
     trains like any other model. The weights are those that 4 bits left over, not the published ones.
 
     Args:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from transformers import Trainer, TrainerState
 
-from trl_rlp.trainer.artifacts import save_plain
+from trl_rlp.storage.artifacts import save_plain
 
 
 CHECKPOINTS = "checkpoints"
@@ -27,7 +27,7 @@ def last_checkpoint(folder: str | Path) -> str | None:
     return str(Path(folder) / f"checkpoint-{max(whole)}") if whole else None
 
 
-def checkpoint_to_resume(resume_from_checkpoint: str | bool | None, output_dir: str) -> str | None:
+def resolve_checkpoint(resume_from_checkpoint: str | bool | None, output_dir: str) -> str | None:
     """
     Gives the folder that `train()` goes on from.
 
@@ -55,7 +55,7 @@ def checkpoint_to_resume(resume_from_checkpoint: str | bool | None, output_dir: 
     return checkpoint
 
 
-def steps_of(checkpoint: str) -> int:
+def completed_steps(checkpoint: str) -> int:
     """
     Says how far a run had come.
 

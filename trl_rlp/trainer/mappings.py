@@ -32,7 +32,7 @@ def mapping(name: str, value: dict[str, Any] | str | None) -> dict[str, Any] | N
     return value
 
 
-def with_numbers(name: str, values: dict[str, Any], config_class: type) -> dict[str, Any]:
+def parse_numbers(name: str, values: dict[str, Any], config_class: type) -> dict[str, Any]:
     """
     Makes numbers of text where a configuration has numbers: YAML reads `1e-5` as text.
 

@@ -69,7 +69,7 @@ def _find_score_layers(model: nn.Module) -> list[nn.Linear]:
 
 
 @contextmanager
-def captured_score_inputs(layers: list[nn.Linear]) -> Iterator[list[torch.Tensor]]:
+def capture_score_inputs(layers: list[nn.Linear]) -> Iterator[list[torch.Tensor]]:
     """
     Records what enters the score layer, without keeping the hidden states of other layers.
 
@@ -90,7 +90,7 @@ def captured_score_inputs(layers: list[nn.Linear]) -> Iterator[list[torch.Tensor
             handle.remove()
 
 
-def scored_hidden_states(hidden: torch.Tensor, input_ids: torch.Tensor, pad_token_id: int) -> torch.Tensor:
+def select_scored_states(hidden: torch.Tensor, input_ids: torch.Tensor, pad_token_id: int) -> torch.Tensor:
     """
     Picks the hidden state that each row's score is read from: that of its last token that is not padding.
 
@@ -120,7 +120,7 @@ def scored_hidden_states(hidden: torch.Tensor, input_ids: torch.Tensor, pad_toke
     return hidden[torch.arange(len(hidden), device=hidden.device), last.to(hidden.device)]  # (batch, hidden)
 
 
-def with_score_head(peft_config: PeftConfig) -> PeftConfig:
+def add_score_head(peft_config: PeftConfig) -> PeftConfig:
     """
     Gives an adapter configuration that trains the score head and saves it with the adapter.
 

@@ -9,11 +9,11 @@ from trl_rlp.evaluation.reward_report import describe_rewards
 
 
 class PreferenceAccuracy(evaluate.Metric):
-    """How well rewards tell the preferred side of labelled pairs."""
+    """How well rewards tell the preferred side of labeled pairs."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description="Accuracy, calibration error, Brier score and log loss of a reward model on labelled pairs.",
+            description="Accuracy, calibration error, Brier score and log loss of a reward model on labeled pairs.",
             citation="",
             inputs_description="predictions: reward of the chosen side, one a pair. references: of the rejected side.",
             features=datasets.Features(

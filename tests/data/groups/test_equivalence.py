@@ -1,0 +1,38 @@
+import pytest
+
+from tests.tiny_models import tiny_nli, tiny_tokenizer
+from trl_rlp.data import normalization
+from trl_rlp.data.groups import embedding, nli
+from trl_rlp.data.groups.equivalence import (
+    EQUIVALENCES,
+    RULES,
+    EmbeddingEquivalence,
+    ExactMatch,
+    NLIEquivalence,
+    normalize_text,
+)
+
+
+def test_exact_match_compares_normalized_texts():
+    assert ExactMatch().same(["q"] * 3, ["Four.", "4", "-5"], ["four", "four", "5"]) == [True, False, False]
+
+
+def test_the_page_of_equivalences_is_whole():
+    assert EQUIVALENCES == {"nli": NLIEquivalence, "embedding": EmbeddingEquivalence, "exact": ExactMatch}
+    assert RULES is nli.RULES and normalize_text is normalization.normalize_text
+    assert EmbeddingEquivalence is embedding.EmbeddingEquivalence
+
+
+@pytest.mark.parametrize("name", EQUIVALENCES)
+def test_every_equivalence_keeps_the_protocol(name):
+    tokenizer = tiny_tokenizer()
+    model = tiny_nli(tokenizer)
+    settings = {"nli": (model, tokenizer), "embedding": (model.bert, tokenizer), "exact": ()}[name]
+    keywords = {"threshold": 0.9} if name == "embedding" else {}
+    equivalence = EQUIVALENCES[name](*settings, **keywords)
+    assert isinstance(equivalence.fingerprint, str) and equivalence.fingerprint
+    assert equivalence.normalize(" Paris. ") == "paris"
+    forward = equivalence.same(["q", "q"], ["a", "b c"], ["c", "d"])
+    assert [type(same) for same in forward] == [bool, bool]
+    assert equivalence.same(["q", "q"], ["c", "d"], ["a", "b c"]) == forward
+    assert equivalence.same([], [], []) == []

@@ -1,0 +1,122 @@
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer
+
+from tests.tiny_models import tiny_causal_lm, tiny_tokenizer
+from trl_rlp.data.judges.language_model_judge import JUDGE_TEMPLATE, language_model_judge
+
+
+TEXTS = ["Who wrote it?", "What is 2 + 2? Answer briefly."]
+FIRSTS, SECONDS = ["Ada", "4"], ["Charles Babbage, I think", "{prompt} {first}"]
+
+
+def probability_of_a(model, tokenizer, text):
+    """p(A) against p(B) as the next byte after `text`, one text a call, without padding."""
+    with torch.no_grad():
+        logits = model(torch.tensor([tokenizer(text)["input_ids"]])).logits[0, -1]
+    a, b = (logits[tokenizer.convert_tokens_to_ids(label)] for label in "AB")
+    return torch.sigmoid(a - b).item()
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_language_model_judge_averages_the_label_over_both_orders(chat):
+    tokenizer = tiny_tokenizer(chat=chat)
+    model = tiny_causal_lm(tokenizer, initializer_range=1.0)
+    expected = []
+    for text, first, second in zip(TEXTS, FIRSTS, SECONDS, strict=True):
+        orders = []
+        for a, b in ((first, second), (second, first)):
+            question = JUDGE_TEMPLATE.replace("{first}", "<1>").replace("{second}", "<2>").replace("{prompt}", text)
+            question = question.replace("<1>", a).replace("<2>", b)
+            question = f"<|user|>{question}<|assistant|>" if chat else f"{question}\n\nBetter response: "
+            orders.append(probability_of_a(model, tokenizer, question))
+        expected.append((orders[0] + 1 - orders[1]) / 2)
+    assert all(abs(probability - 0.5) > 1e-4 for probability in expected)
+    for tokens_per_batch in (1, 8192):
+        judge = language_model_judge(model, tokenizer, tokens_per_batch=tokens_per_batch)
+        assert judge(TEXTS, FIRSTS, SECONDS) == pytest.approx(expected, abs=1e-5)
+    # Swapping the outputs swaps the verdict, and one text against itself is a tie.
+    assert judge(TEXTS, SECONDS, FIRSTS) == pytest.approx([1 - p for p in expected], abs=1e-5)
+    assert judge(TEXTS, FIRSTS, FIRSTS) == [0.5, 0.5]
+    assert judge([], [], []) == []
+
+
+def test_labels_that_the_tokenizer_merges_with_the_space_before_them_are_read_as_it_reads_them():
+    tokenizer = tiny_tokenizer(chat=False)
+    merging = json.loads(tokenizer.backend_tokenizer.to_str())
+    merging["model"]["vocab"] |= {"ĠA": len(tokenizer), "ĠB": len(tokenizer) + 1}
+    merging["model"]["merges"] = [["Ġ", "A"], ["Ġ", "B"]]
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(merging))
+    model = tiny_causal_lm(tokenizer, initializer_range=1.0)
+    expected = []
+    for question in ("Q: x or y", "Q: y or x"):
+        with torch.no_grad():
+            stem = tokenizer(f"{question}\n\nBetter response:")["input_ids"]
+            logits = model(torch.tensor([stem])).logits[0, -1]
+        expected.append(logits[-2:].softmax(0)[0].item())
+    judge = language_model_judge(model, tokenizer, template="{prompt}: {first} or {second}")
+    assert judge(["Q"], ["x"], ["y"]) == pytest.approx([(expected[0] + 1 - expected[1]) / 2], abs=1e-5)
+    assert abs(expected[0] - expected[1]) > 1e-3
+
+
+def test_the_roles_of_a_conversation_are_shown():
+    tokenizer = tiny_tokenizer(chat=False)
+    model = tiny_causal_lm(tokenizer, initializer_range=1.0)
+    judge = language_model_judge(model, tokenizer)
+    messages = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello"},
+        {"role": "user", "content": "Who?"},
+    ]
+    as_text = "user: Hi\nassistant: Hello\nuser: Who?"
+    assert judge([messages], ["Ada"], ["Bob"]) == judge([as_text], ["Ada"], ["Bob"])
+    assert judge([messages[-1:]], ["Ada"], ["Bob"]) == judge(["Who?"], ["Ada"], ["Bob"])
+
+
+def test_an_adapter_judges_and_modes_come_back():
+    tokenizer = tiny_tokenizer()
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])
+    base = language_model_judge(tiny_causal_lm(tokenizer), tokenizer)(TEXTS, FIRSTS, SECONDS)
+    model = get_peft_model(tiny_causal_lm(tokenizer), config).train()
+    assert language_model_judge(model, tokenizer)(TEXTS, FIRSTS, SECONDS) == pytest.approx(base, abs=1e-6)
+    assert model.training
+
+
+def test_what_a_judge_cannot_work_with_is_named():
+    tokenizer = tiny_tokenizer()
+    with pytest.raises(ValueError, match=r"`template` lacks \['\{second\}'\]"):
+        language_model_judge(tiny_causal_lm(tokenizer), tokenizer, template="{prompt} {first}")
+    small = tiny_causal_lm(tokenizer, max_position_embeddings=64)
+    with pytest.raises(ValueError, match="tokens, more than the model's context of 64"):
+        language_model_judge(small, tokenizer)(TEXTS, FIRSTS, SECONDS)
+    broken = tiny_causal_lm(tokenizer)
+    torch.nn.init.constant_(broken.lm_head.weight, float("nan"))
+    with pytest.raises(ValueError, match="The judge's probability of pair 0 is nan"):
+        language_model_judge(broken, tokenizer)(TEXTS, FIRSTS, SECONDS)
+
+
+def test_answers_that_are_neither_letter_are_counted(caplog):
+    """The likeliest token is "?" whatever is read; of A and B the likelier one still counts."""
+    tokenizer = tiny_tokenizer(chat=False)
+    likeliest, model = tokenizer.convert_tokens_to_ids("?"), tiny_causal_lm(tokenizer, initializer_range=1.0)
+    judge = language_model_judge(model, tokenizer)
+    expected = judge(TEXTS, FIRSTS, SECONDS)
+
+    def with_bias(module, inputs, logits):
+        logits[..., likeliest] = 1e4
+        return logits
+
+    model.lm_head.register_forward_hook(with_bias)
+    judge = language_model_judge(model, tokenizer)
+    assert judge(TEXTS, FIRSTS, SECONDS) == pytest.approx(expected, abs=1e-6)
+    assert (judge.asked, judge.unreadable) == (4, 4)
+    assert "4 of 4 answers of the judge name neither A nor B alone, such as '?'. Of their two letters" in caplog.text
+    with pytest.raises(ValueError, match="4 of 4 answers .* more than `tolerance`=0.5"):
+        language_model_judge(model, tokenizer, tolerance=0.5)(TEXTS, FIRSTS, SECONDS)
+    likeliest = tokenizer.convert_tokens_to_ids("B")
+    judge = language_model_judge(model, tokenizer, tolerance=0.0)
+    judge(TEXTS, FIRSTS, SECONDS)
+    assert (judge.asked, judge.unreadable) == (4, 0)

@@ -1,0 +1,259 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from trl import RewardConfig, RewardTrainer
+from trl.trainer.reward_trainer import DataCollatorForPreference
+
+from tests.tiny_models import tiny_reward_model, tiny_tokenizer
+from trl_rlp.data.preferences.collator import SyntheticPreferenceCollator
+from trl_rlp.data.preferences.views import ViewSampler
+
+
+PLAIN = [{"chosen_ids": [1, 2, 3], "rejected_ids": [4, 5]}, {"chosen_ids": [6], "rejected_ids": [7, 8, 9, 1]}]
+
+
+def records(rows=12, candidates=6, **columns):
+    """Record r has y_w [r + 10] and candidates [20, r], [21, r], ...; its frozen y_l is the first of them."""
+    return Dataset.from_dict(
+        {
+            "chosen_ids": [[row + 10] for row in range(rows)],
+            "rejected_ids": [[20, row] for row in range(rows)],
+            "candidate_ids": [[[20 + place, row] for place in range(candidates)] for row in range(rows)],
+            "record": list(range(rows)),
+            **columns,
+        }
+    )
+
+
+def rejected_of(batch):
+    """The drawn y_l by record: which candidate stands beside each y_w."""
+    chosen, rejected = batch["input_ids"].chunk(2)
+    return {int(w[0]) - 10: int(y[0]) - 20 for w, y in zip(chosen, rejected, strict=True)}
+
+
+def set_epoch(collator, epoch):
+    collator.epoch_callback.on_epoch_begin(None, SimpleNamespace(epoch=epoch), None)
+
+
+@pytest.mark.parametrize("pad_to_multiple_of", [None, 8])
+@pytest.mark.parametrize("margin", [None, [0.5, 2.0]])
+def test_plain_records_are_collated_as_by_trl(pad_to_multiple_of, margin):
+    examples = [dict(example) for example in PLAIN]
+    if margin:
+        examples = [{**example, "margin": value} for example, value in zip(examples, margin, strict=True)]
+    expected = DataCollatorForPreference(pad_token_id=0, pad_to_multiple_of=pad_to_multiple_of)(examples)
+    extra = [{**example, "prompt": "x", "candidate_ids": None} for example in examples]
+    for rows in (examples, extra):
+        batch = SyntheticPreferenceCollator(pad_token_id=0, pad_to_multiple_of=pad_to_multiple_of)(rows)
+        assert set(batch) == set(expected)
+        for name in expected:
+            assert torch.equal(batch[name], expected[name]) and batch[name].dtype == expected[name].dtype
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_rejected_output_is_drawn_anew_each_epoch(named):
+    rows = records() if named else records().remove_columns("record")
+    collator = SyntheticPreferenceCollator(pad_token_id=0, seed=3)
+    epochs = []
+    for epoch in (0, 1.0, 2.5):  # the trainer counts in fractions
+        set_epoch(collator, epoch)
+        epochs.append(rejected_of(collator(list(rows))))
+        reversed_batch = collator(list(rows)[::-1])
+        assert rejected_of(reversed_batch) == epochs[-1]  # whatever stands around a record
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    again = SyntheticPreferenceCollator(pad_token_id=0, seed=3)
+    set_epoch(again, 1)
+    assert rejected_of(again(list(rows))) == epochs[1]
+    assert rejected_of(SyntheticPreferenceCollator(pad_token_id=0, seed=4)(list(rows))) != epochs[0]
+
+
+def test_draws_are_uniform():
+    collator = SyntheticPreferenceCollator(pad_token_id=0)
+    counts = torch.zeros(4)
+    for epoch in range(100):
+        set_epoch(collator, epoch)
+        drawn = rejected_of(collator(list(records(rows=8, candidates=4))))
+        counts += torch.bincount(torch.tensor(list(drawn.values())), minlength=4)
+    assert all(150 < count < 250 for count in counts)  # 200 expected, deviation 12
+
+
+@pytest.mark.parametrize(("workers", "persistent"), [(0, False), (2, False), (2, True)])
+def test_draws_are_the_same_in_any_number_of_workers(workers, persistent):
+    collator = SyntheticPreferenceCollator(pad_token_id=0)
+    loader = DataLoader(
+        records(), batch_size=4, collate_fn=collator, num_workers=workers, persistent_workers=persistent
+    )
+    alone = SyntheticPreferenceCollator(pad_token_id=0)
+    for epoch in range(3):
+        set_epoch(collator, epoch)
+        set_epoch(alone, epoch)
+        drawn = [pair for batch in loader for pair in rejected_of(batch).items()]
+        assert dict(drawn) == rejected_of(alone(list(records())))
+
+
+class Recorder(SyntheticPreferenceCollator):
+    """Sees in the main process what the trainer is fed."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.seen = []
+
+    def __call__(self, examples):
+        batch = super().__call__(examples)
+        self.seen.append((int(self._epoch), rejected_of(batch)))
+        return batch
+
+
+def reward_trainer(collator, folder, epochs, save_steps=500, **overrides):
+    tokenizer = tiny_tokenizer()
+    args = RewardConfig(
+        str(folder),
+        bf16=False,
+        use_cpu=True,
+        report_to="none",
+        per_device_train_batch_size=4,
+        num_train_epochs=epochs,
+        remove_unused_columns=False,
+        save_steps=save_steps,
+        **overrides,
+    )
+    return RewardTrainer(
+        tiny_reward_model(tokenizer),
+        args,
+        data_collator=collator,
+        train_dataset=records(),
+        processing_class=tokenizer,
+        callbacks=[collator.epoch_callback],
+    )
+
+
+def test_an_unmodified_reward_trainer_draws_anew_each_epoch_and_goes_on_after_a_resume(tmp_path):
+    straight = Recorder(pad_token_id=0, seed=1)
+    reward_trainer(straight, tmp_path, epochs=3, save_steps=2).train()
+    assert [epoch for epoch, _ in straight.seen] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    by_epoch = {epoch: {} for epoch in range(3)}
+    for epoch, drawn in straight.seen:
+        by_epoch[epoch] |= drawn
+    for epoch, drawn in by_epoch.items():
+        alone = SyntheticPreferenceCollator(pad_token_id=0, seed=1)
+        set_epoch(alone, epoch)
+        assert drawn == rejected_of(alone(list(records())))
+    # Three steps an epoch: step 4 is within the second epoch, step 6 at its end.
+    for step in (4, 6):
+        resumed = Recorder(pad_token_id=0, seed=1)
+        trainer = reward_trainer(resumed, tmp_path, epochs=3, save_steps=100)
+        trainer.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+        assert trainer.state.global_step == 9
+        assert resumed.seen[-(9 - step) :] == straight.seen[step:]
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_workers_of_the_trainer_hear_of_the_epoch(persistent, tmp_path):
+    losses = []
+    for workers in (0, 2):
+        collator = SyntheticPreferenceCollator(pad_token_id=0, seed=1)
+        trainer = reward_trainer(
+            collator,
+            tmp_path,
+            epochs=3,
+            logging_steps=1,
+            learning_rate=1e-2,
+            dataloader_num_workers=workers,
+            dataloader_persistent_workers=persistent and workers > 0,
+        )
+        trainer.train()
+        losses.append([log["loss"] for log in trainer.state.log_history if "loss" in log])
+    assert len(losses[0]) == 9 and losses[0] == losses[1]
+
+
+@pytest.fixture(scope="module")
+def sampler():
+    letters = "abcdefghij"
+    samples = Dataset.from_dict(
+        {
+            "prompt": [f"{row}" for row in range(10)],
+            "completions": [[letters[row], letters[row] * 2, letters[row] * 3] for row in range(10)],
+            "finished": [[True] * 3] * 10,
+        }
+    )
+    return ViewSampler(samples, tiny_tokenizer())
+
+
+def test_views_come_first_of_all_then_second_of_all(sampler):
+    collator = SyntheticPreferenceCollator(0, views=sampler, view_prompts_per_device=4, records_per_batch=4)
+    set_epoch(collator, 2)
+    batch = collator(list(records())[4:8])
+    # c = ceil(4 / 4) = 1: records 4 to 7 bring slots 4 to 7.
+    views = sampler.views(2, [4, 5, 6, 7])
+    assert batch["view_instruction_ids"].tolist() == [view.instruction for view in views]
+    assert batch["view_input_ids"].shape == batch["view_attention_mask"].shape
+    rows = [
+        ids[mask.bool()].tolist()
+        for ids, mask in zip(batch["view_input_ids"], batch["view_attention_mask"], strict=True)
+    ]
+    assert rows == [view.first for view in views] + [view.second for view in views]
+    assert batch["input_ids"].shape[0] == 8
+
+
+def test_a_small_batch_takes_more_slots_of_each_record_and_a_large_one_is_cut(sampler):
+    def instructions(batch_records, **settings):
+        collator = SyntheticPreferenceCollator(0, views=sampler, **settings)
+        return collator([records(20)[record] for record in batch_records])["view_instruction_ids"].tolist()
+
+    def of_slots(*slots):
+        return [view.instruction for view in sampler.views(0, list(slots))]
+
+    # V = 5 of 2 records: c = 3 slots each, record 1 brings 3 to 5 and record 0 0 to 2; cut from six to five.
+    settings = {"view_prompts_per_device": 5, "records_per_batch": 2}
+    assert instructions([0, 1], **settings) == of_slots(0, 3, 1, 4, 2)
+    # The last batch of an epoch holds one record, which brings all five.
+    assert instructions([1], **settings) == of_slots(3, 4, 5, 6, 7)
+    # V = 2 of 4 records: one slot each, cut to two.
+    assert instructions([3, 4, 5, 6], view_prompts_per_device=2, records_per_batch=4) == of_slots(3, 4)
+
+
+def test_an_instruction_comes_once_a_batch_with_the_views_of_its_first_slot(sampler):
+    # Slots 0 to 9 are one round of the ten instructions and 10 to 19 another: each comes twice in 0 to 19.
+    collator = SyntheticPreferenceCollator(0, views=sampler, view_prompts_per_device=20, records_per_batch=2)
+    batch = collator([records()[0], records()[1]])
+    ids = batch["view_instruction_ids"].tolist()
+    assert sorted(ids) == list(range(10))
+    order = [slot for pair in zip(range(10), range(10, 20), strict=True) for slot in pair]
+    first = {}
+    for view in sampler.views(0, order):
+        first.setdefault(view.instruction, view)
+    assert ids == list(first)
+    length = int(batch["view_attention_mask"][0].sum())
+    assert batch["view_input_ids"][0, :length].tolist() == first[ids[0]].first
+
+
+def test_records_without_a_number_bring_no_views(sampler):
+    collator = SyntheticPreferenceCollator(0, views=sampler, records_per_batch=2)
+    assert set(collator(PLAIN)) == {"input_ids", "attention_mask"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"seed": -1}, "`seed` must be at least 0, got -1"),
+        ({"view_prompts_per_device": 1}, "`view_prompts_per_device` must be at least 2, got 1"),
+    ],
+)
+def test_settings_out_of_range_are_named(settings, match):
+    with pytest.raises(ValueError, match=match):
+        SyntheticPreferenceCollator(0, **settings)
+
+
+@pytest.mark.parametrize("records_per_batch", [None, 0])
+def test_views_need_the_size_of_a_batch(records_per_batch, sampler):
+    with pytest.raises(ValueError, match="`records_per_batch` must be at least 1 with `views`, got (None|0). Pass"):
+        SyntheticPreferenceCollator(0, views=sampler, records_per_batch=records_per_batch)
+
+
+def test_candidates_that_nobody_tokenized_are_named():
+    record = {"chosen_ids": [1, 2], "rejected_ids": [3], "candidates": ["a", "b"]}
+    with pytest.raises(ValueError, match="no `candidate_ids` to draw from.* Call `tokenize_preferences`"):
+        SyntheticPreferenceCollator(pad_token_id=0)([record])

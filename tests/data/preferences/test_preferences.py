@@ -1,0 +1,254 @@
+import logging
+
+import pytest
+from datasets import Dataset, concatenate_datasets
+from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
+
+from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
+from trl_rlp.data.groups.clustering import cluster
+from trl_rlp.data.groups.equivalence import ExactMatch
+from trl_rlp.data.preferences.preferences import GENERATORS, REJECTIONS, synthesize_preferences, tokenize_preferences
+from trl_rlp.data.scoring import score, scoring_ids
+
+
+PROMPTS = ["2 + 2 = ", "Who?", "Why?"]
+COMPLETIONS = [["4", "four", "5", "4."], ["Ada", "Bob", "Cyd", "Dan"], ["so", "so!", "So", "so"]]
+GROUPS = [[0, 0, 1, 0], [0, 1, 2, 3], [0, 0, 0, 0]]
+
+
+def samples(form="text", finished=None, **overrides):
+    prompts = [[{"role": "user", "content": prompt}] for prompt in PROMPTS] if form == "chat" else PROMPTS
+    columns = {
+        "prompt": prompts,
+        "completions": COMPLETIONS,
+        "finished": finished or [[True] * 4] * 3,
+        "cluster_ids": GROUPS,
+        "confidence": [0.75, 0.25, 1.0],
+        **overrides,
+    }
+    return Dataset.from_dict(columns)
+
+
+def always_first(prompts, firsts, seconds):
+    return [0.8] * len(prompts)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    return tiny_reward_model(tokenizer)
+
+
+@pytest.fixture
+def labelers(model, tokenizer):
+    return {"reward_model": model, "reward_processing_class": tokenizer, "judge": always_first}
+
+
+def test_spg_labels_by_the_reward_model_and_keeps_the_audit_columns(model, tokenizer, labelers):
+    pairs, rejections = synthesize_preferences(samples(), "spg", **labelers)
+    (pair,) = pairs
+    rewards = score(model, tokenizer, ["2 + 2 = "] * 4, COMPLETIONS[0])
+    best = max((0, 1, 3), key=lambda place: rewards[place])
+    assert (pair["prompt"], pair["chosen"], pair["rejected"]) == ("2 + 2 = ", COMPLETIONS[0][best], "5")
+    audit = {
+        "sample_row": 0,
+        "confidence": 0.75,
+        "group_sizes": [3, 1],
+        "chosen_cluster_id": 0,
+        "rejected_cluster_id": 1,
+        "chosen_finished": True,
+        "rejected_finished": True,
+        "label_probability": None,
+    }
+    assert {name: pair[name] for name in audit} == audit
+    assert pair["chosen_reward"] == pytest.approx(rewards[best], abs=1e-6)
+    assert pair["rejected_reward"] == pytest.approx(rewards[2], abs=1e-6)
+    assert rejections == {"below_threshold": 1, "single_member": 0, "all_agree": 1, "nothing_left": 0, "ties": 0}
+    assert "margin" not in pairs.column_names
+
+
+@pytest.mark.parametrize("method", GENERATORS)
+def test_every_prompt_is_a_pair_or_counted(method, labelers):
+    pairs, rejections = synthesize_preferences(samples(), method, **labelers)
+    assert set(rejections) == set(REJECTIONS)
+    assert len(pairs) + sum(rejections.values()) == 3
+    again, _ = synthesize_preferences(samples(), method, **labelers)
+    assert again.to_list() == pairs.to_list()
+
+
+def test_reward_labels_agree_with_the_reward_model(labelers):
+    pairs, _ = synthesize_preferences(samples(), "reward", **labelers)
+    assert all(pair["chosen_reward"] > pair["rejected_reward"] for pair in pairs)
+    assert all(pair["label_probability"] > 0.5 and pair["confidence"] is None for pair in pairs)
+
+
+def test_without_a_reward_model_the_reward_columns_are_empty_but_typed(labelers):
+    rewarded, _ = synthesize_preferences(samples(), "spg", chosen="random", **labelers)
+    for method, arguments in (("spg", {"chosen": "random"}), ("rlaif", {"judge": always_first})):
+        pairs, _ = synthesize_preferences(samples(), method, **arguments)
+        assert set(pairs["chosen_reward"]) == {None}
+        assert pairs.features == rewarded.features
+        concatenate_datasets([pairs, rewarded])
+
+
+@pytest.mark.parametrize("keep_candidates", [False, True])
+@pytest.mark.parametrize("form", ["text", "chat"])
+def test_the_result_trains_trls_own_trainers(form, keep_candidates, tokenizer, model, tmp_path, labelers):
+    pairs, _ = synthesize_preferences(samples(form), "select_all", keep_candidates=keep_candidates, **labelers)
+    assert len(pairs) == 2
+    if form == "chat":
+        assert pairs[0]["chosen"][0]["role"] == "assistant"
+        assert pairs[0]["prompt"] == [{"role": "user", "content": "2 + 2 = "}]
+    common = {"bf16": False, "use_cpu": True, "report_to": "none", "max_steps": 1, "logging_steps": 1}
+    args = RewardConfig(str(tmp_path / "reward"), **common)
+    trainer = RewardTrainer(tiny_reward_model(tokenizer), args, train_dataset=pairs, processing_class=tokenizer)
+    trainer.train()
+    prompts, sides = [*pairs["prompt"]] * 2, [*pairs["chosen"], *pairs["rejected"]]
+    ids = [scoring_ids(tokenizer, *row) for row in zip(prompts, sides, strict=True)]
+    assert [*trainer.train_dataset["chosen_ids"], *trainer.train_dataset["rejected_ids"]] == ids
+    args = DPOConfig(str(tmp_path / "dpo"), **common)
+    policy = save(tiny_causal_lm(tokenizer), tokenizer, tmp_path / "policy")
+    trainer = DPOTrainer(policy, args=args, train_dataset=pairs, processing_class=tokenizer)
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(0.6931, abs=1e-3)  # ln 2: policy equals reference
+
+
+def test_candidates_are_all_outputs_outside_the_group(labelers):
+    rows = samples(
+        finished=[[True, True, False, True]] * 3,
+        cluster_ids=[[0, 1, 2, 1], [0, 1, 2, 3], [0] * 4],
+        confidence=[0.5, 0.25, 1.0],
+    )
+    (pair,), _ = synthesize_preferences(rows, "spg", keep_candidates=True, **labelers)
+    assert pair["candidates"] == ["4", "5"]
+    assert pair["candidates_finished"] == [True, False]
+    assert pair["rejected"] in pair["candidates"] and pair["chosen"] in ("four", "4.")
+
+
+def test_an_unfinished_output_is_chosen_only_where_that_is_asked_for(labelers):
+    rows = samples(finished=[[False, False, True, True]] * 3)
+    (pair,), _ = synthesize_preferences(rows, "spg", **labelers)
+    assert pair["chosen"] == "4." and pair["chosen_finished"]
+    rows = samples(finished=[[False, False, True, False]] * 3)
+    with pytest.raises(ValueError, match="allow_unfinished_chosen=True"):
+        synthesize_preferences(rows.select([0]), "spg", **labelers)
+    (pair,), _ = synthesize_preferences(rows, "spg", allow_unfinished_chosen=True, **labelers)
+    assert not pair["chosen_finished"] and pair["rejected_finished"]
+
+
+def test_no_preference_at_all_is_an_error_with_counts_and_remedy(labelers):
+    message = (
+        r"No preference was accepted from 3 prompts, rejected: \{'below_threshold': 2, 'all_agree': 1\}. Lower `th"
+    )
+    with pytest.raises(ValueError, match=message):
+        synthesize_preferences(samples(), "spg", threshold=0.8, **labelers)
+    with pytest.raises(ValueError, match="Sample at a higher temperature"):
+        synthesize_preferences(samples().select([2]), "spg", **labelers)
+
+
+def test_a_threshold_that_one_output_reaches_is_doubtful(labelers, caplog):
+    with caplog.at_level(logging.WARNING):
+        synthesize_preferences(samples(), "spg", threshold=0.5, **labelers)
+        assert not caplog.records
+        synthesize_preferences(samples(), "spg", threshold=0.25, **labelers)
+    assert "`threshold`=0.25 of 4 completions is at most one output" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("method", "overrides", "match"),
+    [
+        ("best", {}, r"`method` must be one of \['reward', 'rlaif', 'select_all', 'spg'\], got 'best'"),
+        ("spg", {"chosen": "longest"}, r"`chosen` must be one of \['random', 'reward'\], got 'longest'"),
+        ("spg", {"threshold": 1.5}, "`threshold` is a share of the completions, between 0 and 1, got 1.5"),
+        ("spg", {"seed": -1}, "`seed` must be at least 0, got -1"),
+        ("reward", {"keep_candidates": True}, "`keep_candidates` must be False with `method`='reward'"),
+        ("spg", {"reward_model": None}, "`reward_model` is None, but `method`='spg' with `chosen`='reward' scores"),
+        ("reward", {"reward_model": None, "chosen": "random"}, "`reward_model` is None, but `method`='reward'"),
+        ("rlaif", {"judge": None}, "`judge` is None"),
+        ("spg", {"reward_processing_class": None}, "`reward_processing_class` is None. Pass the tokenizer"),
+    ],
+)
+def test_arguments_that_cannot_work_are_named(method, overrides, match, labelers):
+    with pytest.raises(ValueError, match=match):
+        synthesize_preferences(samples(), method, **{**labelers, **overrides})
+
+
+@pytest.mark.parametrize("method", ["spg", "select_all"])
+def test_samples_are_grouped_where_they_are_not(method, labelers):
+    plain = samples().remove_columns(["cluster_ids", "confidence"])
+    pairs, rejections = synthesize_preferences(plain, method, equivalence=ExactMatch(), **labelers)
+    complete = cluster(plain, ExactMatch(), complete_groups=True)
+    expected, expected_rejections = synthesize_preferences(complete, method, **labelers)
+    compared = ["prompt", "chosen", "rejected", "confidence", "chosen_reward", "rejected_reward"]
+    assert pairs.select_columns(compared).to_list() == expected.select_columns(compared).to_list()
+    assert rejections == expected_rejections
+    # Two of four say "4" (at .5), four different names, and four times the same.
+    assert rejections["all_agree"] == 1 and rejections["below_threshold"] == (1 if method == "spg" else 0)
+
+
+def test_samples_without_groups_need_an_equivalence(labelers):
+    with pytest.raises(ValueError, match="`equivalence` is None, but `method`='spg' groups outputs by meaning"):
+        synthesize_preferences(samples().remove_columns(["cluster_ids", "confidence"]), "spg", **labelers)
+    with pytest.raises(ValueError, match="`samples` lacks the columns"):
+        synthesize_preferences(samples().remove_columns("finished"), "spg", **labelers)
+
+
+@pytest.mark.parametrize("form", ["text", "chat"])
+def test_tokenized_pairs_have_eos_where_the_output_was_finished(form, tokenizer, labelers):
+    rows = samples(form, finished=[[True, True, False, True]] * 3)
+    pairs, _ = synthesize_preferences(rows, "spg", keep_candidates=True, **labelers)
+    (pair,) = tokenize_preferences(pairs, tokenizer)
+    prompt = rows[0]["prompt"]
+    text = pair["chosen"] if form == "text" else pair["chosen"][0]["content"]
+    assert pair["chosen_ids"] == scoring_ids(tokenizer, prompt, text)
+    assert pair["chosen_ids"][-1] == tokenizer.eos_token_id
+    assert pair["rejected_ids"] == scoring_ids(tokenizer, prompt, "5", finished=False)
+    assert pair["candidate_ids"] == [pair["rejected_ids"]]
+    assert pair["rejected_ids"][-1] != tokenizer.eos_token_id
+
+
+def test_tokenized_pairs_equal_trls_and_are_taken_as_they_are(tokenizer, tmp_path):
+    explicit = {"prompt": PROMPTS, "chosen": ["4", "Ada", "so"], "rejected": ["5", "Bob", ""]}
+    implicit = {
+        side: [prompt + text for prompt, text in zip(PROMPTS, explicit[side], strict=True)]
+        for side in ("chosen", "rejected")
+    }
+    args = RewardConfig(str(tmp_path), bf16=False, use_cpu=True, report_to="none")
+    expected = RewardTrainer(
+        tiny_reward_model(tokenizer), args, train_dataset=Dataset.from_dict(explicit), processing_class=tokenizer
+    ).train_dataset
+    for rows in (explicit, implicit):
+        pairs = tokenize_preferences(Dataset.from_dict(rows), tokenizer)
+        assert pairs.column_names == [*rows, "chosen_ids", "rejected_ids"]
+        assert [*pairs["chosen_ids"]] == [*expected["chosen_ids"]]
+        assert [*pairs["rejected_ids"]] == [*expected["rejected_ids"]]
+        trainer = RewardTrainer(tiny_reward_model(tokenizer), args, train_dataset=pairs, processing_class=tokenizer)
+        assert [*trainer.train_dataset["rejected_ids"]] == [*pairs["rejected_ids"]]
+
+
+def test_implicit_chats_are_tokenized_too(tokenizer):
+    prompt = [{"role": "user", "content": "Who?"}]
+    sides = [[{"role": "assistant", "content": text}] for text in ("Ada", "Bob")]
+    implicit = Dataset.from_dict({"chosen": [prompt + sides[0]], "rejected": [prompt + sides[1]]})
+    explicit = Dataset.from_dict({"prompt": [prompt], "chosen": [sides[0]], "rejected": [sides[1]]})
+    ids = [tokenize_preferences(pairs, tokenizer)["chosen_ids"][0] for pairs in (implicit, explicit)]
+    assert ids[0] == ids[1] == scoring_ids(tokenizer, prompt, "Ada")
+
+
+def test_pairs_that_the_cut_made_equal_are_dropped_and_both_counts_are_logged(tokenizer, caplog):
+    rows = {"prompt": ["aaaaaa", "b", "c"], "chosen": ["xxxxy", "u", "w"], "rejected": ["zxxxy", "v", "w"]}
+    with caplog.at_level(logging.WARNING):
+        pairs = tokenize_preferences(Dataset.from_dict(rows), tokenizer, max_length=5)
+    assert pairs["prompt"][:] == ["b", "c"]  # equal from the start is not the cut's doing
+    assert "2 of 6 texts are longer than `max_length`=5" in caplog.text
+    assert "1 of 3 pairs are equal on both sides once cut to `max_length`=5 tokens, and were dropped" in caplog.text
+    assert pairs.column_names == ["prompt", "chosen", "rejected", "chosen_ids", "rejected_ids"]
+
+
+def test_pairs_without_both_sides_are_named(tokenizer):
+    with pytest.raises(ValueError, match=r"`dataset` lacks the columns \['rejected'\]"):
+        tokenize_preferences(Dataset.from_dict({"prompt": ["a"], "chosen": ["b"]}), tokenizer)

@@ -1,0 +1,349 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import GenerationConfig, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+import trl_rlp.data.sampling.in_process
+from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
+from trl_rlp.data.sampling.in_process import sample_completions
+from trl_rlp.data.sampling.shared_prefill import generate_samples
+from trl_rlp.data.validation import require_samples
+
+
+TEXTS = ["One?", "What is two and two?", "No", "Three, four,", "Name a colour of the sky at noon."]
+CHATS = [[{"role": "system", "content": "Be brief."}, {"role": "user", "content": text}] for text in TEXTS]
+# A tiny random model draws one token as often as another: with 60 of 261 as EOS tokens, some samples end.
+MANY_EOS = list(range(1, 61))
+SMALL = {"num_generations": 3, "max_new_tokens": 8, "shard_size": 2, "tokens_per_batch": 200}
+
+
+@pytest.fixture
+def tokenizer():
+    return tiny_tokenizer()
+
+
+@pytest.fixture
+def model(tokenizer):
+    model = tiny_causal_lm(tokenizer)
+    model.generation_config.eos_token_id = MANY_EOS
+    return model
+
+
+def prompts(rows=TEXTS, **columns):
+    return Dataset.from_dict({"prompt": rows, **columns})
+
+
+def by_hand(model, tokenizer, rows, seed, n, max_new_tokens, shard):
+    """Samples of one shard that is one batch, longest prompt first, from plain `generate`; cut and decoded by hand."""
+    ids = [tokenizer(row)["input_ids"] for row in rows]
+    length = max(map(len, ids))
+    model.generation_config = GenerationConfig()
+    torch.manual_seed(int(np.random.SeedSequence([seed, shard]).generate_state(1, np.uint64)[0]))
+    sequences = model.generate(
+        input_ids=torch.tensor([[0] * (length - len(row)) + row for row in ids]),
+        attention_mask=torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in ids]),
+        generation_config=GenerationConfig(
+            do_sample=True, top_k=0, max_new_tokens=max_new_tokens, eos_token_id=MANY_EOS, pad_token_id=0
+        ),
+        num_return_sequences=n,
+    )[:, length:].tolist()
+    texts, finished = [], []
+    for tokens in sequences:
+        kept = []
+        for token in tokens:
+            if token in MANY_EOS:
+                break
+            kept.append(token)
+        texts.append(tokenizer.decode(kept))
+        finished.append(len(kept) < len(tokens))
+    return [(texts[i * n : i * n + n], finished[i * n : i * n + n]) for i in range(len(rows))]
+
+
+def test_samples_equal_plain_generate_cut_at_eos_and_decoded(model, tokenizer):
+    rows = sorted(TEXTS, key=len, reverse=True)
+    samples = sample_completions(
+        prompts(rows), model, tokenizer, num_generations=4, max_new_tokens=3, tokens_per_batch=10_000, seed=5
+    )
+    require_samples(samples)
+    expected = by_hand(model, tokenizer, rows, seed=5, n=4, max_new_tokens=3, shard=0)
+    assert list(zip(samples["completions"], samples["finished"], strict=True)) == expected
+    ended = np.array(samples["finished"])
+    assert ended.any() and not ended.all()
+
+
+@pytest.mark.parametrize("rows", [TEXTS, CHATS], ids=["text", "chat"])
+def test_rows_keep_their_order_and_their_columns(model, tokenizer, rows):
+    model.lm_head.weight.data.zero_()  # all tokens are equally likely, so a sample tells nothing of its prompt
+    data = prompts(rows, answer=[str(row) for row in range(5)], finished=["stale"] * 5)
+    samples = sample_completions(data, model, tokenizer, **SMALL)
+    assert samples.column_names == ["prompt", "answer", "completions", "finished"]
+    assert samples["prompt"][:] == rows and samples["answer"][:] == list("01234")
+    require_samples(samples)
+
+
+def test_each_prompt_gets_its_own_samples(tokenizer):
+    """Token t is followed by t + 1, whatever came before: a prompt that ends with "a" continues with "bcd"."""
+    model = tiny_causal_lm(tokenizer, num_hidden_layers=0, hidden_size=300, tie_word_embeddings=False)
+    size = len(tokenizer)
+    model.model.embed_tokens.weight.data.copy_(torch.eye(size, 300))
+    model.lm_head.weight.data.copy_(1000 * torch.eye(size, 300).roll(1, dims=0))
+    samples = sample_completions(
+        prompts(["xxa", "k", "long text f", "xb"]), model, tokenizer, **{**SMALL, "max_new_tokens": 3}
+    )
+    assert samples["completions"][:] == [["bcd"] * 3, ["lmn"] * 3, ["ghi"] * 3, ["cde"] * 3]
+    assert samples["finished"][:] == [[False] * 3] * 4
+
+
+def test_chat_prompts_open_an_assistant_turn_or_continue_it(model, tokenizer, monkeypatch):
+    seen = []
+
+    def record(model, prompt_ids, *args):
+        seen.extend(tokenizer.decode(ids) for ids in prompt_ids)
+        return generate_samples(model, prompt_ids, *args)
+
+    monkeypatch.setattr(trl_rlp.data.sampling.in_process, "generate_samples", record)
+    question = [{"role": "user", "content": "Who?"}]
+    half = [*question, {"role": "assistant", "content": "It was"}]
+    sample_completions(prompts([question, half]), model, tokenizer, **SMALL)
+    assert sorted(seen) == ["<|user|>Who?<|assistant|>", "<|user|>Who?<|assistant|>It was"]
+
+
+def test_the_seed_decides_and_global_generators_are_left_alone(model, tokenizer):
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    first = sample_completions(prompts(), model, tokenizer, **SMALL)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(99)
+    assert sample_completions(prompts(), model, tokenizer, **SMALL).to_list() == first.to_list()
+    assert sample_completions(prompts(), model, tokenizer, seed=1, **SMALL).to_list() != first.to_list()
+
+
+def test_equal_prompts_of_different_shards_get_different_samples(model, tokenizer):
+    samples = sample_completions(prompts(["Who?"] * 4), model, tokenizer, **SMALL)
+    assert len({tuple(row) for row in samples["completions"]}) == 4
+
+
+@pytest.mark.parametrize("policy", ["folder", "classifier", "bare"])
+def test_what_is_no_policy_is_named(model, tokenizer, policy):
+    others = {"folder": "some/folder", "classifier": tiny_reward_model(tokenizer), "bare": model.model}
+    with pytest.raises(TypeError, match="`model` must be a causal LM, got `(str|LlamaForSeq.*|LlamaModel)`. Load it"):
+        sample_completions(prompts(), others[policy], tokenizer, **SMALL)
+
+
+def test_a_compiled_policy_samples(model, tokenizer):
+    compiled = torch.compile(model, backend="eager")
+    assert len(sample_completions(prompts(), compiled, tokenizer, **SMALL)) == len(prompts())
+
+
+def test_pad_tokens_do_not_matter(model):
+    distinct, equal, missing = tiny_tokenizer(), tiny_tokenizer(pad_is_eos=True), tiny_tokenizer()
+    missing.pad_token = None
+    model.generation_config.pad_token_id = None
+    rows = [sample_completions(prompts(), model, each, **SMALL).to_list() for each in (distinct, equal, missing)]
+    assert rows[0] == rows[1] == rows[2]
+    assert missing.pad_token is None and missing.padding_side == distinct.padding_side
+
+
+@pytest.mark.parametrize("own", [None, 42, [42, 43]])
+def test_samples_end_with_the_tokenizers_eos_and_those_of_the_generation_config(tokenizer, own, monkeypatch):
+    """The tokens drawn are given: a sample ends at the first of them that is an EOS token."""
+    model = tiny_causal_lm(tokenizer)
+    model.generation_config.eos_token_id = own
+    letters = tokenizer("abc")["input_ids"]
+    drawn = [[*letters, tokenizer.eos_token_id, 0], [*letters, 42, 43], [*letters, 43, 43], letters + letters[:2]]
+    monkeypatch.setattr(trl_rlp.data.sampling.in_process, "generate_samples", lambda *_: torch.tensor([drawn]))
+    samples = sample_completions(prompts(["x"]), model, tokenizer, num_generations=4, max_new_tokens=5)
+    assert samples[0]["finished"] == [True, own is not None, isinstance(own, list), False]
+    assert samples[0]["completions"][0] == "abc" and samples[0]["completions"][3] == "abcab"
+    assert (samples[0]["completions"][1] == "abc") == (own is not None)
+
+
+def test_white_space_at_the_start_of_a_completion_is_kept(monkeypatch):
+    """SentencePiece decodes the token of " Paris" alone to "Paris", but after the prompt it is " Paris"."""
+    vocabulary = {token: index for index, token in enumerate(["<unk>", "</s>", "▁Capital", ":", "▁Paris", "Lyon"])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Metaspace(), pre_tokenizers.Split(":", "isolated")]
+    )
+    backend.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
+    assert tokenizer("Capital:")["input_ids"] == [2, 3] and tokenizer.decode([4]) == "Paris"
+    monkeypatch.setattr(
+        trl_rlp.data.sampling.in_process, "generate_samples", lambda *_: torch.tensor([[[4, 1], [5, 1]]])
+    )
+    model = tiny_causal_lm(tokenizer)
+    samples = sample_completions(prompts(["Capital:"]), model, tokenizer, num_generations=2, max_new_tokens=2)
+    assert samples[0]["completions"] == [" Paris", "Lyon"]
+
+
+def test_the_model_comes_back_as_it_was(model, tokenizer):
+    own = model.generation_config
+    model.train()
+    model.model.layers[0].eval()
+    modes = [module.training for module in model.modules()]
+    seen = []
+    model.register_forward_pre_hook(lambda module, _: seen.append(any(each.training for each in module.modules())))
+    sample_completions(prompts(), model, tokenizer, **SMALL)
+    assert not any(seen) and seen
+    assert [module.training for module in model.modules()] == modes
+    assert model.generation_config is own
+
+
+def test_settings_of_the_model_do_not_leak(model, tokenizer):
+    expected = sample_completions(prompts(), model, tokenizer, **SMALL).to_list()
+    model.generation_config = GenerationConfig(
+        eos_token_id=MANY_EOS, top_k=1, repetition_penalty=5.0, min_new_tokens=8, num_beams=2, do_sample=False
+    )
+    assert sample_completions(prompts(), model, tokenizer, **SMALL).to_list() == expected
+    greedy = sample_completions(prompts(), model, tokenizer, top_k=1, **SMALL)
+    assert all(len(set(row)) == 1 for row in greedy["completions"])
+
+
+def test_a_lora_policy_is_sampled_with_its_adapter(model, tokenizer, tmp_path):
+    base = sample_completions(prompts(), model, tokenizer, **SMALL).to_list()
+    policy = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=64, init_lora_weights=False))
+    own = sample_completions(prompts(), policy, tokenizer, output_dir=tmp_path, **SMALL).to_list()
+    assert own != base
+    with policy.disable_adapter():
+        assert sample_completions(prompts(), policy, tokenizer, **SMALL).to_list() == base
+        with pytest.raises(ValueError, match="`policy` was"):
+            sample_completions(prompts(), policy, tokenizer, output_dir=tmp_path, **SMALL)
+
+
+def test_an_interrupted_run_continues_to_the_same_samples(model, tokenizer, tmp_path, monkeypatch):
+    settings = {**SMALL, "tokens_per_batch": 1}
+    straight = sample_completions(prompts(), model, tokenizer, **settings).to_list()
+    calls = []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 4:  # in the middle of the second shard: it has two prompts, a batch one
+            raise KeyboardInterrupt
+        return generate_samples(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(trl_rlp.data.sampling.in_process, "generate_samples", interrupted)
+        sample_completions(prompts(), model, tokenizer, output_dir=tmp_path, **settings)
+    assert len(list(tmp_path.glob("shard-*.jsonl"))) == 1
+    assert sample_completions(prompts(), model, tokenizer, output_dir=tmp_path, **settings).to_list() == straight
+    assert not model.training
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"temperature": 0.7}, r"`temperature` was 1\.0 and is 0\.7"),
+        ({"seed": 3}, "`seed` was 0 and is 3"),
+        ({"model": 1}, "`policy` was"),
+        ({"tokenizer": True}, "`tokenizer` was"),
+        ({"rows": TEXTS[:4]}, "`prompts` was"),
+    ],
+)
+def test_a_folder_of_another_run_is_refused(model, tokenizer, tmp_path, change, match):
+    sample_completions(prompts(), model, tokenizer, output_dir=tmp_path, **SMALL)
+    settings = {**SMALL, **change}
+    if settings.pop("model", None):
+        model.lm_head.weight.data[0, 0] += 1e-3
+    if settings.pop("tokenizer", None):
+        tokenizer.chat_template = "another"
+    with pytest.raises(ValueError, match=match):
+        sample_completions(prompts(settings.pop("rows", TEXTS)), model, tokenizer, output_dir=tmp_path, **settings)
+
+
+@pytest.mark.parametrize(
+    ("data", "settings", "match"),
+    [
+        (prompts(), {"num_generations": 1}, "`num_generations` must be at least 2"),
+        (prompts(), {"temperature": 0}, "`temperature` must be above 0"),
+        (prompts(["a", " "]), {}, "`prompts` row 1 has an empty prompt"),
+        (Dataset.from_dict({"text": ["a"]}), {}, r"`prompts` lacks the columns \['prompt'\]"),
+        (
+            prompts(["a", "b" * 300]),
+            {"max_new_tokens": 213},
+            "`prompts` row 1 has 300 tokens, which with `max_new_tokens`=213 is more than the model's context of 512",
+        ),
+    ],
+)
+def test_bad_input_is_named(model, tokenizer, data, settings, match):
+    with pytest.raises(ValueError, match=match):
+        sample_completions(data, model, tokenizer, **settings)
+
+
+def test_a_prompt_may_fill_the_context_to_the_last_token(model, tokenizer):
+    samples = sample_completions(prompts(["b" * 300]), model, tokenizer, num_generations=2, max_new_tokens=212)
+    assert len(samples[0]["completions"]) == 2
+
+
+def test_tokenizers_without_eos_or_chat_template_are_refused(model, tokenizer):
+    no_template = tiny_tokenizer(chat=False)
+    with pytest.raises(ValueError, match="no chat template, but the prompts are messages"):
+        sample_completions(prompts(CHATS), model, no_template)
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="no EOS token, so no sample could end"):
+        sample_completions(prompts(), model, tokenizer)
+
+
+def test_an_encoder_decoder_is_refused(tokenizer):
+    config = T5Config(vocab_size=300, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    with pytest.raises(ValueError, match="must be a decoder-only causal LM"):
+        sample_completions(prompts(), T5ForConditionalGeneration(config), tokenizer)
+
+
+TWO_PROCESSES = """
+import sys
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl_rlp.data.sampling import in_process
+from trl_rlp.storage.processes import leave_process_group
+from trl_rlp.data.sampling.in_process import sample_completions
+
+folder, texts = sys.argv[1], {texts!r}
+model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+prompts = Dataset.from_dict({{"prompt": texts}})
+calls, generate = [], in_process.generate_samples
+in_process.generate_samples = lambda *args: calls.append(1) or generate(*args)
+for output_dir in (None, folder + "/shards", folder + "/shards"):
+    samples = sample_completions(prompts, model, tokenizer, output_dir=output_dir, **{settings!r})
+    samples.to_json(f"{{folder}}/{{output_dir is None}}-{{PartialState().process_index}}.jsonl")
+assert torch.distributed.get_world_size() == PartialState().num_processes == 2
+# Three shards, dealt 0, 1, 0: two or one of them twice, none in the third call.
+assert len(calls) == [4, 2][PartialState().process_index], calls
+try:
+    sample_completions(prompts, model, tokenizer, output_dir=folder + "/shards", seed=7, **{settings!r})
+except ValueError as error:
+    sys.stdout.write(f"refused: {{error}}\\n")  # in one write, so that the other process's stays whole
+leave_process_group()
+"""
+
+
+def test_two_processes_share_the_work_and_return_the_same_whole(model, tokenizer, tmp_path):
+    expected = sample_completions(prompts(), model, tokenizer, **{**SMALL, "tokens_per_batch": 10_000})
+    folder = save(model, tokenizer, tmp_path)
+    script = tmp_path / "script.py"
+    script.write_text(TWO_PROCESSES.format(texts=TEXTS, settings={**SMALL, "tokens_per_batch": 10_000}))
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        str(script),
+        folder,
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("refused: `output_dir`") == 2
+    for output in ("True-0", "True-1", "False-0", "False-1"):
+        assert Dataset.from_json(f"{folder}/{output}.jsonl").to_list() == expected.to_list()

@@ -1,0 +1,244 @@
+import asyncio
+import json
+import socket
+import sys
+import time
+
+import pytest
+from datasets import Dataset
+
+from tests.servers import needs_serving, serving
+from tests.tiny_models import save, tiny_causal_lm, tiny_tokenizer
+from trl_rlp.data.sampling.server import sample_from_server
+from trl_rlp.data.validation import require_samples
+
+
+TEXTS = ["One?", "Two?", "Three?"]
+CHATS = [[{"role": "user", "content": text}] for text in TEXTS]
+
+
+def sample(server, rows=TEXTS, n=4, **settings):
+    return sample_from_server(Dataset.from_dict({"prompt": rows}), server.url, "policy", num_generations=n, **settings)
+
+
+@pytest.mark.parametrize(("rows", "path"), [(TEXTS, "/v1/completions"), (CHATS, "/v1/chat/completions")])
+def test_n_choices_are_asked_for_in_one_request(fake, rows, path):
+    samples = sample(fake, rows, temperature=0.7, top_p=0.9, max_tokens=17, extra_body={"top_k": -1})
+    require_samples(samples)
+    assert samples["prompt"][:] == rows
+    assert fake.paths == [path] * 3
+    for request in fake.requests:
+        expected = {"model": "policy", "n": 4, "temperature": 0.7, "top_p": 0.9, "max_tokens": 17, "top_k": -1}
+        assert expected.items() <= request.items()
+    assert samples["finished"][:] == [[True, False, True, False]] * 3
+    assert [[text.split()[0] for text in row] for row in samples["completions"]] == [[text] * 4 for text in TEXTS]
+    assert len({request["seed"] for request in fake.requests}) == 3
+
+
+@pytest.mark.parametrize("given", [1, 3])
+def test_missing_choices_are_asked_for_one_by_one(fake, given):
+    """n = 4 and one prompt at a time: the first request gives some, the rest of that row and all others are single."""
+    fake.choices = lambda request: min(given, request.get("n", 1))
+    samples = sample(fake, max_concurrency=1, shard_size=1)
+    require_samples(samples)
+    assert ["n" in request for request in fake.requests] == [True] + [False] * (4 - given) + [False] * 8
+    seeds = [request["seed"] for request in fake.requests]
+    assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2**31 for seed in seeds)
+    assert all(len(set(row)) == 4 for row in samples["completions"])
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_server_that_refuses_n_is_asked_one_by_one(fake, status):
+    fake.respond = lambda request, number: (status, '{"error": "n must be 1"}', {}) if "n" in request else None
+    require_samples(sample(fake, shard_size=1))
+    assert len(fake.requests) == 1 + 3 * 4
+
+
+def test_seeds_depend_on_the_seed_the_row_and_the_sample(fake):
+    fake.choices = lambda request: 1
+    first, again, other = sample(fake), sample(fake), sample(fake, seed=1)
+    assert first.to_list() == again.to_list()
+    texts = [text for samples in (first, other) for row in samples["completions"] for text in row]
+    assert len(set(texts)) == 24
+
+
+def test_no_more_requests_are_under_way_than_allowed(fake):
+    fake.choices = lambda request: 1
+    fake.delay = 0.02
+    require_samples(sample(fake, max_concurrency=3))
+    assert fake.most_at_once == 3
+
+
+def test_failures_that_pass_are_repeated(fake):
+    passing = {0: 503, 1: 429, 2: 500}
+    fake.respond = lambda request, number: (passing[number], "busy", {}) if number in passing else None
+    require_samples(sample(fake, max_concurrency=1))
+    assert len(fake.requests) == 3 + 3
+
+
+def test_failures_that_stay_are_named_after_the_retries(fake):
+    fake.respond = lambda request, number: (503, "<html>\n  overloaded\n</html>", {})
+    with pytest.raises(RuntimeError, match="still fails after 2 retries \\(status 503: <html> overloaded </html>\\)"):
+        sample(fake, TEXTS[:1], max_retries=2)
+    assert len(fake.requests) == 3
+
+
+def test_a_refused_request_is_named_and_not_repeated(fake):
+    fake.respond = lambda request, number: (404, '{"error": "no model called policy"}', {})
+    with pytest.raises(ValueError, match="refused a request \\(status 404: .*no model called policy.*Check `model`"):
+        sample(fake, TEXTS[:1])
+    assert len(fake.requests) == 1
+
+
+def test_a_server_that_is_not_there_is_named_at_once():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    begin = time.monotonic()
+    with pytest.raises(
+        ConnectionError, match=rf"No server answers at `base_url`=http://127\.0\.0\.1:{port}/v1.*Start one"
+    ) as caught:
+        sample_from_server(Dataset.from_dict({"prompt": TEXTS}), f"http://127.0.0.1:{port}/v1", "policy")
+    assert time.monotonic() - begin < 5
+    assert "\n" not in str(caught.value)
+
+
+RUBBISH = {
+    "html": ("<!doctype html>\n<p>Welcome to nginx</p>", "Welcome to nginx"),
+    "not json": ("{'choices':", "choices"),
+    "no choices": ('{"choices": []}', "choices"),
+    "other json": ('{"answer": 42}', "42"),
+    "a list": ("[1, 2]", r"\[1, 2\]"),
+    "null": ("null", "null"),
+    "null choice": ('{"choices": [null]}', "null"),
+    "null text": ('{"choices": [{"text": null, "message": null, "finish_reason": "stop"}]}', "null"),
+    "number": ('{"choices": [{"text": 1, "message": {"content": 1}, "finish_reason": "stop"}]}', "1"),
+    "empty": ("", "an empty body"),
+}
+
+
+@pytest.mark.parametrize("rows", [TEXTS, CHATS], ids=["text", "chat"])
+@pytest.mark.parametrize("kind", RUBBISH)
+def test_rubbish_is_one_clear_line(fake, rows, kind):
+    body, match = RUBBISH[kind]
+    fake.respond = lambda request, number: (
+        200,
+        body,
+        {"Content-Type": "text/html" if kind == "html" else "application/json"},
+    )
+    with pytest.raises(ValueError, match=f"answered something that is not a completion.*{match}") as caught:
+        sample(fake, rows)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+def test_a_message_without_content_is_no_sample(fake):
+    choice = {"message": {"content": None, "reasoning": "Let me see"}, "finish_reason": "length"}
+    fake.respond = lambda request, number: (200, json.dumps({"choices": [choice]}), {})
+    with pytest.raises(ValueError, match=r"row \d with a message that has no content. .* raise `max_tokens`"):
+        sample(fake, CHATS)
+
+
+def test_it_works_inside_a_running_event_loop(fake):
+    async def cell_of_a_notebook():
+        return sample(fake)
+
+    assert asyncio.run(cell_of_a_notebook()).to_list() == sample(fake).to_list()
+
+
+def test_an_interrupted_run_goes_on_after_the_last_shard(fake, tmp_path):
+    expected = sample(fake).to_list()
+    fake.requests.clear()
+    fake.respond = lambda request, number: (404, "gone", {}) if number == 2 else None
+    with pytest.raises(ValueError, match="status 404"):
+        sample(fake, shard_size=1, output_dir=tmp_path, api_key="secret")
+    assert len(list(tmp_path.glob("shard-*.jsonl"))) == 2
+    fake.respond = lambda request, number: None
+    assert sample(fake, shard_size=1, output_dir=tmp_path, api_key="other").to_list() == expected
+    assert len(fake.requests) == 4
+    assert not any("secret" in path.read_text() for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"temperature": 0.5}, r"`temperature` was 1\.0 and is 0\.5"),
+        ({"extra_body": {"top_k": 5}}, "`extra_body` was None and is {'top_k': 5}"),
+        ({"rows": TEXTS[:2]}, "`prompts` was"),
+    ],
+)
+def test_a_folder_of_another_run_is_refused(fake, tmp_path, change, match):
+    sample(fake, output_dir=tmp_path)
+    with pytest.raises(ValueError, match=match):
+        sample(fake, output_dir=tmp_path, **change)
+
+
+def test_a_key_of_the_environment_is_not_sent(fake, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "private")
+    sample(fake)
+    assert fake.headers["Authorization"] == "Bearer none"
+    sample(fake, api_key="given")
+    assert fake.headers["Authorization"] == "Bearer given"
+
+
+def test_open_assistant_turns_need_the_servers_word_for_it(fake):
+    rows = [[{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "It was"}]]
+    with pytest.raises(ValueError, match="`prompts` row 0 ends with an assistant message"):
+        sample(fake, rows)
+    assert not fake.requests
+    require_samples(sample(fake, rows, extra_body={"continue_final_message": True, "add_generation_prompt": False}))
+
+
+def test_bad_settings_and_a_missing_package_are_named(fake, monkeypatch):
+    with pytest.raises(ValueError, match="`num_generations` must be at least 2"):
+        sample(fake, n=1)
+    with pytest.raises(ValueError, match="`max_concurrency` must be at least 1"):
+        sample(fake, max_concurrency=0)
+    with pytest.raises(ValueError, match="`prompts` row 0 has an empty prompt"):
+        sample(fake, [" "])
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(ImportError, match=r"pip install trl-rlp\[server\]"):
+        sample(fake)
+
+
+@pytest.fixture(scope="module")
+def serve(tmp_path_factory):
+    """A served tiny model that samples by default; gives the URL and the folder it serves."""
+    folder = tmp_path_factory.mktemp("policy")
+    tokenizer = tiny_tokenizer()
+    model = tiny_causal_lm(tokenizer)
+    model.generation_config.update(do_sample=True, top_k=0, eos_token_id=list(range(1, 31)), pad_token_id=0)
+    save(model, tokenizer, folder)
+    with serving(folder) as url:
+        yield url, str(folder)
+
+
+@needs_serving
+@pytest.mark.parametrize("rows", [TEXTS, CHATS], ids=["text", "chat"])
+def test_transformers_serve_samples_text_and_chats(serve, rows):
+    url, folder = serve
+    prompts = Dataset.from_dict({"prompt": rows})
+    settings = {"num_generations": 4, "max_tokens": 6, "max_concurrency": 1}  # seeds hold for one request at a time
+    samples = sample_from_server(prompts, url, folder, **settings)
+    require_samples(samples)
+    completions = [text for row in samples["completions"] for text in row]
+    finished = [value for row in samples["finished"] for value in row]
+    assert len(set(completions)) > 6, "samples differ, so the server did sample"
+    assert any(finished) and not all(finished)
+    assert not any("<eos>" in text or "<|" in text for text in completions)
+    assert sample_from_server(prompts, url, folder, **settings).to_list() == samples.to_list()
+    assert sample_from_server(prompts, url, folder, seed=1, **settings).to_list() != samples.to_list()
+
+
+@needs_serving
+def test_transformers_serve_refuses_a_field_it_does_not_know(serve):
+    url, folder = serve
+    with pytest.raises(ValueError, match="refused a request .*Unexpected fields"):
+        sample_from_server(Dataset.from_dict({"prompt": TEXTS}), url, folder, extra_body={"no_such_field": 1})
+
+
+def test_half_of_a_character_becomes_the_replacement_character(fake, tmp_path):
+    fake.answer = lambda request: {
+        "choices": [{"text": text, "finish_reason": "stop"} for text in ("a\ud83d", "\ud83d\ude00", "\udc00b", "c")]
+    }
+    samples = sample(fake, TEXTS[:1], output_dir=tmp_path)
+    assert samples["completions"][0] == ["a\ufffd", "\U0001f600", "\ufffdb", "c"]

@@ -1,0 +1,39 @@
+import pytest
+
+from trl_rlp.data.sampling.settings import require_settings
+
+
+def test_the_papers_settings_pass():
+    paper = {"num_generations": 10, "temperature": 1, "top_p": 1, "top_k": 0, "max_new_tokens": 256}
+    assert require_settings(**paper, seed=0, shard_size=1) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "match"),
+    [
+        ("num_generations", 1, "`num_generations` must be at least 2, as RLP compares outputs .* Got 1"),
+        ("temperature", 0.0, r"`temperature` must be above 0 .* Got 0\.0"),
+        ("temperature", float("nan"), "Got nan"),
+        ("temperature", float("inf"), "Got inf"),
+        ("top_p", 0, r"`top_p` must be in \(0, 1\]"),
+        ("top_p", 1.01, r"Got 1\.01"),
+        ("top_k", -1, "`top_k` must be at least 0"),
+        ("max_new_tokens", 0, "`max_new_tokens` must be at least 1 token"),
+        ("seed", -1, "`seed` must be at least 0"),
+        ("tokens_per_batch", 0, "try 8192"),
+        ("shard_size", 0, "`shard_size` must be at least 1 prompt"),
+        ("max_concurrency", 0, "`max_concurrency` must be at least 1 request"),
+        ("max_retries", -1, "`max_retries` must be at least 0"),
+    ],
+)
+def test_values_out_of_range_are_named(name, value, match):
+    with pytest.raises(ValueError, match=match):
+        require_settings(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("num_generations", 2.0), ("seed", "1"), ("temperature", None), ("top_k", True)]
+)
+def test_values_of_another_type_are_named(name, value):
+    with pytest.raises(TypeError, match=f"`{name}` must be an? (integer|number), got {value!r}"):
+        require_settings(**{name: value})

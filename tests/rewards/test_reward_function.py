@@ -1,0 +1,74 @@
+import pytest
+from datasets import Dataset
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
+from trl_rlp.data.scoring import score
+from trl_rlp.rewards.reward_function import RewardFunction
+
+
+@pytest.fixture
+def tokenizer():
+    return tiny_tokenizer()
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_finished_completions_are_scored_with_eos_and_cut_ones_without(tokenizer, chat):
+    model = tiny_reward_model(tokenizer)
+    prompt = [{"role": "user", "content": "Who?"}] if chat else "Who?"
+    completions = [[{"role": "assistant", "content": "Ada"}]] * 2 if chat else ["Ada"] * 2
+    ids = tokenizer("Ada")["input_ids"]
+    reward = RewardFunction(model, tokenizer, [tokenizer.eos_token_id])
+    rewards = reward(
+        [prompt] * 2, completions, completion_ids=[[*ids, tokenizer.eos_token_id], ids], trainer_state=None
+    )
+    expected = score(model, tokenizer, [prompt] * 2, ["Ada"] * 2, [True, False])
+    assert rewards == pytest.approx(expected, abs=1e-6) and rewards[0] != rewards[1]
+
+
+def test_an_empty_completion_is_scored(tokenizer):
+    reward = RewardFunction(tiny_reward_model(tokenizer), tokenizer, [tokenizer.eos_token_id])
+    assert len(reward(["Who?"], [""], completion_ids=[[]])) == 1
+
+
+def test_rewards_are_shifted_and_scaled(tokenizer):
+    model = tiny_reward_model(tokenizer)
+    plain = RewardFunction(model, tokenizer, [1])(["a"], ["b"], completion_ids=[[5]])[0]
+    scaled = RewardFunction(model, tokenizer, [1], mean=2.0, deviation=4.0)(["a"], ["b"], completion_ids=[[5]])[0]
+    assert scaled == pytest.approx((plain - 2) / 4, abs=1e-6)
+    with pytest.raises(ValueError, match="`deviation` must be positive, got 0"):
+        RewardFunction(model, tokenizer, [1], deviation=0.0)
+
+
+@pytest.mark.parametrize(("trainer_class", "config_class"), [(RLOOTrainer, RLOOConfig), (GRPOTrainer, GRPOConfig)])
+def test_trl_trainers_take_it_and_hand_it_ids_that_end_in_eos(tmp_path, tokenizer, trainer_class, config_class):
+    policy = save(tiny_causal_lm(tokenizer), tokenizer, tmp_path / "policy")
+    seen = []
+
+    class Watching(RewardFunction):
+        def __call__(self, prompts, completions, completion_ids, **kwargs):
+            seen.extend(completion_ids)
+            return super().__call__(prompts, completions, completion_ids, **kwargs)
+
+    trainer = trainer_class(
+        model=policy,
+        reward_funcs=Watching(tiny_reward_model(tokenizer), tokenizer, [tokenizer.eos_token_id]),
+        args=config_class(
+            output_dir=str(tmp_path / "out"),
+            bf16=False,
+            use_cpu=True,
+            report_to="none",
+            per_device_train_batch_size=64,
+            num_generations=32,
+            max_completion_length=24,
+            max_steps=1,
+            learning_rate=1e-2,
+        ),
+        train_dataset=Dataset.from_dict({"prompt": ["a", "b"] * 4}),
+        processing_class=tokenizer,
+    )
+    before = {name: parameter.clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.train()
+    assert any(not parameter.equal(before[name]) for name, parameter in trainer.model.named_parameters())
+    assert len(seen) == 64
+    assert {bool(ids) and ids[-1] == tokenizer.eos_token_id for ids in seen} == {True, False}

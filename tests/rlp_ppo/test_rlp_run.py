@@ -1,0 +1,215 @@
+"""Algorithm 1 inside the PPO trainer."""
+
+import json
+
+import pytest
+import torch
+from datasets import Dataset, IterableDataset
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+import trl_rlp.rlp_ppo.rlp_ppo_trainer as module
+from tests.ppo_runs import SETTINGS, logged, ppo_config, ppo_trainer, prompts
+from tests.reward_runs import preferences
+from tests.tiny_models import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
+from trl_rlp.data.normalization import normalize_text
+from trl_rlp.rlp_ppo.rlp_run import argument_fingerprint, refinement_config
+from trl_rlp.storage.artifacts import load_data
+
+
+REWARD = {"max_steps": 2, "per_device_train_batch_size": 2, "use_cpu": True, "report_to": "none", "logging_steps": 1}
+RLP = {"rlp_num_generations": 6, "rlp_reward_args": {**REWARD, "view_prompts_per_device": 2}, "rlp_heldout_share": 0.2}
+
+
+class SameParity:
+    """Two outputs mean the same if the codes of their first characters are both even or both odd."""
+
+    fingerprint = "same parity"
+
+    def normalize(self, text):
+        return normalize_text(text)
+
+    def same(self, prompts, firsts, seconds):
+        return [ord(first[0]) % 2 == ord(second[0]) % 2 for first, second in zip(firsts, seconds, strict=True)]
+
+
+def rlp_trainer(folder, method="spg", data=None, **arguments):
+    arguments = {"preference_dataset": preferences(10), "equivalence": SameParity(), **RLP, **arguments}
+    return ppo_trainer(folder, data, rlp_method=method, stop_token=None, **arguments)
+
+
+@pytest.mark.parametrize(
+    "method, arguments",
+    [
+        ("spg", {}),
+        ("uml", {"data": prompts(kind="chat"), "preference_dataset": preferences(10, chat=True), "equivalence": None}),
+        ("uml+spg", {"data": prompts(kind="ids"), "peft_config": LoraConfig(r=2, target_modules=["q_proj"])}),
+    ],
+)
+def test_it_trains_refines_and_begins_anew(tmp_path, method, arguments):
+    trainer = rlp_trainer(tmp_path, method, **arguments)
+    reward_model = trainer.reward_model
+    trainer.train()
+    stages = {path.parent.name for path in (tmp_path / "rlp").glob("*/stage.json")}
+    expected = {"initial_policy", "policy", "policy_samples", "reward_model", "refined_reward_model", "gate"}
+    assert stages - {"groups", "synthetic_preferences"} == expected
+    assert ("synthetic_preferences" in stages) == ("spg" in method) == (trainer.refinement.synthetic is not None)
+    samples = load_data(trainer.refinement.samples)
+    assert len(samples) == 8 and len(samples[0]["completions"]) == 6
+    assert trainer.reward_model is not reward_model
+    refined = AutoModelForSequenceClassification.from_pretrained(trainer.refinement.reward_model)
+    assert all(torch.equal(a, b) for a, b in zip(trainer.reward_model.parameters(), refined.parameters(), strict=True))
+
+
+def test_the_last_policy_starts_where_the_first_one_did(tmp_path, monkeypatch):
+    """With a learning rate of 0 the policy, the first one and the initial one are the same."""
+    trainer = rlp_trainer(tmp_path, learning_rate=0.0)
+    initial = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
+    trainer.train()
+    for folder in ("initial_policy", "policy"):
+        saved = dict(AutoModelForCausalLM.from_pretrained(tmp_path / "rlp" / folder).named_parameters())
+        assert all(torch.equal(weight, saved[name]) for name, weight in initial.items())
+    assert all(torch.equal(weight, initial[name]) for name, weight in trainer.model.named_parameters())
+
+
+def test_the_last_critic_starts_from_the_refined_reward_model(tmp_path):
+    trainer = rlp_trainer(tmp_path)
+    before = trainer.value_model
+    trainer.train()
+    assert trainer.value_model is not before
+    fresh = ppo_trainer(tmp_path / "other", reward_model=trainer.reward_model).value_model
+    assert fresh.config.hidden_size == trainer.value_model.config.hidden_size
+
+
+def test_a_second_call_does_only_what_is_left(tmp_path, monkeypatch):
+    first = rlp_trainer(tmp_path)
+    first.train()
+    runs = []
+    train_first = module.RLPPPOTrainer._train_first
+    monkeypatch.setattr(
+        module.RLPPPOTrainer, "_train_first", lambda self, folder: runs.append(folder) or train_first(self, folder)
+    )
+    second = rlp_trainer(tmp_path)
+    second.train()
+    assert not runs
+    assert logged(second)[:-1] == logged(first)[:-1]
+
+
+def test_the_folder_of_another_run_is_refused(tmp_path):
+    rlp_trainer(tmp_path).train()
+    with pytest.raises(ValueError, match="holds a run with other settings"):
+        rlp_trainer(tmp_path, model=tiny_causal_lm(tiny_tokenizer(), seed=9))
+    with pytest.raises(ValueError, match="holds a run with other settings"):
+        rlp_trainer(tmp_path, reward_model=tiny_reward_model(tiny_tokenizer(), seed=9))
+    with pytest.raises(ValueError, match="holds a run with other settings"):
+        rlp_trainer(tmp_path, peft_config=LoraConfig(r=2, target_modules=["q_proj"]))
+
+
+def test_plain_ppo_leaves_no_folder(tmp_path):
+    trainer = ppo_trainer(tmp_path)
+    trainer.train()
+    assert trainer.refinement is None and not (tmp_path / "rlp").exists()
+
+
+ERRORS = {
+    "no preferences": ({"preference_dataset": None}, "`preference_dataset` is None, but `rlp_method`='spg' needs it"),
+    "no equivalence": ({"equivalence": None}, "`equivalence` is None, but `rlp_method`='spg' groups outputs"),
+    "no reward model": (
+        {"reward_model": None, "reward_funcs": [lambda completions, **kwargs: [0.0] * len(completions)]},
+        "`reward_model` is None, but `rlp_method`='spg' refines it",
+    ),
+    "adapted policy": (
+        {"model": get_peft_model(tiny_causal_lm(tiny_tokenizer()), LoraConfig(target_modules=["q_proj"]))},
+        "`model` is a `PeftModel`, which cannot begin anew",
+    ),
+    "stream": (
+        {"data": IterableDataset.from_generator(lambda: iter([{"prompt": "a"}]))},
+        "`train_dataset` is a stream, whose prompts cannot be sampled again",
+    ),
+    "columns": ({"preference_dataset": Dataset.from_dict({"text": ["a"]})}, "`preference_dataset` lacks the columns"),
+    "useless": ({"method": "none"}, '`preference_dataset` has no use with `rlp_method`="none"'),
+}
+
+
+@pytest.mark.parametrize("arguments, match", ERRORS.values(), ids=ERRORS)
+def test_what_does_not_fit_is_named_before_any_work(tmp_path, arguments, match):
+    with pytest.raises(ValueError, match=match):
+        rlp_trainer(tmp_path / "run", **arguments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_optimizer_serves_one_policy_only(tmp_path):
+    model = tiny_causal_lm(tiny_tokenizer())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="`optimizers` belong to one policy"):
+        module.RLPPPOTrainer(
+            ppo_config(tmp_path / "run", rlp_method="uml"),
+            tiny_tokenizer(),
+            model,
+            reward_model=tiny_reward_model(tiny_tokenizer()),
+            train_dataset=prompts(),
+            preference_dataset=preferences(4),
+            optimizers=(optimizer, None),
+        )
+
+
+def test_fields_of_the_refinement_may_be_json(tmp_path):
+    args = ppo_config(tmp_path, rlp_reward_args=json.dumps({"max_steps": 3}))
+    assert args.rlp_reward_args == {"max_steps": 3}
+    assert "rlp_method" not in SETTINGS and args.rlp_method == "none"
+
+
+def test_the_refinement_has_seed_and_machine_of_the_policy_s_trainer_unless_told_otherwise(tmp_path):
+    settings = {"seed": 7, "gradient_checkpointing": False, "rlp_method": "uml", "rlp_reward_args": {"max_steps": 3}}
+    args = ppo_config(tmp_path, **settings)
+    config = refinement_config(args)
+    assert (config.seed, config.use_cpu, config.gradient_checkpointing, config.max_steps) == (7, True, False, 3)
+    args.rlp_reward_args = {"seed": 8, "use_cpu": True}
+    assert refinement_config(args).seed == 8
+    args.rlp_reward_args = {"bf16": True}
+    with pytest.raises(ValueError, match="`rlp_reward_args` sets `bf16`=True, but the policy's trainer"):
+        refinement_config(args)
+
+
+def test_one_configuration_serves_twice(tmp_path):
+    args = ppo_config(tmp_path / "run", rlp_method="uml")
+    models = {"model": tiny_causal_lm(tiny_tokenizer()), "reward_model": tiny_reward_model(tiny_tokenizer())}
+    for _ in range(2):
+        module.RLPPPOTrainer(
+            args, tiny_tokenizer(), **models, train_dataset=prompts(), preference_dataset=preferences(4)
+        )
+    args.resume_from_checkpoint, args.dataloader_num_workers, args.eval_steps = "checkpoint-2", 1, 3
+    module.RLPPPOTrainer(args, tiny_tokenizer(), **models, train_dataset=prompts(), preference_dataset=preferences(4))
+    args.kl_coef = 0.2
+    with pytest.raises(ValueError, match=r"holds a run with other settings \(args.kl_coef differ\)"):
+        module.RLPPPOTrainer(
+            args, tiny_tokenizer(), **models, train_dataset=prompts(), preference_dataset=preferences(4)
+        )
+
+
+def test_only_the_last_policy_is_pushed(tmp_path, monkeypatch):
+    pushed = []
+    monkeypatch.setattr(
+        module.PPOTrainer, "init_hf_repo", lambda self, *args, **kwargs: pushed.append(self.args.output_dir)
+    )
+    monkeypatch.setattr(module.PPOTrainer, "push_to_hub", lambda self, *args, **kwargs: None)
+    monkeypatch.setattr(module.PPOTrainer, "_push_from_checkpoint", lambda self, folder: None)
+    rlp_trainer(tmp_path, push_to_hub=True).train()
+    assert set(pushed) == {str(tmp_path)}
+
+
+def test_arguments_are_told_apart():
+    first, second = (LoraConfig(r=2, target_modules=list(names)) for names in ("ab", "ba"))
+    assert argument_fingerprint(first) == argument_fingerprint(second)
+    assert argument_fingerprint(first) != argument_fingerprint(LoraConfig(r=4, target_modules=["a", "b"]))
+    assert argument_fingerprint([None, "folder", len]) == [None, "folder", "len"]
+
+
+def test_the_user_s_adapter_configs_are_left_alone(tmp_path):
+    configs = {
+        "peft_config": LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"),
+        "value_peft_config": LoraConfig(r=2, target_modules=["q_proj"]),
+    }
+    rlp_trainer(tmp_path, **configs).train()
+    assert all(config.base_model_name_or_path is None for config in configs.values())
+    rlp_trainer(tmp_path, **configs)

@@ -1,0 +1,23 @@
+import io
+
+from rich.console import Console
+
+from trl_rlp.trainer.ppo.sample_generations import MOST_ROWS, print_table
+
+
+def printed(rows: list[dict]) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    print_table(rows, console)
+    return console.file.getvalue()
+
+
+def test_text_is_printed_as_it_is():
+    text = printed([{"query": "[INST] list [a] and [bold]q [/INST]", "model response": "[/b]", "score": 0.12345}])
+    assert "[INST] list [a] and [bold]q [/INST]" in text and "[/b]" in text and "0.123" in text
+
+
+def test_messages_are_printed_line_by_line_and_not_too_many_rows():
+    chat = [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "cd"}]
+    text = printed([{"query": chat, "score": float(row)} for row in range(MOST_ROWS + 1)])
+    assert text.count("ab") == text.count("cd") == MOST_ROWS
+    assert printed([]) == ""

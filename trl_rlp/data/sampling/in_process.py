@@ -1,0 +1,280 @@
+"""Policy samples P: n completions of every prompt, from a transformers model in process."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import extract_model_from_parallel
+from datasets import Dataset, List, Value
+from peft import PeftModel
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from trl_rlp.data.batching import eval_mode, token_budget_batches
+from trl_rlp.data.sampling.settings import require_settings
+from trl_rlp.data.sampling.shared_prefill import generate_samples
+from trl_rlp.data.turns import ends_with_assistant, prompt_token_ids
+from trl_rlp.data.validation import require_prompts
+from trl_rlp.storage.fingerprints import tokenizer_fingerprint, value_fingerprint, weights_fingerprint
+from trl_rlp.storage.shards import Record, cut_shards, work_in_shards
+
+
+Prompt = str | list[dict[str, str]]
+
+
+def sample_completions(
+    prompts: Dataset,
+    model: PreTrainedModel | PeftModel,
+    processing_class: PreTrainedTokenizerBase,
+    *,
+    num_generations: int = 10,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    max_new_tokens: int = 256,
+    seed: int = 0,
+    tokens_per_batch: int = 8192,
+    output_dir: str | Path | None = None,
+    shard_size: int = 64,
+) -> Dataset:
+    """
+    Samples n completions of every prompt from a policy: P of Algorithm 1, step 4.
+
+    A prompt is read once for its n samples ([`generate_samples`]). Prompts are sorted by
+    length and cut into shards, longest first, and each shard draws from a random generator of its own: so the same
+    arguments give the same samples, in one go or continued, with one process or several. The model's own
+    `generation_config` gives EOS tokens and nothing else. Under `torchrun` or `accelerate launch` every process calls
+    this with a whole copy of the model; models sharded over processes (FSDP, ZeRO-3) are not supported.
+
+    Args:
+        prompts (`datasets.Dataset`):
+            Column `prompt`: text, or messages with `role` and `content`. Messages get the chat template and a new
+            assistant turn; if the last one is the assistant's, it is continued. Other columns are kept.
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The policy, a decoder-only causal LM, on the device to sample on.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer. A pad token is not needed.
+        num_generations (`int`, *optional*, defaults to `10`):
+            n in the paper, at least 2.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            Divides the logits; above 0.
+        top_p (`float`, *optional*, defaults to `1.0`):
+            Probability mass to sample from, in (0, 1]; 1 is all of it.
+        top_k (`int`, *optional*, defaults to `0`):
+            Tokens to sample from; 0 is all of them.
+        max_new_tokens (`int`, *optional*, defaults to `256`):
+            Longest completion, in tokens.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of all draws. PyTorch's generators are left as they were found.
+        tokens_per_batch (`int`, *optional*, defaults to `8192`):
+            Tokens a batch may grow to: `num_generations` times the longest prompt and `max_new_tokens`. A batch has
+            one prompt or more. Samples depend on it, since a batch draws together.
+        output_dir (`str` or `Path`, *optional*):
+            Folder for finished shards; an interrupted run goes on from there.
+        shard_size (`int`, *optional*, defaults to `64`):
+            Prompts a shard.
+
+    Returns:
+        `datasets.Dataset`: the prompts in their order, with `completions` (n texts without special tokens) and
+        `finished` (n booleans: ended with EOS within `max_new_tokens`).
+
+    Raises:
+        TypeError: if an argument has the wrong type.
+        ValueError: if a setting is out of range, there is no prompt or an empty one, a prompt leaves no room for
+            `max_new_tokens`, the tokenizer lacks the EOS token or a needed chat template, or `output_dir` holds
+            samples of another policy, tokenizer, setting or set of prompts.
+
+    Reference:
+        Lang, Huang, Li 2024, https://arxiv.org/abs/2403.19279, Algorithm 1: n = 10, temperature 1.0.
+
+    Example:
+
+    ```python
+    >>> samples = sample_completions(Dataset.from_dict({"prompt": ["2 + 2 ="]}), model, tokenizer, num_generations=2)
+    >>> samples[0]
+    {'prompt': '2 + 2 =', 'completions': [' 4', ' 5.'], 'finished': [True, True]}
+    ```
+    """
+    settings = {
+        "num_generations": num_generations,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "max_new_tokens": max_new_tokens,
+        "seed": seed,
+        "tokens_per_batch": tokens_per_batch,
+        "shard_size": shard_size,
+    }
+    require_settings(**settings)
+    require_prompts(prompts)
+    texts = prompts["prompt"][:]
+    eos_token_ids = get_eos_token_ids(model, processing_class)
+    prompt_ids = _fitting_prompt_ids(texts, processing_class, max_new_tokens, model)
+    config = _generation_config(settings, eos_token_ids)
+    fingerprint = None if output_dir is None else _fingerprint(model, processing_class, texts, config, settings)
+
+    def sample_shard(index: int, rows: list[int], advance: Callable[[int], Any]) -> list[Record]:
+        records = {}
+        with _seeded(seed, index, model):
+            for batch in _batches(rows, prompt_ids, settings):
+                samples = generate_samples(model, [prompt_ids[row] for row in batch], num_generations, config)
+                for row, tokens in zip(batch, samples.tolist(), strict=True):
+                    records[row] = _record(tokens, texts[row], prompt_ids[row], eos_token_ids, processing_class)
+                advance(len(batch))
+        return [records[row] for row in rows]
+
+    shards = cut_shards(sorted(range(len(texts)), key=lambda row: -len(prompt_ids[row])), shard_size)
+    with eval_mode(model):
+        records = work_in_shards(
+            shards, sample_shard, description="Sampling", output_dir=output_dir, fingerprint=fingerprint
+        )
+    return add_completions(prompts, records)
+
+
+def add_completions(prompts: Dataset, records: list[Record]) -> Dataset:
+    """
+    Adds samples to their prompts.
+
+    Args:
+        prompts (`datasets.Dataset`):
+            Column `prompt`. Columns called `completions` or `finished` are replaced.
+        records (`list[dict]`):
+            `completions` and `finished` of each row.
+
+    Returns:
+        `datasets.Dataset`: policy samples P.
+    """
+    samples = prompts.remove_columns([name for name in ("completions", "finished") if name in prompts.column_names])
+    for name, kind in (("completions", "string"), ("finished", "bool")):
+        column = [record[name] for record in records]
+        samples = samples.add_column(name, column, feature=List(Value(kind)))
+    return samples
+
+
+def get_eos_token_ids(model: PreTrainedModel | PeftModel, processing_class: PreTrainedTokenizerBase) -> list[int]:
+    """
+    Gives the tokens that end a sample: those of the model's generation config, and the one that training appends.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The policy.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+
+    Returns:
+        `list[int]`: token ids, the tokenizer's EOS token first.
+
+    Raises:
+        TypeError: if the model is not one that generates.
+        ValueError: if the model is an encoder-decoder or the tokenizer lacks an EOS token.
+    """
+    # torch.compile wraps a model in another class.
+    is_module = isinstance(model, torch.nn.Module)
+    whole = extract_model_from_parallel(model, keep_torch_compile=False) if is_module else model
+    if not isinstance(whole, PreTrainedModel | PeftModel) or not whole.can_generate():
+        raise TypeError(
+            f"`model` must be a causal LM, got `{type(model).__name__}`. Load it with "
+            "`AutoModelForCausalLM.from_pretrained`."
+        )
+    if model.config.is_encoder_decoder:
+        raise ValueError("`model` is an encoder-decoder, but a policy must be a decoder-only causal LM. Pass one.")
+    if processing_class.eos_token_id is None:
+        raise ValueError("`processing_class` has no EOS token, so no sample could end. Set its `eos_token`.")
+    own = model.generation_config.eos_token_id
+    own = [] if own is None else own if isinstance(own, list) else [own]
+    return list(dict.fromkeys([processing_class.eos_token_id, *own]))
+
+
+def _generation_config(settings: dict[str, Any], eos_token_ids: list[int]) -> GenerationConfig:
+    return GenerationConfig(
+        do_sample=True,
+        temperature=settings["temperature"],
+        top_p=settings["top_p"],
+        top_k=settings["top_k"],
+        max_new_tokens=settings["max_new_tokens"],
+        eos_token_id=eos_token_ids,
+        pad_token_id=eos_token_ids[0],  # masked in prompts, cut off in completions: any token of the vocabulary does
+        use_cache=True,
+    )
+
+
+def _fingerprint(
+    model: PreTrainedModel | PeftModel,
+    processing_class: PreTrainedTokenizerBase,
+    prompts: list[Prompt],
+    generation_config: GenerationConfig,
+    settings: dict[str, Any],
+) -> dict[str, Any]:
+    return {
+        "policy": weights_fingerprint(model),
+        "tokenizer": tokenizer_fingerprint(processing_class),
+        "prompts": value_fingerprint(prompts),
+        "eos_token_ids": generation_config.eos_token_id,
+        **settings,
+    }
+
+
+def _continues(prompt: Prompt) -> bool:
+    """Whether a completion goes on in the middle of a text, rather than opening a turn of its own."""
+    return isinstance(prompt, str) or ends_with_assistant(prompt)
+
+
+def _fitting_prompt_ids(
+    prompts: list[Prompt],
+    processing_class: PreTrainedTokenizerBase,
+    max_new_tokens: int,
+    model: PreTrainedModel | PeftModel,
+) -> list[list[int]]:
+    prompt_ids = [prompt_token_ids(prompt, processing_class) for prompt in prompts]
+    config = model.config.get_text_config()
+    context = config.max_position_embeddings if hasattr(config, "max_position_embeddings") else None
+    for row, ids in enumerate(prompt_ids):
+        if not ids:
+            raise ValueError(f"`prompts` row {row} has no tokens. Drop it with `Dataset.filter`.")
+        if context is not None and len(ids) + max_new_tokens > context:
+            raise ValueError(
+                f"`prompts` row {row} has {len(ids)} tokens, which with `max_new_tokens`={max_new_tokens} is more "
+                f"than the model's context of {context}. Lower `max_new_tokens`, or shorten or drop the prompt."
+            )
+    return prompt_ids
+
+
+def _batches(rows: list[int], prompt_ids: list[list[int]], settings: dict[str, Any]) -> list[list[int]]:
+    sizes = [settings["num_generations"] * (len(prompt_ids[row]) + settings["max_new_tokens"]) for row in rows]
+    return [[rows[place] for place in batch] for batch in token_budget_batches(sizes, settings["tokens_per_batch"])]
+
+
+def _record(
+    samples: list[list[int]],
+    prompt: Prompt,
+    prompt_ids: list[int],
+    eos_token_ids: list[int],
+    processing_class: PreTrainedTokenizerBase,
+) -> Record:
+    """Cuts each sample at its first EOS token and decodes it."""
+    ends = [next((place for place, token in enumerate(ids) if token in eos_token_ids), None) for ids in samples]
+    before = prompt_ids if _continues(prompt) else []
+    texts = [_added_text(before, ids[:end], processing_class) for ids, end in zip(samples, ends, strict=True)]
+    return {"completions": texts, "finished": [end is not None for end in ends]}
+
+
+def _added_text(before: list[int], ids: list[int], processing_class: PreTrainedTokenizerBase) -> str:
+    """What `ids` add to the text of `before`; decoded alone, SentencePiece drops the white space in front of them."""
+
+    def decode(tokens: list[int]) -> str:
+        return processing_class.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    text, whole = decode(before), decode([*before, *ids])
+    return whole[len(text) :] if whole.startswith(text) else decode(ids)
+
+
+@contextmanager
+def _seeded(seed: int, shard: int, model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """Random generators of PyTorch that depend on the seed and the shard alone; afterwards they are as before."""
+    devices = {parameter.device for parameter in model.parameters()} - {torch.device("cpu")}
+    device_type = next(iter(devices)).type if devices else "cuda"
+    with torch.random.fork_rng(devices, device_type=device_type):
+        torch.manual_seed(int(np.random.SeedSequence([seed, shard]).generate_state(1, np.uint64)[0]))
+        yield

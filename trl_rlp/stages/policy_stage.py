@@ -1,0 +1,103 @@
+"""Steps 3 and 5 of Algorithm 1: training a policy, which leaves a plain model in a folder and returns its figures."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from peft import LoraConfig
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+from trl_rlp.data.sampling.in_process import get_eos_token_ids
+from trl_rlp.rewards.reward_function import RewardFunction
+from trl_rlp.rewards.reward_sources import shares_token_ids
+from trl_rlp.rewards.standardization import standardize
+from trl_rlp.storage.artifacts import load_policy, load_reward_model
+from trl_rlp.trainer.checkpoints import CHECKPOINTS, train_to_end
+from trl_rlp.trainer.ppo.ppo_trainer import PPOTrainer
+from trl_rlp.trainer.ppo.rlp_ppo_config import RLPPPOConfig
+from trl_rlp.trainer.precision import supported_precision
+
+
+POLICY_TRAINERS = {
+    "ppo": (PPOTrainer, RLPPPOConfig),
+    "rloo": (RLOOTrainer, RLOOConfig),
+    "grpo": (GRPOTrainer, GRPOConfig),
+}
+
+
+def train_policy(
+    folder: Path,
+    sft_model: str | Path,
+    reward_model: str | Path,
+    prompt_dataset: Dataset,
+    args: dict[str, Any],
+    policy_trainer: str = "ppo",
+    peft_config: LoraConfig | None = None,
+    standardize_with: dict[str, Any] | None = None,
+    max_length: int | None = None,
+) -> dict[str, float]:
+    """
+    Steps 3 and 5 of Algorithm 1: maximizes E[r(x, y) - β KL(π ‖ π_SFT)] from π_SFT.
+
+    Args:
+        folder (`Path`):
+            Where the plain causal LM goes. Checkpoints found here are resumed from.
+        sft_model (`str` or `Path`):
+            π_SFT: where training starts and what KL is measured to.
+        reward_model (`str` or `Path`):
+            r_φ or r̂_φ.
+        prompt_dataset (`datasets.Dataset`):
+            U: a `prompt` column.
+        args (`dict`):
+            Fields of the trainer's config but `output_dir`; β is `kl_coef` for PPO and `beta` for the others.
+        policy_trainer (`str`, *optional*, defaults to `"ppo"`):
+            `"ppo"`, the paper's, `"rloo"` or `"grpo"`.
+        peft_config (`LoraConfig`, *optional*):
+            Trains an adapter, which is merged before saving; PPO's value model gets one like it.
+        standardize_with (`dict`, *optional*):
+            Arguments of `sample_completions` for [`standardize`]; `None` leaves the
+            rewards as they are.
+        max_length (`int`, *optional*):
+            Tokens that the reward model was trained on at most.
+
+    Returns:
+        `dict[str, float]`: the last value of each logged metric.
+
+    Raises:
+        ValueError: if `policy_trainer` is unknown.
+    """
+    if policy_trainer not in POLICY_TRAINERS:
+        raise ValueError(f"`policy_trainer` must be one of {sorted(POLICY_TRAINERS)}, got {policy_trainer!r}.")
+    trainer_class, config_class = POLICY_TRAINERS[policy_trainer]
+    config = config_class(**supported_precision(args), output_dir=str(folder / CHECKPOINTS))
+    model, reward_processing_class = load_reward_model(reward_model)
+    policy, processing_class = load_policy(sft_model)
+    reward = RewardFunction(
+        model,
+        reward_processing_class,
+        get_eos_token_ids(policy, processing_class),
+        reads_policy_tokens=shares_token_ids(
+            reward_processing_class, processing_class, policy.get_input_embeddings().weight.shape[0]
+        ),
+        max_length=max_length,
+        require_finite=policy_trainer != "ppo",
+    )
+    if standardize_with is not None:
+        standardize([reward], policy, processing_class, prompt_dataset, standardize_with)
+    trainer = trainer_class(
+        model=str(sft_model),
+        reward_funcs=reward,
+        args=config,
+        train_dataset=prompt_dataset,
+        processing_class=processing_class,
+        peft_config=peft_config,
+        **_value_adapter(policy_trainer, peft_config),
+    )
+    return train_to_end(trainer, folder)
+
+
+def _value_adapter(policy_trainer: str, peft_config: LoraConfig | None) -> dict[str, Any]:
+    if policy_trainer != "ppo" or peft_config is None:
+        return {}
+    return {"value_peft_config": replace(peft_config, task_type="SEQ_CLS", modules_to_save=["score"])}
