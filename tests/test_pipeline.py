@@ -5,8 +5,9 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import trl_rlp.pipeline as pipeline
-import trl_rlp.stages.data_stages as data_stages
-import trl_rlp.stages.policy_stage as policy_stage
+import trl_rlp.stages.gate as gate_stage
+import trl_rlp.stages.policy as policy_stage
+import trl_rlp.stages.preferences as preference_stage
 import trl_rlp.stages.refinement_stage as refinement_stage
 from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.normalization import normalize_text
@@ -14,7 +15,7 @@ from trl_rlp.data.scoring import score
 from trl_rlp.evaluation.gate import RewardModelRegression
 from trl_rlp.pipeline import run_rlp
 from trl_rlp.pipeline_config import RLPConfig
-from trl_rlp.stages.reward_stage import train_reward_model
+from trl_rlp.stages.reward_model import train_reward_model
 from trl_rlp.storage.artifacts import load_data
 
 
@@ -215,8 +216,8 @@ def test_all_reward_models_read_as_much_as_they_were_trained_on(tmp_path, sft_mo
         monkeypatch.setattr(module, name, spied)
 
     for module, name in (
-        (data_stages, "synthesize_preferences"),
-        (data_stages, "gate"),
+        (preference_stage, "synthesize_preferences"),
+        (gate_stage, "gate"),
         (policy_stage, "RewardFunction"),
     ):
         spy(module, name)

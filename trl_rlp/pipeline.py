@@ -6,13 +6,14 @@ from typing import Any
 
 from datasets import Dataset
 
+from trl_rlp.data.preferences.holdout import hold_out
 from trl_rlp.data.turns import require_no_assistant_prefill
 from trl_rlp.data.validation import require_answers, require_columns, require_prompts
 from trl_rlp.pipeline_config import RLPConfig
-from trl_rlp.stages.data_stages import evaluate_policies
-from trl_rlp.stages.policy_stage import train_policy
-from trl_rlp.stages.refinement_stage import RefinementSettings, hold_out, refine_reward_model
-from trl_rlp.stages.reward_stage import train_reward_model
+from trl_rlp.stages.evaluation import evaluate_policies
+from trl_rlp.stages.policy import train_policy
+from trl_rlp.stages.refinement_stage import RefinementSettings, refine_reward_model
+from trl_rlp.stages.reward_model import train_reward_model
 from trl_rlp.storage.fingerprints import value_fingerprint
 from trl_rlp.storage.run_folder import RunFolder
 

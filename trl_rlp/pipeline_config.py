@@ -6,7 +6,7 @@ from typing import Any
 from peft import LoraConfig
 
 from trl_rlp.evaluation.gate import ON_REGRESSION
-from trl_rlp.stages.policy_stage import POLICY_TRAINERS
+from trl_rlp.stages.policy import POLICY_TRAINERS
 from trl_rlp.trainer.mappings import mapping, parse_numbers
 from trl_rlp.trainer.precision import supported_precision
 from trl_rlp.trainer.reward.methods import FIELDS

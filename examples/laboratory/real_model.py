@@ -31,7 +31,7 @@ from trl_rlp.quickstart.questions import (
 from trl_rlp.quickstart.quickstart_config import DEMONSTRATIONS, MAX_NEW_TOKENS, REWARD, lora
 from trl_rlp.quickstart.simulation import without_noise
 from trl_rlp.quickstart.smollm2 import load_smollm2
-from trl_rlp.stages.reward_stage import train_reward_model
+from trl_rlp.stages.reward_model import train_reward_model
 from trl_rlp.storage.artifacts import load_data
 from trl_rlp.storage.loading import load_rows
 from trl_rlp.storage.run_folder import RunFolder

@@ -11,9 +11,10 @@ from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from trl_rlp.data.preferences.holdout import hold_out
 from trl_rlp.data.token_prompts import decode_prompts
 from trl_rlp.data.validation import require_columns
-from trl_rlp.stages.refinement_stage import Refinement, RefinementSettings, hold_out, refine_reward_model
+from trl_rlp.stages.refinement_stage import Refinement, RefinementSettings, refine_reward_model
 from trl_rlp.storage.artifacts import save_model
 from trl_rlp.storage.fingerprints import tokenizer_fingerprint, value_fingerprint, weights_fingerprint
 from trl_rlp.storage.run_folder import RunFolder

@@ -1,25 +1,18 @@
 """Step 4 of Algorithm 1: from a policy and its reward model to a refined reward model, stage by stage."""
 
-from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from datasets import Dataset
 from peft import LoraConfig
-from trl import maybe_extract_prompt
 
 from trl_rlp.evaluation.gate import RewardModelRegression
-from trl_rlp.stages.data_stages import (
-    compare_reward_models,
-    group_samples,
-    make_synthetic_preferences,
-    sample_policy,
-)
-from trl_rlp.stages.reward_stage import train_reward_model
+from trl_rlp.stages.gate import compare_reward_models
+from trl_rlp.stages.preferences import make_synthetic_preferences
+from trl_rlp.stages.reward_model import train_reward_model
+from trl_rlp.stages.samples import group_samples, sample_policy
 from trl_rlp.storage.artifacts import load_data
-from trl_rlp.storage.fingerprints import value_fingerprint
 from trl_rlp.storage.run_folder import RunFolder
 from trl_rlp.trainer.reward.methods import METHODS, VIEWS_FROM
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
@@ -166,49 +159,3 @@ def _policy_samples(
         threshold=settings.config.confidence_threshold,
         complete_groups=VIEWS_FROM[settings.config.views_from],
     )
-
-
-def hold_out(preferences: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
-    """
-    Parts human pairs into those that are trained on and those that the gate compares on; a prompt's stay together.
-
-    Args:
-        preferences (`datasets.Dataset`):
-            D, in TRL's preference format. Where prompts are implicit, a pair's prompt is what both sides begin with;
-            a pair without one stands for itself. If all are of one prompt, each does.
-        share (`float`):
-            Share of the pairs that is kept from training, in (0, 1), or less where prompts do not add up to it; at
-            least the prompt with the fewest pairs is.
-        seed (`int`):
-            Decides which.
-
-    Returns:
-        `tuple[datasets.Dataset, datasets.Dataset]`: to train on, and held out.
-
-    Raises:
-        ValueError: if there is one pair only.
-    """
-    rows = range(len(preferences))
-    if len(rows) < 2:
-        raise ValueError(
-            "`preference_dataset` has one row, none is left for the gate. Pass more, or an evaluation set."
-        )
-    of_prompt = defaultdict(list)
-    for row, pair in enumerate(preferences):
-        of_prompt[_prompt_key(pair, row)].append(row)
-    if len(of_prompt) == 1:
-        of_prompt = {row: [row] for row in rows}
-    groups = list(of_prompt.values())
-    held, most = [], min(len(rows) - 1, round(share * len(rows)))
-    for number in np.random.default_rng(seed).permutation(len(groups)):
-        if len(held) + len(groups[number]) <= most:
-            held += groups[number]
-    held = sorted(held or min(groups, key=len))
-    return preferences.select(sorted(set(rows) - set(held))), preferences.select(held)
-
-
-def _prompt_key(pair: dict[str, Any], row: int) -> str | int:
-    if "prompt" not in pair and not (pair["chosen"] and pair["rejected"]):
-        return row  # TRL reads what both sides begin with, and takes neither to be empty
-    prompt = maybe_extract_prompt(pair)["prompt"]
-    return value_fingerprint(prompt) if prompt else row

@@ -1,7 +1,7 @@
 import pytest
 from datasets import Dataset
 
-from trl_rlp.stages.refinement_stage import hold_out
+from trl_rlp.data.preferences.holdout import hold_out
 
 
 def text(role: str, content: str) -> str:
