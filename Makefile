@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 
 .PHONY: install quickstart test slow laboratory laboratory-smoke style quality
 
-# torch goes first and by its exact version: a bare `pip install torch` fetches gigabytes of CUDA libraries.
+# Install an exact version of torch first. A plain `pip install torch` downloads gigabytes of CUDA libraries.
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "$(TORCH)"

@@ -1,11 +1,11 @@
-"""Small PPO runs for tests: data, arguments and trainers that take a second."""
+"""Small PPO runs for tests: data, settings and trainers that take a second."""
 
 import torch
 from datasets import Dataset
 
 from tests.tiny_models import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
-from trl_rlp.rlp_ppo.rlp_ppo_trainer import RLPPPOTrainer
-from trl_rlp.trainer.ppo.rlp_ppo_config import RLPPPOConfig
+from trl_rlp.trainer.ppo.ppo_config import PPOConfig
+from trl_rlp.trainer.ppo.ppo_trainer import PPOTrainer
 
 
 SETTINGS = {
@@ -30,7 +30,7 @@ CLOCK = {"eps", "step_time", *(f"{mode}_{name}" for mode in ("train", "eval") fo
 
 
 def prompts(count: int = 8, kind: str = "text") -> Dataset:
-    """Prompts of different lengths as text, chat, or token ids."""
+    """Prompts of different lengths as text, messages, or token ids."""
     texts = ["ab" * (1 + i % 3) + f"{i}:" for i in range(count)]
     if kind == "chat":
         return Dataset.from_dict({"prompt": [[{"role": "user", "content": text}] for text in texts]})
@@ -39,12 +39,18 @@ def prompts(count: int = 8, kind: str = "text") -> Dataset:
     return Dataset.from_dict({"prompt": texts})
 
 
-def ppo_config(folder, **settings) -> RLPPPOConfig:
-    return RLPPPOConfig(str(folder), **{**SETTINGS, **settings})
+def ppo_config(folder, config_class: type[PPOConfig] = PPOConfig, **settings) -> PPOConfig:
+    return config_class(str(folder), **{**SETTINGS, **settings})
 
 
-def ppo_trainer(folder, data=None, **arguments) -> RLPPPOTrainer:
-    """A trainer on tiny models; what is no argument of the trainer is a setting."""
+def ppo_trainer(
+    folder,
+    data=None,
+    trainer_class: type[PPOTrainer] = PPOTrainer,
+    config_class: type[PPOConfig] = PPOConfig,
+    **arguments,
+) -> PPOTrainer:
+    """A trainer on tiny models. Arguments that the trainer does not have are settings."""
     names = ("model", "ref_model", "reward_model", "value_model", "eval_dataset", "peft_config", "callbacks")
     names += ("processing_class", "reward_funcs", "reward_processing_class", "data_collator")
     names += ("value_peft_config", "preference_dataset", "equivalence")
@@ -53,8 +59,8 @@ def ppo_trainer(folder, data=None, **arguments) -> RLPPPOTrainer:
     if "reward_model" not in given and "reward_funcs" not in given:
         given["reward_model"] = tiny_reward_model(tokenizer, seed=3)
     model = given.pop("model", None)
-    return RLPPPOTrainer(
-        ppo_config(folder, **arguments),
+    return trainer_class(
+        ppo_config(folder, config_class, **arguments),
         tokenizer,
         tiny_causal_lm(tokenizer) if model is None else model,
         train_dataset=prompts() if data is None else data,
@@ -68,10 +74,10 @@ def weights(model) -> dict[str, torch.Tensor]:
 
 
 def has_changed(model, before: dict[str, torch.Tensor]) -> bool:
-    """Says whether any parameter is not what [`weights`] copied."""
+    """Checks whether any parameter differs from the copies of [`weights`]."""
     return any(not torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
 
 
-def logged(trainer: RLPPPOTrainer) -> list[dict]:
-    """What a run logged, without the time that it took."""
+def logged(trainer: PPOTrainer) -> list[dict]:
+    """The log of a run without timings."""
     return [{k: v for k, v in row.items() if k not in CLOCK} for row in trainer.state.log_history]

@@ -1,4 +1,4 @@
-"""Servers that tests ask: one that answers what a test wants, and a real `transformers serve`."""
+"""Servers for tests: one with fixed answers, and a real `transformers serve`."""
 
 import contextlib
 import importlib.util
@@ -23,16 +23,16 @@ needs_serving = pytest.mark.skipif(
 
 class FakeServer:
     """
-    Answers every prompt with the prompt and the seed of the request; each test changes what it wants to see.
+    A server that answers every prompt with the prompt and the seed of the request. Tests change its attributes.
 
-    `respond(request, number)` gives the status, body and headers of the request with that number, counted from 0, or
-    `None` for the ordinary answer with `choices(request)` choices.
+    `respond(request, number)` returns the status, body and headers for a request, whose number counts from 0. If it
+    returns `None`, the server answers with `choices(request)` choices.
     """
 
     def __init__(self):
         self.requests = []
         self.paths = []
-        self.at_once = self.most_at_once = 0
+        self.concurrent = self.max_concurrent = 0
         self.lock = threading.Lock()
         self.respond = lambda request, number: None
         self.choices = lambda request: request.get("n", 1)
@@ -50,12 +50,12 @@ class FakeServer:
                     fake.requests.append(request)
                     fake.paths.append(self.path)
                     fake.headers = self.headers
-                    fake.at_once += 1
-                    fake.most_at_once = max(fake.most_at_once, fake.at_once)
+                    fake.concurrent += 1
+                    fake.max_concurrent = max(fake.max_concurrent, fake.concurrent)
                 time.sleep(fake.delay)
                 response = fake.respond(request, number) or (200, json.dumps(fake.answer(request)), {})
                 with fake.lock:
-                    fake.at_once -= 1
+                    fake.concurrent -= 1
                 self.reply(*response)
 
             def reply(self, status, body, headers=()):
@@ -70,7 +70,7 @@ class FakeServer:
                 pass
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.handle_error = lambda *_: None  # a client that hangs up after an error is no news
+        self.server.handle_error = lambda *_: None  # clients may disconnect after an error
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -89,8 +89,8 @@ class FakeServer:
 
 
 @contextlib.contextmanager
-def serving(folder):
-    """Runs `transformers serve` of the model in a folder; gives the URL of its API."""
+def run_server(folder):
+    """Runs `transformers serve` with the model in a folder, and yields the URL of its API."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -99,7 +99,7 @@ def serving(folder):
     process = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)], stdout=log, stderr=log)
     try:
         deadline = time.monotonic() + 120
-        while not _answers(f"http://127.0.0.1:{port}/health"):
+        while not _is_running(f"http://127.0.0.1:{port}/health"):
             assert process.poll() is None and time.monotonic() < deadline, (folder / "serve.log").read_text()
             time.sleep(0.2)
         yield f"http://127.0.0.1:{port}/v1"
@@ -109,7 +109,7 @@ def serving(folder):
         log.close()
 
 
-def _answers(url):
+def _is_running(url):
     try:
         with urllib.request.urlopen(url, timeout=1) as response:
             return response.status == 200

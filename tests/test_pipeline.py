@@ -8,7 +8,6 @@ import trl_rlp.pipeline as pipeline
 import trl_rlp.stages.gate as gate_stage
 import trl_rlp.stages.policy as policy_stage
 import trl_rlp.stages.preferences as preference_stage
-import trl_rlp.stages.refinement_stage as refinement_stage
 from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.normalization import normalize_text
 from trl_rlp.data.scoring import score
@@ -102,14 +101,14 @@ def test_algorithm_1_leaves_plain_models_data_and_figures(tmp_path, sft_model, m
     assert [len(row) for row in samples["completions"]] == [6] * 8
     assert ("cluster_ids" in samples.column_names) == ("spg" in method)
     stages = result.stages
-    assert set(stages["gate"]["figures"]["figures"]) == ({"human", "synthetic"} if "spg" in method else {"human"})
-    assert stages["gate"]["figures"]["figures"]["human"]["before"]["pairs"] == 3
-    assert set(stages["evaluation"]["figures"]) == {"sft", "policy", "retrained_policy"}
-    assert stages["evaluation"]["figures"]["sft"]["kl"] == pytest.approx(0, abs=1e-6)
-    assert stages["evaluation"]["figures"]["policy"]["kl"] > 0
+    assert set(stages["gate"]["metrics"]["metrics"]) == ({"human", "synthetic"} if "spg" in method else {"human"})
+    assert stages["gate"]["metrics"]["metrics"]["human"]["before"]["pairs"] == 3
+    assert set(stages["evaluation"]["metrics"]) == {"sft", "policy", "retrained_policy"}
+    assert stages["evaluation"]["metrics"]["sft"]["kl"] == pytest.approx(0, abs=1e-6)
+    assert stages["evaluation"]["metrics"]["policy"]["kl"] > 0
     if "spg" in method:
         synthetic = load_data(result.synthetic_preferences)
-        assert len(synthetic) == stages["synthetic_preferences"]["figures"]["accepted"] > 0
+        assert len(synthetic) == stages["synthetic_preferences"]["metrics"]["accepted"] > 0
         assert {"prompt", "chosen", "rejected", "confidence"} <= set(synthetic.column_names)
     else:
         assert result.synthetic_preferences is None
@@ -131,7 +130,7 @@ def untrained(monkeypatch, sft_model):
 
     monkeypatch.setattr(pipeline, "train_policy", copy_policy)
     monkeypatch.setattr(pipeline, "train_reward_model", copy_reward_model)
-    monkeypatch.setattr(refinement_stage, "train_reward_model", copy_reward_model)
+    monkeypatch.setattr(pipeline, "train_reward_model", copy_reward_model)
     return calls
 
 
@@ -160,14 +159,14 @@ def test_the_folder_of_another_run_is_refused_before_any_work(tmp_path, sft_mode
     monkeypatch.setattr(pipeline, "train_reward_model", lambda folder, **arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run_rlp(config(tmp_path, sft_model), preferences, prompts, SameParity())
-    with pytest.raises(ValueError, match=r"other settings \(prompt_dataset, seed differ\)"):
+    with pytest.raises(ValueError, match=r"other settings: `prompt_dataset` was .*, `seed` was 42 and is 1"):
         run_rlp(config(tmp_path, sft_model, seed=1), preferences, prompts.select([0]), SameParity())
 
 
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"equivalence": None}, "`equivalence` is needed by method 'spg'"),
+        ({"equivalence": None}, "`equivalence` is None, but `method`='spg' groups completions"),
         ({"prompt_dataset": Dataset.from_dict({"prompt": ["a", ""]})}, "`prompt_dataset` row 1 has an empty prompt"),
         ({"preference_dataset": Dataset.from_dict({"text": ["a"]})}, "`preference_dataset` lacks the columns"),
         ({"eval_prompt_dataset": Dataset.from_dict({"prompt": []})}, "`eval_prompt_dataset` is empty"),
@@ -192,7 +191,7 @@ def test_a_trainer_that_continues_no_turn_refuses_prompts_that_begin_one(tmp_pat
 def test_both_reward_models_start_from_one_point(tmp_path, sft_model, untrained, monkeypatch):
     """With a learning rate of zero, r and r̂ are the same model: same start, same head."""
     monkeypatch.setattr(pipeline, "train_reward_model", train_reward_model)
-    monkeypatch.setattr(refinement_stage, "train_reward_model", train_reward_model)
+    monkeypatch.setattr(pipeline, "train_reward_model", train_reward_model)
     preferences, prompts = data(chat=False)
     frozen = {**TRAINING, "learning_rate": 0.0}
     result = run_rlp(config(tmp_path, sft_model, reward_args=frozen), preferences, prompts, SameParity())
@@ -238,7 +237,7 @@ def test_answers_of_another_type_are_named_before_any_work(tmp_path, sft_model):
 def test_what_the_gate_does_may_change_from_call_to_call(tmp_path, sft_model, monkeypatch):
     preferences, prompts = data(chat=False)
     worse = lambda *args, **kwargs: ["policy pairs: accuracy fell"]  # noqa: E731
-    monkeypatch.setattr("trl_rlp.evaluation.gate._regressions", worse)
+    monkeypatch.setitem(gate_stage.gate.__globals__, "_find_regressions", worse)
     settings = config(tmp_path, sft_model, method="uml", on_regression="raise")
     with pytest.raises(RewardModelRegression):
         run_rlp(settings, preferences, prompts)

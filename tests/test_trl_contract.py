@@ -18,13 +18,12 @@ from tests.ppo_runs import ppo_trainer
 from tests.reward_runs import SETTINGS, rlp_trainer, trl_trainer
 from trl_rlp.rlp_ppo.rlp_ppo_trainer import RLPPPOTrainer
 from trl_rlp.trainer.ppo.ppo_trainer import PPOTrainer
-from trl_rlp.trainer.ppo.rollout_trainer import RolloutTrainer
 from trl_rlp.trainer.reward.rlp_reward_trainer import RLPRewardTrainer
 
 
 OVERRIDDEN = {"__init__", "compute_loss", "log", "train"}
 CLASS_ATTRIBUTES = {"_tag_names", "_name", "_paper"}
-OWN_METHODS = {"_warn_of_lost_scores", "_add_terms"}
+OWN_METHODS = {"_warn_about_score_head", "_add_terms"}
 PPO_OVERRIDDEN = {
     "__init__": ["self", "model", "reward_funcs", "args", "train_dataset", "eval_dataset", "processing_class"],
     "_get_train_sampler": ["self", "dataset"],
@@ -45,15 +44,17 @@ PPO_OWN = {
     "policy_model",
     "value_model",
     "generate_completions",
-    "_continue_final_message_ids",
-    "_note_tokens",
-    "_generate_to_stop_tokens",
+    "_continue_final_message",
+    "_resolve_tokens",
+    "_set_stop_tokens",
     "_add_critic",
-    "_readable_reward_model",
+    "_policy_token_reward_model",
     "_standardize_rewards",
     "_log_advantages",
-    "_train_first",
-    "_take_reward_model",
+    "_prepare_rlp",
+    "_refine_reward_model",
+    "_train_first_policy",
+    "_replace_reward_model",
 }
 
 
@@ -206,7 +207,7 @@ def test_the_model_card_names_the_paper(tmp_path):
 
 def test_our_ppo_overrides_these_names_of_grpo_s_trainer_and_no_others():
     own = {}
-    for cls in (RolloutTrainer, PPOTrainer, RLPPPOTrainer):
+    for cls in (PPOTrainer, RLPPPOTrainer):
         own |= {name: value for name, value in vars(cls).items() if callable(value) or isinstance(value, property)}
     own = {name for name in own if not name.startswith("__") or name == "__init__"}
     assert own == set(PPO_OVERRIDDEN) | PPO_OWN

@@ -1,15 +1,17 @@
 """
 Runs TRL's own tests of its reward trainer on ours, to show that `RLPRewardTrainer` is a drop-in for `RewardTrainer`.
 
-The tests are read from a checkout of TRL (https://github.com/huggingface/trl) and stay there. They run twice, each
-time in a process of its own: once with TRL's classes and once with `RLPRewardTrainer` and `RLPRewardConfig` in their
-place. A test that passes with TRL's must pass with ours, else the script lists it and exits with 1.
+The tests are read from a checkout of TRL (https://github.com/huggingface/trl). The checkout is not changed. The tests
+run twice, each time in its own process: once with TRL's classes, and once with `RLPRewardTrainer` and
+`RLPRewardConfig` in their place. Every test that passes with TRL's classes must pass with ours. Otherwise the script
+lists the test and exits with 1.
 
-What the tests load from the Hub is made small and local: a folder holds each repository under its name, and the tests
-run in that folder, where `from_pretrained` and `load_dataset` find it. The stand-ins have the architectures and
-columns of the originals, not their weights or texts. The model with remote code has none.
+The tests load models and datasets from the Hub. Here they load small local stand-ins: a folder contains each
+repository under its name, and the tests run in that folder, where `from_pretrained` and `load_dataset` find them. The
+stand-ins have the architectures and columns of the originals, but not their weights or texts. There is no stand-in for
+the model with remote code.
 
-Pytest does not collect this file. Run it by hand, on TRL's revision for the installed version or one near it:
+Pytest does not collect this file. Run it by hand, on the TRL revision of the installed version or a similar one:
 
 ```bash
 git clone https://github.com/huggingface/trl ../trl
@@ -31,7 +33,7 @@ import pytest
 import torch
 import transformers
 import trl
-from tiny_models import save, tiny_tokenizer  # from this folder: as `tests.tiny_models` it would hide TRL's `tests`
+from tiny_models import save, tiny_tokenizer  # not `tests.tiny_models`, which would hide TRL's `tests`
 from trl import import_utils
 
 import trl_rlp
@@ -51,7 +53,7 @@ MODELS: dict[str, tuple[str, dict]] = {
     "tiny-LlamaForCausalLM-3.2": ("LlamaForCausalLM", {}),
     "tiny-GPTNeoXForCausalLM": ("GPTNeoXForCausalLM", {}),
 }
-"""Class and own settings of each model of `trl-internal-testing` that the tests load."""
+"""Class and special settings of each model of `trl-internal-testing` that the tests load."""
 
 WITHOUT_PAD_TOKEN = {"tiny-LlamaForCausalLM-3.2", "tiny-GPTNeoXForCausalLM"}
 WITHOUT_CHAT_TEMPLATE = {"tiny-GPTNeoXForCausalLM"}
@@ -69,25 +71,25 @@ OPPOSITES = (
     "full empty, open shut, loud quiet, early late, sweet sour, thick thin, clean dirty, strong weak, true false"
 )
 TEST_ROWS = 2
-"""Rows of a data set that are for tests. The 17 others make the nine steps whose checkpoint a test looks for."""
+"""Rows of the test split. The other 17 rows give nine training steps, and one test looks for their checkpoint."""
 
 
-# Stand-ins for what the tests load from the Hub
+# Stand-ins for the repositories that the tests load from the Hub
 
 
 def write_stand_ins(folder: Path) -> None:
-    """Writes each repository that the tests load from the Hub to `folder`, under its name there."""
+    """Writes a stand-in for each repository that the tests load from the Hub, under its name in `folder`."""
     organization = folder / "trl-internal-testing"
     for name in MODELS:
         _write_model(organization / name)
-    chat_tokenizer = _tokenizer("Qwen3-4B")
-    chat_tokenizer.add_tokens(["<think>"])  # a token that the model without a template has yet to learn
+    chat_tokenizer = _make_tokenizer("Qwen3-4B")
+    chat_tokenizer.add_tokens(["<think>"])  # a token that the model without a chat template does not know yet
     chat_tokenizer.save_pretrained(folder / "Qwen" / "Qwen3-4B")
-    _write_datasets(organization / "zen", _zen())
-    _write_datasets(organization / "toolcall", {"preference": list(_tool_calls())})
+    _write_datasets(organization / "zen", _make_zen_rows())
+    _write_datasets(organization / "toolcall", {"preference": list(_make_tool_rows())})
 
 
-def _tokenizer(name: str) -> transformers.PreTrainedTokenizerFast:
+def _make_tokenizer(name: str) -> transformers.PreTrainedTokenizerFast:
     tokenizer = tiny_tokenizer(chat=False)
     if name not in WITHOUT_CHAT_TEMPLATE:
         tokenizer.chat_template = TOOL_TEMPLATE
@@ -98,7 +100,7 @@ def _tokenizer(name: str) -> transformers.PreTrainedTokenizerFast:
 
 def _write_model(folder: Path) -> None:
     class_name, settings = MODELS[folder.name]
-    tokenizer = _tokenizer(folder.name)
+    tokenizer = _make_tokenizer(folder.name)
     model_class = getattr(transformers, class_name)
     config = model_class.config_class(
         vocab_size=len(tokenizer),
@@ -117,7 +119,7 @@ def _write_model(folder: Path) -> None:
 
 
 def _write_datasets(folder: Path, configs: dict[str, list[dict]]) -> None:
-    """Writes a data set as the Hub holds it: a file for each split, and a card that names the configurations."""
+    """Writes a dataset in the layout of the Hub: one file per split, and a card that lists the configurations."""
     card = ["---", "configs:"]
     for name, rows in configs.items():
         (folder / name).mkdir(parents=True)
@@ -128,15 +130,18 @@ def _write_datasets(folder: Path, configs: dict[str, list[dict]]) -> None:
     (folder / "README.md").write_text("\n".join([*card, "---", ""]))
 
 
-def _zen() -> dict[str, list[dict]]:
-    """Preferences in both formats, with the prompt apart and with the prompt within."""
+def _make_zen_rows() -> dict[str, list[dict]]:
+    """Makes preferences in both formats, with an explicit and with an implicit prompt."""
     rows = []
     for pair in OPPOSITES.split(", "):
         word, opposite = pair.split()
         rows.append((f"The opposite of {word} is", f" {opposite}.", f" {word}, as ever."))
     explicit = [{"prompt": prompt, "chosen": chosen, "rejected": rejected} for prompt, chosen, rejected in rows]
     implicit = [{"chosen": prompt + chosen, "rejected": prompt + rejected} for prompt, chosen, rejected in rows]
-    turns = [(_message("user", prompt), *(_message("assistant", text) for text in texts)) for prompt, *texts in rows]
+    turns = [
+        (_make_message("user", prompt), *(_make_message("assistant", text) for text in texts))
+        for prompt, *texts in rows
+    ]
     return {
         "standard_preference": explicit,
         "standard_implicit_prompt_preference": implicit,
@@ -149,25 +154,25 @@ def _zen() -> dict[str, list[dict]]:
     }
 
 
-def _message(role: str, content: str | None, **fields) -> dict:
+def _make_message(role: str, content: str | None, **fields) -> dict:
     return {"role": role, "content": content, **fields}
 
 
-def _tool_calls() -> Iterator[dict]:
-    """Preferences in which the chosen side calls a tool, and the tools stand beside as JSON text."""
+def _make_tool_rows() -> Iterator[dict]:
+    """Makes preferences whose chosen side calls a tool. The column `tools` contains the tools as JSON text."""
     for pair in OPPOSITES.split(", ")[:8]:
         word, opposite = pair.split()
         parameters = {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]}
         function = {"name": f"look_up_{word}", "description": "Finds the opposite.", "parameters": parameters}
         call = {"type": "function", "function": {"name": function["name"], "arguments": {"word": word}}}
         yield {
-            "prompt": [_message("user", f"What is not {word}?")],
+            "prompt": [_make_message("user", f"What is not {word}?")],
             "chosen": [
-                _message("assistant", None, tool_calls=[call]),
-                _message("tool", opposite, name=function["name"]),
-                _message("assistant", f"What is {opposite}."),
+                _make_message("assistant", None, tool_calls=[call]),
+                _make_message("tool", opposite, name=function["name"]),
+                _make_message("assistant", f"What is {opposite}."),
             ],
-            "rejected": [_message("assistant", "I do not know.")],
+            "rejected": [_make_message("assistant", "I do not know.")],
             "tools": json.dumps([{"type": "function", "function": function}]),
         }
 
@@ -176,7 +181,7 @@ def _tool_calls() -> Iterator[dict]:
 
 
 class Outcomes:
-    """A pytest plugin that checks which classes are tested, and notes how each test ends and why."""
+    """Pytest plugin that checks which classes are tested, and records the outcome of each test and its reason."""
 
     def __init__(self):
         self.by_test: dict[str, tuple[str, str]] = {}
@@ -184,7 +189,7 @@ class Outcomes:
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         for module in {item.module for item in items}:
             if (module.RewardTrainer, module.RewardConfig) != (trl.RewardTrainer, trl.RewardConfig):
-                raise pytest.UsageError(f"{module.__file__} does not test the classes that `trl` offers.")
+                raise pytest.UsageError(f"{module.__file__} does not test the classes that `trl` exports.")
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo) -> Generator:
@@ -197,17 +202,17 @@ class Outcomes:
 
     @pytest.fixture
     def lazy_shared_datadir(self, request: pytest.FixtureRequest) -> Path:
-        """The folder of test files, as the plugin `pytest-datadir` gives it to TRL."""
+        """Replaces the fixture of the plugin `pytest-datadir`: returns the folder of TRL's test files."""
         return request.path.parent / "data"
 
 
 def run_side(checkout: Path, side: str, outcomes_file: Path) -> None:
-    """Runs the tests of `checkout` with the classes of `side` and writes how each one ends."""
+    """Runs the tests of `checkout` with the classes of `side` and writes the outcome of each test."""
     if side == "trl_rlp":
         trl.RewardTrainer, trl.RewardConfig = trl_rlp.RLPRewardTrainer, trl_rlp.RLPRewardConfig
     elif not torch.accelerator.is_available():
         _default_to_fp32(trl.RewardConfig)
-    import_utils.__getattr__ = _missing_check
+    import_utils.__getattr__ = _replace_missing_check
     outcomes = Outcomes()
     options = ["-q", "--tb=no", "--disable-warnings", "-p", "no:cacheprovider"]
     basetemp = outcomes_file.with_suffix(".folders")
@@ -215,15 +220,15 @@ def run_side(checkout: Path, side: str, outcomes_file: Path) -> None:
     outcomes_file.write_text(json.dumps(outcomes.by_test))
 
 
-def _missing_check(name: str) -> Callable[[], bool]:
-    """Stands for a check of `trl.import_utils` that the checkout's tests import and the installed TRL has not."""
+def _replace_missing_check(name: str) -> Callable[[], bool]:
+    """Replaces checks of `trl.import_utils` that the tests of the checkout import but the installed TRL lacks."""
     if not (name.startswith("is_") and name.endswith("_available")):
         raise AttributeError(f"module 'trl.import_utils' has no attribute {name!r}")
     return lambda: False
 
 
 def _default_to_fp32(config_class: type) -> None:
-    """Lets TRL's configuration, which takes bf16 by default, be made on a machine without an accelerator."""
+    """Turns off the bf16 default of TRL's configuration, which fails on a machine without an accelerator."""
     post_init = config_class.__post_init__
 
     def fp32_post_init(self):
@@ -237,18 +242,20 @@ def _default_to_fp32(config_class: type) -> None:
 
 
 def compare(checkout: Path) -> tuple[str, bool]:
-    """Runs both sides on one set of stand-ins; gives the report, and whether ours passes all that TRL's does."""
+    """Runs both sides on the same stand-ins. Returns the report, and whether ours passes all that TRL's does."""
     with tempfile.TemporaryDirectory() as folder:
         write_stand_ins(Path(folder))
-        trls, ours = (_outcomes(checkout, side, Path(folder)) for side in SIDES)
-    if not any(outcome == PASSED for outcome, _ in trls.values()):
-        raise RuntimeError(f"No test of {checkout / SUITE} passes with TRL's own classes; see pytest's output above.")
-    ours = {test: ours.get(test, ("not run", "")) for test in trls}
-    lost = [test for test, (outcome, _) in trls.items() if outcome == PASSED and ours[test][0] != PASSED]
-    return _report(trls, ours, lost), not lost
+        theirs, ours = (_run_in_process(checkout, side, Path(folder)) for side in SIDES)
+    if not any(outcome == PASSED for outcome, _ in theirs.values()):
+        raise RuntimeError(
+            f"No test of {checkout / SUITE} passes with TRL's own classes. See the output of pytest above."
+        )
+    ours = {test: ours.get(test, ("not run", "")) for test in theirs}
+    lost = [test for test, (outcome, _) in theirs.items() if outcome == PASSED and ours[test][0] != PASSED]
+    return _format_report(theirs, ours, lost), not lost
 
 
-def _outcomes(checkout: Path, side: str, folder: Path) -> dict[str, tuple[str, str]]:
+def _run_in_process(checkout: Path, side: str, folder: Path) -> dict[str, tuple[str, str]]:
     outcomes_file = folder / f"outcomes-{side}.json"
     command = [sys.executable, __file__, str(checkout), "--side", side, "--output", str(outcomes_file)]
     hub = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "cache")}
@@ -256,25 +263,27 @@ def _outcomes(checkout: Path, side: str, folder: Path) -> dict[str, tuple[str, s
     return json.loads(outcomes_file.read_text())
 
 
-def _report(trls: dict, ours: dict, lost: list[str]) -> str:
-    lines = [f"trl {trl.__version__}, trl_rlp {trl_rlp.__version__}, {len(trls)} tests of {SUITE}", ""]
+def _format_report(theirs: dict, ours: dict, lost: list[str]) -> str:
+    lines = [f"trl {trl.__version__}, trl_rlp {trl_rlp.__version__}, {len(theirs)} tests of {SUITE}", ""]
     lines += ["| classes | passed | failed | skipped |", "|---|---|---|---|"]
-    for side, outcomes in zip(SIDES, (trls, ours), strict=True):
-        ends = [outcome for outcome, _ in outcomes.values()]
-        lines.append(f"| {side} | {ends.count(PASSED)} | {ends.count('failed')} | {ends.count('skipped')} |")
-    lines += ["", f"Pass with trl, not with trl_rlp: {len(lost) or 'none'}"]
+    for side, outcomes in zip(SIDES, (theirs, ours), strict=True):
+        results = [outcome for outcome, _ in outcomes.values()]
+        lines.append(f"| {side} | {results.count(PASSED)} | {results.count('failed')} | {results.count('skipped')} |")
+    lines += ["", f"Tests that pass with trl but not with trl_rlp: {len(lost) or 'none'}"]
     lines += [f"- {test}: {': '.join(ours[test])}" for test in lost]
-    rest = {test: end for test, end in trls.items() if end[0] != PASSED}
-    lines += ["", f"Do not pass with trl: {len(rest) or 'none'}"]
-    lines += [f"- {test}: {': '.join(end)} ({ours[test][0]} with trl_rlp)" for test, end in rest.items()]
+    rest = {test: outcome for test, outcome in theirs.items() if outcome[0] != PASSED}
+    lines += ["", f"Tests that do not pass with trl: {len(rest) or 'none'}"]
+    lines += [f"- {test}: {': '.join(outcome)} ({ours[test][0]} with trl_rlp)" for test, outcome in rest.items()]
     return "\n".join([*lines, ""])
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Run TRL's tests of its reward trainer on trl_rlp's.")
-    parser.add_argument("checkout", type=Path, help="folder of a checkout of TRL")
+    parser = argparse.ArgumentParser(
+        description="Runs TRL's tests of its reward trainer on the reward trainer of trl_rlp."
+    )
+    parser.add_argument("checkout", type=Path, help="folder with a checkout of TRL")
     parser.add_argument("--output", type=Path, help="file for the report")
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # for the process of one side
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # used by the process of one side
     args = parser.parse_args()
     checkout = args.checkout.resolve()
     if args.side:

@@ -1,4 +1,4 @@
-"""Questions that are answered with yes or no, and a tiny model that has learnt to say one or the other."""
+"""Yes-or-no questions, and a tiny model that is trained to answer them with yes or no."""
 
 import torch
 
@@ -12,7 +12,11 @@ QUESTIONS = [
 
 
 def yes_or_no_model(folder) -> str:
-    """Trained on both answers to every question, so that its samples are right about as often as wrong."""
+    """
+    Trains a tiny model on both answers to every question, and saves it.
+
+    Its samples are right about as often as wrong.
+    """
     tokenizer = tiny_tokenizer(chat=False)
     model = tiny_causal_lm(tokenizer).train()
     texts = [f"{question.prompt}{answer}<eos>" for question in QUESTIONS for answer in (" yes", " no")]

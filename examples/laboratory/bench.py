@@ -1,4 +1,4 @@
-"""What all stages of one seed share: the world, the tokenizer, the prompts, and how outputs are drawn and judged."""
+"""The test bench of one seed: its world, tokenizer and prompts, and how completions are sampled and evaluated."""
 
 from pathlib import Path
 from typing import Any
@@ -7,18 +7,20 @@ import numpy as np
 from datasets import Dataset
 from models import make_tokenizer
 from settings import Settings
-from task import EVALUATION_QUESTIONS, TRAINING_QUESTIONS, World, gold, is_right, parse, prompts_of, reference_outputs
+from task import (
+    EVALUATION_QUESTIONS,
+    TRAINING_QUESTIONS,
+    World,
+    build_prompts,
+    gold_reward,
+    is_correct,
+    parse,
+    write_reference_completions,
+)
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from trl_rlp import (
-    best_of_n,
-    describe_outputs,
-    evaluate_reward_model,
-    kl_to_reference,
-    mean_reward,
-    sample_completions,
-    score_samples,
-)
+from trl_rlp import sample_completions, score_samples
+from trl_rlp.evaluation import best_of_n, describe_outputs, evaluate_reward_model, kl_to_reference, mean_reward
 
 
 MAX_NEW_TOKENS = 16
@@ -27,31 +29,31 @@ SFT = "sft"
 
 class Bench:
     """
-    One seed's world and yardsticks.
+    World, prompts and measurements of one seed.
 
     Args:
         folder (`Path`):
-            Where the seed's files go.
+            Folder for the files of the seed.
         seed (`int`):
-            Decides the world and every draw.
+            Seed of the world and of every draw.
         settings ([`Settings`]):
-            All else.
+            All other settings.
     """
 
     def __init__(self, folder: Path, seed: int, settings: Settings):
         self.folder, self.seed, self.settings = folder, seed, settings
-        self.world, self.tokenizer = World.of(seed), make_tokenizer()
-        self.training_prompts = prompts_of(TRAINING_QUESTIONS)
-        self.evaluation_prompts = prompts_of(EVALUATION_QUESTIONS)
+        self.world, self.tokenizer = World.draw(seed), make_tokenizer()
+        self.training_prompts = build_prompts(TRAINING_QUESTIONS)
+        self.evaluation_prompts = build_prompts(EVALUATION_QUESTIONS)
         self.unlabeled = self.training_prompts * settings.copies  # U
-        self.references = reference_outputs(self.world, self.evaluation_prompts, seed)
+        self.references = write_reference_completions(self.world, self.evaluation_prompts, seed)
 
-    def initial_policy(self) -> PreTrainedModel:
-        """A fresh copy of π_SFT."""
+    def load_sft(self) -> PreTrainedModel:
+        """Loads a new copy of π_SFT."""
         return AutoModelForCausalLM.from_pretrained(self.folder / SFT)
 
     def sample(self, policy: PreTrainedModel, prompts: list[str], n: int, temperature: float, stream: int) -> Dataset:
-        """Draws n outputs of each prompt; `stream` keeps the draws of different purposes apart."""
+        """Samples n completions of each prompt. Each purpose has its own `stream` of random numbers."""
         return sample_completions(
             Dataset.from_dict({"prompt": prompts}),
             policy,
@@ -62,35 +64,36 @@ class Bench:
             seed=10 * self.seed + stream,
         )
 
-    def gold(self, prompt: str, output: str) -> float:
-        """The gold reward."""
-        return gold(self.world, prompt, output)
+    def compute_gold(self, prompt: str, completion: str) -> float:
+        """Computes the gold reward of a completion."""
+        return gold_reward(self.world, prompt, completion)
 
-    def labeled_pairs(self, samples: Dataset) -> Dataset:
-        """The first output of each prompt and the next of another gold reward, in TRL's format."""
+    def build_labeled_pairs(self, samples: Dataset) -> Dataset:
+        """Pairs the first completion of each prompt with the next one of a different gold reward, in TRL's format."""
         rows = []
         for row in samples:
-            worth = [self.gold(row["prompt"], output) for output in row["completions"]]
-            other = next((place for place, value in enumerate(worth) if value != worth[0]), None)
+            rewards = [self.compute_gold(row["prompt"], completion) for completion in row["completions"]]
+            other = next((index for index, reward in enumerate(rewards) if reward != rewards[0]), None)
             if other is None:
                 continue
-            sides = {"chosen": 0, "rejected": other} if worth[0] > worth[other] else {"chosen": other, "rejected": 0}
-            texts = {side: row["completions"][place] for side, place in sides.items()}
-            ends = {f"{side}_finished": row["finished"][place] for side, place in sides.items()}
-            rows.append({"prompt": row["prompt"], **texts, **ends})
+            best, worst = (0, other) if rewards[0] > rewards[other] else (other, 0)
+            sides = {"chosen": best, "rejected": worst}
+            texts = {side: row["completions"][index] for side, index in sides.items()}
+            finished = {f"{side}_finished": row["finished"][index] for side, index in sides.items()}
+            rows.append({"prompt": row["prompt"], **texts, **finished})
         return Dataset.from_list(rows)
 
-    def human_pairs(self, sft: PreTrainedModel) -> Dataset:
-        """D: finished outputs of π_SFT, labeled by the gold reward, a share of the labels flipped."""
+    def build_human_pairs(self, sft: PreTrainedModel) -> Dataset:
+        """Builds D: finished completions of π_SFT, labeled by the gold reward. A share of the labels is flipped."""
         settings = self.settings
         copies = 1 + 4 * settings.human_pairs // len(self.training_prompts)
         samples = self.sample(sft, self.training_prompts * copies, 2, 1.0, stream=2)
         generator = np.random.default_rng([self.seed, 3])
-        pairs = self.labeled_pairs(samples.select(generator.permutation(len(samples))))
+        pairs = self.build_labeled_pairs(samples.select(generator.permutation(len(samples))))
         pairs = pairs.filter(lambda row: row["chosen_finished"] and row["rejected_finished"])
         pairs = pairs.select(range(min(settings.human_pairs, len(pairs))))
-        flips = generator.random(len(pairs)) < settings.flipped
-        orders = [("rejected", "chosen") if flip else ("chosen", "rejected") for flip in flips]
+        is_flipped = generator.random(len(pairs)) < settings.flipped
+        orders = [("rejected", "chosen") if flip else ("chosen", "rejected") for flip in is_flipped]
         return Dataset.from_list(
             [
                 {"prompt": row["prompt"], "chosen": row[first], "rejected": row[second]}
@@ -98,54 +101,59 @@ class Bench:
             ]
         )
 
-    def policy_figures(
+    def evaluate_policy(
         self, policy: PreTrainedModel, sft: PreTrainedModel, labeler: PreTrainedModel
     ) -> dict[str, Any]:
-        """Figures on wordings that nothing after SFT was trained on; the KL is that at temperature 1."""
+        """Evaluates a policy on wordings that only the SFT data contains. The KL is measured at temperature 1."""
         n = max(2, self.settings.evaluation_samples)
         samples = self.sample(policy, self.evaluation_prompts, n, 0.7, stream=7)
         untempered = self.sample(policy, self.evaluation_prompts, n, 1.0, stream=9)
-        outputs = [(row["prompt"], output) for row in samples for output in row["completions"]]
+        pairs = [(row["prompt"], completion) for row in samples for completion in row["completions"]]
         return {
-            "win_rate": float(np.mean(self.wins(samples))),
-            "gold": float(np.mean([self.gold(*pair) for pair in outputs])),
-            "right": float(np.mean([is_right(self.world, *pair) for pair in outputs])),
-            "malformed": float(np.mean([not parse(*pair).values for pair in outputs])),
+            "win_rate": float(np.mean(self.compute_wins(samples))),
+            "gold": float(np.mean([self.compute_gold(*pair) for pair in pairs])),
+            "right": float(np.mean([is_correct(self.world, *pair) for pair in pairs])),
+            "malformed": float(np.mean([not parse(*pair).values for pair in pairs])),
             "proxy": mean_reward(labeler, self.tokenizer, samples),
             "kl": kl_to_reference(policy, sft, self.tokenizer, untempered),
             "characters": describe_outputs(samples)["characters"],
         }
 
-    def wins(self, samples: Dataset) -> list[list[float]]:
-        """Of each output against the reference's: 1 for a higher gold reward, one half for an equal one, else 0."""
+    def compute_wins(self, samples: Dataset) -> list[list[float]]:
+        """Compares the gold reward of each completion with the reference's: 1 if higher, 1/2 if equal, 0 if lower."""
         wins = []
         for row, reference in zip(samples, self.references, strict=True):
-            bar = self.gold(row["prompt"], reference)
-            worth = [self.gold(row["prompt"], output) for output in row["completions"]]
-            wins.append([(value > bar) + 0.5 * (value == bar) for value in worth])
+            bar = self.compute_gold(row["prompt"], reference)
+            rewards = [self.compute_gold(row["prompt"], completion) for completion in row["completions"]]
+            wins.append([(reward > bar) + 0.5 * (reward == bar) for reward in rewards])
         return wins
 
-    def best_of_n(self, sft: PreTrainedModel, reward_model: PreTrainedModel) -> dict[str, float]:
-        """What the best of n outputs of π_SFT by r is worth, drawn at the temperature of all evaluation."""
+    def evaluate_best_of_n(self, sft: PreTrainedModel, reward_model: PreTrainedModel) -> dict[str, float]:
+        """Evaluates best-of-n of π_SFT by r, at the temperature of every evaluation."""
         samples = self.sample(sft, self.evaluation_prompts, self.settings.best_of_samples, 0.7, stream=8)
         rewards = score_samples(reward_model, self.tokenizer, samples)
-        worth = [[self.gold(row["prompt"], output) for output in row["completions"]] for row in samples]
+        gold = [[self.compute_gold(row["prompt"], completion) for completion in row["completions"]] for row in samples]
         n = self.settings.best_of
-        wins, picked = (best_of_n(rewards, values, n) for values in (self.wins(samples), worth))
-        return {"win_rate": wins["value"], "gold": picked["value"], "kl": picked["kl"]}
+        wins, best = (best_of_n(rewards, values, n) for values in (self.compute_wins(samples), gold))
+        return {"win_rate": wins["value"], "gold": best["value"], "kl": best["kl"]}
 
-    def reward_figures(self, reward_model: PreTrainedModel, sets: dict[str, Dataset]) -> dict[str, dict[str, float]]:
-        """Accuracy and calibration on labeled pairs."""
+    def evaluate_reward_model(
+        self, reward_model: PreTrainedModel, sets: dict[str, Dataset]
+    ) -> dict[str, dict[str, float]]:
+        """Computes accuracy and calibration on each set of labeled pairs."""
         return {name: evaluate_reward_model(reward_model, self.tokenizer, pairs) for name, pairs in sets.items()}
 
-    def label_accuracy(self, synthetic: Dataset) -> dict[str, Any]:
-        """How often y_w is better by the gold reward, and right where one of the two sides is."""
-        worth = [[self.gold(row["prompt"], row[side]) for side in ("chosen", "rejected")] for row in synthetic]
-        sides = [
-            [is_right(self.world, row["prompt"], row[side]) for side in ("chosen", "rejected")] for row in synthetic
-        ]
-        decided = [chosen for chosen, rejected in sides if chosen != rejected]
-        is_better = [(chosen > rejected) + 0.5 * (chosen == rejected) for chosen, rejected in worth]
+    def evaluate_labels(self, synthetic: Dataset) -> dict[str, Any]:
+        """
+        Computes how often y_w has the higher gold reward (`accuracy`), and how often it is the correct side.
+
+        `right` counts only pairs with exactly one correct side. Their number is `decided`.
+        """
+        sides = ("chosen", "rejected")
+        gold = [[self.compute_gold(row["prompt"], row[side]) for side in sides] for row in synthetic]
+        correct = [[is_correct(self.world, row["prompt"], row[side]) for side in sides] for row in synthetic]
+        decided = [chosen for chosen, rejected in correct if chosen != rejected]
+        is_better = [(chosen > rejected) + 0.5 * (chosen == rejected) for chosen, rejected in gold]
         return {
             "pairs": len(synthetic),
             "accuracy": float(np.mean(is_better)),

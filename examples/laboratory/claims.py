@@ -1,7 +1,7 @@
-"""The paper's claims, each held against the seeds that were run."""
+"""The paper's claims, tested on the seeds of a report."""
 
 import scipy.stats
-from tables import Results, Value, difference, markdown, over_seeds, policy_figure, sweep_of
+from tables import Results, Value, format_table, list_sweep, select_policy_metric, subtract, summarize_seeds
 
 
 CLAIMS: dict[str, list[tuple[str, str, str]]] = {
@@ -24,54 +24,58 @@ CLAIMS: dict[str, list[tuple[str, str, str]]] = {
 }
 
 
-def claim_value(method: str, figure: str) -> Value:
-    """What a claim is about."""
-    if figure == "label":
+def select_claim_metric(method: str, name: str) -> Value:
+    """Returns the function that reads the metric of a claim from one seed."""
+    if name == "label":
         return lambda run: run[method]["synthetic"]["accuracy"]
-    return policy_figure(method, figure)
+    return select_policy_metric(method, name)
 
 
-def verdict(found: dict[str, float]) -> str:
-    """What an interval of a difference says of a claim that it is above 0."""
-    if found["low"] > 0:
+def decide(interval: dict[str, float]) -> str:
+    """Decides on the claim that a difference is above 0, from its 95 % interval."""
+    if interval["low"] > 0:
         return "replicated"
-    return "reversed" if found["high"] < 0 else "not replicated"
+    return "reversed" if interval["high"] < 0 else "not replicated"
 
 
-def claims_table(runs: dict[int, Results], kl_coef: float) -> str:
-    """Each of the paper's claims, step by step."""
+def build_claims_table(runs: dict[int, Results], kl_coef: float) -> str:
+    """Builds the table of the claims, one difference per row."""
     steps = [
-        (claim, f"{first} − {second}", difference(claim_value(first, figure), claim_value(second, figure)))
+        (claim, f"{first} − {second}", subtract(select_claim_metric(first, name), select_claim_metric(second, name)))
         for claim, parts in CLAIMS.items()
-        for first, second, figure in parts
+        for first, second, name in parts
     ]
-    steps += _premise(runs, kl_coef)
-    chances = false_discovery([[value(run) for run in runs.values()] for *_, value in steps])
+    steps += _build_over_optimization_steps(runs, kl_coef)
+    p_values = compute_p_values([[value(run) for run in runs.values()] for *_, value in steps])
     rows = []
-    for (claim, label, value), chance in zip(steps, chances, strict=True):
-        found = over_seeds(runs, value)
-        interval = f"{found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
-        rows.append([claim, label, interval, f"{chance:.3f}", verdict(found)])
-    header = ["claim", "that it is above 0", "mean and 95 % interval", "p, corrected for all rows", "verdict"]
-    return markdown(header, rows)
+    for (claim, label, value), p_value in zip(steps, p_values, strict=True):
+        summary = summarize_seeds(runs, value)
+        interval = f"{summary['mean']:+.3f} [{summary['low']:+.3f}, {summary['high']:+.3f}]"
+        rows.append([claim, label, interval, f"{p_value:.3f}", decide(summary)])
+    header = ["claim", "difference, claimed above 0", "mean and 95 % interval", "p, corrected for all rows", "verdict"]
+    return format_table(header, rows)
 
 
-def false_discovery(differences: list[list[float]]) -> list[float]:
-    """Two-sided p of each row by Student's t, corrected for their number (Benjamini and Yekutieli: rows depend)."""
-    chances = [scipy.stats.ttest_1samp(values, 0).pvalue for values in differences]
-    return scipy.stats.false_discovery_control(chances, method="by").tolist()
+def compute_p_values(differences: list[list[float]]) -> list[float]:
+    """
+    Computes the two-sided p of each row by Student's t, corrected for the number of rows.
+
+    The correction is that of Benjamini and Yekutieli, because the rows depend on each other.
+    """
+    p_values = [scipy.stats.ttest_1samp(values, 0).pvalue for values in differences]
+    return scipy.stats.false_discovery_control(p_values, method="by").tolist()
 
 
-def _premise(runs: dict[int, Results], kl_coef: float) -> list[tuple[str, str, Value]]:
-    """Over-optimization of a fixed r: with less restraint r finds the outputs better, and the gold reward worse."""
-    sweep, usual = sweep_of(runs), f"sweep {kl_coef}"
-    weaker = sweep[: sweep.index(usual)]
+def _build_over_optimization_steps(runs: dict[int, Results], kl_coef: float) -> list[tuple[str, str, Value]]:
+    """Builds the rows on over-optimization of a fixed r: with a smaller β the proxy reward rises and gold falls."""
+    sweep, default = list_sweep(runs), f"sweep {kl_coef}"
+    smaller = sweep[: sweep.index(default)]
     steps = []
-    for name in dict.fromkeys((weaker[-1], weaker[0])):
-        for figure, less, more in (("gold", usual, name), ("proxy", name, usual)):
+    for name in dict.fromkeys((smaller[-1], smaller[0])):
+        for metric, first, second in (("gold", default, name), ("proxy", name, default)):
 
-            def value(run: Results, figure: str = figure, less: str = less, more: str = more) -> float:
-                return run[less]["ppo"]["policy"][figure] - run[more]["ppo"]["policy"][figure]
+            def value(run: Results, metric: str = metric, first: str = first, second: str = second) -> float:
+                return run[first]["ppo"]["policy"][metric] - run[second]["ppo"]["policy"][metric]
 
-            steps.append(("over-optimization of a fixed r", f"{figure}, β {less[6:]} − β {more[6:]}", value))
+            steps.append(("over-optimization of a fixed r", f"{metric}, β {first[6:]} − β {second[6:]}", value))
     return steps

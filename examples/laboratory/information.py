@@ -1,27 +1,31 @@
-"""What the latents of two outputs, with their prompt, share on instructions that no head was trained on."""
+"""Mutual information between the latents of two views, on prompts that the heads were not trained on."""
 
 import numpy as np
 import torch
 from datasets import Dataset
 
-from trl_rlp import RLPRewardTrainer, scoring_ids
+from trl_rlp import RLPRewardTrainer
+from trl_rlp.data import scoring_ids
 from trl_rlp.data.batching import eval_mode, pad_right
 from trl_rlp.trainer.score_head import capture_score_inputs, score_layers, select_scored_states
 
 
 @torch.no_grad()
-def heldout_information(trainer: RLPRewardTrainer, samples: Dataset) -> float:
+def estimate_heldout_information(trainer: RLPRewardTrainer, samples: Dataset) -> float:
     """
-    Gives the MI estimate of a trained run's heads, in batches as large as those of training.
+    Computes the MI estimate of trained heads on held-out prompts, with the batch size of training.
+
+    A view contains its prompt, so the prompt alone can account for a part of the information. The last incomplete
+    batch is left out.
 
     Args:
         trainer ([`RLPRewardTrainer`]):
-            With a multi-view term, after `train()`.
+            Trainer with a multi-view loss, after `train()`.
         samples (`datasets.Dataset`):
-            Two outputs of each of other instructions.
+            Two completions of each held-out prompt.
 
     Returns:
-        `float`, nats.
+        `float`: mean over batches, in nats.
     """
     heads, layers = trainer.representation_term.heads_callback.heads, score_layers(trainer.model)
     tokenizer, size = trainer.processing_class, trainer.args.view_prompts_per_device
@@ -29,7 +33,7 @@ def heldout_information(trainer: RLPRewardTrainer, samples: Dataset) -> float:
     estimates = []
     with eval_mode(trainer.model):
         for start in range(0, len(order) - size + 1, size):
-            rows = [samples[place] for place in order[start : start + size]]
+            rows = [samples[index] for index in order[start : start + size]]
             views = [
                 scoring_ids(tokenizer, row["prompt"], row["completions"][view], row["finished"][view])
                 for view in (0, 1)

@@ -1,11 +1,11 @@
 """
-The laboratory: does RLP help, where the gold reward is known?
+The laboratory: every method on a task with a known gold reward.
 
     python examples/laboratory/laboratory.py seed --seed 0          # all methods for one seed
-    python examples/laboratory/laboratory.py seeds --seeds 0-9      # many seeds side by side; goes on where it stopped
-    python examples/laboratory/laboratory.py report                 # tables and figures from what was run
+    python examples/laboratory/laboratory.py seeds --seeds 0-9      # many seeds in parallel, resumes if interrupted
+    python examples/laboratory/laboratory.py report                 # tables and figures of the finished seeds
 
-`--settings smoke` is a run of a minute that shows nothing but that all of it works.
+`--settings smoke` takes about a minute. It only checks that everything runs.
 """
 
 import argparse
@@ -21,19 +21,19 @@ from methods import METHODS
 from settings import SETTINGS
 
 
-def seeds_of(text: str) -> list[int]:
-    """Reads `0-9`, `0,3,5` or both."""
+def parse_seeds(text: str) -> list[int]:
+    """Parses `0-9`, `0,3,5` or a combination of both."""
     seeds: list[int] = []
     for part in text.split(","):
         first, _, last = part.partition("-")
         seeds += range(int(first), int(last or first) + 1)
     if not seeds or len(set(seeds)) < len(seeds):
-        raise argparse.ArgumentTypeError(f"{text!r} names no seed, or one twice.")
+        raise argparse.ArgumentTypeError(f"{text!r} contains no seed, or a seed more than once.")
     return seeds
 
 
 def run_seed(folder: Path, seed: int, name: str) -> None:
-    """Runs all methods for one seed, on one core."""
+    """Runs all methods for one seed on one core."""
     import datasets
     import torch
     import transformers
@@ -42,27 +42,27 @@ def run_seed(folder: Path, seed: int, name: str) -> None:
     torch.set_num_threads(1)
     datasets.disable_progress_bars()
     transformers.logging.set_verbosity_error()
-    claim(folder, name)
+    check_settings(folder, name)
     start = time.perf_counter()
     SeedRun(folder / f"seed-{seed}", seed, SETTINGS[name]).run()
     print(f"seed {seed}: {time.perf_counter() - start:.0f} s")
 
 
-def claim(folder: Path, name: str) -> None:
-    """Refuses a folder of other settings or methods."""
+def check_settings(folder: Path, name: str) -> None:
+    """Writes the settings and methods to a new folder. Refuses a folder with different ones."""
     folder.mkdir(parents=True, exist_ok=True)
     methods = {method: asdict(fields) for method, fields in METHODS.items()}
     path, settings = folder / "settings.json", json.loads(json.dumps({**asdict(SETTINGS[name]), "methods": methods}))
     if not path.exists():
-        partial = path.with_suffix(f".{os.getpid()}")  # several seeds may begin at once
+        partial = path.with_suffix(f".{os.getpid()}")  # several seeds may start at the same time
         partial.write_text(json.dumps(settings, indent=1))
         os.replace(partial, path)
     elif json.loads(path.read_text()) != settings:
-        raise SystemExit(f"{folder} holds runs with other settings or methods. Choose another --output_dir.")
+        raise SystemExit(f"{folder} contains runs with different settings or methods. Choose another --output_dir.")
 
 
 def run_seeds(folder: Path, seeds: list[int], name: str, workers: int) -> None:
-    """Runs many seeds, each in a process of its own."""
+    """Runs many seeds, each in its own process."""
     waiting, running, failed = list(seeds), [], []
     while waiting or running:
         while waiting and len(running) < workers:
@@ -79,18 +79,18 @@ def run_seeds(folder: Path, seeds: list[int], name: str, workers: int) -> None:
                 print(f"seed {seed}: {'failed, see its log' if process.returncode else 'done'}", flush=True)
         time.sleep(0.5)
     if failed:
-        raise SystemExit(f"Seeds {failed} failed; the same command goes on with them.")
+        raise SystemExit(f"Seeds {failed} failed. Run the same command again to resume them.")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["seed", "seeds", "report"])
-    parser.add_argument("--output_dir", type=Path, default=Path("laboratory_runs"))
-    parser.add_argument("--settings", choices=SETTINGS, default="laboratory")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seeds", type=seeds_of, default=list(range(10)))
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--report_dir", type=Path, help="where tables and figures go; output_dir/report if left out")
+    parser.add_argument("--output_dir", type=Path, default=Path("laboratory_runs"), help="folder of the runs")
+    parser.add_argument("--settings", choices=SETTINGS, default="laboratory", help="budget of the runs")
+    parser.add_argument("--seed", type=int, default=0, help="the seed of `seed`")
+    parser.add_argument("--seeds", type=parse_seeds, default=list(range(10)), help="the seeds of `seeds`, as in 0-9")
+    parser.add_argument("--workers", type=int, default=2, help="number of seeds that run at the same time")
+    parser.add_argument("--report_dir", type=Path, help="folder for tables and figures, default: output_dir/report")
     arguments = parser.parse_args()
     if arguments.workers < 1:
         parser.error("--workers must be at least 1")

@@ -19,15 +19,15 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from trl_rlp.losses.log_probs import token_log_probs
 
 
-SPECIAL = ("<pad>", "<eos>", "<unk>")
+SPECIAL_TOKENS = ("<pad>", "<eos>", "<unk>")
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer of the world's words."""
+    """Makes a tokenizer of all words of the world."""
     texts = [*QUESTIONS, *OPENERS, *STATEMENTS]
     words = {word for text in texts for word in text.split() if "{" not in word}
     words |= {*ANIMALS, *FILLERS, "or", *VALUES, *(value for values in VALUES.values() for value in values)}
-    vocabulary = {word: place for place, word in enumerate([*SPECIAL, *sorted(words)])}
+    vocabulary = {word: index for index, word in enumerate([*SPECIAL_TOKENS, *sorted(words)])}
     backend = Tokenizer(models.WordLevel(vocab=vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
@@ -36,7 +36,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_policy(tokenizer: PreTrainedTokenizerFast, seed: int, hidden_size: int = 64) -> LlamaForCausalLM:
-    """A two-layer Llama with random weights."""
+    """Makes a two-layer Llama with random weights."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -56,14 +56,14 @@ def make_policy(tokenizer: PreTrainedTokenizerFast, seed: int, hidden_size: int 
 
 class LogRatioRewardModel(LlamaPreTrainedModel):
     r"""
-    A reward model without a head of its own: $r(x, y) = \sum_t \log p_\phi(y_t) - \log p_{SFT}(y_t)$.
+    Reward model without a trained score head: $r(x, y) = \sum_t \log p_\phi(y_t) - \log p_{SFT}(y_t)$.
 
-    So small a model does not learn to check an answer at its last token; what it knows of answers is in its
-    next-token probabilities. This is the laboratory's departure from the paper, and a control runs the paper's head.
+    A model this small does not learn to check an answer at the last token. Its knowledge of answers is in its
+    next-token probabilities. This differs from the paper, so a control uses the paper's head.
 
     Args:
         policy (`LlamaForCausalLM`):
-            π_SFT, of which a trained and a frozen copy are made.
+            π_SFT. The reward model holds one trained and one frozen copy of it.
     """
 
     def __init__(self, policy: LlamaForCausalLM):
@@ -72,7 +72,7 @@ class LogRatioRewardModel(LlamaPreTrainedModel):
         super().__init__(config)
         self.model = copy.deepcopy(policy)
         self.reference = copy.deepcopy(policy).requires_grad_(False)
-        # The multi-view loss reads what enters a score layer; this one adds nothing and is not trained.
+        # The multi-view loss reads the input of a score layer. This one is not trained and adds nothing to the reward.
         self.score = nn.Linear(config.hidden_size, 1, bias=False).requires_grad_(False)
         nn.init.zeros_(self.score.weight)
 
@@ -85,25 +85,25 @@ class LogRatioRewardModel(LlamaPreTrainedModel):
         hidden = self.model.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         with torch.no_grad():
             reference = self.reference(input_ids=input_ids, attention_mask=attention_mask).logits
-        zero = self.score(hidden).sum() * 0  # (batch, length, 1): the layer must run to be read
-        ratios = [
+        zero = self.score(hidden).sum() * 0  # the layer must run, or the multi-view loss has nothing to read
+        log_probs, reference_log_probs = (
             token_log_probs(logits[:, :-1], input_ids[:, 1:])[0] for logits in (self.model.lm_head(hidden), reference)
-        ]  # twice (batch, length - 1)
-        rewards = ((ratios[0] - ratios[1]) * attention_mask[:, 1:]).sum(1, keepdim=True)  # (batch, 1)
+        )  # (batch, length - 1)
+        rewards = ((log_probs - reference_log_probs) * attention_mask[:, 1:]).sum(1, keepdim=True)  # (batch, 1)
         return SequenceClassifierOutputWithPast(logits=rewards + zero)
 
 
 def make_reward_model(policy: LlamaForCausalLM, head: str, folder: Path) -> nn.Module:
     """
-    Gives a reward model that starts from π_SFT.
+    Makes a reward model that starts from π_SFT.
 
     Args:
         policy (`LlamaForCausalLM`):
             π_SFT.
         head (`str`):
-            `"log_ratio"`, or `"last_token"` for the paper's.
+            `"log_ratio"`, or `"last_token"` for the paper's head.
         folder (`Path`):
-            Where π_SFT was saved.
+            Folder with the saved π_SFT.
     """
     if head == "log_ratio":
         return LogRatioRewardModel(policy)

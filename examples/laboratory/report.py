@@ -1,40 +1,43 @@
-"""All tables and figures of a folder of runs."""
+"""The report of a folder of runs: all tables and figures."""
 
 import json
 from pathlib import Path
 
-from claims import claims_table
+from claims import build_claims_table
 from figures import write_csvs, write_curves
 from tables import (
     TABLES,
-    equal_kl_table,
+    build_equal_kl_table,
+    build_interpolation_table,
+    build_policy_table,
+    build_reward_table,
+    build_spg_table,
+    build_sweep_table,
+    build_synthetic_table,
     load_runs,
-    policy_table,
-    reading_table,
-    reward_table,
-    spg_table,
-    sweep_table,
-    synthetic_table,
 )
 
 
 def write_report(folder: Path, target: Path) -> None:
-    """Writes `tables.md`, what it was made of (`policies.csv`, `reward_models.csv`, `labels.csv`), and the curves."""
+    """Writes `tables.md`, its data (`policies.csv`, `reward_models.csv`, `labels.csv`) and the training curves."""
     runs, unfinished = load_runs(folder)
     kl_coef = json.loads((folder / "settings.json").read_text())["kl_coef"]
     target.mkdir(parents=True, exist_ok=True)
     seeds = ", ".join(map(str, runs))
-    missing = f" Not finished and left out: {', '.join(map(str, unfinished))}." if unfinished else ""
-    sections = [f"{len(runs)} seeds: {seeds}.{missing} Means ± half of the 95 % interval over seeds (Student's t)."]
-    sections += [f"## Claims\n\n{claims_table(runs, kl_coef)}"]
-    sections += [f"## Policies: {name}\n\n{policy_table(runs, methods)}" for name, methods in TABLES.items()]
+    missing = f" Unfinished seeds, left out: {', '.join(map(str, unfinished))}." if unfinished else ""
+    sections = [
+        f"{len(runs)} seeds: {seeds}.{missing} Each cell is the mean ± half the width of the 95 % interval over seeds "
+        "(Student's t)."
+    ]
+    sections += [f"## Claims\n\n{build_claims_table(runs, kl_coef)}"]
+    sections += [f"## Policies: {name}\n\n{build_policy_table(runs, methods)}" for name, methods in TABLES.items()]
     sections += [
-        f"## SPG and what it is compared with\n\n{spg_table(runs)}",
-        f"## Synthetic preferences\n\n{synthetic_table(runs)}",
-        f"## Reward models\n\n{reward_table(runs)}",
-        f"## KL weights\n\n{sweep_table(runs)}",
-        f"## At equal KL\n\n{equal_kl_table(runs)}",
-        f"## What reading between two β is worth\n\n{reading_table(runs)}",
+        f"## SPG compared with other methods\n\n{build_spg_table(runs)}",
+        f"## Synthetic preferences\n\n{build_synthetic_table(runs)}",
+        f"## Reward models\n\n{build_reward_table(runs)}",
+        f"## KL weights\n\n{build_sweep_table(runs)}",
+        f"## At equal KL\n\n{build_equal_kl_table(runs)}",
+        f"## Error of interpolating between two β\n\n{build_interpolation_table(runs)}",
     ]
     (target / "tables.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
     write_csvs(runs, target)

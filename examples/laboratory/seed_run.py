@@ -1,4 +1,4 @@
-"""One seed of the laboratory: a world, π_SFT, D, r, π, P, and each method's r̂ and π̂, with what they came to."""
+"""One seed of the laboratory: its world, π_SFT, D, r, π and P, then r̂ and π̂ of each method with their metrics."""
 
 import json
 import os
@@ -22,15 +22,15 @@ from trl_rlp.losses.log_probs import token_log_probs
 
 class SeedRun:
     """
-    Runs every method for one seed; what is finished stands in `results.json` and is not run again.
+    Runs every method for one seed. Finished methods are saved in `results.json` and are not run again.
 
     Args:
         folder (`Path`):
-            Where results go.
+            Folder for the results.
         seed (`int`):
-            Decides the world, the weights and every draw.
+            Seed of the world, the weights and every draw.
         settings ([`Settings`]):
-            All else.
+            All other settings.
     """
 
     def __init__(self, folder: Path, seed: int, settings: Settings):
@@ -40,16 +40,18 @@ class SeedRun:
         self.results: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
 
     def run(self) -> None:
-        """Steps 0 to 4 of Algorithm 1 once, then every method's refinement and its step 5."""
-        self._keep("sft", lambda: {"policy": self._policy_figures(self.sft)})
-        self._keep("best-of-n", lambda: {"policy": self.bench.best_of_n(self.sft, self.reward_models["log_ratio"])})
+        """Runs the shared steps of Algorithm 1 once, then refinement and policy retraining of each method."""
+        self._run_once("sft", lambda: {"policy": self._evaluate_policy(self.sft)})
+        self._run_once(
+            "best-of-n", lambda: {"policy": self.bench.evaluate_best_of_n(self.sft, self.reward_models["log_ratio"])}
+        )
         for head, name in HEADS.items():
-            self._keep(name, lambda head=head: self._described(head, self.reward_models[head], *self.policies[head]))
+            self._run_once(name, lambda head=head: self._evaluate_head(head))
         for name, method in METHODS.items():
-            self._keep(name, lambda method=method: self._retrained(method))
-        self._sweep()
+            self._run_once(name, lambda method=method: self._run_method(method))
+        self._run_sweep()
 
-    # What several methods share is made when the first of them asks for it.
+    # Several methods share the following models and data. They are made on first use.
 
     @cached_property
     def sft(self) -> PreTrainedModel:
@@ -59,135 +61,146 @@ class SeedRun:
     @cached_property
     def human(self) -> Dataset:
         """D."""
-        return self.bench.human_pairs(self.sft)
+        return self.bench.build_human_pairs(self.sft)
 
     @cached_property
     def reward_models(self) -> dict[str, PreTrainedModel]:
-        """r, by its head."""
+        """r for each head."""
         return {head: train_reward_model(self.bench, self.human, head)[0] for head in HEADS}
 
     @cached_property
     def policies(self) -> dict[str, tuple[PreTrainedModel, list[dict[str, float]]]]:
-        """π against each of them, and what its training logged."""
-        return {head: self._policy(model) for head, model in self.reward_models.items()}
+        """π for each head, and the metrics of its rollouts."""
+        return {head: self._train_policy(model) for head, model in self.reward_models.items()}
 
     @cached_property
     def policy_samples(self) -> dict[str, Dataset]:
-        """P of each of them."""
+        """P for each head."""
         n, prompts = self.bench.settings.num_generations, self.bench.unlabeled
         return {
             head: self.bench.sample(policy, prompts, n, 1.0, stream=5) for head, (policy, _) in self.policies.items()
         }
 
     @cached_property
-    def labeled(self) -> dict[str, dict[str, Dataset]]:
-        """Pairs of outputs of π_SFT, and of π against the r of each head, that the gold reward labels."""
-        human = self.bench.labeled_pairs(self._evaluation_samples(self.sft, stream=3))
-        policies = {head: self._evaluation_samples(policy, stream=6) for head, (policy, _) in self.policies.items()}
+    def labeled_pairs(self) -> dict[str, dict[str, Dataset]]:
+        """Pairs labeled by the gold reward, for each head: completions of π_SFT (`human`) and of π (`policy`)."""
+        human = self.bench.build_labeled_pairs(self._sample_evaluation_prompts(self.sft, stream=3))
+        samples = {
+            head: self._sample_evaluation_prompts(policy, stream=6) for head, (policy, _) in self.policies.items()
+        }
         return {
-            head: {"human": human, "policy": self.bench.labeled_pairs(samples)} for head, samples in policies.items()
+            head: {"human": human, "policy": self.bench.build_labeled_pairs(rows)} for head, rows in samples.items()
         }
 
     @cached_property
     def heldout_views(self) -> dict[str, Dataset]:
-        """Outputs of each π to prompts that are not in U."""
-        return {head: self._evaluation_samples(policy, stream=10) for head, (policy, _) in self.policies.items()}
+        """Completions of π for each head, for prompts that are not in U."""
+        return {
+            head: self._sample_evaluation_prompts(policy, stream=10) for head, (policy, _) in self.policies.items()
+        }
 
-    def _evaluation_samples(self, policy: PreTrainedModel, stream: int) -> Dataset:
+    def _sample_evaluation_prompts(self, policy: PreTrainedModel, stream: int) -> Dataset:
         return self.bench.sample(policy, self.bench.evaluation_prompts, 4, 1.0, stream=stream)
 
-    def _keep(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
+    def _run_once(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
         if name not in self.results:
             self.results[name] = work()
             partial = self.path.with_suffix(".partial")
             partial.write_text(json.dumps(self.results, indent=1))
             os.replace(partial, self.path)
 
-    def _policy(
+    def _train_policy(
         self, reward_model: PreTrainedModel, kl_coef: float | None = None
     ) -> tuple[PreTrainedModel, list[dict[str, float]]]:
         torch.manual_seed(self.bench.seed)
         return train_policy(self.bench, reward_model, self.bench.settings.kl_coef if kl_coef is None else kl_coef)
 
-    def _policy_figures(self, policy: PreTrainedModel, head: str = "log_ratio") -> dict[str, float]:
-        """The proxy is the r of the head, whatever π learnt from."""
-        return self.bench.policy_figures(policy, self.sft, self.reward_models[head])
+    def _evaluate_policy(self, policy: PreTrainedModel, head: str = "log_ratio") -> dict[str, float]:
+        """Evaluates a policy. The proxy reward is r of the given head, whichever reward model trained the policy."""
+        return self.bench.evaluate_policy(policy, self.sft, self.reward_models[head])
 
-    def _described(
+    def _evaluate(
         self, head: str, reward_model: PreTrainedModel, policy: PreTrainedModel, curve: list[dict[str, float]]
     ) -> dict[str, Any]:
-        reward_figures = self.bench.reward_figures(reward_model, self.labeled[head])
-        return {"policy": self._policy_figures(policy, head), "reward_model": reward_figures, "curve": curve}
+        reward_metrics = self.bench.evaluate_reward_model(reward_model, self.labeled_pairs[head])
+        return {"policy": self._evaluate_policy(policy, head), "reward_model": reward_metrics, "curve": curve}
 
-    def _retrained(self, method: Method) -> dict[str, Any]:
-        reward_model, figures = self._refined(method)
-        return {**self._described(method.head, reward_model, *self._policy(reward_model)), **figures}
+    def _evaluate_head(self, head: str) -> dict[str, Any]:
+        return self._evaluate(head, self.reward_models[head], *self.policies[head])
 
-    def _refined(self, method: Method) -> tuple[PreTrainedModel, dict[str, Any]]:
-        """Step 4: r̂, and figures of D̂ and of the loss."""
+    def _run_method(self, method: Method) -> dict[str, Any]:
+        reward_model, metrics = self._refine(method)
+        return {**self._evaluate(method.head, reward_model, *self._train_policy(reward_model)), **metrics}
+
+    def _refine(self, method: Method) -> tuple[PreTrainedModel, dict[str, Any]]:
+        """Runs step 4. Returns r̂ and the metrics of D̂ and of the loss."""
         samples = self.policy_samples[method.head]
         equivalence = SameValue(self.bench.settings.noise if method.noise else 0.0)
         refinement: dict[str, Any] = {}
-        figures: dict[str, Any] = {}
+        metrics: dict[str, Any] = {}
         if method.preferences is not None:
             synthetic, rejections = synthesize_preferences(
                 samples,
                 equivalence=equivalence,
                 reward_model=self.reward_models[method.head],
                 reward_processing_class=self.bench.tokenizer,
-                judge=self._likelihood_judge,
+                judge=self._judge_by_likelihood,
                 seed=self.bench.seed,
                 **method.preferences,
             )
             refinement["synthetic_dataset"] = synthetic
-            figures["synthetic"] = {**self.bench.label_accuracy(synthetic), "rejections": rejections}
+            metrics["synthetic"] = {**self.bench.evaluate_labels(synthetic), "rejections": rejections}
         if "uml" in method.reward.get("method", ""):
-            in_groups = method.reward.get("views_from") == "group"
-            views = cluster(samples, equivalence, complete_groups=True) if in_groups else samples
+            uses_groups = method.reward.get("views_from") == "group"
+            views = cluster(samples, equivalence, complete_groups=True) if uses_groups else samples
             refinement |= {"policy_samples": views, "heldout_views": self.heldout_views[method.head]}
-        epochs = None if method.reward else self._epochs_of_spg()
-        model, figures["loss"] = train_reward_model(
+        epochs = None if method.reward else self._match_spg_epochs()
+        model, metrics["loss"] = train_reward_model(
             self.bench, self.human, method.head, method.reward, epochs, **refinement
         )
-        return model, figures
+        return model, metrics
 
-    def _epochs_of_spg(self) -> float:
-        """As many steps on human pairs alone as SPG takes on human and synthetic ones."""
+    def _match_spg_epochs(self) -> float:
+        """Computes the epochs on human pairs that take as many steps as SPG on human and synthetic pairs."""
         synthetic = self.results["spg"]["synthetic"]["pairs"]
         return self.bench.settings.reward_epochs * (len(self.human) + synthetic) / len(self.human)
 
-    def _likelihood_judge(self, prompts: list[str], firsts: list[str], seconds: list[str]) -> list[float]:
-        """RLAIF's stand-in: so small a model cannot be asked, but says which output it finds likelier, per token."""
+    def _judge_by_likelihood(self, prompts: list[str], firsts: list[str], seconds: list[str]) -> list[float]:
+        """
+        Prefers the completion with the higher mean log-likelihood per token under π_SFT.
+
+        It replaces the judge of RLAIF, because a model this small cannot answer a question about two completions.
+        """
         likelihoods = [
-            [self._likelihood(prompt, output) for prompt, output in zip(prompts, outputs, strict=True)]
-            for outputs in (firsts, seconds)
+            [self._compute_likelihood(*pair) for pair in zip(prompts, completions, strict=True)]
+            for completions in (firsts, seconds)
         ]
         return [(first > second) + 0.5 * (first == second) for first, second in zip(*likelihoods, strict=True)]
 
     @torch.no_grad()
-    def _likelihood(self, prompt: str, output: str) -> float:
+    def _compute_likelihood(self, prompt: str, completion: str) -> float:
         tokenizer = self.bench.tokenizer
         start = len(tokenizer(prompt)["input_ids"])
-        ids = torch.tensor([tokenizer(prompt + output + tokenizer.eos_token)["input_ids"]])
+        ids = torch.tensor([tokenizer(prompt + completion + tokenizer.eos_token)["input_ids"]])
         log_probs, _ = token_log_probs(self.sft(ids).logits[:, :-1], ids[:, 1:])  # (1, length - 1)
         return log_probs[0, start - 1 :].mean().item()
 
-    def _sweep(self) -> None:
-        """Gold and proxy against KL for several β, with r and with the r̂ of SPG; at the usual one both are there."""
-        usual = {name: self.results[name] for name in ("ppo", "spg")}
-        self._keep(f"sweep {self.bench.settings.kl_coef}", lambda: usual)
+    def _run_sweep(self) -> None:
+        """Trains policies for several β, with r and with the r̂ of SPG. The runs at the default β are reused."""
+        default = {name: self.results[name] for name in ("ppo", "spg")}
+        self._run_once(f"sweep {self.bench.settings.kl_coef}", lambda: default)
         missing = [beta for beta in self.bench.settings.sweep if f"sweep {beta}" not in self.results]
         if not missing:
             return
-        against: dict[str, Dataset | PreTrainedModel] = {
+        reward_models: dict[str, PreTrainedModel] = {
             "ppo": self.reward_models["log_ratio"],
-            "spg": self._refined(METHODS["spg"])[0],
+            "spg": self._refine(METHODS["spg"])[0],
         }
         for beta in missing:
-            self._keep(
+            self._run_once(
                 f"sweep {beta}",
                 lambda beta=beta: {
-                    name: self._described("log_ratio", model, *self._policy(model, beta))
-                    for name, model in against.items()
+                    name: self._evaluate("log_ratio", model, *self._train_policy(model, beta))
+                    for name, model in reward_models.items()
                 },
             )

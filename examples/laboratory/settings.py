@@ -1,4 +1,4 @@
-"""All numbers of the laboratory. Those of `LABORATORY` were frozen before the seeds that are reported were run."""
+"""All numbers of the laboratory. The values of `LABORATORY` were fixed before the reported seeds were run."""
 
 from dataclasses import dataclass, replace
 
@@ -6,33 +6,37 @@ from dataclasses import dataclass, replace
 @dataclass(frozen=True)
 class Settings:
     """
-    What a run depends on besides its seed.
+    Settings of a run, without the seed.
 
     Args:
-        demonstrations (`int`), sft_epochs (`int`), sft_learning_rate (`float`):
-            Of π_SFT.
+        demonstrations (`int`):
+            Number of demonstrations for π_SFT.
+        sft_epochs (`int`), sft_learning_rate (`float`):
+            Training of π_SFT.
         human_pairs (`int`):
-            D, of which `flipped` are labeled wrongly.
+            Number of human preference pairs in D.
         flipped (`float`):
-            Share, in [0, 1].
+            Share of the pairs of D with a flipped label, in [0, 1].
         reward_epochs (`int`), reward_learning_rate (`float`):
-            Of every reward model.
+            Training of every reward model.
         copies (`int`):
-            How often each of the 120 training prompts stands in U.
+            How often U repeats each of the 120 training prompts.
         num_generations (`int`):
-            n.
+            n, the number of completions per prompt in P.
         rollouts (`int`), rollout_size (`int`), learning_rate (`float`):
-            Of every policy: PPO rollouts of so many completions.
+            Training of every policy: number of PPO rollouts, and completions per rollout.
         kl_coef (`float`):
-            β of the tables.
+            β of all tables except the sweep.
         sweep (`tuple[float, ...]`):
-            β of the sweep.
+            β values of the sweep.
         best_of (`int`):
-            n of best-of-n, from `best_of_samples` samples a prompt.
+            n of best-of-n.
+        best_of_samples (`int`):
+            Number of samples per prompt for the estimate of best-of-n.
         evaluation_samples (`int`):
-            Outputs of each of the 80 evaluation prompts, at temperature 0.7.
+            Completions of each of the 80 evaluation prompts, at temperature 0.7.
         noise (`float`):
-            Share of wrong answers of the equivalence in the control.
+            Share of wrong verdicts of the equivalence in the control with noise, in [0, 1].
     """
 
     demonstrations: int = 4000

@@ -1,4 +1,4 @@
-"""Tables over many seeds."""
+"""Tables of means and intervals over seeds."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from methods import HEADS, METHODS
 
-from trl_rlp import seed_interval
+from trl_rlp.evaluation import seed_interval
 
 
 Results = dict[str, Any]
@@ -25,14 +25,14 @@ TABLES = {
         *(name for name, method in METHODS.items() if method.table == "last token"),
     ],
 }
-FIGURES = ("win_rate", "gold", "right", "kl", "proxy", "malformed", "characters")
+METRICS = ("win_rate", "gold", "right", "kl", "proxy", "malformed", "characters")
 EQUAL_KL = (0.5, 1.0, 2.0, 4.0)
 
 
 def load_runs(folder: Path) -> tuple[dict[int, Results], list[int]]:
-    """Results of the seeds that are finished, and the seeds that are not."""
+    """Loads the results of the finished seeds. Also returns the unfinished seeds."""
     if not (folder / "settings.json").exists():
-        raise SystemExit(f"{folder} holds no runs. Run some seeds with this --output_dir first.")
+        raise SystemExit(f"{folder} contains no runs. Run some seeds with this --output_dir first.")
     sweep = {f"sweep {beta}" for beta in json.loads((folder / "settings.json").read_text())["sweep"]}
     runs, unfinished = {}, []
     paths = {int(path.parent.name.split("-")[1]): path for path in folder.glob("seed-*/results.json")}
@@ -43,128 +43,140 @@ def load_runs(folder: Path) -> tuple[dict[int, Results], list[int]]:
         else:
             unfinished.append(seed)
     if len(runs) < 2:
-        raise SystemExit(f"{folder} holds {len(runs)} finished seeds; an interval needs at least two.")
+        raise SystemExit(f"{folder} contains {len(runs)} finished seeds, but an interval needs at least two.")
     return runs, unfinished
 
 
-def sweep_of(runs: dict[int, Results]) -> list[str]:
-    """Names of the sweep's entries, the smallest β first."""
+def list_sweep(runs: dict[int, Results]) -> list[str]:
+    """Lists the names of the sweep's entries, in increasing order of β."""
     names = [name for name in next(iter(runs.values())) if name.startswith("sweep ")]
     return sorted(names, key=lambda name: float(name[6:]))
 
 
-def over_seeds(runs: dict[int, Results], value: Value) -> dict[str, float] | None:
-    """Mean and interval of a figure, or `None` where a seed has none."""
+def summarize_seeds(runs: dict[int, Results], value: Value) -> dict[str, float] | None:
+    """Computes mean and interval of a value over seeds. Returns `None` if a seed does not have the value."""
     values = [value(run) for run in runs.values()]
-    return None if any(one is None for one in values) else seed_interval(values)
+    return None if None in values else seed_interval(values)
 
 
-def policy_figure(method: str, name: str) -> Value:
-    """A figure of a method's policy."""
+def select_policy_metric(method: str, name: str) -> Value:
+    """Returns the function that reads a metric of a method's policy from one seed."""
     return lambda run: run[method]["policy"].get(name)
 
 
-def difference(first: Value, second: Value) -> Value:
-    """First minus second, on one seed."""
+def select_policy_pair_accuracy(method: str) -> Value:
+    """Returns the function that reads a reward model's accuracy on pairs of π from one seed."""
+    return lambda run: run[method]["reward_model"]["policy"]["accuracy"]
+
+
+def subtract(first: Value, second: Value) -> Value:
+    """Returns the function that computes first minus second on one seed."""
     return lambda run: None if None in (first(run), second(run)) else first(run) - second(run)
 
 
-def gold_at(run: Results, method: str, kl: float, left_out: str = "") -> float | None:
-    """Gold reward that a method's policies of the sweep reach at a KL, between the two nearest; `None` outside."""
+def interpolate_gold(run: Results, method: str, kl: float, left_out: str = "") -> float | None:
+    """
+    Interpolates the gold reward of a method at a KL, between the two nearest policies of its sweep.
+
+    Returns `None` if the KL is larger than that of every policy. The entry `left_out` of the sweep is not used.
+    """
     policies = [run[name][method]["policy"] for name in run if name.startswith("sweep ") and name != left_out]
     points = sorted([(0.0, run["sft"]["policy"]["gold"])] + [(policy["kl"], policy["gold"]) for policy in policies])
-    distances, golds = zip(*points, strict=True)
-    return float(np.interp(kl, distances, golds)) if kl <= distances[-1] else None
+    kls, golds = zip(*points, strict=True)
+    return float(np.interp(kl, kls, golds)) if kl <= kls[-1] else None
 
 
-def gold_beyond(method: str) -> Value:
-    """Gold reward of a method, minus what the sweep of plain PPO reaches at the same KL; `None` for what has none."""
+def compare_with_sweep(method: str) -> Value:
+    """Returns the function that computes a method's gold reward minus that of plain PPO's sweep at the same KL."""
 
     def value(run: Results) -> float | None:
         if method in ("sft", "best-of-n", "ppo"):
             return None
         policy = run[method]["policy"]
-        plain = gold_at(run, "ppo", policy["kl"])
+        plain = interpolate_gold(run, "ppo", policy["kl"])
         return None if plain is None else policy["gold"] - plain
 
     return value
 
 
-def reading_error(name: str) -> Value:
-    """Gold reward of plain PPO at one β of the sweep, minus what is read at its KL from the others."""
+def compute_interpolation_error(name: str) -> Value:
+    """Returns the function that computes plain PPO's gold reward at one β minus its interpolation from the others."""
 
     def value(run: Results) -> float | None:
         policy = run[name]["ppo"]["policy"]
-        read = gold_at(run, "ppo", policy["kl"], left_out=name)
-        return None if read is None else policy["gold"] - read
+        interpolated = interpolate_gold(run, "ppo", policy["kl"], left_out=name)
+        return None if interpolated is None else policy["gold"] - interpolated
 
     return value
 
 
-def smoothed(values: Sequence[float], width: int = 5) -> np.ndarray:
-    """Mean over the rollouts so far, the last five at most."""
+def smooth(values: Sequence[float], width: int = 5) -> np.ndarray:
+    """Computes the mean over the last `width` rollouts, or over fewer at the start."""
     return pd.Series(values).rolling(width, min_periods=1).mean().to_numpy()
 
 
-def cell(found: dict[str, float] | None, digits: int = 3) -> str:
-    """Mean and half of the interval's width."""
-    if found is None:
+def format_interval(summary: dict[str, float] | None, digits: int = 3) -> str:
+    """Formats mean ± half the width of the interval, or a dash for `None`."""
+    if summary is None:
         return "–"
-    return f"{found['mean']:.{digits}f} ± {(found['high'] - found['low']) / 2:.{digits}f}"
+    return f"{summary['mean']:.{digits}f} ± {(summary['high'] - summary['low']) / 2:.{digits}f}"
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table."""
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Formats a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def policy_table(runs: dict[int, Results], methods: Sequence[str]) -> str:
-    """Policies of some methods, and their differences from plain PPO on the same seeds, at equal weight and KL."""
+def build_policy_table(runs: dict[int, Results], methods: Sequence[str]) -> str:
+    """Builds the table of policies, with differences from plain PPO on the same seeds at equal β and at equal KL."""
     base = methods[0] if "last token" in methods[0] else "ppo"
     rows = []
     for method in methods:
-        paired = ["–", "–"]
+        gains = ["–", "–"]
         if method != base:
-            both = [(policy_figure(method, name), policy_figure(base, name)) for name in ("win_rate", "gold")]
-            paired = [cell(over_seeds(runs, difference(*figures))) for figures in both]
-        paired.append(cell(over_seeds(runs, gold_beyond(method))))
-        rows.append([method, *(cell(over_seeds(runs, policy_figure(method, name))) for name in FIGURES[:5]), *paired])
-    header = ["method", "win rate", "gold", "right", "KL", "proxy", f"win rate − {base}", f"gold − {base}"]
-    return markdown([*header, "gold − ppo's sweep at its KL"], rows)
+            sides = [
+                (select_policy_metric(method, name), select_policy_metric(base, name)) for name in ("win_rate", "gold")
+            ]
+            gains = [format_interval(summarize_seeds(runs, subtract(*both))) for both in sides]
+        gains.append(format_interval(summarize_seeds(runs, compare_with_sweep(method))))
+        cells = [format_interval(summarize_seeds(runs, select_policy_metric(method, name))) for name in METRICS[:5]]
+        rows.append([method, *cells, *gains])
+    header = ["method", "win rate", "gold", "correct", "KL, nats", "proxy", f"win rate − {base}", f"gold − {base}"]
+    return format_table([*header, "gold − ppo's sweep at the same KL"], rows)
 
 
-def reward_table(runs: dict[int, Results]) -> str:
-    """Reward models on pairs that the gold reward labels, and the terms of the multi-view loss."""
+def build_reward_table(runs: dict[int, Results]) -> str:
+    """Builds the table of reward models: pairs labeled by the gold reward, and the MI of the multi-view loss."""
     rows = []
     for name in ("ppo", *METHODS, "ppo, last token"):
         accuracy = [
-            cell(over_seeds(runs, lambda run, name=name, pairs=pairs: run[name]["reward_model"][pairs]["accuracy"]))
+            format_interval(
+                summarize_seeds(runs, lambda run, name=name, pairs=pairs: run[name]["reward_model"][pairs]["accuracy"])
+            )
             for pairs in ("human", "policy")
         ]
-        error = over_seeds(runs, lambda run, name=name: run[name]["reward_model"]["policy"]["calibration_error"])
+        error = summarize_seeds(runs, lambda run, name=name: run[name]["reward_model"]["policy"]["calibration_error"])
         gains = [
-            cell(over_seeds(runs, lambda run, name=name, key=key: information(run[name], key)))
+            format_interval(
+                summarize_seeds(runs, lambda run, name=name, key=key: subtract_zero_information(run[name], key))
+            )
             for key in ("mi", "mi_heldout")
         ]
-        rows.append(["r (human pairs)" if name == "ppo" else name, *accuracy, cell(error), *gains])
-    header = ["reward model", "held-out pairs of π_SFT", "pairs of π", "calibration error, pairs of π"]
-    return markdown([*header, "MI − zero, training", "MI − zero, other prompts"], rows)
+        rows.append(["r (human pairs)" if name == "ppo" else name, *accuracy, format_interval(error), *gains])
+    header = ["reward model", "accuracy, held-out pairs of π_SFT", "accuracy, pairs of π"]
+    header += ["calibration error, pairs of π", "MI − zero, training", "MI − zero, held-out prompts"]
+    return format_table(header, rows)
 
 
-def information(result: Results, key: str) -> float | None:
-    """How far an MI estimate lies above its zero-information value."""
+def subtract_zero_information(result: Results, key: str) -> float | None:
+    """Computes how far an MI estimate is above its zero-information value, in nats."""
     loss = result.get("loss", {})
     return loss[key] - loss["mi_zero"] if "mi" in loss else None
 
 
-def accuracy_on_policy(method: str) -> Value:
-    """How often a reward model is right on pairs of π."""
-    return lambda run: run[method]["reward_model"]["policy"]["accuracy"]
-
-
-def spg_table(runs: dict[int, Results]) -> str:
-    """SPG minus everything that it differs from in one thing."""
+def build_spg_table(runs: dict[int, Results]) -> str:
+    """Builds the table of SPG minus each method that differs from it in one thing."""
     others = ["ppo", "human pairs only"]
     others += [
         name
@@ -173,70 +185,74 @@ def spg_table(runs: dict[int, Results]) -> str:
     ]
     rows = []
     for other in others:
-        both = [(policy_figure("spg", name), policy_figure(other, name)) for name in ("win_rate", "gold", "right")]
-        both.append((accuracy_on_policy("spg"), accuracy_on_policy(other)))
-        rows.append([other, *(cell(over_seeds(runs, difference(*figures))) for figures in both)])
-    return markdown(["SPG minus", "win rate", "gold", "right", "reward model, pairs of π"], rows)
+        sides = [
+            (select_policy_metric("spg", name), select_policy_metric(other, name))
+            for name in ("win_rate", "gold", "right")
+        ]
+        sides.append((select_policy_pair_accuracy("spg"), select_policy_pair_accuracy(other)))
+        rows.append([other, *(format_interval(summarize_seeds(runs, subtract(*both))) for both in sides)])
+    return format_table(["SPG minus", "win rate", "gold", "correct", "reward model accuracy, pairs of π"], rows)
 
 
-def synthetic_table(runs: dict[int, Results]) -> str:
-    """Label accuracy of the synthetic preferences."""
+def build_synthetic_table(runs: dict[int, Results]) -> str:
+    """Builds the table of the label accuracy of synthetic preferences."""
     rows = []
     for name, method in METHODS.items():
         if method.preferences is None:
             continue
-        figures = [
-            cell(over_seeds(runs, lambda run, name=name, key=key: run[name]["synthetic"][key]), digits)
+        cells = [
+            format_interval(summarize_seeds(runs, lambda run, name=name, key=key: run[name]["synthetic"][key]), digits)
             for key, digits in (("accuracy", 3), ("right", 3), ("pairs", 0))
         ]
-        rows.append([name, *figures])
-    return markdown(["generator", "y_w better (gold)", "right value, where one side has it", "pairs"], rows)
+        rows.append([name, *cells])
+    header = ["generator", "y_w has the higher gold reward", "y_w is correct, of pairs with one correct side", "pairs"]
+    return format_table(header, rows)
 
 
-def sweep_table(runs: dict[int, Results]) -> str:
-    """Gold, proxy and KL at each β, with r and with SPG's r̂."""
+def build_sweep_table(runs: dict[int, Results]) -> str:
+    """Builds the table of gold reward, proxy reward and KL at each β, with r and with the r̂ of SPG."""
     rows = []
-    for name in sweep_of(runs):
+    for name in list_sweep(runs):
         values = {
-            (method, figure): lambda run, name=name, method=method, figure=figure: run[name][method]["policy"][figure]
+            (method, metric): lambda run, name=name, method=method, metric=metric: run[name][method]["policy"][metric]
             for method in ("ppo", "spg")
-            for figure in ("gold", "proxy", "kl", "malformed", "win_rate")
+            for metric in ("gold", "proxy", "kl", "malformed", "win_rate")
         }
-        cells = [cell(over_seeds(runs, values[key])) for key in values if key[1] != "win_rate"]
+        cells = [format_interval(summarize_seeds(runs, values[key])) for key in values if key[1] != "win_rate"]
         gains = [
-            cell(over_seeds(runs, difference(values["spg", figure], values["ppo", figure])))
-            for figure in ("gold", "win_rate")
+            format_interval(summarize_seeds(runs, subtract(values["spg", metric], values["ppo", metric])))
+            for metric in ("gold", "win_rate")
         ]
         rows.append([name.removeprefix("sweep "), *cells, *gains])
     header = [
         "β",
         *(f"{method}: {name}" for method in ("PPO", "SPG") for name in ("gold", "proxy", "KL", "malformed")),
     ]
-    return markdown([*header, "gold, SPG − PPO", "win rate, SPG − PPO"], rows)
+    return format_table([*header, "gold, SPG − PPO", "win rate, SPG − PPO"], rows)
 
 
-def equal_kl_table(runs: dict[int, Results]) -> str:
-    """Gold reward at the same KL, read between the policies of the sweep, on evaluation prompts."""
+def build_equal_kl_table(runs: dict[int, Results]) -> str:
+    """Builds the table of the gold reward at the same KL, interpolated in the sweep, on evaluation prompts."""
     rows = []
     for kl in EQUAL_KL:
-        values = [lambda run, method=method, kl=kl: gold_at(run, method, kl) for method in ("ppo", "spg")]
+        values = [lambda run, method=method, kl=kl: interpolate_gold(run, method, kl) for method in ("ppo", "spg")]
         reached = {seed: run for seed, run in runs.items() if None not in [value(run) for value in values]}
         if len(reached) < 2:
             continue
-        cells = [cell(over_seeds(reached, value)) for value in (*values, difference(*values[::-1]))]
+        cells = [format_interval(summarize_seeds(reached, value)) for value in (*values, subtract(*values[::-1]))]
         rows.append([f"{kl:g}", *cells, str(len(reached))])
-    return markdown(["KL, nats", "gold, PPO", "gold, SPG", "SPG − PPO", "seeds that reach it"], rows)
+    return format_table(["KL, nats", "gold, PPO", "gold, SPG", "SPG − PPO", "seeds that reach this KL"], rows)
 
 
-def reading_table(runs: dict[int, Results]) -> str:
-    """How wrong it is to read gold between two β: each inner β of plain PPO, left out of its own sweep."""
-    inner = sweep_of(runs)[1:]
+def build_interpolation_table(runs: dict[int, Results]) -> str:
+    """Builds the table of the interpolation error: each inner β of plain PPO is left out of its own sweep."""
+    inner = list_sweep(runs)[1:]
     rows = [
         [
             name.removeprefix("sweep "),
-            cell(over_seeds(runs, lambda run, name=name: run[name]["ppo"]["policy"]["kl"])),
-            cell(over_seeds(runs, reading_error(name))),
+            format_interval(summarize_seeds(runs, lambda run, name=name: run[name]["ppo"]["policy"]["kl"])),
+            format_interval(summarize_seeds(runs, compute_interpolation_error(name))),
         ]
         for name in inner
     ]
-    return markdown(["β left out", "its KL", "gold, minus what is read from the others"], rows)
+    return format_table(["β left out", "KL, nats", "gold − interpolated gold"], rows)

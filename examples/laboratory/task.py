@@ -1,9 +1,9 @@
 """
-A world of 40 facts, whose gold reward is known: what one asks about it, what can be answered, and what that is worth.
+A world of 40 facts with a known gold reward: the questions, the possible answers and their gold reward.
 
-An answer has an opener, one of eight statements and up to six fillers, so that one value has many surface forms. The
-gold reward wants the right value, likes a few fillers and dislikes many, and takes off for hedging, for fillers that
-come twice and for what is no answer at all.
+An answer has an opener, one of eight statements and up to six fillers, so one value can be said in many ways. The gold
+reward is high for the correct value. A few fillers raise it, many fillers lower it. Hedging, repeated fillers and
+malformed answers lower it.
 """
 
 import hashlib
@@ -42,91 +42,92 @@ STATEMENTS = (
 )
 FILLERS = ("indeed", "really", "truly", "surely", "clearly", "honestly")
 
-RIGHT = 2.0
+CORRECT_REWARD = 2.0
 FILLER_BONUS = (0.0, 0.4, 0.6, 0.5, 0.2, -0.2, -0.2)
-HEDGED, TWICE, MALFORMED = -0.5, -0.3, -1.0
+"""Reward for 0 to 6 different fillers."""
+
+HEDGE_PENALTY, REPEAT_PENALTY, MALFORMED_REWARD = -0.5, -0.3, -1.0
 
 DOMINANT_WRONG = 0.12
-"""Share of the facts of which the demonstrations mostly say the same wrong value."""
+"""Share of the facts for which most demonstrations give the same wrong value."""
 
-RIGHT_SHARE = {"known": 0.655, "mistaken": 0.2}
-"""How often a demonstration is right: 60 % in all."""
+CORRECT_SHARE = {"known": 0.655, "mistaken": 0.2}
+"""Probability that a demonstration is correct. It is 60 % over all facts."""
 
 MISTAKEN_SHARE = 0.6
-"""How often a demonstration of a mistaken fact says the dominant wrong value."""
+"""Probability that a demonstration of a mistaken fact gives the dominant wrong value."""
 
 
 @dataclass(frozen=True)
 class World:
     """
-    The facts, and which of them the demonstrations mostly get wrong.
+    The facts, and the facts that most demonstrations get wrong.
 
     Args:
         facts (`dict[tuple[str, str], str]`):
-            Right value by animal and attribute; each value is that of four animals.
+            Correct value of each animal and attribute. Four animals share each value.
         mistakes (`dict[tuple[str, str], str]`):
-            Dominant wrong value of some of them.
+            Dominant wrong value of some facts.
     """
 
     facts: dict[tuple[str, str], str]
     mistakes: dict[tuple[str, str], str]
 
     @classmethod
-    def of(cls, seed: int) -> "World":
-        """Draws one."""
+    def draw(cls, seed: int) -> "World":
+        """Draws a world."""
         generator = np.random.default_rng([seed, 0])
         facts = {}
         for attribute, values in VALUES.items():
-            dealt = generator.permutation(np.repeat(values, len(ANIMALS) // len(values)))
-            facts |= {(animal, attribute): str(value) for animal, value in zip(ANIMALS, dealt, strict=True)}
+            shuffled = generator.permutation(np.repeat(values, len(ANIMALS) // len(values)))
+            facts |= {(animal, attribute): str(value) for animal, value in zip(ANIMALS, shuffled, strict=True)}
         keys = list(facts)
-        chosen = generator.permutation(len(keys))[: round(DOMINANT_WRONG * len(keys))]
+        mistaken = generator.permutation(len(keys))[: round(DOMINANT_WRONG * len(keys))]
         mistakes = {}
-        for place in chosen:
-            key = keys[place]
+        for index in mistaken:
+            key = keys[index]
             others = [value for value in VALUES[key[1]] if value != facts[key]]
             mistakes[key] = str(generator.choice(others))
         return cls(facts, mistakes)
 
 
-def question_pattern(question: str) -> re.Pattern:
-    """The regular expression that finds animal and attribute in a question."""
+def compile_question(question: str) -> re.Pattern:
+    """Compiles the regular expression that finds the animal and the attribute in a question."""
     pattern = re.escape(question).replace(r"\{attribute\}", "(?P<attribute>[a-z]+)")
     return re.compile(pattern.replace(r"\{animal\}", "(?P<animal>[a-z]+)"))
 
 
-_PATTERNS = [question_pattern(question) for question in QUESTIONS]
+_PATTERNS = [compile_question(question) for question in QUESTIONS]
 
 
-def fact_of(prompt: str) -> tuple[str, str]:
-    """Animal and attribute that a prompt asks for."""
+def find_fact(prompt: str) -> tuple[str, str]:
+    """Returns the animal and the attribute that a prompt asks about."""
     for pattern in _PATTERNS:
-        if found := pattern.fullmatch(prompt.strip()):
-            return found["animal"], found["attribute"]
-    raise ValueError(f"{prompt!r} is no question of this world.")
+        if match := pattern.fullmatch(prompt.strip()):
+            return match["animal"], match["attribute"]
+    raise ValueError(f"{prompt!r} is not a question of this world.")
 
 
 @dataclass(frozen=True)
 class Answer:
     """
-    What an output says.
+    The content of a completion.
 
     Args:
         values (`tuple[str, ...]`):
-            One; two where it hedges; none where it is no answer.
+            One value. Two if the completion hedges, none if it is malformed.
         fillers (`tuple[str, ...]`):
-            As they stand.
+            The fillers in their order.
     """
 
     values: tuple[str, ...]
     fillers: tuple[str, ...]
 
 
-def parse(prompt: str, output: str) -> Answer:
-    """Reads an output."""
-    animal, attribute = fact_of(prompt)
-    text = " ".join(output.split())
-    words = text.split()
+def parse(prompt: str, completion: str) -> Answer:
+    """Parses a completion."""
+    animal, attribute = find_fact(prompt)
+    words = completion.split()
     fillers: list[str] = []
     while words and words[-1] in FILLERS:
         fillers.insert(0, words.pop())
@@ -138,35 +139,35 @@ def parse(prompt: str, output: str) -> Answer:
         pattern = statement.format(
             animal=animal, attribute=attribute, value=f"(?P<v>{choices})( or (?P<w>{choices}))?"
         )
-        if found := re.fullmatch(pattern, text):
-            return Answer(tuple(value for value in (found["v"], found["w"]) if value), tuple(fillers))
+        if match := re.fullmatch(pattern, text):
+            return Answer(tuple(value for value in (match["v"], match["w"]) if value), tuple(fillers))
     return Answer((), tuple(fillers))
 
 
-def gold(world: World, prompt: str, output: str) -> float:
-    """The gold reward of an output, at most 2.6; each filler that comes again takes more off."""
-    answer = parse(prompt, output)
+def gold_reward(world: World, prompt: str, completion: str) -> float:
+    """Computes the gold reward of a completion, at most 2.6. Each repeated filler lowers it."""
+    answer = parse(prompt, completion)
     if not answer.values:
-        return MALFORMED
+        return MALFORMED_REWARD
     distinct = len(set(answer.fillers))
-    worth = FILLER_BONUS[distinct] + TWICE * (len(answer.fillers) - distinct)
+    reward = FILLER_BONUS[distinct] + REPEAT_PENALTY * (len(answer.fillers) - distinct)
     if len(answer.values) > 1:
-        return worth + HEDGED
-    return worth + RIGHT * (answer.values[0] == world.facts[fact_of(prompt)])
+        return reward + HEDGE_PENALTY
+    return reward + CORRECT_REWARD * (answer.values[0] == world.facts[find_fact(prompt)])
 
 
-def is_right(world: World, prompt: str, output: str) -> bool:
-    """Whether an output says the right value and no other."""
-    return parse(prompt, output).values == (world.facts[fact_of(prompt)],)
+def is_correct(world: World, prompt: str, completion: str) -> bool:
+    """Checks whether a completion gives the correct value and no other value."""
+    return parse(prompt, completion).values == (world.facts[find_fact(prompt)],)
 
 
 class SameValue:
     """
-    Judges that two outputs mean the same when they say the same values; a perfect judge, or one that errs.
+    Equivalence of completions that give the same values. It can make errors on purpose.
 
     Args:
         noise (`float`, *optional*, defaults to `0.0`):
-            Share of pairs on which it says the opposite, always the same on the same pair.
+            Share of pairs with the opposite verdict, in [0, 1]. The verdict on a pair is always the same.
     """
 
     def __init__(self, noise: float = 0.0):
@@ -174,22 +175,22 @@ class SameValue:
         self.fingerprint = f"same value, noise {noise}"
 
     def normalize(self, text: str) -> str:
-        """Outputs of one text are not compared."""
+        """Normalizes white space. Completions that are equal after that are not compared."""
         return " ".join(text.split())
 
     def same(self, prompts: Sequence[str], firsts: Sequence[str], seconds: Sequence[str]) -> list[bool]:
-        """Compares pairs of outputs."""
-        return [self._same(*pair) for pair in zip(prompts, firsts, seconds, strict=True)]
+        """Compares pairs of completions."""
+        return [self._is_same(*pair) for pair in zip(prompts, firsts, seconds, strict=True)]
 
-    def _same(self, prompt: str, first: str, second: str) -> bool:
+    def _is_same(self, prompt: str, first: str, second: str) -> bool:
         values = set(parse(prompt, first).values), set(parse(prompt, second).values)
         digest = hashlib.sha256("|".join((prompt, *sorted((first, second)))).encode()).digest()
-        errs = int.from_bytes(digest[:8], "big") / 2**64 < self.noise
-        return (values[0] == values[1] and bool(values[0])) != errs
+        is_flipped = int.from_bytes(digest[:8], "big") / 2**64 < self.noise
+        return (values[0] == values[1] and bool(values[0])) != is_flipped
 
 
-def prompts_of(questions: Sequence[str]) -> list[str]:
-    """Every fact in every wording, each prompt with the space that an answer follows."""
+def build_prompts(questions: Sequence[str]) -> list[str]:
+    """Builds a prompt for every fact in every wording. Each prompt ends with a space."""
     return [
         question.format(animal=animal, attribute=attribute) + " "
         for question, animal, attribute in itertools.product(questions, ANIMALS, VALUES)
@@ -197,18 +198,18 @@ def prompts_of(questions: Sequence[str]) -> list[str]:
 
 
 def write_answer(
-    world: World, prompt: str, generator: np.random.Generator, right: dict[str, float], fillers: Sequence[float]
+    world: World, prompt: str, generator: np.random.Generator, correct: dict[str, float], fillers: Sequence[float]
 ) -> str:
-    """Writes a demonstration, or an answer of the model that win rates are measured against."""
-    key = fact_of(prompt)
+    """Writes an answer with given probabilities of a correct value and of each number of fillers. 3 % hedge."""
+    key = find_fact(prompt)
     animal, attribute = key
     truth, mistake = world.facts[key], world.mistakes.get(key)
     others = [value for value in VALUES[attribute] if value not in (truth, mistake)]
-    chance = right["known" if mistake is None else "mistaken"]
+    probability = correct["known" if mistake is None else "mistaken"]
     draw = generator.random()
-    if draw < chance:
+    if draw < probability:
         value = truth
-    elif mistake is not None and draw < chance + MISTAKEN_SHARE:
+    elif mistake is not None and draw < probability + MISTAKEN_SHARE:
         value = mistake
     else:
         value = str(generator.choice(others))
@@ -221,20 +222,20 @@ def write_answer(
 
 
 DEMONSTRATION_FILLERS = (0.4, 0.25, 0.15, 0.1, 0.06, 0.04)
-REFERENCE_RIGHT = {"known": 0.8, "mistaken": 0.5}
+REFERENCE_CORRECT = {"known": 0.8, "mistaken": 0.5}
 REFERENCE_FILLERS = (0.3, 0.4, 0.3)
 
 
-def demonstrations(world: World, count: int, seed: int) -> Dataset:
-    """What π_SFT is trained on: questions of all wordings with answers that are right in 60 %."""
+def write_demonstrations(world: World, count: int, seed: int) -> Dataset:
+    """Writes the training data of π_SFT: questions in all wordings, with answers that are correct in 60 %."""
     generator = np.random.default_rng([seed, 1])
-    prompts = prompts_of(QUESTIONS)
-    drawn = [prompts[place] for place in generator.integers(len(prompts), size=count)]
-    answers = [write_answer(world, prompt, generator, RIGHT_SHARE, DEMONSTRATION_FILLERS) for prompt in drawn]
-    return Dataset.from_dict({"prompt": drawn, "completion": answers})
+    all_prompts = build_prompts(QUESTIONS)
+    prompts = [all_prompts[index] for index in generator.integers(len(all_prompts), size=count)]
+    answers = [write_answer(world, prompt, generator, CORRECT_SHARE, DEMONSTRATION_FILLERS) for prompt in prompts]
+    return Dataset.from_dict({"prompt": prompts, "completion": answers})
 
 
-def reference_outputs(world: World, prompts: Sequence[str], seed: int) -> list[str]:
-    """Answers of a better writer than π_SFT, which policies are compared with."""
+def write_reference_completions(world: World, prompts: Sequence[str], seed: int) -> list[str]:
+    """Writes the reference completions for the win rate. They are better than those of π_SFT."""
     generator = np.random.default_rng([seed, 2])
-    return [write_answer(world, prompt, generator, REFERENCE_RIGHT, REFERENCE_FILLERS) for prompt in prompts]
+    return [write_answer(world, prompt, generator, REFERENCE_CORRECT, REFERENCE_FILLERS) for prompt in prompts]

@@ -1,13 +1,13 @@
-"""π_SFT by TRL's trainer, every reward model by `RLPRewardTrainer`, every policy by `RLPPPOTrainer`."""
+"""Training: π_SFT with TRL's `SFTTrainer`, reward models with `RLPRewardTrainer`, policies with `RLPPPOTrainer`."""
 
 from typing import Any
 
 import torch
 from bench import MAX_NEW_TOKENS, SFT, Bench
 from datasets import Dataset
-from information import heldout_information
+from information import estimate_heldout_information
 from models import make_policy, make_reward_model
-from task import demonstrations
+from task import write_demonstrations
 from transformers import PreTrainedModel
 from trl import SFTConfig, SFTTrainer
 
@@ -16,10 +16,10 @@ from trl_rlp.trainer.reward.representation_log import TERMS
 
 
 CURVE = {"kl": "objective/kl", "proxy": "objective/scores", "gold": "rewards/gold_reward/mean"}
-"""What is kept of each rollout, and the name that the trainer logs it under."""
+"""Metrics that are kept of each rollout, with their names in the trainer's log."""
 
 
-def _common(bench: Bench, name: str) -> dict[str, Any]:
+def _build_common_args(bench: Bench, name: str) -> dict[str, Any]:
     return {
         "output_dir": str(bench.folder / "trainers" / name),
         "seed": bench.seed,
@@ -33,7 +33,7 @@ def _common(bench: Bench, name: str) -> dict[str, Any]:
 
 
 def train_sft(bench: Bench) -> PreTrainedModel:
-    """Gives π_SFT, trained from scratch if it is not there."""
+    """Returns π_SFT. Trains it from scratch if its folder does not exist yet."""
     folder, settings = bench.folder / SFT, bench.settings
     if not (folder / "config.json").exists():
         policy = make_policy(bench.tokenizer, bench.seed)
@@ -43,12 +43,12 @@ def train_sft(bench: Bench) -> PreTrainedModel:
             lr_scheduler_type="cosine",
             per_device_train_batch_size=64,
             max_length=64,
-            **_common(bench, "sft"),
+            **_build_common_args(bench, "sft"),
         )
-        data = demonstrations(bench.world, settings.demonstrations, bench.seed)
+        data = write_demonstrations(bench.world, settings.demonstrations, bench.seed)
         SFTTrainer(model=policy, args=args, train_dataset=data, processing_class=bench.tokenizer).train()
         policy.save_pretrained(folder)
-    return bench.initial_policy()
+    return bench.load_sft()
 
 
 def train_reward_model(
@@ -60,10 +60,15 @@ def train_reward_model(
     heldout_views: Dataset | None = None,
     **refinement: Any,
 ) -> tuple[PreTrainedModel, dict[str, float]]:
-    """Gives r, or with `fields` and `refinement` r̂, and the last terms of its loss, with views also held-out ones."""
+    """
+    Trains r, or r̂ if `fields` and `refinement` are given.
+
+    Returns:
+        The reward model and the last logged terms of its loss. With `heldout_views` they include `mi_heldout`.
+    """
     settings = bench.settings
     torch.manual_seed(bench.seed)
-    model = make_reward_model(bench.initial_policy(), head, bench.folder / SFT)
+    model = make_reward_model(bench.load_sft(), head, bench.folder / SFT)
     args = RLPRewardConfig(
         num_train_epochs=settings.reward_epochs if epochs is None else epochs,
         learning_rate=settings.reward_learning_rate,
@@ -71,7 +76,7 @@ def train_reward_model(
         max_length=64,
         logging_steps=10,
         **(fields or {"method": "none"}),
-        **_common(bench, "reward"),
+        **_build_common_args(bench, "reward"),
     )
     trainer = RLPRewardTrainer(
         model=model, args=args, train_dataset=human, processing_class=bench.tokenizer, **refinement
@@ -81,14 +86,14 @@ def train_reward_model(
     for row in trainer.state.log_history:
         terms |= {name: value for name, value in row.items() if name in TERMS}
     if heldout_views is not None:
-        terms["mi_heldout"] = heldout_information(trainer, heldout_views)
+        terms["mi_heldout"] = estimate_heldout_information(trainer, heldout_views)
     return model, terms
 
 
 def train_policy(
     bench: Bench, reward_model: PreTrainedModel, kl_coef: float
 ) -> tuple[PreTrainedModel, list[dict[str, float]]]:
-    """Gives the policy that PPO makes of π_SFT, and KL, proxy and gold of each rollout."""
+    """Trains a policy with PPO from π_SFT. Returns it with KL, proxy reward and gold reward of each rollout."""
     settings = bench.settings
     args = RLPPPOConfig.from_preset(
         "alpacafarm",
@@ -108,20 +113,20 @@ def train_policy(
         local_rollout_forward_batch_size=settings.rollout_size,
         num_sample_generations=0,
         logging_steps=1,
-        **_common(bench, "policy"),
+        **_build_common_args(bench, "policy"),
     )
 
     def gold_reward(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
-        return [bench.gold(prompt, output) for prompt, output in zip(prompts, completions, strict=True)]
+        return [bench.compute_gold(*pair) for pair in zip(prompts, completions, strict=True)]
 
     trainer = RLPPPOTrainer(
         args,
         bench.tokenizer,
-        bench.initial_policy(),
+        bench.load_sft(),
         None,
         reward_model,
         train_dataset=Dataset.from_dict({"prompt": bench.unlabeled}),
-        reward_funcs=[gold_reward],  # with weight 0: only logged
+        reward_funcs=[gold_reward],  # weight 0: only logged
     )
     trainer.train()
     rows = [row for row in trainer.state.log_history if CURVE["kl"] in row]

@@ -1,22 +1,22 @@
 """
-Trains a policy with PPO, in the shape of the scripts for the trainer that TRL removed in 1.13.
+Trains a policy with PPO. The script looks like those for the PPOTrainer that TRL removed in 1.13.
 
-`trl_rlp` is in one line alone, the import of configuration and trainer. The options are the former ones:
+Only one line imports `trl_rlp`: the import of configuration and trainer. The options are those of TRL's PPOConfig:
 
-    python examples/scripts/ppo.py --dataset_name ../shared/data/prompts/vicuna_80.jsonl --prompt_column turns \
+    python examples/scripts/ppo.py --dataset_name vicuna_80.jsonl --prompt_column turns \
         --sft_model_path sft --reward_model_path reward --output_dir ppo --response_length 64 \
         --per_device_train_batch_size 4 --gradient_accumulation_steps 4 --total_episodes 320 --missing_eos_penalty 1.0
 
-`sft` is the folder of a causal LM with its tokenizer, `reward` that of a reward model with the same tokenizer, such as
-`examples/scripts/reward_modeling.py --output_dir reward` writes. Both may be names on the Hub. The other file needs
-another column:
+`sft` is the folder of a causal LM with its tokenizer. `reward` is the folder of a reward model with the same
+tokenizer, for example from `examples/scripts/reward_modeling.py --output_dir reward`. Both can also be names on the
+Hub. Other files need another column:
 
-    python examples/scripts/ppo.py --dataset_name ../shared/data/prompts/self_instruct_252.jsonl \
+    python examples/scripts/ppo.py --dataset_name self_instruct_252.jsonl \
         --prompt_column instruction --sft_model_path sft --reward_model_path reward --output_dir ppo
 
-`--dataset_name` is a JSON-lines file, of which a tenth is kept for evaluation, or a name on the Hub. Both files above
-are evaluation sets (Vicuna, AlpacaFarm): they show that it runs, and a policy trained on them must not be compared on
-them. `--use_peft` trains an adapter.
+`--dataset_name` is a JSON Lines file or a name on the Hub. A tenth of a file is held out for evaluation. The two files
+above are evaluation sets (Vicuna, AlpacaFarm). They only show how to run the script. Do not evaluate a policy on
+prompts that it was trained on. `--use_peft` trains an adapter.
 """
 
 from dataclasses import dataclass, field
@@ -34,14 +34,14 @@ from transformers import (
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
 
-from trl_rlp import RLPPPOConfig as PPOConfig, RLPPPOTrainer as PPOTrainer  # isort: skip
+from trl_rlp import PPOConfig, PPOTrainer  # isort: skip
 
 
 @dataclass
 class PPOScriptArguments(ScriptArguments):
     prompt_column: str = field(
         default="prompt",
-        metadata={"help": "Column with the prompt: text, or a list of texts of which the first counts."},
+        metadata={"help": "Column with the prompt: text, or a list of texts. Only the first text of a list is used."},
     )
 
 
@@ -52,11 +52,11 @@ def load_prompts(name: str, config: str | None, seed: int) -> DatasetDict:
 
 
 def tokenize(dataset: Dataset, column: str, tokenizer: PreTrainedTokenizerBase, num_proc: int | None) -> Dataset:
-    def to_ids(row: dict[str, Any]) -> dict[str, list[int]]:
+    def add_ids(row: dict[str, Any]) -> dict[str, list[int]]:
         prompt = row[column]
         return {"input_ids": tokenizer(prompt if isinstance(prompt, str) else prompt[0])["input_ids"]}
 
-    return dataset.map(to_ids, remove_columns=dataset.column_names, num_proc=num_proc)
+    return dataset.map(add_ids, remove_columns=dataset.column_names, num_proc=num_proc)
 
 
 def load_models(args: PPOConfig, model_args: ModelConfig) -> dict[str, PreTrainedModel | None]:
@@ -69,17 +69,17 @@ def load_models(args: PPOConfig, model_args: ModelConfig) -> dict[str, PreTraine
     if quantization is not None:
         options["quantization_config"] = quantization
 
-    def policy() -> PreTrainedModel:
+    def load_policy() -> PreTrainedModel:
         return AutoModelForCausalLM.from_pretrained(args.sft_model_path, **options)
 
-    def classifier() -> PreTrainedModel:
+    def load_classifier() -> PreTrainedModel:
         return AutoModelForSequenceClassification.from_pretrained(args.reward_model_path, num_labels=1, **options)
 
     return {
-        "model": policy(),
-        "ref_model": None if model_args.use_peft else policy(),
-        "reward_model": classifier(),
-        "value_model": classifier(),
+        "model": load_policy(),
+        "ref_model": None if model_args.use_peft else load_policy(),
+        "reward_model": load_classifier(),
+        "value_model": load_classifier(),
     }
 
 

@@ -1,19 +1,19 @@
 """
-Trains a reward model the way TRL's own script does; two lines differ: the import of `trl_rlp` and `policy_samples=`.
+Trains a reward model like TRL's own script. Two lines differ: the import of `trl_rlp` and `policy_samples=`.
 
-The first takes the configuration and the trainer from `trl_rlp` instead of `trl`. Without `--method` that is all, and
-the run is TRL's, step for step:
-
-    python examples/scripts/reward_modeling.py --model_name_or_path HuggingFaceTB/SmolLM2-135M-Instruct \
-        --dataset_name ../shared/data/preferences/pandalm_human_842.jsonl --output_dir reward
-
-The second hands over policy samples, for which `trl-rlp sample --output_dir refined` has written `samples.jsonl`:
+The first line imports the configuration and the trainer from `trl_rlp` instead of `trl`. Without `--method` this is
+the only difference, and the run is the same as TRL's, step for step:
 
     python examples/scripts/reward_modeling.py --model_name_or_path HuggingFaceTB/SmolLM2-135M-Instruct \
-        --dataset_name ../shared/data/preferences/pandalm_human_842.jsonl --output_dir refined --method uml
+        --dataset_name pandalm_human_842.jsonl --output_dir reward
 
-`--dataset_name` is a JSON-lines file, of which a tenth is kept for evaluation, or a name on the Hub. `trl-rlp reward`
-does this and more (synthetic pairs, which need an equivalence) without a script.
+The second line passes policy samples. `trl-rlp sample --output_dir refined` writes them to `refined/samples.jsonl`:
+
+    python examples/scripts/reward_modeling.py --model_name_or_path HuggingFaceTB/SmolLM2-135M-Instruct \
+        --dataset_name pandalm_human_842.jsonl --output_dir refined --method uml
+
+`--dataset_name` is a JSON Lines file or a name on the Hub. A tenth of a file is held out for evaluation. `trl-rlp
+reward` does the same without a script. It can also use synthetic pairs, which need an equivalence.
 """
 
 from datasets import Dataset, DatasetDict, load_dataset

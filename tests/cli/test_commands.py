@@ -1,4 +1,4 @@
-"""Each command on tiny models and JSON-lines files, as a user would call it."""
+"""Runs each command on tiny models and JSON-lines files."""
 
 import json
 
@@ -42,7 +42,7 @@ def preferences(tmp_path):
 TRAINING = "--use_cpu true --max_steps 1 --per_device_train_batch_size 2 --report_to none".split()
 
 
-def test_sample_writes_json_lines_and_takes_another_column(tmp_path, models, capsys):
+def test_sample_writes_json_lines_from_another_column(tmp_path, models, capsys):
     prompts = write_rows(tmp_path / "prompts.jsonl", [{"instruction": "a"}, {"instruction": "b"}])
     words = ["sample", "--model", models["policy"], "--prompts", prompts, "--prompt_column", "instruction"]
     words += ["--num_generations", "3", "--max_new_tokens", "4", "--output_dir", str(tmp_path / "out")]
@@ -52,14 +52,14 @@ def test_sample_writes_json_lines_and_takes_another_column(tmp_path, models, cap
     assert rows["prompt"] == ["a", "b"] and [len(row) for row in rows["completions"]] == [3, 3]
 
 
-def test_sample_names_a_missing_model(tmp_path, monkeypatch, capsys):
+def test_sample_without_a_model_is_an_error(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "a"}])
     assert main(["sample", "--model", "no-such-model", "--prompts", prompts, "--output_dir", str(tmp_path)]) == 2
     assert "No model could be loaded from 'no-such-model'" in capsys.readouterr().err
 
 
-def test_reward_names_missing_samples_before_it_loads_a_classifier(tmp_path, models, preferences, capsys):
+def test_reward_checks_the_samples_before_it_loads_a_model(tmp_path, models, preferences, capsys):
     words = [
         "reward",
         "--model_name_or_path",
@@ -73,14 +73,14 @@ def test_reward_names_missing_samples_before_it_loads_a_classifier(tmp_path, mod
     assert "`policy_samples` and `synthetic_dataset` are None" in capsys.readouterr().err
 
 
-def test_sample_names_a_missing_column(tmp_path, models, capsys):
+def test_sample_without_a_prompt_column_is_an_error(tmp_path, models, capsys):
     prompts = write_rows(tmp_path / "prompts.jsonl", [{"text": "a"}])
     words = ["sample", "--model", models["policy"], "--prompts", prompts, "--output_dir", str(tmp_path / "out")]
     assert main(words) == 2
     assert "lacks the columns ['prompt']" in capsys.readouterr().err
 
 
-def test_prefer_writes_preferences_and_says_what_was_rejected(tmp_path, models, samples, capsys):
+def test_prefer_writes_preferences_and_counts(tmp_path, models, samples, capsys):
     words = ["prefer", "--samples", samples, "--reward_model", models["reward"], "--equivalence", "exact"]
     assert main([*words, "--output_dir", str(tmp_path / "out")]) == 0
     assert "4 preferences of 4 prompts" in capsys.readouterr().out
@@ -94,24 +94,24 @@ def test_prefer_with_an_nli_model_and_with_a_judge(tmp_path, models, samples):
     nli = ["--reward_model", models["reward"], "--equivalence_model", models["nli"], "--generator", "select_all"]
     assert main([*words, *nli]) == 0
     judged = [*words, "--generator", "rlaif", "--judge_model", models["policy"]]
-    assert main(judged) == 2  # the folder holds what another generator made
+    assert main(judged) == 2  # the folder has the preferences of another generator
     words[4] = str(tmp_path / "judged")
     judged = [*words, "--generator", "rlaif", "--judge_model", models["policy"], "--max_length", "200"]
     assert main(judged) == 0 and main(judged) == 0
 
 
-def test_prefer_with_nothing_accepted_is_one_line(tmp_path, models, capsys):
+def test_prefer_without_an_accepted_prompt_is_one_line(tmp_path, models, capsys):
     rows = [{"prompt": "a", "completions": ["x", "y", "z"], "finished": [True] * 3}]
     words = ["prefer", "--samples", write_rows(tmp_path / "s.jsonl", rows), "--reward_model", models["reward"]]
     assert main([*words, "--equivalence", "exact", "--output_dir", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("trl-rlp prefer: ") and "below_threshold" in error
-    # It claimed no folder, so another generator may be tried.
+    # The folder is still free, so another generator can use it.
     more = ["--equivalence", "exact", "--output_dir", str(tmp_path / "out"), "--generator", "reward"]
     assert main([*words, *more]) == 0
 
 
-def test_reward_hears_what_is_said_of_the_model(tmp_path, models, preferences, capsys):
+def test_reward_uses_the_options_of_the_model(tmp_path, models, preferences, capsys):
     words = ["reward", "--preference_dataset", preferences, "--output_dir", str(tmp_path / "out"), *TRAINING]
     assert main([*words, "--method", "none"]) == 2
     assert "`model_name_or_path` is not set" in capsys.readouterr().err
@@ -136,7 +136,7 @@ def test_reward_trains_a_plain_classifier(tmp_path, models, preferences, samples
     assert (out / "model.safetensors").exists() and not (out / "adapter_config.json").exists()
 
 
-def test_run_goes_through_algorithm_1_from_a_config_file(tmp_path, models, preferences, capsys):
+def test_run_runs_algorithm_1_from_a_config_file(tmp_path, models, preferences, capsys):
     prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"question {i}"} for i in range(4)])
     training = "{use_cpu: true, max_steps: 1, per_device_train_batch_size: 4, report_to: none, %s}"
     config = tmp_path / "config.yaml"
@@ -152,4 +152,4 @@ def test_run_goes_through_algorithm_1_from_a_config_file(tmp_path, models, prefe
     assert "refined reward model:" in output and "retrained_policy" in output
     assert main(words) == 0
     assert main([*words, "--seed", "7"]) == 2
-    assert "other settings (seed differ)" in capsys.readouterr().err
+    assert "other settings: `seed` was 42 and is 7" in capsys.readouterr().err

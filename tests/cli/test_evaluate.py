@@ -1,4 +1,4 @@
-"""`trl-rlp evaluate` on tiny models and files, as a user would call it."""
+"""Runs `trl-rlp evaluate` on tiny models and files."""
 
 import json
 
@@ -22,7 +22,7 @@ def models(tmp_path_factory):
     }
 
 
-def written(path, rows):
+def write_rows(path, rows):
     path.write_text(json.dumps(rows))
     return str(path)
 
@@ -31,7 +31,7 @@ def written(path, rows):
 def outputs(tmp_path):
     texts = {"outputs": "own answer {}", "reference_outputs": "{} as the reference has it", "other_outputs": "other"}
     return {
-        name: written(
+        name: write_rows(
             tmp_path / f"{name}.json",
             [{"instruction": f"{row}?", "output": text.format(row), "generator": name} for row in range(6)],
         )
@@ -39,17 +39,17 @@ def outputs(tmp_path):
     }
 
 
-def evaluated(tmp_path, *words, folder="out"):
+def evaluate(tmp_path, *words, folder="out"):
     assert main(["evaluate", "--output_dir", str(tmp_path / folder), *map(str, words)]) == 0
-    return json.loads((tmp_path / folder / "figures.json").read_text(), parse_constant=pytest.fail)
+    return json.loads((tmp_path / folder / "metrics.json").read_text(), parse_constant=pytest.fail)
 
 
 def flags(**values):
     return [word for name, value in values.items() for word in (f"--{name}", value)]
 
 
-def test_outputs_are_judged_by_a_reward_model_and_two_policies_compared(tmp_path, models, outputs, capsys):
-    found = evaluated(tmp_path, *flags(**outputs, judge_model=models["reward"]))
+def test_a_reward_model_judges_outputs_and_two_policies_are_compared(tmp_path, models, outputs, capsys):
+    found = evaluate(tmp_path, *flags(**outputs, judge_model=models["reward"]))
     rows = read_annotations(tmp_path / "out" / "annotations.json")
     chats = [[{"role": "user", "content": row["instruction"]}] for row in rows]
     own, reference = (
@@ -60,11 +60,11 @@ def test_outputs_are_judged_by_a_reward_model_and_two_policies_compared(tmp_path
     assert found["win_rate"]["prompts"] == found["comparison"]["prompts"] == 6
     difference = found["win_rate"]["win_rate"] - found["other_win_rate"]["win_rate"]
     assert found["comparison"]["difference"] == pytest.approx(difference)
-    said = capsys.readouterr().out
-    assert "win_rate: 0." in said and "at equal length" in said and "difference: " in said
-    # What was judged once is read again without a judge.
+    printed = capsys.readouterr().out
+    assert "win_rate: 0." in printed and "at equal length" in printed and "difference: " in printed
+    # The annotations can be read again without a judge.
     annotations = {f"{name}annotations": tmp_path / "out" / f"{name}annotations.json" for name in ("", "other_")}
-    assert evaluated(tmp_path / "again", *flags(**annotations)) == found
+    assert evaluate(tmp_path / "again", *flags(**annotations)) == found
 
 
 @pytest.mark.parametrize("judge", ["language_model", "server"])
@@ -72,10 +72,10 @@ def test_other_judges(tmp_path, models, outputs, judge, capsys):
     words = flags(**{name: outputs[name] for name in ("outputs", "reference_outputs")}, judge=judge)
     if judge == "language_model":
         words += flags(judge_model=models["policy"])
-        found = evaluated(tmp_path, *words, *flags(tolerance=1))
+        found = evaluate(tmp_path, *words, *flags(tolerance=1))
         assert found["win_rate"]["prompts"] == 6
         assert found["judge"]["asked"] == 12 and found["judge"]["unreadable"] > 6
-        # Random weights hardly ever say A or B. What was judged is kept all the same.
+        # A model with random weights rarely answers A or B. The annotations are saved anyway.
         assert main(["evaluate", "--output_dir", str(tmp_path / "strict"), *words]) == 2
         assert "of 12 answers of the judge name neither A nor B alone: more than" in capsys.readouterr().err
         assert len(read_annotations(tmp_path / "strict" / "annotations.json")) == 6
@@ -84,7 +84,7 @@ def test_other_judges(tmp_path, models, outputs, judge, capsys):
     choice = {"message": {"content": "A"}, "finish_reason": "stop"}
     server.respond = lambda request, number: (200, json.dumps({"choices": [choice]}), {})
     try:
-        found = evaluated(tmp_path, *words, *flags(judge_model="judge", base_url=server.url))
+        found = evaluate(tmp_path, *words, *flags(judge_model="judge", base_url=server.url))
     finally:
         server.server.shutdown()
         server.server.server_close()
@@ -92,33 +92,33 @@ def test_other_judges(tmp_path, models, outputs, judge, capsys):
     assert found["judge"] == {"asked": 12, "unreadable": 0}
 
 
-def test_a_reward_model_is_described_on_pairs(tmp_path, models, capsys):
+def test_a_reward_model_is_evaluated_on_pairs(tmp_path, models, capsys):
     pairs = [{"prompt": f"{row}?", "chosen": "yes", "rejected": "no!"} for row in range(4)]
-    found = evaluated(
-        tmp_path, *flags(reward_model=models["reward"], preferences=written(tmp_path / "pairs.json", pairs))
+    found = evaluate(
+        tmp_path, *flags(reward_model=models["reward"], preferences=write_rows(tmp_path / "pairs.json", pairs))
     )
     assert found["reward_model"]["pairs"] == 4 and "sections" not in found["reward_model"]
     pairs = [{**pair, "subset": "hep-go" if row else "own"} for row, pair in enumerate(pairs)]
-    words = flags(reward_model=models["reward"], preferences=written(tmp_path / "pairs.json", pairs))
-    found = evaluated(tmp_path, *words, folder="subsets")
+    words = flags(reward_model=models["reward"], preferences=write_rows(tmp_path / "pairs.json", pairs))
+    found = evaluate(tmp_path, *words, folder="subsets")
     assert set(found["reward_model"]["sections"]) == {"Reasoning", "average"}
     assert "Reasoning: " in capsys.readouterr().out
     renamed = [{"question": pair.pop("prompt"), **pair} for pair in pairs]
-    words = flags(reward_model=models["reward"], preferences=written(tmp_path / "renamed.json", renamed))
-    assert evaluated(tmp_path, *words, folder="renamed") == found
+    words = flags(reward_model=models["reward"], preferences=write_rows(tmp_path / "renamed.json", renamed))
+    assert evaluate(tmp_path, *words, folder="renamed") == found
 
 
-def test_samples_of_a_policy_are_described(tmp_path, models):
+def test_policy_samples_are_evaluate(tmp_path, models):
     samples = [{"prompt": "a", "completions": ["b", "cc"], "finished": [True, False], "answers": ["b"]}]
-    path = written(tmp_path / "samples.json", samples)
-    found = evaluated(tmp_path, *flags(samples=path))["policy"]
+    path = write_rows(tmp_path / "samples.json", samples)
+    found = evaluate(tmp_path, *flags(samples=path))["policy"]
     assert (found["characters"], found["finished"], found["accuracy"]) == (1.5, 0.5, 0.5)
     names = {"policy": models["policy"], "reference_policy": models["reference"]}
-    assert evaluated(tmp_path, *flags(samples=path, **names), folder="kl")["policy"]["kl"] > 0
+    assert evaluate(tmp_path, *flags(samples=path, **names), folder="kl")["policy"]["kl"] > 0
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("options", "message"),
     [
         ({}, "Nothing to evaluate. Pass `outputs`, `annotations`, `preferences` or `samples`."),
         ({"outputs": "a"}, "`outputs` needs `reference_outputs`. Pass both."),
@@ -134,7 +134,7 @@ def test_samples_of_a_policy_are_described(tmp_path, models):
         ({"annotations": "a", "other_outputs": "b"}, "`other_outputs` needs `outputs`. Pass both."),
         (
             {"outputs": "a", "reference_outputs": "b", "judge_model": "c", "annotations": "d"},
-            "`outputs` and `annotations` are both given.",
+            "`outputs` and `annotations` are both passed.",
         ),
         (
             {"outputs": "a", "reference_outputs": "b", "judge_model": "c", "judge": "server"},
@@ -142,25 +142,25 @@ def test_samples_of_a_policy_are_described(tmp_path, models):
         ),
     ],
 )
-def test_what_does_not_fit_is_one_line(tmp_path, given, message, capsys):
-    assert main(["evaluate", "--output_dir", str(tmp_path / "out"), *flags(**given)]) == 2
+def test_invalid_combinations_are_one_line(tmp_path, options, message, capsys):
+    assert main(["evaluate", "--output_dir", str(tmp_path / "out"), *flags(**options)]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_files_of_another_evaluation_are_not_overwritten(tmp_path, models, outputs, capsys):
+def test_files_of_an_earlier_evaluation_are_not_overwrite_rows(tmp_path, models, outputs, capsys):
     words = ["evaluate", "--output_dir", str(tmp_path), *flags(judge_model=models["reward"])]
     words += flags(**{name: outputs[name] for name in ("outputs", "reference_outputs")})
     (tmp_path / "annotations.json").write_text("paid for")
     assert main(words) == 2
-    assert "holds ['annotations.json'] already. Choose another `output_dir`" in capsys.readouterr().err
+    assert "already has ['annotations.json']. Choose another `output_dir`" in capsys.readouterr().err
     assert (tmp_path / "annotations.json").read_text() == "paid for"
 
 
-def test_no_judge_is_asked_before_all_files_fit(tmp_path, outputs, capsys):
+def test_no_judge_is_asked_before_all_files_match(tmp_path, outputs, capsys):
     rows = json.loads(open(outputs["other_outputs"]).read())
-    outputs["other_outputs"] = written(tmp_path / "fewer.json", rows[:-1])
+    outputs["other_outputs"] = write_rows(tmp_path / "fewer.json", rows[:-1])
     server = FakeServer()
     try:
         words = flags(**outputs, judge="server", judge_model="judge", base_url=server.url)
@@ -171,9 +171,9 @@ def test_no_judge_is_asked_before_all_files_fit(tmp_path, outputs, capsys):
     assert "`other_outputs` lacks 1 of the 6 instructions" in capsys.readouterr().err and not server.requests
 
 
-def test_other_prompts_are_one_line(tmp_path, models, outputs, capsys):
+def test_different_instructions_are_one_line(tmp_path, models, outputs, capsys):
     rows = json.loads(open(outputs["reference_outputs"]).read())
-    outputs["reference_outputs"] = written(tmp_path / "fewer.json", rows[:-1])
+    outputs["reference_outputs"] = write_rows(tmp_path / "fewer.json", rows[:-1])
     words = flags(**outputs, judge_model=models["reward"])
     assert main(["evaluate", "--output_dir", str(tmp_path / "out"), *words]) == 2
     error = capsys.readouterr().err
@@ -182,17 +182,17 @@ def test_other_prompts_are_one_line(tmp_path, models, outputs, capsys):
 
 @pytest.mark.parametrize(
     ("judge", "folder", "kind"),
-    [("language_model", "reward", "causal LM"), ("reward_model", "policy", "reward model of one label")],
+    [("language_model", "reward", "causal LM"), ("reward_model", "policy", "reward model with one label")],
 )
-def test_a_judge_of_another_kind_would_have_a_random_head(tmp_path, models, outputs, judge, folder, kind, capsys):
+def test_a_judge_of_another_kind_is_an_error(tmp_path, models, outputs, judge, folder, kind, capsys):
     words = flags(**outputs, judge=judge, judge_model=models[folder])
     assert main(["evaluate", "--output_dir", str(tmp_path / "out"), *words]) == 2
-    assert f"is no {kind}: " in capsys.readouterr().err.splitlines()[-1]
+    assert f"is not a {kind}. " in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_pairs_and_answers_of_another_type_are_one_line(tmp_path, models, capsys):
-    pairs = written(tmp_path / "pairs.json", [{"prompt": "a", "chosen": None, "rejected": "b"}])
-    samples = written(
+def test_pairs_and_answers_of_the_wrong_type_are_one_line(tmp_path, models, capsys):
+    pairs = write_rows(tmp_path / "pairs.json", [{"prompt": "a", "chosen": None, "rejected": "b"}])
+    samples = write_rows(
         tmp_path / "samples.json",
         [{"prompt": "a", "completions": ["b", "c"], "finished": [True, True], "answers": 3}],
     )

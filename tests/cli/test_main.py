@@ -10,17 +10,17 @@ def test_help_lists_every_command(capsys):
     assert all(command in text for command in COMMANDS) and "--config" in text
 
 
-def test_no_command_and_an_unknown_one_exit_with_2(capsys):
+def test_no_command_and_an_unknown_command_exit_with_2(capsys):
     assert main([]) == 2
     assert main(["trian"]) == 2
     assert (
-        "no command 'trian'. Choose one of sample, prefer, reward, run, evaluate, quickstart"
+        "unknown command 'trian'. Choose one of sample, prefer, reward, run, evaluate, quickstart"
         in capsys.readouterr().err
     )
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_its_options(command, capsys):
+def test_every_command_has_a_help_text(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
     assert stop.value.code == 0
@@ -30,13 +30,13 @@ def test_every_command_explains_its_options(command, capsys):
 def test_an_expected_error_is_one_line(capsys, monkeypatch):
     assert main(["sample", "--model", "m", "--prompts", "missing.jsonl", "--output_dir", "o"]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "trl-rlp sample: No data set at 'missing.jsonl'" in error
+    assert error.count("\n") == 1 and "trl-rlp sample: No dataset at 'missing.jsonl'" in error
     monkeypatch.setenv("TRL_RLP_TRACEBACK", "1")
     with pytest.raises(FileNotFoundError):
         main(["sample", "--model", "m", "--prompts", "missing.jsonl", "--output_dir", "o"])
 
 
-def test_an_unknown_key_of_the_config_file_is_named(tmp_path, capsys):
+def test_an_unknown_key_in_the_config_file_is_an_error(tmp_path, capsys):
     config = tmp_path / "config.yaml"
     config.write_text("model: m\nprompts: p.jsonl\noutput_dir: o\nnum_generation: 3\n")
     assert main(["sample", "--config", str(config)]) == 2

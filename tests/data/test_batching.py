@@ -6,8 +6,8 @@ from transformers import LlamaConfig
 from trl_rlp.data.batching import eval_mode, pad_right, require_context, token_budget_batches
 
 
-def test_batches_hold_their_budget_and_the_longest_rows_come_first():
-    # 9 alone (2 x 9 > 16); 5, 5, 4 in 15; 2, 1 in 4.
+def test_batches_stay_within_the_budget_and_start_with_the_longest_rows():
+    # 9 is alone, because 2 x 9 > 16. 5, 5 and 4 make 3 x 5 = 15. 2 and 1 make 2 x 2 = 4.
     assert token_budget_batches([5, 9, 2, 5, 4, 1], 16) == [[1], [0, 3, 4], [2, 5]]
     assert token_budget_batches([30, 3], 16) == [[0], [1]]
     assert token_budget_batches([], 16) == []
@@ -15,14 +15,14 @@ def test_batches_hold_their_budget_and_the_longest_rows_come_first():
         token_budget_batches([1], 0)
 
 
-def test_padding_goes_to_the_right():
+def test_rows_are_padded_on_the_right():
     input_ids, attention_mask = pad_right([[5], [6, 7, 8]], pad_token_id=9)
     assert input_ids.tolist() == [[5, 9, 9], [6, 7, 8]]
     assert attention_mask.tolist() == [[1, 0, 0], [1, 1, 1]]
     assert input_ids.dtype == torch.long
 
 
-def test_each_submodule_gets_its_own_mode_back_also_after_an_error():
+def test_eval_mode_restores_the_mode_of_each_submodule_even_after_an_error():
     model = nn.Sequential(nn.Dropout(), nn.Dropout())
     model[1].eval()
     with pytest.raises(ZeroDivisionError), eval_mode(model):
@@ -31,7 +31,7 @@ def test_each_submodule_gets_its_own_mode_back_also_after_an_error():
     assert model.training and model[0].training and not model[1].training and torch.is_grad_enabled()
 
 
-def test_the_longest_row_is_named_where_it_exceeds_the_context():
+def test_a_row_longer_than_the_context_is_an_error_that_names_the_longest_row():
     require_context(LlamaConfig(max_position_embeddings=4), [4, 1])
     with pytest.raises(ValueError, match="Row 1 has 6 tokens, more than the model's context of 4"):
         require_context(LlamaConfig(max_position_embeddings=4), [5, 6])

@@ -18,7 +18,7 @@ from trl_rlp.data.normalization import normalize_text
         ("Paris , France", "paris france"),
     ],
 )
-def test_case_outer_punctuation_and_white_space_do_not_count(text, expected):
+def test_case_outer_punctuation_and_white_space_are_ignored(text, expected):
     assert normalize_text(text) == expected
 
 
@@ -49,24 +49,24 @@ def test_case_outer_punctuation_and_white_space_do_not_count(text, expected):
         ("(-\u221e, 0)", "(\u221e, 0)"),
     ],
 )
-def test_what_may_change_the_meaning_counts(first, second):
+def test_differences_that_may_change_the_meaning_are_kept(first, second):
     assert normalize_text(first) != normalize_text(second)
 
 
-def test_a_sign_or_point_survives_other_punctuation_before_a_number():
+def test_a_sign_or_decimal_point_before_a_number_is_kept():
     assert normalize_text("(-5)") == "-5"
     assert normalize_text('".5".') == ".5"
     assert normalize_text("-.5,") == "-.5"
     assert normalize_text("\u22125") == normalize_text("\u20135") == "-5"
 
 
-def test_only_white_space_is_empty():
+def test_only_white_space_becomes_empty():
     assert normalize_text(" \n\u00a0\t") == ""
     assert normalize_text("...") == "..."
     assert normalize_text('" yes ."') == "yes"
 
 
-def test_normalizing_twice_changes_nothing():
+def test_a_second_normalization_changes_nothing():
     generator = random.Random(0)
     alphabet = "aB1 .-,%#'\"(ßİ\u0345ﬁ½\n…/*²–−"
     for _ in range(3000):

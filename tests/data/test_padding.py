@@ -10,8 +10,8 @@ from trl_rlp.data.padding import ensure_pad_token
 from trl_rlp.data.scoring import score
 
 
-def without_spare_token():
-    """A tokenizer whose pad is EOS and that has no token to pad with, like GPT-2's."""
+def tokenizer_without_pad_token():
+    """A tokenizer like GPT-2's: pad is EOS, and the vocabulary has no pad token."""
     tokenizer = tiny_tokenizer(pad_is_eos=True)
     tokenizer.backend_tokenizer.add_special_tokens(["<|spare|>"])
     state = tokenizer.backend_tokenizer.to_str().replace('"<pad>"', '"<|other|>"')
@@ -19,11 +19,11 @@ def without_spare_token():
     return tokenizer
 
 
-def finished_and_unfinished(model, tokenizer):
+def score_finished_and_unfinished(model, tokenizer):
     return score(model, tokenizer, ["Who?"] * 2, ["Ada"] * 2, [True, False])
 
 
-def test_a_pad_token_that_differs_is_kept():
+def test_a_pad_token_without_another_role_is_kept():
     tokenizer = tiny_tokenizer()
     model = tiny_reward_model(tokenizer)
     model.config.pad_token_id = None
@@ -33,22 +33,22 @@ def test_a_pad_token_that_differs_is_kept():
     assert torch.equal(model.get_input_embeddings().weight, weights)
 
 
-def test_a_spare_pad_token_of_the_vocabulary_is_taken():
+def test_a_pad_token_of_the_vocabulary_replaces_eos():
     tokenizer = tiny_tokenizer(pad_is_eos=True)
     model = tiny_reward_model(tokenizer)
-    finished, unfinished = finished_and_unfinished(model, tokenizer)
+    finished, unfinished = score_finished_and_unfinished(model, tokenizer)
     assert finished == pytest.approx(unfinished, abs=1e-6)
     size = len(tokenizer)
     ensure_pad_token(model, tokenizer)
     assert (tokenizer.pad_token, tokenizer.pad_token_id, model.config.pad_token_id) == ("<pad>", 0, 0)
     assert len(tokenizer) == size == model.get_input_embeddings().num_embeddings
-    finished, unfinished = finished_and_unfinished(model, tokenizer)
+    finished, unfinished = score_finished_and_unfinished(model, tokenizer)
     assert abs(finished - unfinished) > 1e-4
 
 
-def test_a_pad_token_with_another_role_is_not_trusted():
+def test_a_pad_token_with_another_role_is_replaced():
     tokenizer = tiny_tokenizer()
-    tokenizer.pad_token = "<|assistant|>"  # the chat template writes it
+    tokenizer.pad_token = "<|assistant|>"  # the chat template uses it
     ensure_pad_token(tiny_reward_model(tokenizer), tokenizer)
     assert tokenizer.pad_token == "<pad>"
     tokenizer.unk_token = tokenizer.pad_token = "<pad>"
@@ -56,8 +56,8 @@ def test_a_pad_token_with_another_role_is_not_trusted():
     assert tokenizer.pad_token == "<|pad|>"
 
 
-def test_a_new_pad_token_grows_the_embedding_and_leaves_the_other_rows(tmp_path):
-    tokenizer = without_spare_token()
+def test_a_new_pad_token_adds_an_embedding_row_and_keeps_the_other_rows(tmp_path):
+    tokenizer = tokenizer_without_pad_token()
     model = tiny_reward_model(tokenizer)
     size = len(tokenizer)
     weights = model.get_input_embeddings().weight.detach().clone()
@@ -68,24 +68,24 @@ def test_a_new_pad_token_grows_the_embedding_and_leaves_the_other_rows(tmp_path)
     assert torch.equal(grown[:size], weights)
     assert not grown[size].any()
     assert tokenizer("<|pad|>")["input_ids"] == [size]
-    rewards = finished_and_unfinished(model, tokenizer)
+    rewards = score_finished_and_unfinished(model, tokenizer)
     assert abs(rewards[0] - rewards[1]) > 1e-4
     ensure_pad_token(model, tokenizer)  # a second call changes nothing
     assert len(tokenizer) == size + 1
     folder = save(model, tokenizer, tmp_path)
     reloaded = AutoModelForSequenceClassification.from_pretrained(folder)
-    assert finished_and_unfinished(reloaded, AutoTokenizer.from_pretrained(folder)) == rewards
+    assert score_finished_and_unfinished(reloaded, AutoTokenizer.from_pretrained(folder)) == rewards
 
 
-def test_rows_that_the_embedding_has_to_spare_are_used():
-    tokenizer = without_spare_token()
+def test_unused_embedding_rows_are_used_for_the_pad_token():
+    tokenizer = tokenizer_without_pad_token()
     model = tiny_reward_model(tokenizer, vocab_size=300)
     ensure_pad_token(model, tokenizer)
     assert model.get_input_embeddings().num_embeddings == 300
     assert model.config.pad_token_id == tokenizer.pad_token_id == 262
 
 
-def test_eos_learns_once_it_is_not_padding():
+def test_eos_gets_a_gradient_after_pad_is_another_token():
     tokenizer = tiny_tokenizer(pad_is_eos=True)
     model = tiny_reward_model(tokenizer)
     eos = tokenizer.eos_token_id
@@ -94,8 +94,8 @@ def test_eos_learns_once_it_is_not_padding():
     assert model.get_input_embeddings().weight.grad[eos].any()
 
 
-def test_an_adapter_whose_embedding_must_grow_is_refused_before_anything_changes():
-    tokenizer = without_spare_token()
+def test_an_adapter_whose_embedding_must_grow_is_an_error_and_changes_nothing():
+    tokenizer = tokenizer_without_pad_token()
     model = get_peft_model(tiny_reward_model(tokenizer), LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"]))
     with pytest.raises(ValueError, match=r"needs a new embedding row for its pad token '<\|pad\|>'"):
         ensure_pad_token(model, tokenizer)
@@ -106,8 +106,8 @@ def test_an_adapter_whose_embedding_must_grow_is_refused_before_anything_changes
     assert model.base_model.model.config.pad_token_id == 0
 
 
-def test_trls_reward_trainer_keeps_the_pad_token(tmp_path):
-    tokenizer = without_spare_token()
+def test_reward_trainer_of_trl_keeps_the_pad_token(tmp_path):
+    tokenizer = tokenizer_without_pad_token()
     model = tiny_reward_model(tokenizer)
     ensure_pad_token(model, tokenizer)
     args = RewardConfig(str(tmp_path), bf16=False, use_cpu=True, report_to="none", max_steps=1)

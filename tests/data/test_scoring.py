@@ -8,7 +8,7 @@ from tokenizers.processors import TemplateProcessing
 from trl import RewardConfig, RewardTrainer
 
 from tests.tiny_models import tiny_reward_model, tiny_tokenizer
-from trl_rlp.data.scoring import batch_scoring_ids, score, scoring_ids
+from trl_rlp.data.scoring import batch_scoring_ids, cut_prompts, score, scoring_ids
 
 
 def chat(text):
@@ -27,7 +27,7 @@ COMPLETIONS = ["4", "Ada Lovelace, of course.", ""]
 
 
 def trl_ids(tokenizer, prompts, completions, folder):
-    """What an unmodified `trl.RewardTrainer` makes of pairs with these prompts and chosen completions."""
+    """Token ids of an unmodified `trl.RewardTrainer` for these prompts with these completions as chosen."""
     rows = {"prompt": prompts, "chosen": completions, "rejected": completions[::-1]}
     args = RewardConfig(str(folder), bf16=False, use_cpu=True, report_to="none")
     trainer = RewardTrainer(
@@ -38,7 +38,7 @@ def trl_ids(tokenizer, prompts, completions, folder):
 
 @pytest.mark.parametrize("form", ["text", "chat"])
 @pytest.mark.parametrize("pad_is_eos", [False, True])
-def test_finished_ids_equal_those_of_trls_reward_trainer(form, pad_is_eos, tmp_path):
+def test_ids_of_finished_completions_equal_those_of_trls_reward_trainer(form, pad_is_eos, tmp_path):
     tokenizer = tiny_tokenizer(pad_is_eos=pad_is_eos)
     completions = COMPLETIONS if form == "text" else [turn(text) for text in COMPLETIONS]
     expected = trl_ids(tokenizer, PROMPTS[form], completions, tmp_path)
@@ -47,14 +47,14 @@ def test_finished_ids_equal_those_of_trls_reward_trainer(form, pad_is_eos, tmp_p
     assert batch_scoring_ids(tokenizer, PROMPTS[form], completions) == expected
 
 
-def test_an_eos_that_is_there_is_not_doubled(tmp_path):
+def test_an_existing_eos_token_is_not_added_again(tmp_path):
     tokenizer = tiny_tokenizer()
     (expected,) = trl_ids(tokenizer, ["Who?"], ["Ada<eos>"], tmp_path)
     assert scoring_ids(tokenizer, "Who?", "Ada<eos>") == expected == scoring_ids(tokenizer, "Who?", "Ada")
     assert expected.count(tokenizer.eos_token_id) == 1
 
 
-def test_the_bos_that_a_tokenizer_adds_to_text_is_there_once_in_either_format(tmp_path):
+def test_bos_is_added_to_text_only_once_and_kept_when_text_is_truncated(tmp_path):
     tokenizer = tiny_tokenizer()
     tokenizer.bos_token = "<|system|>"
     bos = tokenizer.bos_token_id
@@ -64,13 +64,13 @@ def test_the_bos_that_a_tokenizer_adds_to_text_is_there_once_in_either_format(tm
     ids = scoring_ids(tokenizer, "Who?", "Ada")
     assert ids == trl_ids(tokenizer, ["Who?"], ["Ada"], tmp_path)[0]
     assert ids[0] == bos
-    # The chat template of this tokenizer writes none, and the tokenizer must not add one behind its back.
+    # This chat template writes no BOS token, so the tokenizer must not add one either.
     assert bos not in scoring_ids(tokenizer, chat("Who?"), "Ada")
-    # Cut to five tokens: BOS, then the last four: A, d, a, EOS.
+    # Five tokens are kept: BOS and the last four, A, d, a, EOS.
     assert scoring_ids(tokenizer, "Who?", "Ada", max_length=5) == [bos] + ids[-4:]
 
 
-def test_unfinished_text_has_no_eos_and_an_unfinished_chat_turn_stays_open():
+def test_an_unfinished_completion_gets_no_eos_and_its_chat_turn_stays_open():
     tokenizer = tiny_tokenizer()
     for prompt in ("Who?", chat("Who?")):
         closed = scoring_ids(tokenizer, prompt, "Ada Love")
@@ -79,7 +79,7 @@ def test_unfinished_text_has_no_eos_and_an_unfinished_chat_turn_stays_open():
     assert tokenizer.decode(scoring_ids(tokenizer, chat("Who?"), "", finished=False)) == "<|user|>Who?<|assistant|>"
 
 
-def test_long_prompts_lose_their_beginning_and_are_counted(caplog):
+def test_long_prompts_lose_their_beginning_and_the_count_is_logged(caplog):
     tokenizer = tiny_tokenizer()
     whole = scoring_ids(tokenizer, "0123456789", "yes")  # 10 + 3 bytes and EOS
     assert len(whole) == 14
@@ -93,6 +93,21 @@ def test_long_prompts_lose_their_beginning_and_are_counted(caplog):
     assert not caplog.records
 
 
+def test_truncated_rows_of_several_batches_are_logged_once(caplog):
+    tokenizer = tiny_tokenizer()
+    batches = [[[5, 6, 7], [8]], [[9, 10, 11, 12]]]
+    rows = cut_prompts((row for batch in batches for row in batch), tokenizer, 2)
+    assert list(rows) == [[6, 7], [8], [11, 12]]
+    (record,) = caplog.records
+    assert "2 of 3 texts are longer than `max_length`=2 tokens" in record.message
+    caplog.clear()
+    assert list(cut_prompts(batches[0], tokenizer, 2, log_count=False)) == [[6, 7], [8]]
+    assert list(cut_prompts(batches[0], tokenizer, None)) == batches[0]
+    assert not caplog.records
+    with pytest.raises(ValueError, match="`max_length` must be at least 1 token, got 0"):
+        list(cut_prompts([], tokenizer, 0))
+
+
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
@@ -101,12 +116,12 @@ def test_long_prompts_lose_their_beginning_and_are_counted(caplog):
         ((["a"], ["b"], None, 0), "`max_length` must be at least 1 token, got 0"),
     ],
 )
-def test_bad_rows_are_named(arguments, match):
+def test_bad_arguments_are_errors(arguments, match):
     with pytest.raises(ValueError, match=match):
         batch_scoring_ids(tiny_tokenizer(), *arguments)
 
 
-def test_a_tokenizer_that_lacks_what_a_format_needs_is_named():
+def test_a_missing_chat_template_or_eos_token_is_an_error():
     with pytest.raises(ValueError, match="`processing_class` has no chat template, but the prompts are messages"):
         scoring_ids(tiny_tokenizer(chat=False), chat("Who?"), "Ada")
     tokenizer = tiny_tokenizer()
@@ -117,7 +132,7 @@ def test_a_tokenizer_that_lacks_what_a_format_needs_is_named():
 
 
 @pytest.mark.parametrize("form", ["text", "chat"])
-def test_score_equals_one_row_a_call_without_padding_whatever_the_batches(form):
+def test_scores_equal_those_of_single_rows_without_padding_for_every_batch_size(form):
     tokenizer = tiny_tokenizer()
     model = tiny_reward_model(tokenizer)
     finished = [True, False, True]
@@ -130,14 +145,14 @@ def test_score_equals_one_row_a_call_without_padding_whatever_the_batches(form):
         assert rewards == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_token_outside_the_embedding_is_named():
+def test_a_token_outside_the_embedding_is_an_error():
     tokenizer = tiny_tokenizer()
     model = tiny_reward_model(tokenizer, vocab_size=len(tokenizer) - 10)
-    with pytest.raises(ValueError, match=r"Row 1 holds token id \d+, outside the reward model's embedding of 251"):
+    with pytest.raises(ValueError, match=r"Row 1 contains token id \d+, outside the reward model's embedding of 251"):
         score(model, tokenizer, ["a", "ß"], ["b", "c"])
 
 
-def test_score_of_a_pair_equals_what_trl_trains_on(tmp_path):
+def test_scores_of_a_pair_equal_those_that_trl_trains_on(tmp_path):
     tokenizer = tiny_tokenizer()
     args = RewardConfig(
         str(tmp_path), bf16=False, use_cpu=True, report_to="none", max_steps=1, learning_rate=0.0, logging_steps=1
@@ -150,7 +165,7 @@ def test_score_of_a_pair_equals_what_trl_trains_on(tmp_path):
     assert trainer.state.log_history[0]["max_reward"] == pytest.approx(max(chosen, rejected), abs=1e-6)
 
 
-def test_finished_and_unfinished_differ_unless_pad_is_eos(caplog):
+def test_finished_and_unfinished_completions_score_differently_unless_pad_is_eos(caplog):
     logging.Logger.warning_once.cache_clear()
     tokenizer = tiny_tokenizer()
     model = tiny_reward_model(tokenizer)
@@ -166,7 +181,7 @@ def test_finished_and_unfinished_differ_unless_pad_is_eos(caplog):
     assert "Call `ensure_pad_token(model, processing_class)`" in record.message
 
 
-def test_the_reward_model_may_have_another_tokenizer_than_the_policy():
+def test_the_reward_model_may_have_a_different_tokenizer_and_chat_template():
     policy_tokenizer, tokenizer = tiny_tokenizer(), tiny_tokenizer(offset=7)
     tokenizer.chat_template = tokenizer.chat_template.replace("message['content']", "message['content'] | upper")
     text = policy_tokenizer.decode(policy_tokenizer("ada")["input_ids"], skip_special_tokens=True)
@@ -177,7 +192,7 @@ def test_the_reward_model_may_have_another_tokenizer_than_the_policy():
     assert score(model, tokenizer, [chat("Who?")], [text]) == score(model, tokenizer, [chat("Who?")], ["ADA"])
 
 
-def test_score_leaves_modes_gradients_and_random_state_alone():
+def test_score_does_not_change_modes_gradients_and_random_state():
     tokenizer = tiny_tokenizer()
     model = tiny_reward_model(tokenizer, attention_dropout=0.5).train()
     model.score.eval()
@@ -189,7 +204,7 @@ def test_score_leaves_modes_gradients_and_random_state_alone():
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
 
 
-def test_modes_come_back_when_scoring_fails():
+def test_modes_are_restored_when_scoring_fails():
     tokenizer = tiny_tokenizer()
     model = tiny_reward_model(tokenizer).train()
     model.score.register_forward_pre_hook(lambda *_: 1 / 0)
@@ -208,19 +223,19 @@ def test_a_peft_reward_model_scores_with_its_adapter():
     assert score(model, tokenizer, ["Who?", "Why?"], ["Ada", "Because"]) != pytest.approx(base, abs=1e-6)
 
 
-def test_half_precision_rewards_come_back_as_floats():
+def test_half_precision_rewards_are_returned_as_floats():
     tokenizer = tiny_tokenizer()
     model = tiny_reward_model(tokenizer)
     expected = score(model, tokenizer, ["Who?"], ["Ada"])
     assert score(model.to(torch.bfloat16), tokenizer, ["Who?"], ["Ada"]) == pytest.approx(expected, abs=0.02)
 
 
-def test_no_rows_give_no_rewards():
+def test_an_empty_list_has_no_rewards():
     tokenizer = tiny_tokenizer()
     assert score(tiny_reward_model(tokenizer), tokenizer, [], []) == []
 
 
-def test_models_that_give_no_single_reward_are_named():
+def test_models_without_exactly_one_output_are_errors():
     tokenizer = tiny_tokenizer()
     with pytest.raises(ValueError, match=r"`model` has `num_labels`=2, but a reward is one number"):
         score(tiny_reward_model(tokenizer, num_labels=2), tokenizer, ["a"], ["b"])
@@ -228,7 +243,7 @@ def test_models_that_give_no_single_reward_are_named():
         score(torch.nn.Linear(2, 1), tokenizer, ["a"], ["b"])
 
 
-def test_a_missing_pad_token_is_named_only_where_rows_are_batched():
+def test_a_missing_pad_token_is_an_error_only_for_several_rows():
     tokenizer = tiny_tokenizer()
     model = tiny_reward_model(tokenizer)
     expected = score(model, tokenizer, ["a"], ["b"])
@@ -239,7 +254,7 @@ def test_a_missing_pad_token_is_named_only_where_rows_are_batched():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_rewards_that_are_no_numbers_name_their_row(value):
+def test_nan_and_infinite_rewards_are_errors_that_name_the_row(value):
     tokenizer = tiny_tokenizer()
     model = tiny_reward_model(tokenizer)
     with torch.no_grad():
@@ -252,11 +267,11 @@ def test_rewards_that_are_no_numbers_name_their_row(value):
         score(model, tokenizer, ["a"], ["b"])
 
 
-def test_an_input_longer_than_the_context_is_named_and_can_be_cut():
+def test_a_row_longer_than_the_context_is_an_error_and_can_be_truncated():
     tokenizer = tiny_tokenizer()
     model = tiny_reward_model(tokenizer, max_position_embeddings=16)
     with pytest.raises(
-        ValueError, match=r"Row 1 has 22 tokens, more than the model's context of 16. Cut prompts with"
+        ValueError, match=r"Row 1 has 22 tokens, more than the model's context of 16. Truncate prompts with"
     ):
         score(model, tokenizer, ["a", "x" * 20], ["b", "y"])
     (expected,) = score(model, tokenizer, ["x" * 14], ["y"])

@@ -8,13 +8,13 @@ from tests.tiny_models import tiny_tokenizer
 from trl_rlp.data.token_prompts import TokenPrompt, add_prompts, decode_prompts, require_token_ids
 
 
-def test_a_token_prompt_is_text_that_keeps_its_ids():
+def test_a_token_prompt_keeps_its_ids_when_copied_or_pickled():
     prompt = TokenPrompt("abc", [7, 8])
-    for again in (prompt, copy.deepcopy([prompt])[0], pickle.loads(pickle.dumps(prompt))):
-        assert again == "abc" and again.ids == [7, 8]
+    for copied in (prompt, copy.deepcopy([prompt])[0], pickle.loads(pickle.dumps(prompt))):
+        assert copied == "abc" and copied.ids == [7, 8]
 
 
-def test_rows_of_ids_get_prompts_and_others_stay():
+def test_rows_with_input_ids_get_prompts_and_other_rows_do_not_change():
     tokenizer = tiny_tokenizer()
     ids = tokenizer("ab")["input_ids"]
     rows = add_prompts([{"input_ids": [tokenizer.eos_token_id, *ids], "answer": "x"}], tokenizer, len(tokenizer))
@@ -23,7 +23,7 @@ def test_rows_of_ids_get_prompts_and_others_stay():
     assert add_prompts([{"prompt": "ab", "input_ids": [1]}], tokenizer, 10) == [{"prompt": "ab", "input_ids": [1]}]
 
 
-def test_a_pad_token_outside_the_embedding_is_left_out_and_one_inside_stays():
+def test_pad_tokens_outside_the_embedding_are_removed_and_those_inside_are_kept():
     tokenizer = tiny_tokenizer()
     ids = [tokenizer.pad_token_id, *tokenizer("ab")["input_ids"]]
     assert add_prompts([{"input_ids": ids}], tokenizer, len(tokenizer))[0]["prompt"].ids == ids
@@ -36,31 +36,31 @@ def test_a_pad_token_outside_the_embedding_is_left_out_and_one_inside_stays():
     "rows, match",
     [
         ([[1, 2], []], "`data` row 1 has no tokens"),
-        ([[1, 12]], "`data` row 0 holds token id 12, outside the policy's embedding of 10 rows"),
-        ([[1, -1]], "`data` row 0 holds token id -1"),
+        ([[1, 12]], "`data` row 0 contains token id 12, outside the policy's embedding of 10 rows"),
+        ([[1, -1]], "`data` row 0 contains token id -1"),
         ([[1] * 6], "`data` row 0 has 6 tokens, but the policy's context leaves 5"),
     ],
 )
-def test_ids_that_do_not_fit_are_named(rows, match):
+def test_ids_that_the_policy_cannot_read_are_errors(rows, match):
     with pytest.raises(ValueError, match=match):
         require_token_ids(Dataset.from_dict({"input_ids": rows}), "data", None, 10, 5)
 
 
-def test_foreign_padding_is_no_error_and_the_same_id_is_one_where_it_is_no_padding():
+def test_an_id_outside_the_embedding_is_accepted_as_padding_only():
     data = Dataset.from_dict({"input_ids": [[10, 10, 1]]})
     require_token_ids(data, "data", 10, 10, 5)
-    with pytest.raises(ValueError, match="holds token id 10, outside"):
+    with pytest.raises(ValueError, match="contains token id 10, outside"):
         require_token_ids(data, "data", None, 10, 5)
 
 
-def test_what_a_mask_hides_is_no_prompt():
+def test_masked_ids_are_not_part_of_the_prompt():
     tokenizer = tiny_tokenizer()
-    hidden, seen = tokenizer("x")["input_ids"], tokenizer("ab")["input_ids"]
-    row = {"input_ids": [*hidden, *seen], "attention_mask": [0, 1, 1]}
-    assert add_prompts([row], tokenizer, len(tokenizer))[0]["prompt"].ids == seen
+    hidden, visible = tokenizer("x")["input_ids"], tokenizer("ab")["input_ids"]
+    row = {"input_ids": [*hidden, *visible], "attention_mask": [0, 1, 1]}
+    assert add_prompts([row], tokenizer, len(tokenizer))[0]["prompt"].ids == visible
     assert decode_prompts(Dataset.from_list([row]), tokenizer).to_list() == [{"prompt": "ab"}]
 
 
-def test_text_needs_no_decoding():
+def test_text_prompts_are_not_decoded():
     data = Dataset.from_list([{"prompt": "ab", "input_ids": [1], "answers": ["c"], "more": 1}])
     assert decode_prompts(data, tiny_tokenizer()).to_list() == [{"prompt": "ab", "answers": ["c"]}]

@@ -1,4 +1,6 @@
-"""A turn that a prompt begins is one turn for everything that reads it."""
+"""If a prompt begins the assistant's turn, every stage reads the prefill and the completion as one turn."""
+
+import importlib
 
 import pytest
 from datasets import Dataset
@@ -20,7 +22,7 @@ from trl_rlp.evaluation.policy_pairs import answer_pairs
 
 
 QUESTION = [{"role": "user", "content": "2 + 2?"}]
-BEGUN = [*QUESTION, {"role": "assistant", "content": "It is"}]
+PREFILLED = [*QUESTION, {"role": "assistant", "content": "It is"}]
 
 
 def turn(text):
@@ -30,8 +32,8 @@ def turn(text):
 def samples():
     return Dataset.from_list(
         [
-            {"prompt": BEGUN, "completions": [" 4", " 4!", " 5"], "finished": [True, True, False]},
-            {"prompt": BEGUN[:1], "completions": ["6", "6!", "7"], "finished": [True, True, True]},
+            {"prompt": PREFILLED, "completions": [" 4", " 4!", " 5"], "finished": [True, True, False]},
+            {"prompt": PREFILLED[:1], "completions": ["6", "6!", "7"], "finished": [True, True, True]},
         ]
     )
 
@@ -41,7 +43,7 @@ def tokenizer():
     return tiny_tokenizer()
 
 
-def made(tokenizer, **options):
+def synthesize(tokenizer, **options):
     model = tiny_reward_model(tokenizer)
     pairs, _ = synthesize_preferences(
         samples(),
@@ -54,26 +56,26 @@ def made(tokenizer, **options):
     return pairs, model
 
 
-def test_a_begun_turn_is_parted_from_its_prompt():
-    assert split_assistant_prefill(BEGUN) == (QUESTION, "It is")
-    for whole in ("Q: 2 + 2?", QUESTION, []):
-        assert split_assistant_prefill(whole) == (whole, "")
-        assert not ends_with_assistant(whole)
-    assert preference_sides(BEGUN, [" 4"]) == (QUESTION, [turn("It is 4")])
+def test_the_prefill_is_split_from_its_prompt():
+    assert split_assistant_prefill(PREFILLED) == (QUESTION, "It is")
+    for prompt in ("Q: 2 + 2?", QUESTION, []):
+        assert split_assistant_prefill(prompt) == (prompt, "")
+        assert not ends_with_assistant(prompt)
+    assert preference_sides(PREFILLED, [" 4"]) == (QUESTION, [turn("It is 4")])
     assert preference_sides(QUESTION, ["4"]) == (QUESTION, [turn("4")])
     assert preference_sides("2 + 2 =", [" 4"]) == ("2 + 2 =", [" 4"])
 
 
 @pytest.mark.parametrize("finished", [True, False])
-def test_scoring_reads_what_the_policy_wrote(tokenizer, finished):
-    """The byte-level tokenizer cuts text the same way wherever it begins, so that ids can be compared."""
-    answer = tokenizer(" 4")["input_ids"] + [tokenizer.eos_token_id] * finished
-    assert scoring_ids(tokenizer, BEGUN, " 4", finished) == prompt_token_ids(BEGUN, tokenizer) + answer
-    assert tokenizer.decode(scoring_ids(tokenizer, BEGUN, " 4")) == "<|user|>2 + 2?<|assistant|>It is 4<eos>"
+def test_scoring_ids_equal_the_ids_of_the_policy(tokenizer, finished):
+    """The byte-level tokenizer splits text the same way at every position, so the ids can be compared."""
+    completion = tokenizer(" 4")["input_ids"] + [tokenizer.eos_token_id] * finished
+    assert scoring_ids(tokenizer, PREFILLED, " 4", finished) == prompt_token_ids(PREFILLED, tokenizer) + completion
+    assert tokenizer.decode(scoring_ids(tokenizer, PREFILLED, " 4")) == "<|user|>2 + 2?<|assistant|>It is 4<eos>"
 
 
-def test_synthetic_preferences_hold_whole_turns_with_the_same_scores(tokenizer):
-    pairs, model = made(tokenizer, keep_candidates=True)
+def test_synthetic_preferences_contain_whole_turns_with_the_same_rewards(tokenizer):
+    pairs, model = synthesize(tokenizer, keep_candidates=True)
     first, second = pairs
     assert first["prompt"] == second["prompt"] == QUESTION
     assert first["rejected"] == turn("It is 5")
@@ -83,31 +85,31 @@ def test_synthetic_preferences_hold_whole_turns_with_the_same_scores(tokenizer):
         rewards = score(model, tokenizer, pairs["prompt"][:], pairs[side][:], pairs[f"{side}_finished"][:])
         assert pairs[f"{side}_reward"][:] == pytest.approx(rewards, abs=1e-6)
     ids = tokenize_preferences(pairs, tokenizer)
-    assert ids["rejected_ids"][0] == ids["candidate_ids"][0][0] == scoring_ids(tokenizer, BEGUN, " 5", finished=False)
+    expected = scoring_ids(tokenizer, PREFILLED, " 5", finished=False)
+    assert ids["rejected_ids"][0] == ids["candidate_ids"][0][0] == expected
 
 
 def test_views_policy_pairs_and_the_judge_read_the_whole_turn(tokenizer, monkeypatch):
     views = ViewSampler(samples(), tokenizer).views(0, [0, 1])
     view = next(view for view in views if view.instruction == 0)
-    expected = batch_scoring_ids(tokenizer, [BEGUN] * 3, [" 4", " 4!", " 5"], [True, True, False])
+    expected = batch_scoring_ids(tokenizer, [PREFILLED] * 3, [" 4", " 4!", " 5"], [True, True, False])
     assert view.first in expected and view.second in expected
     pair = answer_pairs(samples(), ["4", "6"])[0]
     assert (pair["prompt"], pair["rejected"]) == (QUESTION, turn("It is 5"))
 
-    asked = []
-    monkeypatch.setattr(
-        "trl_rlp.data.judges.language_model_judge._stems_and_labels",
-        lambda tokenizer, texts: asked.extend(texts) or 1 / 0,
-    )
+    questions = []
+    # The package has a function of the same name as this module.
+    module = importlib.import_module("trl_rlp.data.judges.language_model_judge")
+    monkeypatch.setattr(module, "_tokenize_questions", lambda tokenizer, texts: questions.extend(texts) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        language_model_judge(None, tokenizer, template="{prompt}|{first}|{second}")([BEGUN], [" 4"], [" 5"])
-    assert asked[0] == "<|user|>2 + 2?|It is 4|It is 5<|assistant|>"
+        language_model_judge(None, tokenizer, template="{prompt}|{first}|{second}")([PREFILLED], [" 4"], [" 5"])
+    assert questions[0] == "<|user|>2 + 2?|It is 4|It is 5<|assistant|>"
 
 
-def test_trainers_that_open_a_second_turn_refuse_a_begun_one():
+def test_an_assistant_prefill_is_an_error_for_trainers_that_open_a_second_turn():
     require_no_assistant_prefill([QUESTION, "text"], "rloo")
     with pytest.raises(ValueError, match="`prompt_dataset` row 1 ends with an assistant message"):
-        require_no_assistant_prefill([QUESTION, BEGUN], "rloo")
+        require_no_assistant_prefill([QUESTION, PREFILLED], "rloo")
 
 
 TRIMMING = tiny_tokenizer().chat_template.replace("message['content'] }}", "message['content'] | trim }}")
@@ -117,15 +119,15 @@ REASONING = tiny_tokenizer().chat_template.replace(
 
 
 @pytest.mark.parametrize("template", [TRIMMING, REASONING], ids=["trimming", "reasoning"])
-def test_what_the_template_does_not_keep_cannot_be_continued(tokenizer, template):
+def test_a_prefill_that_the_template_changes_is_an_error(tokenizer, template):
     tokenizer.chat_template = template
-    assert tokenizer.decode(prompt_token_ids(BEGUN, tokenizer)) == "<|user|>2 + 2?<|assistant|>It is"
-    begun = {"role": "assistant", "content": "<think></think>It is" if template == REASONING else "It is "}
-    with pytest.raises(ValueError, match="A prompt begins the assistant's turn with .*It is.*, which the"):
-        prompt_token_ids([*QUESTION, begun], tokenizer)
+    assert tokenizer.decode(prompt_token_ids(PREFILLED, tokenizer)) == "<|user|>2 + 2?<|assistant|>It is"
+    message = {"role": "assistant", "content": "<think></think>It is" if template == REASONING else "It is "}
+    with pytest.raises(ValueError, match="A prompt begins the assistant's turn with .*It is.*, but the chat template"):
+        prompt_token_ids([*QUESTION, message], tokenizer)
 
 
-def test_an_open_turn_that_the_template_rewrites_is_read_as_it_writes_it(tokenizer):
+def test_an_unfinished_turn_that_the_template_rewrites_stays_open(tokenizer):
     tokenizer.chat_template = REASONING
     for prompt in (QUESTION, [*QUESTION, {"role": "assistant", "content": "<think>"}]):
         ids = scoring_ids(tokenizer, prompt, "two and two</think> 4", finished=False)

@@ -22,7 +22,7 @@ def test_prompt_text_joins_the_contents_of_messages():
     assert prompt_text("Who?") == "Who?"
 
 
-def test_good_samples_pass_and_return_nothing():
+def test_valid_samples_pass():
     assert require_samples(samples()) is None
 
 
@@ -44,7 +44,7 @@ def test_good_samples_pass_and_return_nothing():
         (Dataset.from_dict({"prompt": ["a", None]}), TypeError, "row 1: `prompt` must be text .* got None"),
     ],
 )
-def test_bad_prompts_are_named(dataset, error, match):
+def test_bad_prompts_are_errors(dataset, error, match):
     with pytest.raises(error, match=match):
         require_prompts(dataset)
 
@@ -52,17 +52,17 @@ def test_bad_prompts_are_named(dataset, error, match):
 @pytest.mark.parametrize(
     ("overrides", "match"),
     [
-        ({"completions": [["x"], ["z"]], "finished": [[True], [True]]}, "has 1 completions a prompt"),
+        ({"completions": [["x"], ["z"]], "finished": [[True], [True]]}, "has 1 completions per prompt"),
         ({"completions": [["x", "y"], ["z"]]}, "row 1 has 1 completions and row 0 has 2"),
         ({"finished": [[True, True], [True]]}, "row 1 has 2 completions but 1 entries in `finished`"),
     ],
 )
-def test_bad_samples_are_named(overrides, match):
+def test_bad_samples_are_errors(overrides, match):
     with pytest.raises(ValueError, match=match):
         require_samples(samples(**overrides))
 
 
-def test_missing_columns_are_listed_under_the_callers_name():
+def test_missing_columns_are_listed_with_the_name_of_the_argument():
     with pytest.raises(ValueError, match=r"`preferences` lacks the columns \['chosen', 'rejected'\]"):
         require_columns(Dataset.from_dict({"prompt": ["a"]}), ["prompt", "chosen", "rejected"], "preferences")
 
@@ -76,8 +76,8 @@ def test_missing_columns_are_listed_under_the_callers_name():
         {"finished": [["yes", "no"], ["yes", "no"]]},
     ],
 )
-def test_outputs_of_another_type_are_named(overrides):
-    with pytest.raises(TypeError, match="`completions` must be a list of texts and `finished` one of booleans, got"):
+def test_samples_of_the_wrong_type_are_errors(overrides):
+    with pytest.raises(TypeError, match="`completions` must be a list of texts and `finished` a list of booleans"):
         require_samples(samples(**overrides))
 
 
@@ -90,18 +90,18 @@ def test_outputs_of_another_type_are_named(overrides):
         ({"prompt": [None], "chosen": ["a"], "rejected": ["b"]}, "row 0: `prompt` must be"),
     ],
 )
-def test_pairs_of_another_type_are_named(columns, match):
+def test_pairs_of_the_wrong_type_are_errors(columns, match):
     with pytest.raises(TypeError, match=f"`preferences` {match}"):
         require_preferences(Dataset.from_dict(columns))
 
 
 @pytest.mark.parametrize("answers", [["a", "b"], [["a"], ["b", "c"]]])
-def test_answers_are_texts_or_lists_of_them(answers):
+def test_answers_are_texts_or_lists_of_texts(answers):
     assert require_answers(Dataset.from_dict({"answers": answers}), "prompts") is None
     assert require_answers(Dataset.from_dict({"prompt": ["a"]}), "prompts") is None
 
 
 @pytest.mark.parametrize("answers", [[3], ["a", None], [["a"], []], [["a", None]]])
-def test_other_answers_are_named(answers):
+def test_answers_of_the_wrong_type_are_errors(answers):
     with pytest.raises(TypeError, match="`prompts` row [01]: `answers` must be an accepted answer or a list of them"):
         require_answers(Dataset.from_dict({"answers": answers}), "prompts")

@@ -15,21 +15,21 @@ from trl_rlp.evaluation.alpaca_eval import (
 )
 
 
-def entries(outputs, generator):
-    return [{"instruction": f"{place}?", "output": text, "generator": generator} for place, text in enumerate(outputs)]
+def build_outputs(texts, generator):
+    return [{"instruction": f"{row}?", "output": text, "generator": generator} for row, text in enumerate(texts)]
 
 
 LONGER = function_judge(lambda prompt, output: len(output))
 
 
-def annotated(preferences):
+def build_annotations(preferences):
     return [
         {"instruction": str(row), "output_1": "ref", "output_2": "answer", "preference": value}
         for row, value in enumerate(preferences)
     ]
 
 
-def test_outputs_are_written_and_read(tmp_path):
+def test_written_outputs_can_be_read(tmp_path):
     path = tmp_path / "model_outputs.json"
     samples = Dataset.from_dict(
         {
@@ -49,18 +49,18 @@ def test_outputs_are_written_and_read(tmp_path):
     assert read_model_outputs(path) == [{"instruction": "Who?", "output": "Ada", "generator": "policy"}]
 
 
-def test_annotations_have_the_reference_first_and_count_from_one(tmp_path):
-    reference = entries(["long answer", "b", "same"], "reference")
+def test_annotations_start_with_the_reference_and_preferences_start_at_one(tmp_path):
+    reference = build_outputs(["long answer", "b", "same"], "reference")
     reference[0]["dataset"] = "own"
-    model = entries(["a", "longer", "same"], "policy")[::-1]
-    asked = []
+    model = build_outputs(["a", "longer", "same"], "policy")[::-1]
+    calls = []
 
     def judge(prompts, firsts, seconds):
-        asked.append((prompts, firsts, seconds))
+        calls.append((prompts, firsts, seconds))
         return LONGER(prompts, firsts, seconds)
 
     rows = annotate(model, reference, judge, "length")
-    assert asked == [(["0?", "1?"], ["a", "longer"], ["long answer", "b"])]
+    assert calls == [(["0?", "1?"], ["a", "longer"], ["long answer", "b"])]
     assert [row["preference"] for row in rows] == [1.0, 2.0, 1.5]
     assert rows[0] == {
         "instruction": "0?",
@@ -76,15 +76,15 @@ def test_annotations_have_the_reference_first_and_count_from_one(tmp_path):
     assert read_annotations(tmp_path / "annotations.json") == rows
 
 
-def test_the_leaderboard_s_figures_are_worked_by_hand():
+def test_leaderboard_row_computed_by_hand():
     """
-    Draws are 1.5 and 0; null, NaN and 3 do not count. Left: 1, 1/2, 1/2, 0, 9/10, mean 2.9 / 5 = .58; deviations .42,
-    -.08, -.08, -.58, .32, squares .1764, .0064, .0064, .3364, .1024, sum .628. Rounded: 1, 1/2, 1/2, 0, 1.
+    1.5 and 0 are draws. null, NaN and 3 are ignored. The values are 1, 1/2, 1/2, 0, 9/10 with mean 2.9 / 5 = .58. The
+    differences from the mean are .42, -.08, -.08, -.58, .32. Their squares are .1764, .0064, .0064, .3364, .1024
+    with sum .628. The rounded values are 1, 1/2, 1/2, 0, 1.
     """
-    rows = annotated([2, 1.5, 0, 1, 1.9, None, float("nan"), 3])
+    rows = build_annotations([2, 1.5, 0, 1, 1.9, None, float("nan"), 3])
     assert preferences_of(rows) == pytest.approx([1, 0.5, 0.5, 0, 0.9, None, None, None])
-    found = leaderboard_row(rows)
-    assert found == {
+    assert leaderboard_row(rows) == {
         "win_rate": pytest.approx(58),
         "standard_error": pytest.approx(100 * (0.628 / 4) ** 0.5 / 5**0.5),
         "n_wins": 2,
@@ -100,8 +100,8 @@ def test_the_leaderboard_s_figures_are_worked_by_hand():
     ("text", "match"),
     [
         ("{", "is not JSON"),
-        ("{}", "holds no list of entries"),
-        ("[]", "holds no list of entries"),
+        ("{}", "has no list of entries"),
+        ("[]", "has no list of entries"),
         ('[{"instruction": "a"}]', r"row 0 lacks \['output'\]"),
         ('[{"instruction": "a", "output": "b"}, 3]', r"row 1 lacks \['instruction', 'output'\]"),
         ('[{"instruction": "a", "output": null}]', "row 0: `output` is 'None', but must be text"),
@@ -109,7 +109,7 @@ def test_the_leaderboard_s_figures_are_worked_by_hand():
         ('[{"instruction": "a", "output": "b"}, {"instruction": "a", "output": "c"}]', "row 1 has the instruction of"),
     ],
 )
-def test_another_file_is_named(tmp_path, text, match):
+def test_invalid_files_raise_an_error(tmp_path, text, match):
     path = tmp_path / "outputs.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=match):
@@ -122,14 +122,14 @@ def test_another_file_is_named(tmp_path, text, match):
         read_annotations(path)
 
 
-def test_a_prompt_twice_is_not_written(tmp_path):
+def test_duplicate_prompts_are_not_written(tmp_path):
     outputs = Dataset.from_dict({"prompt": ["a", "a"], "completion": ["b", "c"]})
-    with pytest.raises(ValueError, match="`outputs` has a prompt twice"):
+    with pytest.raises(ValueError, match="`outputs` has a duplicate prompt"):
         write_model_outputs(tmp_path / "outputs.json", outputs, "policy")
     assert not (tmp_path / "outputs.json").exists()
 
 
-def test_annotations_of_one_instruction_twice_are_named(tmp_path):
+def test_duplicate_instructions_and_missing_files_raise_an_error(tmp_path):
     row = {"instruction": "a", "output_1": "b", "output_2": "c", "preference": 1}
     (tmp_path / "twice.json").write_text(json.dumps([row, row]))
     with pytest.raises(ValueError, match=r"twice\.json row 1 has the instruction of an earlier row"):
@@ -138,16 +138,16 @@ def test_annotations_of_one_instruction_twice_are_named(tmp_path):
         read_annotations(tmp_path / "none.json")
 
 
-def test_other_prompts_and_a_judge_without_judgement_are_named():
-    model, reference = entries(["a", "b"], "policy"), entries(["c", "d", "e"], "reference")
+def test_different_instructions_and_invalid_judges_raise_an_error():
+    model, reference = build_outputs(["a", "b"], "policy"), build_outputs(["c", "d", "e"], "reference")
     with pytest.raises(ValueError, match=r"^`outputs` lacks 1 of the 3 instructions, such as '2\?'\. C"):
         annotate(model, reference, LONGER, "length")
     with pytest.raises(ValueError, match="^`reference_outputs` lacks 1 of the 3 instructions, such as '2"):
         annotate(reference, model, LONGER, "length")
     with pytest.raises(ValueError, match="`outputs` lacks 1 of .* '1.*' and `reference_outputs` lacks 1 of .* '2"):
         annotate([reference[0], reference[2]], model, LONGER, "length")
-    with pytest.raises(ValueError, match="`outputs` has an instruction twice"):
+    with pytest.raises(ValueError, match="`outputs` has a duplicate instruction"):
         annotate([*model, model[0]], reference[:2], LONGER, "length")
     for answers in ([1.5] * 2, [0.5], [None] * 2, ["A"] * 2, [float("nan")] * 2):
-        with pytest.raises(ValueError, match="`judge` (said .* of pair 0, but|gave 1 probabilities for 2 pairs)"):
+        with pytest.raises(ValueError, match="`judge` returned (.* for pair 0. It must|1 probabilities for 2 pairs)"):
             annotate(model, reference[:2], lambda *_, answers=answers: answers, "wrong")

@@ -1,20 +1,23 @@
+import importlib
 import json
 import logging
 
 import pytest
 from datasets import Dataset
 
-import trl_rlp.evaluation.gate as gate_module
 from tests.tiny_models import tiny_reward_model, tiny_tokenizer
 from trl_rlp.evaluation.gate import RewardModelRegression, gate
 
+
+# The package `trl_rlp.evaluation` exports the function `gate` under the name of the module.
+gate_module = importlib.import_module("trl_rlp.evaluation.gate")
 
 PAIRS = Dataset.from_dict({"prompt": ["q"] * 4, "chosen": list("abcd"), "rejected": ["xx"] * 4})
 
 
 @pytest.fixture
 def margins(monkeypatch):
-    """Stands in for scoring: `(model, data set)` -> margins, so that figures are known."""
+    """Replaces scoring with a table from `(model, number of pairs)` to margins."""
     table = {}
     monkeypatch.setattr(
         gate_module,
@@ -25,22 +28,25 @@ def margins(monkeypatch):
 
 
 def test_a_better_model_passes_and_the_difference_is_paired(margins):
-    """Before right on 2 of 4, after on 3: difference 1/4, deviation of (0, 0, 1, 0) is 1/2, standard error 1/4."""
+    """
+    Before, 2 of 4 pairs are right, and after, 3 of 4. The difference is 1/4. The standard deviation of (0, 0, 1, 0) is
+    1/2, so the standard error is 1/4.
+    """
     margins["before", 4], margins["after", 4] = [1.0, 1.0, -1.0, -1.0], [1.0, 1.0, 1.0, -1.0]
     report = gate(("before", None), ("after", None), PAIRS)
     assert report.passed and report.problems == []
-    assert report.figures["human"]["difference"] == {"accuracy": 0.25, "standard_error": 0.25}
+    assert report.metrics["human"]["difference"] == {"accuracy": 0.25, "standard_error": 0.25}
     assert json.loads(json.dumps(report.as_dict()))["passed"] is True
 
 
 def test_one_pair_has_no_standard_error(margins):
     margins["before", 1], margins["after", 1] = [1.0], [-1.0]
     report = gate(("before", None), ("after", None), PAIRS.select([0]))
-    assert report.figures["human"]["difference"] == {"accuracy": -1.0, "standard_error": None}
+    assert report.metrics["human"]["difference"] == {"accuracy": -1.0, "standard_error": None}
     assert "accuracy fell from 1.000 to 0.000 (1 pairs)" in report.problems[0]
 
 
-def test_a_worse_model_warns_or_is_refused(margins, caplog):
+def test_a_worse_model_gives_a_warning_or_an_error(margins, caplog):
     margins["before", 4], margins["after", 4] = [1.0, 1.0, 1.0, -1.0], [1.0, 1.0, -1.0, -1.0]
     with caplog.at_level(logging.WARNING):
         report = gate(("before", None), ("after", None), PAIRS)
@@ -50,29 +56,29 @@ def test_a_worse_model_warns_or_is_refused(margins, caplog):
     assert gate(("before", None), ("after", None), PAIRS, accuracy_tolerance=0.25, calibration_tolerance=1.0).passed
 
 
-def test_policy_pairs_gate_and_synthetic_pairs_never_do(margins):
+def test_policy_pairs_can_fail_but_synthetic_pairs_cannot(margins):
     two, three = PAIRS.select([0, 1]), PAIRS.select([0, 1, 2])
     margins["before", 4] = margins["after", 4] = [1.0, 1.0, 1.0, -1.0]
     margins["before", 2], margins["after", 2] = [1.0, 1.0], [-1.0, -1.0]
     margins["before", 3], margins["after", 3] = [1.0] * 3, [-9.0] * 3
     report = gate(("before", None), ("after", None), PAIRS, synthetic_pairs=three)
-    assert report.passed and report.figures["synthetic"]["after"]["accuracy"] == 0
+    assert report.passed and report.metrics["synthetic"]["after"]["accuracy"] == 0
     report = gate(("before", None), ("after", None), PAIRS, policy_pairs=two)
     assert not report.passed and report.problems[0].startswith("policy pairs: accuracy fell from 1.000 to 0.000")
 
 
-def test_overconfidence_is_a_regression_of_its_own(margins):
+def test_overconfidence_is_a_regression(margins):
     margins["before", 4], margins["after", 4] = [0.1, 0.1, -0.1, -0.1], [9.0, 9.0, -9.0, -9.0]
     report = gate(("before", None), ("after", None), PAIRS)
     assert [problem.split(" rose")[0] for problem in report.problems] == ["human pairs: calibration error"]
 
 
-def test_real_models_go_through():
+def test_real_models():
     tokenizer = tiny_tokenizer()
     model = (tiny_reward_model(tokenizer), tokenizer)
     report = gate(model, model, PAIRS)
-    assert report.passed and report.figures["human"]["difference"]["accuracy"] == 0
-    assert report.figures["human"]["before"]["length_accuracy"] == 0
+    assert report.passed and report.metrics["human"]["difference"]["accuracy"] == 0
+    assert report.metrics["human"]["before"]["length_accuracy"] == 0
 
 
 @pytest.mark.parametrize(
@@ -83,6 +89,6 @@ def test_real_models_go_through():
         ({"calibration_tolerance": 2}, r"`calibration_tolerance` must be in \[0, 1\], got 2"),
     ],
 )
-def test_settings_out_of_range_are_named(settings, match):
+def test_invalid_settings_raise_an_error(settings, match):
     with pytest.raises(ValueError, match=match):
         gate(("before", None), ("after", None), PAIRS, **settings)

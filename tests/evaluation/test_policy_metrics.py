@@ -18,14 +18,14 @@ SAMPLES = Dataset.from_dict(
 )
 
 
-def test_token_kl_worked_by_hand():
-    """π = (3/4, 1/4), π_ref = (1/2, 1/2): 3/4 ln(3/2) + 1/4 ln(1/2). An extra row of the embedding is ignored."""
+def test_token_kl_computed_by_hand():
+    """π = (3/4, 1/4) and π_ref = (1/2, 1/2) give 3/4 ln(3/2) + 1/4 ln(1/2). An additional token is ignored."""
     policy, reference = torch.tensor([3.0, 1.0]).log(), torch.tensor([1.0, 1.0, 5.0]).log()
     assert token_kl(policy, reference).item() == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5))
     assert token_kl(policy, policy).item() == pytest.approx(0, abs=1e-7)
 
 
-def test_kl_to_reference_is_zero_for_itself_and_sums_over_the_output():
+def test_kl_to_reference_sums_over_the_completion():
     tokenizer = tiny_tokenizer()
     policy, reference = tiny_causal_lm(tokenizer, seed=1), tiny_causal_lm(tokenizer, seed=2)
     assert kl_to_reference(policy, policy, tokenizer, SAMPLES) == pytest.approx(0, abs=1e-6)
@@ -42,19 +42,18 @@ def test_kl_to_reference_is_zero_for_itself_and_sums_over_the_output():
     assert kl_to_reference(policy, reference, tokenizer, SAMPLES) == pytest.approx(sum(expected) / 4, rel=1e-4)
 
 
-def test_outputs_are_described_by_count_length_and_finish():
-    figures = describe_outputs(SAMPLES)
-    assert figures == {"outputs": 4, "characters": (3 + 5 + 1 + 0) / 4, "finished": 0.75}
+def test_metrics_that_need_no_model():
+    assert describe_outputs(SAMPLES) == {"outputs": 4, "characters": (3 + 5 + 1 + 0) / 4, "finished": 0.75}
 
 
-def test_accuracy_has_its_error_over_prompts():
-    """Shares 1/2 and 1/2 of two prompts: mean 1/2, no spread. Shares 1 and 0: standard error 1/2."""
+def test_the_standard_error_of_the_accuracy_is_over_prompts():
+    """Shares 1/2 and 1/2 of two prompts have mean 1/2 and no spread. Shares 1 and 0 have standard error 1/2."""
     assert describe_outputs(SAMPLES, ["ada", "4"])["accuracy_standard_error"] == 0
-    figures = describe_outputs(SAMPLES, [["Ada", "bob b"], "5"])
-    assert figures["accuracy"] == 0.5 and figures["accuracy_standard_error"] == pytest.approx(0.5)
+    metrics = describe_outputs(SAMPLES, [["Ada", "bob b"], "5"])
+    assert metrics["accuracy"] == 0.5 and metrics["accuracy_standard_error"] == pytest.approx(0.5)
 
 
-def test_mean_reward_is_the_mean_of_the_one_scoring_function():
+def test_mean_reward_is_the_mean_of_all_scores():
     tokenizer = tiny_tokenizer()
     model = tiny_reward_model(tokenizer)
     prompts = ["Who?", "Who?", "2 + 2 =", "2 + 2 ="]
@@ -62,6 +61,6 @@ def test_mean_reward_is_the_mean_of_the_one_scoring_function():
     assert mean_reward(model, tokenizer, SAMPLES) == pytest.approx(sum(rewards) / 4, rel=1e-5)
 
 
-def test_answers_of_another_length_are_an_error():
+def test_another_number_of_answers_raises_an_error():
     with pytest.raises(ValueError, match="`answers` has 1 entries for 2 samples"):
         describe_outputs(SAMPLES, ["ada"])

@@ -17,25 +17,25 @@ SAMPLES = Dataset.from_dict(
     ("completion", "answers", "expected"),
     [(" Paris.", "paris", True), ("It is Paris", "Paris", False), ("4", ["four", "4"], True), ("", "4", False)],
 )
-def test_correct_means_equal_after_normalization(completion, answers, expected):
+def test_correct_completions_equal_an_answer_after_normalization(completion, answers, expected):
     assert is_correct(completion, answers) is expected
 
 
-def test_answer_pairs_hold_a_right_and_a_wrong_output_and_skip_prompts_without_both():
+def test_answer_pairs_need_a_correct_and_a_wrong_completion():
     pairs = answer_pairs(SAMPLES, ["Paris", ["4", "four"], "white"])
     assert pairs["prompt"] == ["capital of France?"]
     assert pairs[0]["chosen"] in {"Paris", "paris."} and pairs[0]["rejected"] == "Lyon"
     assert pairs[0]["chosen_finished"] and not pairs[0]["rejected_finished"]
 
 
-def test_a_pair_depends_on_its_seed_and_row_alone():
+def test_a_pair_depends_only_on_the_seed_and_the_row():
     samples = Dataset.from_dict(
         {"prompt": ["q"] * 2, "completions": [["a", "a!", "b", "c"]] * 2, "finished": [[True] * 4] * 2}
     )
-    drawn = {seed: answer_pairs(samples, ["a", "a"], seed).to_list() for seed in range(8)}
-    assert drawn[3] == answer_pairs(samples, ["a", "a"], 3).to_list()
-    assert drawn[3][:1] == answer_pairs(samples.select([0]), ["a"], 3).to_list()
-    assert len({str(pairs) for pairs in drawn.values()}) > 1
+    pairs_by_seed = {seed: answer_pairs(samples, ["a", "a"], seed).to_list() for seed in range(8)}
+    assert pairs_by_seed[3] == answer_pairs(samples, ["a", "a"], 3).to_list()
+    assert pairs_by_seed[3][:1] == answer_pairs(samples.select([0]), ["a"], 3).to_list()
+    assert len({str(pairs) for pairs in pairs_by_seed.values()}) > 1
 
 
 def test_chat_prompts_get_assistant_turns():
@@ -50,10 +50,10 @@ def test_chat_prompts_get_assistant_turns():
     assert pair["chosen"] == [{"role": "assistant", "content": "4"}]
 
 
-def test_judged_pairs_follow_the_judge_and_leave_out_ties():
+def test_judged_pairs_follow_the_judge_without_ties():
     def judge(prompts, firsts, seconds):
-        outputs = zip(firsts, seconds, strict=True)
-        return [0.5 if "4" in (first, second) else float(len(first) > len(second)) for first, second in outputs]
+        completions = zip(firsts, seconds, strict=True)
+        return [0.5 if "4" in (first, second) else float(len(first) > len(second)) for first, second in completions]
 
     pairs = judged_pairs(SAMPLES, judge)
     assert len(pairs) > 0 and "2 + 2?" not in pairs["prompt"][:]
@@ -61,16 +61,16 @@ def test_judged_pairs_follow_the_judge_and_leave_out_ties():
         assert len(pair["chosen"]) > len(pair["rejected"])
 
 
-def test_errors_name_the_argument():
+def test_invalid_answers_and_judges_raise_an_error():
     with pytest.raises(ValueError, match="`answers` has 1 entries for 3 samples"):
         answer_pairs(SAMPLES, ["Paris"])
-    for said, match in (
-        ([2.0] * 3, r"said 2\.0 of pair 0"),
-        ([0.5], "gave 1 probabilities for 3 pairs"),
-        (None, "gave None"),
+    for probabilities, match in (
+        ([2.0] * 3, r"returned 2\.0 for pair 0"),
+        ([0.5], "returned 1 probabilities for 3 pairs"),
+        (None, "returned None"),
     ):
         with pytest.raises(ValueError, match=f"`judge` {match}"):
-            judged_pairs(SAMPLES, lambda *_, said=said: said)
+            judged_pairs(SAMPLES, lambda *_, probabilities=probabilities: probabilities)
     for answers, match in (
         ("ab!", "must be a list .* got 'ab!'"),
         (None, "must be a list .* got 'None'"),

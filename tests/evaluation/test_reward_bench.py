@@ -6,7 +6,7 @@ from trl_rlp.evaluation.reward_bench import SECTIONS, reward_bench_pairs, sectio
 from trl_rlp.storage.loading import load_rows
 
 
-def written(tmp_path, *rows, lines=True):
+def write_pairs(tmp_path, *rows, lines=True):
     path = tmp_path / "pairs.json"
     path.write_text("\n".join(map(json.dumps, rows)) if lines else json.dumps(rows))
     return str(path)
@@ -20,26 +20,26 @@ TEXT = {"prompt": "2 + 2?", "chosen": "4", "rejected": "5", "subset": "hep-go", 
 
 @pytest.mark.parametrize("lines", [True, False])
 @pytest.mark.parametrize("name", ["prompt", "question", "input"])
-def test_pairs_of_text(tmp_path, name, lines):
+def test_text_pairs(tmp_path, name, lines):
     row = {**TEXT, name: TEXT["prompt"]}
     row = row if name == "prompt" else {key: value for key, value in row.items() if key != "prompt"}
-    path = written(tmp_path, row, row, lines=lines)
+    path = write_pairs(tmp_path, row, row, lines=lines)
     expected = {"prompt": "2 + 2?", "chosen": "4", "rejected": "5", "subset": "hep-go"}
     assert reward_bench_pairs(load_rows(path)).to_list() == [expected] * 2
     chat = {"prompt": [QUESTION], "chosen": [ANSWER], "rejected": [OTHER], "subset": "hep-go"}
     assert reward_bench_pairs(load_rows(path), chat=True).to_list() == [chat] * 2
 
 
-@pytest.mark.parametrize("prompt", [{}, {"prompt": "not read"}])
-def test_whole_conversations_bring_their_prompt(tmp_path, prompt):
-    path = written(tmp_path, {**prompt, "chosen": [QUESTION, ANSWER], "rejected": [QUESTION, OTHER]})
+@pytest.mark.parametrize("prompt", [{}, {"prompt": "ignored"}])
+def test_whole_conversations_include_the_prompt(tmp_path, prompt):
+    path = write_pairs(tmp_path, {**prompt, "chosen": [QUESTION, ANSWER], "rejected": [QUESTION, OTHER]})
     expected = {"prompt": [QUESTION], "chosen": [ANSWER], "rejected": [OTHER]}
     for chat in (False, True):
         assert reward_bench_pairs(load_rows(path), chat=chat).to_list() == [expected]
 
 
-def test_a_prompt_of_messages_has_sides_of_messages(tmp_path):
-    path = written(tmp_path, {"prompt": [QUESTION], "chosen": "4", "rejected": "5"})
+def test_prompts_of_messages_give_sides_of_messages(tmp_path):
+    path = write_pairs(tmp_path, {"prompt": [QUESTION], "chosen": "4", "rejected": "5"})
     assert reward_bench_pairs(load_rows(path)).to_list() == [
         {"prompt": [QUESTION], "chosen": [ANSWER], "rejected": [OTHER]}
     ]
@@ -54,13 +54,13 @@ def test_a_prompt_of_messages_has_sides_of_messages(tmp_path):
         ({"chosen": [], "rejected": [OTHER]}, "Row 0: `chosen` and `rejected` must be conversations"),
     ],
 )
-def test_other_files_are_named(tmp_path, row, match):
+def test_other_formats_raise_an_error(tmp_path, row, match):
     with pytest.raises(ValueError, match=match):
-        reward_bench_pairs(load_rows(written(tmp_path, row)))
+        reward_bench_pairs(load_rows(write_pairs(tmp_path, row)))
 
 
-def test_sections_are_weighed_by_their_subsets():
-    """hep-go 1/2 weighs 164 and math-prm 1 weighs 984: (82 + 984) / 1148. A tie is wrong; `own` does not count."""
+def test_section_scores_are_weighted():
+    """hep-go (1/2) has weight 164 and math-prm (1) has 984: (82 + 984) / 1148. A tie is wrong. `own` is ignored."""
     accuracies = subset_accuracies([1.0, 0.0, 2.0, 3.0, -1.0], ["hep-go", "hep-go", "math-prm", "own", "donotanswer"])
     assert accuracies == {"hep-go": 0.5, "math-prm": 1.0, "own": 1.0, "donotanswer": 0.0}
     scores = section_scores(accuracies)
@@ -74,6 +74,6 @@ def test_sections_are_weighed_by_their_subsets():
         subset_accuracies([1.0], ["a", "b"])
 
 
-def test_the_whole_set_has_its_number_of_pairs():
-    """2,985 pairs, of which math-prm's 447 weigh 984."""
+def test_the_weights_sum_to_the_number_of_pairs():
+    """RewardBench has 2,985 pairs. 447 of them are math-prm, with weight 984."""
     assert sum(sum(weights.values()) for weights in SECTIONS.values()) == 2985 - 447 + 984

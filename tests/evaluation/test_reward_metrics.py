@@ -19,51 +19,51 @@ def test_accuracy_counts_a_tie_as_one_half():
     assert preference_accuracy([2.0, -1.0, 0.0, 0.5]) == (1 + 0 + 0.5 + 1) / 4
 
 
-def test_calibration_error_worked_by_hand():
-    """Margins ±ln 3 give confidence 3/4; three of four are right: accuracy 3/4, error 0. With two of four: 1/4."""
+def test_calibration_error_computed_by_hand():
+    """Margins ±ln 3 have confidence 3/4. With three of four right, the error is 0. With two of four, it is 1/4."""
     m = math.log(3)
     assert expected_calibration_error([m, m, m, -m]) == pytest.approx(0)
     assert expected_calibration_error([m, m, -m, -m]) == pytest.approx(0.25)
 
 
-def test_calibration_error_weighs_bins_by_their_pairs():
-    """Bin of confidence 3/4: one pair, right, gap 1/4. Bin of 9/10: three pairs, two right, gap |2 - 2.7| / 3."""
+def test_calibration_error_weights_bins_by_their_pairs():
+    """Bin 3/4 has one pair, which is right: gap 1/4. Bin 9/10 has three pairs, two right: gap |2 - 2.7| / 3."""
     low, high = math.log(3), math.log(9)
     expected = (1 / 4) * 0.25 + (3 / 4) * (0.7 / 3)
     assert expected_calibration_error([low, high, high, -high]) == pytest.approx(expected)
 
 
-def test_calibration_error_of_certain_margins():
+def test_calibration_error_of_extreme_margins():
     assert expected_calibration_error([1000.0, -1000.0]) == pytest.approx(0.5)
 
 
-def test_brier_score_worked_by_hand():
-    """Margins ±ln 3 give the chosen side 3/4 and 1/4: errors 1/4 and 3/4, squares 1/16 and 9/16."""
+def test_brier_score_computed_by_hand():
+    """Margins ±ln 3 give the chosen side 3/4 and 1/4. The errors are 1/4 and 3/4, their squares 1/16 and 9/16."""
     m = math.log(3)
     assert brier_score([m, -m]) == pytest.approx((1 / 16 + 9 / 16) / 2)
     assert brier_score([0.0, 0.0]) == 0.25
     assert brier_score([1e4, -1e4]) == pytest.approx(0.5)
 
 
-def test_log_loss_of_a_coin_is_ln_2_and_the_length_baseline_is_its_own():
-    figures = pair_metrics([0.0, 0.0], [3, -1])
-    assert figures["log_loss"] == pytest.approx(math.log(2))
-    assert figures["length_accuracy"] == 0.5 and figures["pairs"] == 2 and figures["margin"] == 0
+def test_metrics_of_random_guesses_and_the_length_baseline():
+    metrics = pair_metrics([0.0, 0.0], [3, -1])
+    assert metrics["log_loss"] == pytest.approx(math.log(2))
+    assert metrics["length_accuracy"] == 0.5 and metrics["pairs"] == 2 and metrics["margin"] == 0
 
 
-def test_a_margin_that_is_no_number_is_named():
+def test_nan_raises_an_error():
     with pytest.raises(ValueError, match="The margin of pair 1 is NaN"):
         pair_metrics([1.0, float("nan")], [0, 0])
 
 
 @pytest.mark.parametrize(("margins", "lengths"), [([], []), ([1.0], [])])
-def test_no_pairs_or_unequal_lengths_are_errors(margins, lengths):
-    with pytest.raises(ValueError, match="must be of one positive length"):
+def test_no_pairs_or_unequal_lengths_raise_an_error(margins, lengths):
+    with pytest.raises(ValueError, match="must have the same length, at least 1"):
         pair_metrics(margins, lengths)
 
 
 @pytest.mark.parametrize("chat", [False, True])
-def test_margins_are_differences_of_the_one_scoring_function(chat):
+def test_margins_are_differences_of_scores(chat):
     tokenizer = tiny_tokenizer()
     model = tiny_reward_model(tokenizer)
     prompt = [{"role": "user", "content": "Who?"}] if chat else "Who?"
@@ -79,15 +79,15 @@ def test_margins_are_differences_of_the_one_scoring_function(chat):
 
 
 @pytest.mark.parametrize("chat", [False, True])
-def test_an_implied_prompt_scores_as_the_explicit_one(chat):
+def test_implicit_and_explicit_prompts_give_the_same_metrics(chat):
     tokenizer = tiny_tokenizer()
     model = tiny_reward_model(tokenizer)
-    explicit, implied = {"prompt": "2 + 2 = "}, {}
+    explicit, implicit = {"prompt": "2 + 2 = "}, {}
     for side, text in (("chosen", "4"), ("rejected", "five")):
-        explicit[side], implied[side] = text, f"2 + 2 = {text}"
+        explicit[side], implicit[side] = text, f"2 + 2 = {text}"
     if chat:
         turn = [{"role": "user", "content": "2 + 2?"}]
         answers = {side: [{"role": "assistant", "content": explicit[side]}] for side in ("chosen", "rejected")}
-        explicit, implied = {"prompt": turn, **answers}, {side: turn + answer for side, answer in answers.items()}
+        explicit, implicit = {"prompt": turn, **answers}, {side: turn + answer for side, answer in answers.items()}
     first = evaluate_reward_model(model, tokenizer, Dataset.from_list([explicit]))
-    assert evaluate_reward_model(model, tokenizer, Dataset.from_list([implied])) == pytest.approx(first)
+    assert evaluate_reward_model(model, tokenizer, Dataset.from_list([implicit])) == pytest.approx(first)

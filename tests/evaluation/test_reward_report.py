@@ -23,19 +23,19 @@ PAIRS = Dataset.from_dict(
 
 
 def test_the_histogram_is_symmetric_around_zero():
-    """Four bins of width 1 from -2 to 2: one pair in the first, two in the third, one in the last."""
+    """There are four bins of width 1 from -2 to 2: one pair in the first, two in the third, one in the last."""
     found = margin_histogram([-2.0, 0.5, 0.0, 2.0], num_bins=4)
     assert found == {"edges": [-2.0, -1.0, 0.0, 1.0, 2.0], "counts": [1, 0, 2, 1]}
     assert margin_histogram([0.0, 0.0])["counts"][10] == 2
 
 
-def test_the_rank_correlation_is_worked_by_hand():
-    """Ranks 1 2 3 4 against 2 1 4 3: squared differences 1 each, 1 - 6 * 4 / (4 * 15) = .6."""
+def test_rank_correlation_computed_by_hand():
+    """The squared differences of ranks 1 2 3 4 and 2 1 4 3 are 1 each. So it is 1 - 6 * 4 / (4 * 15) = .6."""
     assert rank_correlation([1, 2, 3, 4], [20, 10, 400, 300]) == pytest.approx(0.6)
     assert rank_correlation([1, 1, 1], [1, 2, 3]) is None
 
 
-def test_a_reward_model_that_likes_length_is_seen_to(monkeypatch):
+def test_the_metrics_reveal_a_length_bias(monkeypatch):
     rewards = {"chosen": [3.0, 4.0, 1.0, 5.0], "rejected": [2.0, 1.0, 3.0, 12.0]}
     lengths = {"chosen": [3, 4, 1, 5], "rejected": [2, 1, 3, 12]}
     monkeypatch.setattr("trl_rlp.evaluation.reward_report.score_pairs", lambda *_: (rewards, lengths))
@@ -47,8 +47,8 @@ def test_a_reward_model_that_likes_length_is_seen_to(monkeypatch):
     assert low < 0.5 < high
 
 
-def test_pairs_of_one_prompt_are_drawn_together():
-    """Ten prompts of ten equal pairs each: as uncertain as ten pairs."""
+def test_pairs_of_one_prompt_are_resampled_together():
+    """Ten prompts with ten equal pairs each have the interval of ten pairs."""
     chosen, rejected, prompts = np.repeat([1.0, 0.0] * 5, 10), np.full(100, 0.5), np.repeat(np.arange(10), 10)
     found = describe_rewards(chosen, rejected, groups=prompts)
     assert found["accuracy_interval"] == describe_rewards([1.0, 0.0] * 5, [0.5] * 10)["accuracy_interval"]
@@ -56,7 +56,7 @@ def test_pairs_of_one_prompt_are_drawn_together():
     assert not {"length_accuracy", "length_correlation"} & set(found)
 
 
-def test_prompts_of_a_data_set_are_the_groups(monkeypatch):
+def test_prompts_are_the_groups(monkeypatch):
     rewards = {"chosen": [1.0, 0.0] * 20, "rejected": [0.5] * 40}
     monkeypatch.setattr("trl_rlp.evaluation.reward_report.score_pairs", lambda *_: (rewards, rewards))
     prompts = [str(number // 10) for number in range(40)]
@@ -66,12 +66,12 @@ def test_prompts_of_a_data_set_are_the_groups(monkeypatch):
     assert found != bootstrap_interval([1.0, 0.0] * 20)
 
 
-def test_sides_of_unequal_length_are_named():
+def test_invalid_input_raises_an_error():
     with pytest.raises(ValueError, match=r"Rewards, lengths and groups have \[1, 2\] entries"):
         describe_rewards([1.0, 2.0], [1.0])
     with pytest.raises(ValueError, match=r"Rewards, lengths and groups have \[1, 2\] entries"):
         describe_rewards([1.0, 2.0], [1.0, 2.0], groups=["a"])
-    with pytest.raises(ValueError, match=r"`lengths` has \['chosen'\]"):
+    with pytest.raises(ValueError, match=r"`lengths` has the keys \['chosen'\]"):
         describe_rewards([1.0], [1.0], {"chosen": [1]})
     for reward in (float("nan"), float("inf")):
         with pytest.raises(ValueError, match="A reward of pair 1 is not finite"):
@@ -80,7 +80,7 @@ def test_sides_of_unequal_length_are_named():
         describe_rewards([1.0], [0.0], {"chosen": [float("nan")], "rejected": [1]})
 
 
-def test_its_figures_are_those_of_the_gate():
+def test_the_metrics_include_those_of_the_gate():
     tokenizer = tiny_tokenizer()
     model = tiny_reward_model(tokenizer)
     found = describe_reward_model(model, tokenizer, PAIRS)

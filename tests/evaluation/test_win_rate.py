@@ -3,8 +3,8 @@ import pytest
 from trl_rlp.evaluation.win_rate import compare_win_rates, win_rate
 
 
-def test_a_draw_is_half_a_win():
-    """Two wins, a draw, a loss of four: 2.5 / 4. Deviations .375, -.125, -.625, .375: sum of squares .6875."""
+def test_win_rate_computed_by_hand():
+    """The mean is 2.5 / 4. The differences are .375, -.125, -.625, .375, and their squares sum to .6875."""
     found = win_rate([1.0, 0.5, 0.0, 1.0])
     assert found["win_rate"] == 0.625
     assert (found["wins"], found["draws"], found["losses"], found["prompts"]) == (2, 1, 1, 4)
@@ -13,7 +13,7 @@ def test_a_draw_is_half_a_win():
     assert 0 <= low < 0.625 < high <= 1
 
 
-def test_a_judge_s_probability_counts_as_it_is():
+def test_probabilities_are_not_rounded():
     found = win_rate([0.75, 0.25, 0.75])
     assert found["win_rate"] == pytest.approx(1.75 / 3)
     assert (found["wins"], found["draws"], found["losses"]) == (2, 0, 1)
@@ -31,8 +31,8 @@ def test_one_prompt_has_no_interval():
     }
 
 
-def test_pairing_takes_out_what_makes_a_prompt_easy():
-    """The first policy is better by one half on one prompt of four, and equal on three: difference 1/8, error 1/8."""
+def test_paired_comparison_computed_by_hand():
+    """The first policy is better by 1/2 on one of four prompts. The difference and its standard error are 1/8."""
     first, second = [1.0, 1.0, 0.0, 0.5], [1.0, 1.0, 0.0, 0.0]
     found = compare_win_rates(first, second)
     assert (found["difference"], found["prompts"]) == (0.125, 4)
@@ -52,6 +52,6 @@ def test_pairing_takes_out_what_makes_a_prompt_easy():
         (lambda: compare_win_rates([1.0], [2.0]), "`second` row 0 is 2.0"),
     ],
 )
-def test_bad_preferences_are_named(call, match):
+def test_invalid_preferences_raise_an_error(call, match):
     with pytest.raises(ValueError, match=match):
         call()

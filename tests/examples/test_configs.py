@@ -1,4 +1,4 @@
-"""The example configurations name fields that there are, with values that fit."""
+"""The example configurations have valid fields and values."""
 
 from pathlib import Path
 
@@ -18,18 +18,18 @@ PAPER = Path(__file__).parents[2] / "examples/configs/paper.yaml"
 def paper():
     settings = yaml.safe_load(PAPER.read_text())
     for name in ("reward_args", "policy_args"):
-        settings[name]["bf16"] = False  # there may be no accelerator here
+        settings[name]["bf16"] = False  # the test machine may have no accelerator
     return settings
 
 
-def test_the_paper_s_configuration_is_valid(paper, tmp_path):
+def test_the_configuration_of_the_paper_is_valid(paper, tmp_path):
     equivalence = {name: paper.pop(name) for name in list(paper) if name.startswith("equivalence")}
     assert EquivalenceArguments(**equivalence).equivalence_rule == "strict"
     config = RLPConfig(output_dir=str(tmp_path), sft_model="sft", **paper)
     assert (config.method, config.policy_trainer, config.num_generations) == ("spg", "ppo", 10)
 
 
-def test_its_ppo_is_the_preset(paper):
+def test_the_ppo_settings_are_the_preset(paper):
     preset = PRESETS["alpacafarm"]
     assert {name: paper["policy_args"][name] for name in preset} == preset
     assert set(paper["policy_args"]) - set(preset) == {"max_steps", "bf16"}
@@ -38,7 +38,7 @@ def test_its_ppo_is_the_preset(paper):
 @pytest.mark.parametrize(
     "name, kind", [("fsdp2", "FSDP"), ("deepspeed_zero2", "DEEPSPEED"), ("deepspeed_zero3", "DEEPSPEED")]
 )
-def test_launch_configurations_are_accelerate_s(name, kind):
+def test_launch_configurations_are_valid(name, kind):
     config = ClusterConfig.from_yaml_file(PAPER.with_name(f"{name}.yaml"))
     assert config.distributed_type == kind
     assert "Not run" in PAPER.with_name(f"{name}.yaml").read_text()

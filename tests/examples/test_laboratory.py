@@ -1,4 +1,4 @@
-"""The laboratory's world and arithmetic by hand, and a run of two seeds from end to end."""
+"""Tests of the laboratory: its world and statistics against numbers by hand, and a full run of two seeds."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parents[2] / "examples" / "laboratory"
 
 
 @pytest.fixture(autouse=True)
-def path(monkeypatch):
+def import_path(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
 
 
@@ -22,29 +22,29 @@ def path(monkeypatch):
 def world():
     from task import World
 
-    return World.of(0)
+    return World.draw(0)
 
 
 PROMPT = "what is the colour of the fox ? "
 
 
-def test_a_world_is_balanced_and_the_seed_s_own(world):
+def test_world_is_balanced_and_depends_on_the_seed(world):
     from task import VALUES, World
 
-    assert World.of(0) == world != World.of(1)
+    assert World.draw(0) == world != World.draw(1)
     for attribute, values in VALUES.items():
-        told = [value for (_, asked), value in world.facts.items() if asked == attribute]
-        assert sorted(told) == sorted([*values] * 4)
+        facts = [value for (_, name), value in world.facts.items() if name == attribute]
+        assert sorted(facts) == sorted([*values] * 4)
     assert len(world.mistakes) == round(0.12 * 40)
     assert all(world.facts[key] != value for key, value in world.mistakes.items())
 
 
-def test_the_gold_reward_is_worked_by_hand(world):
-    from task import VALUES, gold, is_right
+def test_gold_reward_equals_numbers_by_hand(world):
+    from task import VALUES, gold_reward, is_correct
 
     truth = world.facts["fox", "colour"]
     wrong = next(value for value in VALUES["colour"] if value != truth)
-    worth = {
+    rewards = {
         f"it is {truth}": 2.0,
         f"well , the fox has the colour {truth} indeed really": 2.0 + 0.6,
         f"{wrong} indeed": 0.4,
@@ -56,26 +56,26 @@ def test_the_gold_reward_is_worked_by_hand(world):
         f"the colour of the owl is {truth}": -1.0,
         "": -1.0,
     }
-    for output, value in worth.items():
-        assert gold(world, PROMPT, output) == pytest.approx(value), output
-        assert gold(world, PROMPT, f"  {output} ") == pytest.approx(value)
-    assert is_right(world, PROMPT, truth) and not is_right(world, PROMPT, f"{truth} or {wrong}")
-    with pytest.raises(ValueError, match="is no question of this world"):
-        gold(world, "why ?", "because")
+    for completion, reward in rewards.items():
+        assert gold_reward(world, PROMPT, completion) == pytest.approx(reward), completion
+        assert gold_reward(world, PROMPT, f"  {completion} ") == pytest.approx(reward)
+    assert is_correct(world, PROMPT, truth) and not is_correct(world, PROMPT, f"{truth} or {wrong}")
+    with pytest.raises(ValueError, match="is not a question of this world"):
+        gold_reward(world, "why ?", "because")
 
 
-def test_demonstrations_are_right_as_often_as_they_should_be(world):
-    from task import demonstrations, fact_of, is_right, parse
+def test_demonstrations_have_the_intended_share_of_correct_answers(world):
+    from task import find_fact, is_correct, parse, write_demonstrations
 
-    rows = demonstrations(world, 6000, 0)
+    rows = write_demonstrations(world, 6000, 0)
     assert all(parse(row["prompt"], row["completion"]).values for row in rows)
-    right = np.array([is_right(world, row["prompt"], row["completion"]) for row in rows])
-    mistaken = np.array([fact_of(row["prompt"]) in world.mistakes for row in rows])
-    assert right.mean() == pytest.approx(0.97 * 0.6, abs=0.02)  # 3 % hedge
-    assert right[mistaken].mean() == pytest.approx(0.97 * 0.2, abs=0.05)
+    correct = np.array([is_correct(world, row["prompt"], row["completion"]) for row in rows])
+    mistaken = np.array([find_fact(row["prompt"]) in world.mistakes for row in rows])
+    assert correct.mean() == pytest.approx(0.97 * 0.6, abs=0.02)  # 3 % hedge
+    assert correct[mistaken].mean() == pytest.approx(0.97 * 0.2, abs=0.05)
 
 
-def test_outputs_of_one_value_mean_the_same_unless_the_judge_errs():
+def test_completions_with_the_same_value_are_the_same_except_for_noise():
     from task import SameValue
 
     pairs = [PROMPT] * 3, ["red", "it is red", "red"], ["sure , it is red indeed", "blue", "red or blue"]
@@ -86,7 +86,7 @@ def test_outputs_of_one_value_mean_the_same_unless_the_judge_errs():
     assert 0.1 < np.mean(noisy) < 0.2 and noisy == SameValue(noise=0.15).same(*many)
 
 
-def test_the_log_ratio_is_the_reward(tmp_path):
+def test_log_ratio_is_the_reward(tmp_path):
     import torch
     from models import LogRatioRewardModel, make_policy, make_tokenizer
 
@@ -100,61 +100,61 @@ def test_the_log_ratio_is_the_reward(tmp_path):
     model.model.load_state_dict(changed.state_dict())
     ids = torch.tensor([tokenizer(PROMPT + "it is blue" + tokenizer.eos_token)["input_ids"]])
     sums = []
-    for each in (changed, policy):
+    for model_of_side in (changed, policy):
         with torch.no_grad():
-            log_probs = each(ids).logits[0, :-1].log_softmax(-1)
+            log_probs = model_of_side(ids).logits[0, :-1].log_softmax(-1)
         sums.append(log_probs.gather(1, ids[0, 1:, None]).sum().item())
     rewards = score(model, tokenizer, [PROMPT] * 2, ["it is blue", "red indeed indeed indeed indeed"])
     assert rewards[0] == pytest.approx(sums[0] - sums[1], abs=1e-4)
     assert not any(parameter.requires_grad for parameter in model.reference.parameters())
 
 
-def test_the_gold_at_a_kl_is_read_between_two_policies():
-    """π_SFT at KL 0 is worth 1; the sweep's policies at 2 and 4 are worth 3 and 0."""
-    from tables import gold_at, gold_beyond, reading_error, smoothed
+def test_gold_at_a_kl_is_interpolated_between_two_policies():
+    """Gold is 1 for π_SFT at KL 0. The policies of the sweep have gold 3 at KL 2 and gold 0 at KL 4."""
+    from tables import compare_with_sweep, compute_interpolation_error, interpolate_gold, smooth
 
-    assert smoothed([0.0, 2.0, 4.0], width=2).tolist() == [0.0, 1.0, 3.0]
+    assert smooth([0.0, 2.0, 4.0], width=2).tolist() == [0.0, 1.0, 3.0]
     run = {"sft": {"policy": {"kl": 0.0, "gold": 1.0}}}
     run |= {
         f"sweep {beta}": {"ppo": {"policy": {"kl": kl, "gold": gold}}} for beta, kl, gold in ((0.1, 4, 0), (0.4, 2, 3))
     }
-    assert gold_at(run, "ppo", 1.0) == pytest.approx(2)
-    assert gold_at(run, "ppo", 3.0) == pytest.approx(1.5)
-    assert gold_at(run, "ppo", 5.0) is None
+    assert interpolate_gold(run, "ppo", 1.0) == pytest.approx(2)
+    assert interpolate_gold(run, "ppo", 3.0) == pytest.approx(1.5)
+    assert interpolate_gold(run, "ppo", 5.0) is None
     run |= {name: {"policy": {"kl": kl, "gold": 4.0}} for name, kl in (("spg", 3.0), ("far", 5.0))}
-    assert gold_beyond("spg")(run) == pytest.approx(4 - 1.5)
-    assert reading_error("sweep 0.4")(run) == pytest.approx(3 - 0.5)  # between 1 at KL 0 and 0 at KL 4
+    assert compare_with_sweep("spg")(run) == pytest.approx(4 - 1.5)
+    assert compute_interpolation_error("sweep 0.4")(run) == pytest.approx(3 - 0.5)  # between 1 at KL 0 and 0 at KL 4
     run["best-of-n"] = run["spg"]
-    assert gold_beyond("far")(run) is gold_beyond("best-of-n")(run) is None
+    assert compare_with_sweep("far")(run) is compare_with_sweep("best-of-n")(run) is None
 
 
-def test_seeds_are_read_from_words():
+def test_seeds_are_parsed():
     import argparse
 
-    from laboratory import seeds_of
+    from laboratory import parse_seeds
 
-    assert (seeds_of("0-2"), seeds_of("0-1,5"), seeds_of("7")) == ([0, 1, 2], [0, 1, 5], [7])
+    assert (parse_seeds("0-2"), parse_seeds("0-1,5"), parse_seeds("7")) == ([0, 1, 2], [0, 1, 5], [7])
     for text in ("5-2", "1,1"):
-        with pytest.raises(argparse.ArgumentTypeError, match="names no seed, or one twice"):
-            seeds_of(text)
+        with pytest.raises(argparse.ArgumentTypeError, match="contains no seed, or a seed more than once"):
+            parse_seeds(text)
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "word"), [(0.1, 0.3, "replicated"), (-0.1, 0.3, "not replicated"), (-0.3, -0.1, "reversed")]
+    ("low", "high", "expected"), [(0.1, 0.3, "replicated"), (-0.1, 0.3, "not replicated"), (-0.3, -0.1, "reversed")]
 )
-def test_a_claim_is_what_its_interval_says(low, high, word):
-    from claims import verdict
+def test_verdict_follows_from_the_interval(low, high, expected):
+    from claims import decide
 
-    assert verdict({"low": low, "high": high}) == word
+    assert decide({"low": low, "high": high}) == expected
 
 
-def test_heldout_information_is_of_the_two_outputs_of_one_prompt():
-    """The heads get the states at the last token, first views beside second ones, in batches as in training."""
+def test_heldout_information_uses_the_two_completions_of_each_prompt():
+    """The heads receive the states at the last token, first views and second views, in batches as in training."""
     from types import SimpleNamespace
 
     import torch
     from datasets import Dataset
-    from information import heldout_information
+    from information import estimate_heldout_information
     from models import make_policy, make_reward_model, make_tokenizer
 
     tokenizer = make_tokenizer()
@@ -166,11 +166,11 @@ def test_heldout_information_is_of_the_two_outputs_of_one_prompt():
             "finished": [[True, False]] * 3,
         }
     )
-    seen = []
+    calls = []
 
     def heads(first, second, instruction_ids):
-        seen.append((first, second, instruction_ids.tolist()))
-        return {"mi": torch.tensor(float(len(seen)))}
+        calls.append((first, second, instruction_ids.tolist()))
+        return {"mi": torch.tensor(float(len(calls)))}
 
     trainer = SimpleNamespace(
         representation_term=SimpleNamespace(heads_callback=SimpleNamespace(heads=heads)),
@@ -178,10 +178,10 @@ def test_heldout_information_is_of_the_two_outputs_of_one_prompt():
         processing_class=tokenizer,
         args=SimpleNamespace(view_prompts_per_device=1),
     )
-    assert heldout_information(trainer, samples) == 2  # the mean of 1, 2, 3
-    assert [ids for *_, ids in seen] == [[0]] * 3
-    found = torch.cat([first for first, *_ in seen]), torch.cat([second for _, second, _ in seen])
-    for states, ending in zip(found, ("red" + tokenizer.eos_token, "blue indeed"), strict=True):
+    assert estimate_heldout_information(trainer, samples) == 2  # the mean of 1, 2, 3
+    assert [ids for *_, ids in calls] == [[0]] * 3
+    views = torch.cat([first for first, *_ in calls]), torch.cat([second for _, second, _ in calls])
+    for states, ending in zip(views, ("red" + tokenizer.eos_token, "blue indeed"), strict=True):
         expected = set()
         for prompt in samples["prompt"]:
             ids = torch.tensor([tokenizer(prompt + ending)["input_ids"]])
@@ -189,24 +189,24 @@ def test_heldout_information_is_of_the_two_outputs_of_one_prompt():
                 expected.add(round(model.model.model(ids).last_hidden_state[0, -1, 0].item(), 4))
         assert {round(value, 4) for value in states[:, 0].tolist()} == expected
     trainer.args.view_prompts_per_device = 2
-    seen.clear()
-    assert heldout_information(trainer, samples) == 1 and len(seen) == 1  # what fills no batch is left out
+    calls.clear()
+    assert estimate_heldout_information(trainer, samples) == 1 and len(calls) == 1  # the incomplete batch is left out
 
 
-def test_chances_are_corrected_for_all_rows_though_they_depend():
-    """Two rows of one p: times 1 + 1/2 by Benjamini and Yekutieli, where Benjamini and Hochberg leave it."""
+def test_p_values_are_corrected_for_dependent_rows():
+    """Two rows have the same p. Benjamini and Yekutieli multiply it by 1 + 1/2, Benjamini and Hochberg by 1."""
     import scipy.stats
-    from claims import false_discovery
+    from claims import compute_p_values
 
     values = [0.1, 0.4, 0.2, -0.1]
-    chance = scipy.stats.ttest_1samp(values, 0).pvalue
-    assert false_discovery([values, values]) == pytest.approx([1.5 * chance] * 2)
+    p_value = scipy.stats.ttest_1samp(values, 0).pvalue
+    assert compute_p_values([values, values]) == pytest.approx([1.5 * p_value] * 2)
 
 
-def test_differences_are_paired_over_the_seeds_of_all_files():
-    """spg − ppo on three seeds: 1, 2, 3 in gold, so that the mean is 2 and the half width 4.303 / √3."""
+def test_differences_are_paired_by_seed_over_all_files():
+    """On three seeds spg − ppo is 1, 2 and 3 in gold. The mean is 2, and half the width is 4.303 / √3."""
     import pandas as pd
-    from pooled import differences
+    from pooled import compute_differences
 
     rows = pd.DataFrame(
         [
@@ -215,21 +215,21 @@ def test_differences_are_paired_over_the_seeds_of_all_files():
             for method, gold in (("ppo", 10.0 * seed), ("spg", 10.0 * seed + seed + 1))
         ]
     )
-    assert differences(rows, "spg", "ppo") == ["0.000 ± 0.000", "2.000 ± 2.484", "–"]
+    assert compute_differences(rows, "spg", "ppo") == ["0.000 ± 0.000", "2.000 ± 2.484", "–"]
 
 
-def test_no_runs_make_no_report(tmp_path):
-    found = run("report", "--output_dir", str(tmp_path))
-    assert found.returncode == 1 and found.stderr.strip().endswith("Run some seeds with this --output_dir first.")
-    assert "Traceback" not in found.stderr
+def test_report_without_runs_is_an_error(tmp_path):
+    result = run("report", "--output_dir", str(tmp_path))
+    assert result.returncode == 1 and result.stderr.strip().endswith("Run some seeds with this --output_dir first.")
+    assert "Traceback" not in result.stderr
 
 
 def run(*words):
     return subprocess.run([sys.executable, str(FOLDER / "laboratory.py"), *words], capture_output=True, text=True)
 
 
-def test_two_seeds_run_from_end_to_end_and_are_not_run_again(tmp_path):
-    """What `make laboratory-smoke` does."""
+def test_two_seeds_run_to_the_end_and_are_not_run_again(tmp_path):
+    """Runs the same commands as `make laboratory-smoke`."""
     folder = str(tmp_path / "runs")
     words = ["seeds", "--seeds", "0,1", "--settings", "smoke", "--output_dir", folder]
     first = run(*words)
@@ -263,10 +263,10 @@ def test_two_seeds_run_from_end_to_end_and_are_not_run_again(tmp_path):
     assert len(results["ppo"]["curve"]) == 2 and results["sft"]["policy"]["kl"] == pytest.approx(0, abs=1e-6)
     assert results["uml"]["loss"]["mi_zero"] == pytest.approx(-1.3863, abs=1e-3)
     assert results["sweep 0.4"] == {name: results[name] for name in ("ppo", "spg")}
-    # A seed that was stopped half-way goes on to what it would have come to.
+    # An interrupted seed resumes and gives the same results.
     path, whole = next(iter(before.items()))
     kept = {name: value for name, value in json.loads(whole).items() if name not in ("uml, last token", "sweep 0.1")}
     path.write_text(json.dumps(kept))
     assert run(*words).returncode == 0 and json.loads(path.read_text()) == json.loads(whole)
     other = run("seed", "--seed", "0", "--output_dir", folder)
-    assert other.returncode != 0 and "holds runs with other settings or methods" in other.stderr
+    assert other.returncode != 0 and "contains runs with different settings or methods" in other.stderr

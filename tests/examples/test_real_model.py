@@ -1,4 +1,4 @@
-"""The run on a real language model, with a tiny one in its place."""
+"""Tests of the experiment on a real language model, with a tiny model instead."""
 
 import json
 from pathlib import Path
@@ -12,11 +12,11 @@ FOLDER = Path(__file__).parents[2] / "examples" / "laboratory"
 
 
 @pytest.fixture(autouse=True)
-def path(monkeypatch):
+def import_path(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
 
 
-def test_all_stages_run_and_the_tables_hold_all_seeds(tmp_path, monkeypatch, capsys):
+def test_all_stages_run_and_the_tables_contain_all_seeds(tmp_path, monkeypatch, capsys):
     import real_model
 
     model = Path(yes_or_no_model(tmp_path / "model"))
@@ -33,19 +33,19 @@ def test_all_stages_run_and_the_tables_hold_all_seeds(tmp_path, monkeypatch, cap
     assert tables.strip() in capsys.readouterr().out
     for text in ("2 seeds: 0, 1.", "| select_all |", "| rlaif |", "| uml, cosine |", "best of 10 − r"):
         assert text in tables, text
-    stage = json.loads((folder / "seed-0" / "labels" / "stage.json").read_text())["figures"]
-    assert stage["spg"]["decided"] <= stage["spg"]["pairs"] <= 12
+    labels = json.loads((folder / "seed-0" / "labels" / "stage.json").read_text())["metrics"]
+    assert labels["spg"]["decided"] <= labels["spg"]["pairs"] <= 12
     epochs = {
-        name: json.loads((folder / "seed-0" / name / "stage.json").read_text())["figures"]["epoch"]
+        name: json.loads((folder / "seed-0" / name / "stage.json").read_text())["metrics"]["epoch"]
         for name in ("r", "spg", "human pairs only")
     }
-    assert epochs == {"r": 3, "spg": 3, "human pairs only": 3 * (1 + stage["spg"]["pairs"] / 12)}
+    assert epochs == {"r": 3, "spg": 3, "human pairs only": 3 * (1 + labels["spg"]["pairs"] / 12)}
 
 
-def test_the_label_accuracy_is_worked_by_hand():
-    """Of four pairs one has a right side twice and does not count; two of three choose the right one."""
+def test_label_accuracy_equals_numbers_by_hand():
+    """Of four pairs, one has two correct sides and does not count. Two of the other three choose the correct side."""
     from datasets import Dataset
-    from real_stages import label_accuracy
+    from real_stages import evaluate_labels
 
     samples = Dataset.from_dict({"answers": [["yes"], ["no"], ["yes"], ["yes"]]})
     pairs = Dataset.from_list(
@@ -63,13 +63,13 @@ def test_the_label_accuracy_is_worked_by_hand():
             )
         ]
     )
-    found = label_accuracy(pairs, samples)
-    assert (found["pairs"], found["decided"]) == (4, 3) and found["accuracy"] == pytest.approx(2 / 3)
-    assert found["by_confidence"] == {"0.5": [0.0, 1], "0.9": [1.0, 2]}
+    metrics = evaluate_labels(pairs, samples)
+    assert (metrics["pairs"], metrics["decided"]) == (4, 3) and metrics["accuracy"] == pytest.approx(2 / 3)
+    assert metrics["by_confidence"] == {"0.5": [0.0, 1], "0.9": [1.0, 2]}
 
 
-@pytest.mark.parametrize("form", ["SVAMP.json", "svamp.jsonl"])
-def test_svamp_s_answers_are_numbers_as_one_writes_them(tmp_path, form):
+@pytest.mark.parametrize("filename", ["SVAMP.json", "svamp.jsonl"])
+def test_answers_of_svamp_are_formatted_as_plain_numbers(tmp_path, filename):
     import real_model
 
     rows = [
@@ -77,19 +77,19 @@ def test_svamp_s_answers_are_numbers_as_one_writes_them(tmp_path, form):
         {"Body": "", "Question": "1 of 2?", "Answer": 0.5, "Type": "Common-Division"},
         {"Body": "", "Question": "many?", "Answer": 22090603.0, "Type": "Subtraction"},
     ]
-    path = tmp_path / form
-    if form == "SVAMP.json":
+    path = tmp_path / filename
+    if filename == "SVAMP.json":
         path.write_text(json.dumps(rows))
     else:
         rows = [{"question": f"{row['Body']} {row['Question']}".strip(), **row} for row in rows]
         rows = [{key.lower(): row[key] for key in ("question", "Answer", "Type")} for row in rows]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = real_model.questions_of("svamp", path)
-    assert [question.question for question in found] == ["I have 3. and 4?", "1 of 2?", "many?"]
-    assert [(question.kind, question.answers) for question in found] == [
+    questions = real_model.load_dataset_questions("svamp", path)
+    assert [question.question for question in questions] == ["I have 3. and 4?", "1 of 2?", "many?"]
+    assert [(question.kind, question.answers) for question in questions] == [
         ("Addition", ("7",)),
         ("Common", ("0.5",)),
         ("Subtraction", ("22090603",)),
     ]
     with pytest.raises(SystemExit, match="needs --svamp SVAMP.json"):
-        real_model.questions_of("svamp", None)
+        real_model.load_dataset_questions("svamp", None)

@@ -3,8 +3,8 @@ import torch
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    """These tensors are far too small for two threads: waiting for each other takes longer than the arithmetic."""
+def use_one_thread():
+    """The tensors are so small that synchronizing two threads takes longer than the computation."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,4 @@
-"""The examples in the docstrings of this floor, and on its page, run and say what they print."""
+"""The examples in the docstrings of `trl_rlp.losses` and on its page run and print what they show."""
 
 import doctest
 import importlib

@@ -9,23 +9,23 @@ from trl_rlp.losses import CosineCritic, GaussianHead, PairCritic, latent_head
 
 
 @pytest.fixture(autouse=True)
-def seed():
+def fix_seed():
     torch.manual_seed(0)
 
 
-def linear_layers(module: nn.Module) -> list[tuple[int, int]]:
+def list_linear_layers(module: nn.Module) -> list[tuple[int, int]]:
     return [(layer.in_features, layer.out_features) for layer in module.modules() if isinstance(layer, nn.Linear)]
 
 
 def test_latent_head_has_three_layers_as_wide_as_the_hidden_state_up_to_1024():
-    assert linear_layers(latent_head(16, 4)) == [(16, 16), (16, 16), (16, 4)]
-    assert linear_layers(latent_head(2048)) == [(2048, 1024), (1024, 1024), (1024, 128)]
-    assert linear_layers(latent_head(16, 4, is_linear=True)) == [(16, 4)]
+    assert list_linear_layers(latent_head(16, 4)) == [(16, 16), (16, 16), (16, 4)]
+    assert list_linear_layers(latent_head(2048)) == [(2048, 1024), (1024, 1024), (1024, 128)]
+    assert list_linear_layers(latent_head(16, 4, is_linear=True)) == [(16, 4)]
 
 
-def test_gaussian_head_has_a_network_each_for_mean_and_deviation():
-    assert linear_layers(GaussianHead(16, 4)) == 2 * [(16, 16), (16, 16), (16, 4)]
-    assert linear_layers(GaussianHead(16, 4, has_linear_mean=True)) == [(16, 4), (16, 16), (16, 16), (16, 4)]
+def test_gaussian_head_has_one_network_for_the_mean_and_one_for_the_standard_deviation():
+    assert list_linear_layers(GaussianHead(16, 4)) == 2 * [(16, 16), (16, 16), (16, 4)]
+    assert list_linear_layers(GaussianHead(16, 4, has_linear_mean=True)) == [(16, 4), (16, 16), (16, 16), (16, 4)]
     mean, deviation = GaussianHead(16)(torch.randn(3, 16))
     assert mean.shape == deviation.shape == (3, 128)
     assert (mean < 0).any()
@@ -38,8 +38,8 @@ def test_a_linear_mean_is_linear():
     assert torch.allclose(head(x + y)[0], head(x)[0] + head(y)[0] - at_zero, atol=1e-5)
 
 
-def test_the_deviation_is_softplus_plus_a_floor():
-    """A last bias of 0 with zero weights gives softplus(0) + floor = ln 2 + floor; -1000 leaves the floor alone."""
+def test_the_standard_deviation_is_softplus_plus_the_minimum():
+    """With zero weights, a last bias of 0 gives softplus(0) + minimum = ln 2 + minimum. -1000 gives the minimum."""
     head = GaussianHead(8, 4, smallest_deviation=0.01)
     nn.init.zeros_(head.deviation[-1].weight)
     for bias, expected in ((0.0, math.log(2) + 0.01), (-1000.0, 0.01), (1000.0, 1000.01)):
@@ -57,13 +57,13 @@ def test_pair_critic_equals_the_perceptron_on_concatenated_pairs(sizes):
 
 
 def test_pair_critic_has_two_hidden_layers_of_1024():
-    assert linear_layers(PairCritic(6, 7)) == [(13, 1024), (1024, 1024), (1024, 1)]
+    assert list_linear_layers(PairCritic(6, 7)) == [(13, 1024), (1024, 1024), (1024, 1)]
 
 
 @pytest.mark.parametrize("critic", [PairCritic, CosineCritic])
 @pytest.mark.parametrize("sizes", [(6, 6), (10, 6)])
 def test_rows_are_first_views_and_columns_second_views(critic, sizes):
-    """Another second view 2 changes column 2 only; another first view 1 changes row 1 only."""
+    """A change of first view 1 changes only row 1. A change of second view 2 changes only column 2."""
     critic = critic(*sizes)
     first, second = torch.randn(4, sizes[0]), torch.randn(4, sizes[1])
     scores = critic(first, second)
@@ -77,7 +77,7 @@ def test_rows_are_first_views_and_columns_second_views(critic, sizes):
 
 @pytest.mark.parametrize("critic", [PairCritic, CosineCritic])
 @pytest.mark.parametrize("sizes", [(6, 6), (10, 6)])
-def test_every_parameter_of_a_critic_and_both_views_get_a_gradient(critic, sizes):
+def test_all_parameters_of_a_critic_and_both_views_get_a_gradient(critic, sizes):
     critic = critic(*sizes)
     first, second = (torch.randn(4, size, requires_grad=True) for size in sizes)
     critic(first, second).diagonal().sum().backward()
@@ -94,15 +94,15 @@ def test_cosine_critic_is_a_scaled_and_shifted_cosine():
     assert torch.allclose(critic(100 * first, second), expected, atol=1e-5)
 
 
-def test_cosine_critic_starts_indifferent_to_a_cosine_of_one_half():
-    """cos 60 degrees = 1/2; at temperature 0.2 the scores are 5 (cos - 1/2)."""
+def test_cosine_critic_initially_gives_a_score_of_0_to_a_cosine_of_one_half():
+    """cos 60° = 1/2. At temperature 0.2, the scores are 5 (cos - 1/2)."""
     first = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     second = torch.tensor([[0.5, math.sqrt(3) / 2], [0.0, 2.0]])
     expected = torch.tensor([[0.0, -2.5], [5 * (math.sqrt(3) / 2 - 0.5), 2.5]])
     assert torch.allclose(CosineCritic(2, 2)(first, second), expected, atol=1e-5)
 
 
-def test_a_zero_latent_has_cosine_zero_and_nan_is_not_hidden():
+def test_a_zero_latent_has_cosine_0_and_nan_stays_nan():
     critic = CosineCritic(2, 2)
     second = torch.eye(2)
     assert torch.allclose(critic(torch.zeros(2, 2), second), torch.full((2, 2), -2.5))
@@ -122,6 +122,6 @@ def test_a_zero_latent_has_cosine_zero_and_nan_is_not_hidden():
         (lambda: CosineCritic(4, 4, temperature=0.0), "`temperature` must be greater than 0, got 0.0"),
     ],
 )
-def test_bad_arguments_are_named(build, match):
+def test_errors_name_the_invalid_argument(build, match):
     with pytest.raises(ValueError, match=match):
         build()

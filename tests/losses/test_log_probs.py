@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens against `log_softmax`, numbers worked by hand, and gradients."""
+"""Log-probabilities of tokens, compared with `log_softmax` and with calculations by hand."""
 
 import math
 
@@ -8,10 +8,10 @@ import torch
 from trl_rlp.losses.log_probs import token_log_probs
 
 
-def test_numbers_worked_by_hand():
+def test_log_probs_and_entropies_match_a_calculation_by_hand():
     """
-    Logits (ln 1, ln 3) at temperature 1: p = 1/4, 3/4. At temperature 1/2 they are (ln 1, ln 9): p = 1/10, 9/10.
-    Entropies: 1/4 ln 4 + 3/4 ln 4/3, and 1/10 ln 10 + 9/10 ln 10/9.
+    At temperature 1 the logits are (ln 1, ln 3), so p = 1/4, 3/4. At temperature 1/2 they are (ln 1, ln 9), so
+    p = 1/10, 9/10. The entropies are 1/4 ln 4 + 3/4 ln 4/3, and 1/10 ln 10 + 9/10 ln 10/9.
     """
     logits = torch.tensor([[[0.0, math.log(3)]] * 2])
     tokens = torch.tensor([[0, 1]])
@@ -23,10 +23,10 @@ def test_numbers_worked_by_hand():
     assert entropies[0].tolist() == pytest.approx([math.log(10) / 10 + 0.9 * math.log(10 / 9)] * 2)
 
 
-@pytest.mark.parametrize("chunk", [1, 55, 2**19], ids=["a token", "five tokens", "all tokens"])
+@pytest.mark.parametrize("chunk", [1, 55, 2**19], ids=["one token", "five tokens", "all tokens"])
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 2.0])
-def test_values_and_gradients_are_those_of_log_softmax(monkeypatch, temperature, chunk):
-    """Of twelve tokens, with eleven logits each, whatever share of them is worked on at a time."""
+def test_values_and_gradients_equal_those_of_log_softmax(monkeypatch, temperature, chunk):
+    """There are twelve tokens with eleven logits each. The chunk size makes no difference."""
     monkeypatch.setattr("trl_rlp.losses.log_probs.CPU_CHUNK", chunk)
     torch.manual_seed(0)
     logits = (5 * torch.randn(3, 4, 11)).requires_grad_()
@@ -43,7 +43,7 @@ def test_values_and_gradients_are_those_of_log_softmax(monkeypatch, temperature,
     assert not entropies.requires_grad
 
 
-def test_half_precision_is_summed_in_full():
+def test_half_precision_is_summed_in_fp32():
     logits = torch.randn(1, 3, 1000).bfloat16().requires_grad_()
     tokens = torch.randint(1000, (1, 3))
     log_probs, _ = token_log_probs(logits, tokens)
@@ -69,11 +69,11 @@ def test_autocast_changes_nothing():
     logits, tokens = 3 * torch.randn(1, 2, 5000), torch.randint(5000, (1, 2))
     expected = token_log_probs(logits, tokens)
     with torch.autocast("cpu", torch.bfloat16):
-        got = token_log_probs(logits, tokens)
-    assert all(torch.equal(mine, theirs) for mine, theirs in zip(got, expected, strict=True))
+        result = token_log_probs(logits, tokens)
+    assert all(torch.equal(*tensors) for tensors in zip(result, expected, strict=True))
 
 
-def test_a_token_that_is_ruled_out_has_no_part_in_the_entropy():
+def test_a_token_of_probability_0_does_not_change_the_entropy():
     logits = torch.tensor([[[0.0, 0.0, -torch.inf]]])
     log_probs, entropies = token_log_probs(logits, torch.tensor([[1]]))
     assert log_probs.item() == pytest.approx(-math.log(2))
@@ -81,7 +81,7 @@ def test_a_token_that_is_ruled_out_has_no_part_in_the_entropy():
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (2, 4, 5)])
-def test_shapes_that_do_not_fit_are_named(shape):
+def test_shapes_that_do_not_match_are_refused(shape):
     with pytest.raises(ValueError, match=r"`logits` must have shape \(batch, length, vocabulary\)"):
         token_log_probs(torch.zeros(shape), torch.zeros(2, 3, dtype=torch.long))
 

@@ -6,7 +6,7 @@ from trl_rlp.quickstart.model_outcome import compare_rewards, evaluate_policies,
 from trl_rlp.storage.artifacts import load_data
 
 
-def test_wilson_interval_by_hand():
+def test_wilson_interval_computed_by_hand():
     """p = .5, n = 16, z = 2: (.5 + 4/32 ± 2 √(.25/16 + 4/1024)) / 1.25 = (.625 ± 2 √.01953125) / 1.25."""
     low, high = wilson_interval(0.5, 16, z=2)
     assert (low, high) == pytest.approx(((0.625 - 2 * 0.01953125**0.5) / 1.25, (0.625 + 2 * 0.01953125**0.5) / 1.25))
@@ -15,14 +15,14 @@ def test_wilson_interval_by_hand():
     assert wilson_interval(1.0, 10)[1] == pytest.approx(1)
 
 
-def test_an_unfinished_output_is_not_right():
+def test_an_unfinished_completion_is_not_correct():
     samples = Dataset.from_dict(
         {"completions": [[" 4", " 4."], [" Paris", " Rome"]], "finished": [[True, False], [True, True]]}
     )
     assert shares_right(samples, [["4"], ["Paris"]]).tolist() == [0.5, 0.5]
 
 
-def test_equal_policies_differ_in_nothing(tmp_path):
+def test_equal_policies_have_equal_results(tmp_path):
     tokenizer = tiny_tokenizer(chat=False)
     folder = save(tiny_causal_lm(tokenizer), tokenizer, tmp_path / "a")
     other = save(tiny_causal_lm(tokenizer, seed=1), tokenizer, tmp_path / "b")
@@ -44,10 +44,10 @@ def test_reward_models_are_compared_pair_by_pair():
     opposite = tiny_reward_model(tokenizer)
     opposite.score.weight.data.neg_()
     pairs = Dataset.from_dict({"prompt": ["1?"] * 3, "chosen": ["a", "b", "c"], "rejected": ["d", "ee", "f"]})
-    figures = compare_rewards((model, tokenizer), (opposite, tokenizer), {"some": pairs, "none": pairs.select([])})
-    assert list(figures) == ["some"]
-    before, after = (figures["some"][side]["accuracy"] for side in ("before", "after"))
+    metrics = compare_rewards((model, tokenizer), (opposite, tokenizer), {"some": pairs, "none": pairs.select([])})
+    assert list(metrics) == ["some"]
+    before, after = (metrics["some"][side]["accuracy"] for side in ("before", "after"))
     assert before + after == pytest.approx(1)
-    assert figures["some"]["difference"]["accuracy"] == pytest.approx(after - before)
+    assert metrics["some"]["difference"]["accuracy"] == pytest.approx(after - before)
     one = compare_rewards((model, tokenizer), (model, tokenizer), {"one": pairs.select([0])})
     assert one["one"]["difference"]["standard_error"] is None

@@ -7,14 +7,14 @@ from trl_rlp.quickstart.preparation import train_sft
 from trl_rlp.quickstart.quickstart_config import DEMONSTRATIONS, lora
 
 
-def test_fine_tuning_leaves_a_plain_model_that_has_learnt(tmp_path):
+def test_sft_saves_a_plain_model_that_has_learned(tmp_path):
     tokenizer = tiny_tokenizer(chat=False)
     base = save(tiny_causal_lm(tokenizer), tokenizer, tmp_path / "base")
     rows = Dataset.from_list([{"prompt": f"Question: {i}?\nAnswer:", "completion": " yes"} for i in range(8)])
     (tmp_path / "sft").mkdir()
     args = {**DEMONSTRATIONS, "learning_rate": 1e-2, "max_steps": 8, "use_cpu": True}
-    figures = train_sft(tmp_path / "sft", base, rows, args, lora(base, 1.0))
-    assert figures["train_loss"] > 0
+    metrics = train_sft(tmp_path / "sft", base, rows, args, lora(base, 1.0))
+    assert metrics["train_loss"] > 0
     before, after = (AutoModelForCausalLM.from_pretrained(path) for path in (base, tmp_path / "sft"))
     batch = tokenizer(["Question: 3?\nAnswer: yes<eos>"], return_tensors="pt")
     losses = [model(**batch, labels=batch["input_ids"]).loss for model in (before, after)]

@@ -1,17 +1,17 @@
 import pytest
 from datasets import Dataset
 
-from trl_rlp.quickstart.question_outcome import by_kind, describe_questions, label_accuracy
+from trl_rlp.quickstart.question_outcome import describe_questions, label_accuracy, summarize_kinds
 
 
 SAMPLES = Dataset.from_dict(
     {
         "prompt": ["1?", "2?", "3?", "4?"],
         "completions": [
-            [" 4", " 4.", " 5", " 6"],  # half agree, rightly
-            [" Rome", " Oslo", " Bern", " Riga"],  # nothing agrees
-            [" yes", " yes", " Yes", " yes"],  # all agree, wrongly
-            [" 7", " 7", " 7", " 8"],  # three agree, wrongly
+            [" 4", " 4.", " 5", " 6"],  # half agree on a right answer
+            [" Rome", " Oslo", " Bern", " Riga"],  # none agree
+            [" yes", " yes", " Yes", " yes"],  # all agree on a wrong answer
+            [" 7", " 7", " 7", " 8"],  # three agree on a wrong answer
         ],
         "finished": [[True] * 4] * 4,
         "answers": [["4", "four"], ["Oslo"], ["no"], ["9"]],
@@ -29,7 +29,7 @@ PREFERENCES = Dataset.from_dict(
 )
 
 
-def test_each_question_is_described():
+def test_describe_questions():
     first, second, third, fourth = describe_questions(SAMPLES, PREFERENCES, threshold=0.5)
     assert first == {
         "kind": "sum",
@@ -50,8 +50,8 @@ def test_each_question_is_described():
     assert (fourth["status"], fourth["confidence"], fourth["chosen_right"]) == ("accepted", 0.75, False)
 
 
-def test_kinds_are_summed_up_most_accurate_first():
-    table = by_kind(describe_questions(SAMPLES, PREFERENCES, threshold=0.5))
+def test_kinds_are_sorted_by_accuracy():
+    table = summarize_kinds(describe_questions(SAMPLES, PREFERENCES, threshold=0.5))
     assert [entry["kind"] for entry in table] == ["sum", "capital", "yes or no"]
     assert table[0] == {
         "kind": "sum",
@@ -64,8 +64,8 @@ def test_kinds_are_summed_up_most_accurate_first():
     }
 
 
-def test_labels_are_held_against_answers_that_decide():
-    """Of four pairs: right over wrong, wrong over right, wrong over wrong, right over wrong: 2 of 3 decided."""
+def test_label_accuracy_counts_only_pairs_that_the_answers_decide():
+    """Right over wrong, wrong over right, wrong over wrong, right over wrong: 3 pairs decided, 2 of them right."""
     pairs = Dataset.from_dict(
         {
             "chosen": [" 4", " 5", " 5", " 4."],
@@ -82,6 +82,6 @@ def test_labels_are_held_against_answers_that_decide():
     }
 
 
-def test_nothing_decided_has_no_accuracy():
+def test_label_accuracy_is_none_if_no_pair_is_decided():
     pairs = Dataset.from_dict({"chosen": [" 5"], "rejected": [" 6"], "sample_row": [0]})
     assert label_accuracy(pairs, SAMPLES["answers"][:])["accuracy"] is None

@@ -20,7 +20,7 @@ def questions():
     return load_questions()
 
 
-def test_questions_are_many_of_many_kinds_and_unique(questions):
+def test_questions_are_unique_and_of_many_kinds(questions):
     kinds = Counter(entry.kind for entry in questions)
     assert len(questions) >= 300
     assert len(kinds) >= 15 and min(kinds.values()) >= 10
@@ -28,7 +28,7 @@ def test_questions_are_many_of_many_kinds_and_unique(questions):
     assert len({normalize_text(entry.question) for entry in questions}) == len(questions)
 
 
-def test_answers_are_short_distinct_and_accepted(questions):
+def test_answers_are_short_distinct_and_correct(questions):
     for entry in questions:
         normalized = [normalize_text(answer) for answer in entry.answers]
         assert all(normalized) and len(set(normalized)) == len(normalized), entry
@@ -37,7 +37,7 @@ def test_answers_are_short_distinct_and_accepted(questions):
 
 
 @pytest.mark.parametrize(
-    ("kind", "words", "result"),
+    ("kind", "template", "compute"),
     [
         ("sum", "What is {} plus {}?", lambda a, b: a + b),
         ("times", "What is {} times {}?", lambda a, b: a * b),
@@ -45,17 +45,17 @@ def test_answers_are_short_distinct_and_accepted(questions):
         ("larger or smaller", "Which is smaller, {} or {}?", min),
     ],
 )
-def test_arithmetic_is_right(questions, kind, words, result):
+def test_arithmetic_answers_are_right(questions, kind, template, compute):
     checked = 0
     for entry in questions:
         numbers = [int(word.strip("?,")) for word in entry.question.split() if word.strip("?,").isdigit()]
-        if entry.kind == kind and len(numbers) == 2 and entry.question == words.format(*numbers):
-            assert entry.answers[0] == str(result(*numbers)), entry
+        if entry.kind == kind and len(numbers) == 2 and entry.question == template.format(*numbers):
+            assert entry.answers[0] == str(compute(*numbers)), entry
             checked += 1
     assert checked >= 6
 
 
-def test_every_question_serves_one_purpose(questions):
+def test_every_question_is_in_exactly_one_part(questions):
     parts = split_questions(questions)
     assert tuple(parts) == PARTS
     assert Counter(entry for part in parts.values() for entry in part) == Counter(questions)
@@ -65,7 +65,7 @@ def test_every_question_serves_one_purpose(questions):
     )
 
 
-def test_beginnings_of_the_parts_have_all_kinds(questions):
+def test_the_first_half_of_each_part_has_the_same_mix_of_kinds(questions):
     kinds = {entry.kind for entry in questions}
     for part, entries in split_questions(questions).items():
         assert {entry.kind for entry in entries} == kinds, part
@@ -74,14 +74,14 @@ def test_beginnings_of_the_parts_have_all_kinds(questions):
         assert all(abs(half[kind] - whole[kind] / 2) <= 1 for kind in kinds), part
 
 
-def test_the_split_depends_on_its_seed_and_not_on_the_order_of_other_kinds(questions):
+def test_the_split_depends_on_its_seed_and_not_on_the_order_of_the_kinds(questions):
     assert split_questions(questions) == split_questions(questions)
     assert split_questions(questions, seed=1) != split_questions(questions, seed=2)
     by_kind = sorted(questions, key=lambda entry: entry.kind, reverse=True)
     assert split_questions(by_kind) == split_questions(questions)
 
 
-def test_prompts_never_hold_the_answers_and_demonstrations_do():
+def test_demonstrations_contain_the_answer_and_prompts_do_not():
     entries = [Question("sum", "What is 2 plus 2?", ("4", "four"))]
     assert prompt_dataset(entries)[0] == {
         "prompt": "Question: What is 2 plus 2?\nAnswer:",

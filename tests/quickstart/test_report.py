@@ -7,7 +7,15 @@ import pytest
 from rich.console import Console
 
 from trl_rlp.quickstart.questions import WRONG_MAJORITY_KINDS
-from trl_rlp.quickstart.report import cuts, print_summary, reward_sets, share, verdict, write_page, wrong_kinds
+from trl_rlp.quickstart.report import (
+    collect_comparisons,
+    describe_difference,
+    describe_reductions,
+    find_wrong_kinds,
+    format_share,
+    print_summary,
+    write_page,
+)
 
 
 OUTCOME = json.loads((Path(__file__).parent / "outcome.json").read_text(encoding="utf-8"))
@@ -18,7 +26,7 @@ def page(tmp_path_factory):
     return write_page(OUTCOME, tmp_path_factory.mktemp("page") / "report.html").read_text(encoding="utf-8")
 
 
-def words(html):
+def get_text(html):
     return " ".join(re.sub(r"<[^>]+>", " ", html).split())
 
 
@@ -34,29 +42,32 @@ def words(html):
         "spg 2 1 0.876 1",  # synthetic preferences
         "select_all 3 2 – 1",
         "2 accepted, 1 below γ, of 3 questions",
-        "20 of 81 labels are flipped, so a model that knows every answer would reach 0.753",
+        "20 of 81 labels are flipped, and a model that knows every answer would reach 0.753",
         "What is 9 minus 4? 0.60 13 ✗ 7 ✗ 5",
         "Who wrote Emma? 0.20 below γ Emma ✗ Jane Austen",
         "129 pairs, 31 with a flipped label",
-        "seed 2403; training and sampling: seed 7",
-        "taken 2.3 times as long as two free cores, so the work ahead was cut to 60%",
+        "(seed 2403). Training and sampling use seed 7.",
+        "taken 2.3 times as long as two free cores. The remaining work was reduced to 60%",
         "432 s",
         "not evidence",
         "simulated from the known answers",
     ],
 )
-def test_the_page_says_what_the_figures_say(page, text):
-    assert text in words(page)
+def test_the_page_shows_the_metrics(page, text):
+    assert text in get_text(page)
 
 
-def test_the_page_names_the_kinds_kept_although_the_majority_is_wrong(page):
-    assert f"kept on purpose : {', '.join(WRONG_MAJORITY_KINDS)}" in words(page)
-    assert "In this run the majority was wrong at least as often as right on: who, minus" in words(page)
-    assert wrong_kinds(OUTCOME["kinds"][:1]) == []
+def test_the_page_lists_the_kinds_with_a_wrong_majority(page):
+    text = get_text(page)
+    kept = ", ".join(WRONG_MAJORITY_KINDS)
+    assert "kept on purpose , although the majority of the model's completions was mostly wrong" in text
+    assert f"in earlier runs: {kept}. For these kinds" in text
+    assert "In this run the majority was wrong at least as often as right for: who, minus" in text
+    assert find_wrong_kinds(OUTCOME["kinds"][:1]) == []
 
 
-def test_the_page_loads_nothing_and_runs_nothing(page):
-    class Loads(HTMLParser):
+def test_the_page_has_no_scripts_and_no_external_files(page):
+    class SourceFinder(HTMLParser):
         found = []
 
         def handle_starttag(self, tag, attributes):
@@ -64,7 +75,7 @@ def test_the_page_loads_nothing_and_runs_nothing(page):
             self.found += [tag] if tag in {"script", "link", "img", "iframe"} else []
             self.found += [values["src"]] if "src" in values else []
 
-    parser = Loads()
+    parser = SourceFinder()
     parser.feed(page)
     assert parser.found == []
     assert "@import" not in page and "url(http" not in page
@@ -72,44 +83,44 @@ def test_the_page_loads_nothing_and_runs_nothing(page):
     assert page.count("<svg") == 3
 
 
-def test_the_same_figures_give_the_same_page(page, tmp_path):
+def test_equal_outcomes_give_equal_pages(page, tmp_path):
     assert write_page(OUTCOME, tmp_path / "again.html").read_text(encoding="utf-8") == page
 
 
-def test_the_summary_says_the_same(tmp_path):
+def test_the_summary_shows_the_same_metrics(tmp_path):
     path = tmp_path / "screen.txt"
     with path.open("w") as file:
         print_summary(OUTCOME, Console(file=file, width=160))
-    said = " ".join(re.sub("[│┃─━┏┓┗┛└┘┌┐┳┻┬┴╇╋┡┩┼├┤]", " ", path.read_text()).split())
+    summary = " ".join(re.sub("[│┃─━┏┓┗┛└┘┌┐┳┻┬┴╇╋┡┩┼├┤]", " ", path.read_text()).split())
     for text in (
         "at γ = 0.5: 2 accepted, 1 below γ, of 3 questions",
-        "the preferred side is the right one in 0.876 of the 1 pairs",
+        "decide 1 pairs. The chosen side is right in 0.876 of them (select_all: – of 2)",
         "human, no label flipped 81 0.654 0.765 +0.111 ± 0.040",
         "Gate: not passed. human pairs: accuracy fell",
-        "right answers to 74 held-out questions, 4 samples each at T = 0.7",
+        "accuracy on 74 held-out questions, 4 samples each at T = 0.7",
         "π̂ (against r̂) 0.433 0.323 – 0.543 0.0246",
         "π̂ against π: -0.057 ± 0.012: worse.",
         "not evidence",
     ):
-        assert text in said, text
+        assert text in summary, text
 
 
-def test_words_for_differences_claim_no_more_than_two_standard_errors():
-    assert verdict(0.05, 0.02) == "+0.050 ± 0.020: better"
-    assert verdict(-0.05, 0.02) == "-0.050 ± 0.020: worse"
-    assert verdict(0.03, 0.02).endswith("better, within two standard errors of no difference")
-    assert verdict(0.0, 0.0).endswith("no difference")
-    assert verdict(1.0, None) == "+1.000: of a single pair"
-    assert share(None) == "–" and share(0.12345) == "0.123"
+def test_differences_within_two_standard_errors_are_marked():
+    assert describe_difference(0.05, 0.02) == "+0.050 ± 0.020: better"
+    assert describe_difference(-0.05, 0.02) == "-0.050 ± 0.020: worse"
+    assert describe_difference(0.03, 0.02).endswith("better, within two standard errors of no difference")
+    assert describe_difference(0.0, 0.0).endswith("no difference")
+    assert describe_difference(1.0, None) == "+1.000: on a single pair"
+    assert format_share(None) == "–" and format_share(0.12345) == "0.123"
 
 
-def test_nothing_cut_says_nothing():
+def test_a_full_run_describes_no_reduction():
     plans = {"plan_preferences": {"share": 1.0, "slowdown": 0.8}}
-    assert cuts({"plans": plans}) == []
+    assert describe_reductions({"plans": plans}) == []
 
 
-def test_sets_that_gate_come_first_and_agreement_with_itself_last():
-    assert list(reward_sets(OUTCOME)) == [
+def test_comparisons_that_gate_come_first_and_agreement_with_synthetic_pairs_last():
+    assert list(collect_comparisons(OUTCOME)) == [
         "human, as labeled (gates)",
         "human, no label flipped",
         "agreement with D̂ itself (never gates)",

@@ -13,7 +13,7 @@ def tokenizer():
 
 
 @pytest.mark.parametrize("chat", [False, True])
-def test_finished_completions_are_scored_with_eos_and_cut_ones_without(tokenizer, chat):
+def test_only_finished_completions_are_scored_with_eos(tokenizer, chat):
     model = tiny_reward_model(tokenizer)
     prompt = [{"role": "user", "content": "Who?"}] if chat else "Who?"
     completions = [[{"role": "assistant", "content": "Ada"}]] * 2 if chat else ["Ada"] * 2
@@ -31,28 +31,30 @@ def test_an_empty_completion_is_scored(tokenizer):
     assert len(reward(["Who?"], [""], completion_ids=[[]])) == 1
 
 
-def test_rewards_are_shifted_and_scaled(tokenizer):
+def test_rewards_are_standardized(tokenizer):
     model = tiny_reward_model(tokenizer)
-    plain = RewardFunction(model, tokenizer, [1])(["a"], ["b"], completion_ids=[[5]])[0]
-    scaled = RewardFunction(model, tokenizer, [1], mean=2.0, deviation=4.0)(["a"], ["b"], completion_ids=[[5]])[0]
-    assert scaled == pytest.approx((plain - 2) / 4, abs=1e-6)
+    reward = RewardFunction(model, tokenizer, [1])(["a"], ["b"], completion_ids=[[5]])[0]
+    standardized = RewardFunction(model, tokenizer, [1], mean=2.0, deviation=4.0)(["a"], ["b"], completion_ids=[[5]])[
+        0
+    ]
+    assert standardized == pytest.approx((reward - 2) / 4, abs=1e-6)
     with pytest.raises(ValueError, match="`deviation` must be positive, got 0"):
         RewardFunction(model, tokenizer, [1], deviation=0.0)
 
 
 @pytest.mark.parametrize(("trainer_class", "config_class"), [(RLOOTrainer, RLOOConfig), (GRPOTrainer, GRPOConfig)])
-def test_trl_trainers_take_it_and_hand_it_ids_that_end_in_eos(tmp_path, tokenizer, trainer_class, config_class):
+def test_trl_trainers_pass_completion_ids_with_eos(tmp_path, tokenizer, trainer_class, config_class):
     policy = save(tiny_causal_lm(tokenizer), tokenizer, tmp_path / "policy")
-    seen = []
+    all_ids = []
 
-    class Watching(RewardFunction):
+    class RecordingFunction(RewardFunction):
         def __call__(self, prompts, completions, completion_ids, **kwargs):
-            seen.extend(completion_ids)
+            all_ids.extend(completion_ids)
             return super().__call__(prompts, completions, completion_ids, **kwargs)
 
     trainer = trainer_class(
         model=policy,
-        reward_funcs=Watching(tiny_reward_model(tokenizer), tokenizer, [tokenizer.eos_token_id]),
+        reward_funcs=RecordingFunction(tiny_reward_model(tokenizer), tokenizer, [tokenizer.eos_token_id]),
         args=config_class(
             output_dir=str(tmp_path / "out"),
             bf16=False,
@@ -70,5 +72,5 @@ def test_trl_trainers_take_it_and_hand_it_ids_that_end_in_eos(tmp_path, tokenize
     before = {name: parameter.clone() for name, parameter in trainer.model.named_parameters()}
     trainer.train()
     assert any(not parameter.equal(before[name]) for name, parameter in trainer.model.named_parameters())
-    assert len(seen) == 64
-    assert {bool(ids) and ids[-1] == tokenizer.eos_token_id for ids in seen} == {True, False}
+    assert len(all_ids) == 64
+    assert {bool(ids) and ids[-1] == tokenizer.eos_token_id for ids in all_ids} == {True, False}

@@ -4,23 +4,17 @@ import functools
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import TrainerCallback
 
 from tests.ppo_runs import has_changed, ppo_trainer, prompts, weights
 from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.scoring import score
 
 
-def test_scores_are_those_of_the_one_scoring_function(tmp_path):
-    """EOS reaches the reward model where a completion has one, and only there."""
-    tokenizer, seen = tiny_tokenizer(), []
+def test_rewards_equal_scores(tmp_path):
+    """The reward model reads EOS only if the completion has one."""
+    tokenizer = tiny_tokenizer()
     reward_model = tiny_reward_model(tokenizer, seed=3)
-
-    class Seen(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            seen.append(None)
-
-    trainer = ppo_trainer(tmp_path, reward_model=reward_model, num_generations=4, callbacks=[Seen()])
+    trainer = ppo_trainer(tmp_path, reward_model=reward_model, num_generations=4)
     function, calls = trainer.reward_funcs[0], []
     trainer.reward_funcs[0] = lambda **kwargs: calls.append((kwargs, function(**kwargs))) or calls[-1][1]
     trainer.train()
@@ -31,8 +25,8 @@ def test_scores_are_those_of_the_one_scoring_function(tmp_path):
         assert rewards == pytest.approx(expected, abs=1e-5)
 
 
-def test_rewards_of_several_sources_are_weighed(tmp_path):
-    """A reward model with another tokenizer, one in a folder, and a function; the weights are 0, 0 and 2."""
+def test_rewards_of_several_sources_are_weighted(tmp_path):
+    """The sources are a model with another tokenizer, a folder and a function, with weights 0, 0 and 2."""
     other = tiny_tokenizer(offset=7)
     folder = save(tiny_reward_model(tiny_tokenizer(), seed=5), tiny_tokenizer(), tmp_path / "reward")
     trainer = ppo_trainer(
@@ -50,7 +44,7 @@ def test_rewards_of_several_sources_are_weighed(tmp_path):
 
 
 @pytest.mark.parametrize("argument", ["reward_model", "reward_funcs"])
-def test_a_reward_model_may_be_an_adapter(tmp_path, argument):
+def test_a_reward_model_can_be_an_adapter(tmp_path, argument):
     model = get_peft_model(
         tiny_reward_model(tiny_tokenizer(), seed=3), LoraConfig(r=2, target_modules=["q_proj"], task_type="SEQ_CLS")
     )
@@ -65,7 +59,7 @@ def nan_once(completions, **kwargs):
     return [float("nan"), *[1.0] * (len(completions) - 1)]
 
 
-async def nan_once_later(completions, **kwargs):
+async def nan_once_async(completions, **kwargs):
     return nan_once(completions)
 
 
@@ -76,7 +70,7 @@ class NanOnce:
 
 SOURCES = {
     "function": (nan_once, "nan_once"),
-    "async": (nan_once_later, "nan_once_later"),
+    "async": (nan_once_async, "nan_once_async"),
     "partial": (functools.partial(nan_once, unused=0), "nan_once"),
     "object": (NanOnce(), "NanOnce"),
 }
@@ -84,10 +78,10 @@ SOURCES = {
 
 @pytest.mark.parametrize("reward_clip", [None, 5.0])
 @pytest.mark.parametrize("source, name", SOURCES.values(), ids=SOURCES)
-def test_nan_is_no_lack_of_opinion(tmp_path, source, name, reward_clip):
-    """Neither a sound source beside it nor clipping hides it: the rollout takes no step. `None` is left out."""
-    sound = [lambda completions, **kwargs: [1.0] * len(completions)]
-    trainer = ppo_trainer(tmp_path, reward_funcs=[*sound, source], total_episodes=4, reward_clip=reward_clip)
+def test_nan_skips_the_step(tmp_path, source, name, reward_clip):
+    """Neither another source nor clipping hides NaN. The rollout has no optimizer step."""
+    finite = [lambda completions, **kwargs: [1.0] * len(completions)]
+    trainer = ppo_trainer(tmp_path, reward_funcs=[*finite, source], total_episodes=4, reward_clip=reward_clip)
     before = weights(trainer.model)
     trainer.train()
     row = trainer.state.log_history[0]
@@ -95,18 +89,18 @@ def test_nan_is_no_lack_of_opinion(tmp_path, source, name, reward_clip):
     assert f"rewards/{name}/mean" in row
 
 
-def test_a_reward_model_that_says_nan_stops_the_step_too(tmp_path):
+def test_nan_of_a_reward_model_skips_the_step(tmp_path):
     broken = tiny_reward_model(tiny_tokenizer(), seed=3)
     torch.nn.init.constant_(broken.score.weight, torch.nan)
-    sound = [lambda completions, **kwargs: [1.0] * len(completions)]
+    finite = [lambda completions, **kwargs: [1.0] * len(completions)]
     trainer = ppo_trainer(
-        tmp_path, reward_model=broken, reward_funcs=sound, total_episodes=4, value_model_init="policy"
+        tmp_path, reward_model=broken, reward_funcs=finite, total_episodes=4, value_model_init="policy"
     )
     trainer.train()
     assert trainer.state.log_history[0]["skipped_steps"] == 2
 
 
-def test_none_is_a_lack_of_opinion(tmp_path):
+def test_none_is_ignored(tmp_path):
     sources = [lambda completions, **kwargs: [2.0] * len(completions), lambda **kwargs: [None] * 2 + [1.0] * 2]
     trainer = ppo_trainer(tmp_path, reward_funcs=sources, total_episodes=4)
     trainer.train()
@@ -114,22 +108,22 @@ def test_none_is_a_lack_of_opinion(tmp_path):
     assert row["skipped_steps"] == 0 and row["objective/scores"] == 2.5
 
 
-def test_a_single_tokenizer_is_the_first_model_s(tmp_path):
+def test_a_single_tokenizer_belongs_to_the_first_model(tmp_path):
     other = tiny_tokenizer(offset=7)
     sources = [lambda completions, **kwargs: [1.0] * len(completions), tiny_reward_model(other)]
     trainer = ppo_trainer(tmp_path, reward_funcs=sources, reward_processing_class=other)
     assert trainer.reward_funcs[1].processing_class is other
 
 
-UNFIT = {
+INVALID = {
     "entries": ({"reward_processing_class": [tiny_tokenizer(), None]}, "has 2 entries for 1 sources"),
     "no model": (
         {"reward_funcs": [nan_once], "reward_processing_class": tiny_tokenizer()},
-        "`reward_processing_class` is given, but no source of rewards is a model",
+        "`reward_processing_class` is set, but no source of rewards is a model",
     ),
     "for a function": (
         {"reward_funcs": [nan_once], "reward_processing_class": [tiny_tokenizer()]},
-        "`reward_processing_class` entry 0 is for a function",
+        "`reward_processing_class` entry 0 belongs to a function",
     ),
     "small reward model": (
         {"reward_model": tiny_reward_model(tiny_tokenizer(), vocab_size=100)},
@@ -146,13 +140,13 @@ UNFIT = {
 }
 
 
-@pytest.mark.parametrize("arguments, match", UNFIT.values(), ids=UNFIT)
-def test_sources_and_tokenizers_that_do_not_fit_are_named(tmp_path, arguments, match):
+@pytest.mark.parametrize("arguments, match", INVALID.values(), ids=INVALID)
+def test_mismatched_sources_and_tokenizers_raise_an_error(tmp_path, arguments, match):
     with pytest.raises(ValueError, match=match):
         ppo_trainer(tmp_path, **arguments)
 
 
-def test_a_model_without_a_tokenizer_of_its_own_is_named(tmp_path):
+def test_a_model_without_a_saved_tokenizer_raises_an_error(tmp_path):
     model = tiny_reward_model(tiny_tokenizer())
     model.save_pretrained(tmp_path / "reward")
     model = type(model).from_pretrained(tmp_path / "reward")
@@ -160,7 +154,7 @@ def test_a_model_without_a_tokenizer_of_its_own_is_named(tmp_path):
         ppo_trainer(tmp_path, reward_funcs=[model])
 
 
-def test_what_is_no_classifier_is_named(tmp_path):
+def test_a_number_as_reward_model_raises_an_error(tmp_path):
     with pytest.raises(TypeError, match="`reward_model` must be a sequence classifier"):
         ppo_trainer(tmp_path, reward_model=5)
 
@@ -170,13 +164,13 @@ def test_what_is_no_classifier_is_named(tmp_path):
     [{"reward_model": len}, {"reward_model": torch.nn.Linear(1, 1)}, {"reward_funcs": (torch.nn.Linear(1, 1),)}],
     ids=["function", "module", "module among sources"],
 )
-def test_a_reward_model_is_a_classifier(tmp_path, arguments):
+def test_other_reward_models_raise_an_error(tmp_path, arguments):
     with pytest.raises(TypeError, match="must be a sequence classifier of transformers or peft"):
         ppo_trainer(tmp_path, **arguments)
 
 
 def test_a_reward_model_without_a_pad_token_reads_one_row_at_a_time(tmp_path):
-    """Scripts of the former trainer load plain models such as Pythia, whose config has none."""
+    """Scripts for TRL 1.12 load models such as Pythia, which have no pad token in their config."""
     rewards = []
     for has_padding in (True, False):
         model = tiny_reward_model(tiny_tokenizer(), seed=3)
@@ -188,8 +182,8 @@ def test_a_reward_model_without_a_pad_token_reads_one_row_at_a_time(tmp_path):
 
 
 @pytest.mark.parametrize("resized", [(), ("reward_model",), ("ref_model", "value_model")], ids=["none", "one", "two"])
-def test_a_pad_token_need_not_be_known_to_all_models(tmp_path, resized):
-    """Scripts add [PAD] and resize the embeddings of some models; none is shown it unless the policy draws it."""
+def test_some_models_can_lack_the_pad_token(tmp_path, resized):
+    """Scripts add [PAD] and resize only some embeddings. Models read [PAD] only if the policy samples it."""
     tokenizer = tiny_tokenizer()
     models = {
         "model": tiny_causal_lm(tokenizer),
@@ -207,7 +201,7 @@ def test_a_pad_token_need_not_be_known_to_all_models(tmp_path, resized):
 
 
 @pytest.mark.parametrize("kind", ["text", "ids"])
-def test_a_pad_token_that_is_drawn_is_not_seen_by_models_that_lack_it(tmp_path, kind):
+def test_models_without_the_pad_token_do_not_read_a_sampled_one(tmp_path, kind):
     tokenizer = tiny_tokenizer()
     models = {
         "ref_model": tiny_causal_lm(tokenizer),
@@ -220,35 +214,38 @@ def test_a_pad_token_that_is_drawn_is_not_seen_by_models_that_lack_it(tmp_path, 
         tmp_path, prompts(kind=kind), processing_class=tokenizer, model=policy, total_episodes=8, **models
     )
     pad = tokenizer.pad_token_id
-    generate, scores, judged = trainer._generate_single_turn, [], []
+    generate, rewards, evaluations = trainer._generate_single_turn, [], []
 
-    def with_padding(prompt_ids, *args, **kwargs):
-        """The first completion is a pad token between two letters, the others what the policy drew."""
+    def generate_with_padding(prompt_ids, *args, **kwargs):
+        """Replaces the first completion with a pad token between two letters."""
         completions, *rest = generate(prompt_ids, *args, **kwargs)
         return [[60, pad, 61], *completions[1:]], *rest
 
-    def judge(tokens, whole=trainer._models.judge):
-        judged.append((tokens, whole(tokens)))
-        return judged[-1][1]
+    def record_evaluation(tokens, evaluate=trainer._models.evaluate_rollout):
+        evaluations.append((tokens, evaluate(tokens)))
+        return evaluations[-1][1]
 
-    def note(*args, function=trainer.reward_funcs[0], **kwargs):
-        scores.append((kwargs["prompts"][0], function(*args, **kwargs)[0]))
+    def record_rewards(*args, function=trainer.reward_funcs[0], **kwargs):
+        rewards.append((kwargs["prompts"][0], function(*args, **kwargs)[0]))
         return function(*args, **kwargs)
 
-    trainer._generate_single_turn, trainer._models.judge, trainer.reward_funcs[0] = with_padding, judge, note
+    trainer._generate_single_turn, trainer._models.evaluate_rollout = generate_with_padding, record_evaluation
+    trainer.reward_funcs[0] = record_rewards
     trainer.train()
-    tokens, said = judged[0]
-    place = tokens.ids[0].tolist().index(pad) - tokens.ids.shape[1]
-    assert said["ref_log_probs"][0, place] == said["old_log_probs"][0, place]
-    assert said["ref_log_probs"][0, place - 1] != said["old_log_probs"][0, place - 1]
-    seen = tokens.ids[:1][:, (tokens.mask[0] == 1) & (tokens.ids[0] != pad)]  # what stands there without it
+    tokens, (log_probs, ref_log_probs, values) = evaluations[0]
+    position = tokens.ids[0].tolist().index(pad) - tokens.ids.shape[1]
+    assert ref_log_probs[0, position] == log_probs[0, position]
+    assert ref_log_probs[0, position - 1] != log_probs[0, position - 1]
+    without_padding = tokens.ids[:1][:, (tokens.mask[0] == 1) & (tokens.ids[0] != pad)]
     with torch.no_grad():
-        next_log_probs = (models["ref_model"](seen).logits[0, -2] / trainer.args.temperature).log_softmax(-1)
-        value = before.score(before.model(seen).last_hidden_state[0, -2])
-    assert said["ref_log_probs"][0, place + 1].item() == pytest.approx(next_log_probs[seen[0, -1]].item(), abs=1e-5)
-    assert said["old_values"][0, place + 1].item() == pytest.approx(value.item(), abs=1e-5)
-    prompt, reward = scores[0]
+        logits = models["ref_model"](without_padding).logits[0, -2]
+        next_log_probs = (logits / trainer.args.temperature).log_softmax(-1)
+        value = before.score(before.model(without_padding).last_hidden_state[0, -2])
+    expected = next_log_probs[without_padding[0, -1]].item()
+    assert ref_log_probs[0, position + 1].item() == pytest.approx(expected, abs=1e-5)
+    assert values[0, position + 1].item() == pytest.approx(value.item(), abs=1e-5)
+    prompt, reward = rewards[0]
     text = prompt if kind == "text" else tokenizer.decode(prompt.ids)
     letters = tokenizer.decode([60, 61])
     assert reward == pytest.approx(score(models["reward_model"], tokenizer, [text], [letters], [False])[0], abs=1e-5)
-    assert trainer.state.global_step == 4 and trainer._ppo.ppo_state.skipped_steps == 0
+    assert trainer.state.global_step == 4 and trainer.ppo_state.skipped_steps == 0

@@ -1,169 +1,230 @@
-import copy
+"""Algorithm 1 inside the PPO trainer."""
+
+import json
 
 import pytest
 import torch
-from datasets import Dataset
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    DataCollatorWithPadding,
-)
+from datasets import Dataset, IterableDataset
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from tests.ppo_runs import has_changed, ppo_trainer, prompts, weights
+import trl_rlp.rlp_ppo.rlp_ppo_trainer as module
+from tests.ppo_runs import SETTINGS, logged, ppo_config, ppo_trainer, prompts
+from tests.reward_runs import preferences
 from tests.tiny_models import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
+from trl_rlp.data.normalization import normalize_text
+from trl_rlp.rlp_ppo.rlp_ppo_config import RLPPPOConfig
+from trl_rlp.rlp_ppo.run_settings import build_reward_config, fingerprint_argument
+from trl_rlp.storage.artifacts import load_data
 
 
-FORMER_METRICS = {
-    "eps",
-    "objective/kl",
-    "objective/entropy",
-    "objective/non_score_reward",
-    "objective/rlhf_reward",
-    "objective/scores",
-    "policy/approxkl_avg",
-    "policy/clipfrac_avg",
-    "loss/policy_avg",
-    "loss/value_avg",
-    "val/clipfrac_avg",
-    "policy/entropy_avg",
-    "val/ratio",
-    "val/ratio_var",
-    "val/num_eos_tokens",
-    "lr",
-    "episode",
-}
+REWARD = {"max_steps": 2, "per_device_train_batch_size": 2, "use_cpu": True, "report_to": "none", "logging_steps": 1}
+RLP = {"rlp_num_generations": 6, "rlp_reward_args": {**REWARD, "view_prompts_per_device": 2}, "rlp_heldout_share": 0.2}
 
 
-VARIANTS = {
-    "plain": {},
-    "four generations": {"num_generations": 4},
-    "one epoch, one mini-batch": {"num_ppo_epochs": 1},
-    "two mini-batches": {"num_mini_batches": 2},
-    "no checkpointing": {"gradient_checkpointing": False},
-    "k3, whitened, penalty": {"kl_estimator": "k3", "whiten_rewards": True, "missing_eos_penalty": 1.0},
-    "clamped, adaptive, normalized": {
-        "kl_estimator": "clamped",
-        "adaptive_kl": True,
-        "normalize_rewards": True,
-        "reward_clip": 2.0,
-    },
-    "as in 1.12": {"score_position": "after_last_token", "loss_normalization": "micro_batch", "stop_token": None},
-    "critic from policy": {"value_model_init": "policy", "value_learning_rate": 1e-3},
-    "no value clipping": {"cliprange_value": None, "max_grad_norm": 0.0},
-}
+class SameParity:
+    """Two outputs mean the same if the codes of their first characters are both even or both odd."""
+
+    fingerprint = "same parity"
+
+    def normalize(self, text):
+        return normalize_text(text)
+
+    def same(self, prompts, firsts, seconds):
+        return [ord(first[0]) % 2 == ord(second[0]) % 2 for first, second in zip(firsts, seconds, strict=True)]
 
 
-@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
-def test_every_variant_trains_policy_and_critic_and_nothing_else(tmp_path, settings):
-    trainer = ppo_trainer(tmp_path, **settings)
-    policy, critic = weights(trainer.policy_model), weights(trainer.value_model)
-    frozen = {model: weights(model) for model in (trainer.ref_model, trainer.reward_model)}
+def rlp_trainer(folder, method="spg", data=None, **arguments):
+    arguments = {"preference_dataset": preferences(10), "equivalence": SameParity(), **RLP, **arguments}
+    classes = {"trainer_class": module.RLPPPOTrainer, "config_class": RLPPPOConfig}
+    return ppo_trainer(folder, data, rlp_method=method, stop_token=None, **classes, **arguments)
+
+
+@pytest.mark.parametrize(
+    "method, arguments",
+    [
+        ("spg", {}),
+        ("uml", {"data": prompts(kind="chat"), "preference_dataset": preferences(10, chat=True), "equivalence": None}),
+        ("uml+spg", {"data": prompts(kind="ids"), "peft_config": LoraConfig(r=2, target_modules=["q_proj"])}),
+    ],
+)
+def test_it_trains_refines_and_begins_anew(tmp_path, method, arguments):
+    trainer = rlp_trainer(tmp_path, method, **arguments)
+    reward_model = trainer.reward_model
     trainer.train()
-    assert has_changed(trainer.policy_model, policy) and has_changed(trainer.value_model, critic)
-    assert not any(has_changed(model, before) for model, before in frozen.items())
-    rows = [row for row in trainer.state.log_history if "objective/kl" in row]
-    assert len(rows) == 3
-    assert set(rows[0]) >= FORMER_METRICS
-    assert [row["episode"] for row in rows] == [4, 8, 12]
-    assert all(value == value for row in rows for value in row.values() if isinstance(value, float))
-
-
-@pytest.mark.parametrize("kind", ["text", "chat", "ids"])
-def test_every_form_of_prompts_trains(tmp_path, kind):
-    trainer = ppo_trainer(tmp_path, prompts(kind=kind), eval_dataset=prompts(2, kind))
-    trainer.train()
-    metrics = trainer.evaluate()
-    assert metrics["eval_loss"] == pytest.approx(-metrics["eval_objective/rlhf_reward"])
-
-
-def test_it_reaches_a_known_optimum(tmp_path):
-    """Reward: how many of the four tokens are `z`. A random policy says .016 of them, the best one four."""
-
-    def count(completions, **kwargs):
-        return [float(text.count("z")) for text in completions]
-
-    settings = {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 2, "total_episodes": 1600}
-    settings |= {"response_length": 4, "num_ppo_epochs": 4, "kl_coef": 0.0, "temperature": 1.0, "learning_rate": 1e-2}
-    settings |= {"lr_scheduler_type": "constant", "gradient_checkpointing": False, "stop_token": None}
-    trainer = ppo_trainer(tmp_path, prompts(32), reward_funcs=[count], value_model_init="policy", **settings)
-    trainer.train()
-    scores = [row["objective/scores"] for row in trainer.state.log_history if "objective/scores" in row]
-    assert scores[0] < 0.5
-    assert sum(scores[-5:]) / 5 > 3.5
-
-
-def test_a_script_of_the_former_trainer_runs(tmp_path):
-    """A pad token that the embedding does not have, token ids, a collator, and every argument by its former name."""
-    tokenizer = tiny_tokenizer()
-    policy, reward_model = tiny_causal_lm(tokenizer), tiny_reward_model(tokenizer, seed=3)
-    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
-    data = Dataset.from_dict({"input_ids": prompts(kind="ids")["input_ids"], "lengths": list(range(8))})
-    trainer = ppo_trainer(
-        tmp_path,
-        data,
-        processing_class=tokenizer,
-        model=policy,
-        ref_model=copy.deepcopy(policy),
-        reward_model=reward_model,
-        value_model=tiny_reward_model(tiny_tokenizer(), seed=4),
-        data_collator=DataCollatorWithPadding(tokenizer),
-        eval_dataset=data,
-        missing_eos_penalty=1.0,
-        stop_token="eos",
-        num_sample_generations=2,
+    stages = {path.parent.name for path in (tmp_path / "rlp").glob("*/stage.json")}
+    expected = {"initial_policy", "policy", "policy_samples", "reward_model", "refined_reward_model", "gate"}
+    assert stages - {"groups", "synthetic_preferences"} == expected
+    assert (
+        ("synthetic_preferences" in stages)
+        == ("spg" in method)
+        == (trainer.refinement.synthetic_preferences is not None)
     )
+    samples = load_data(trainer.refinement.samples)
+    assert len(samples) == 8 and len(samples[0]["completions"]) == 6
+    assert trainer.reward_model is not reward_model
+    refined = AutoModelForSequenceClassification.from_pretrained(trainer.refinement.reward_model)
+    assert all(torch.equal(a, b) for a, b in zip(trainer.reward_model.parameters(), refined.parameters(), strict=True))
+
+
+def test_the_last_policy_starts_where_the_first_one_did(tmp_path, monkeypatch):
+    """With a learning rate of 0 the policy, the first one and the initial one are the same."""
+    trainer = rlp_trainer(tmp_path, learning_rate=0.0)
+    initial = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
     trainer.train()
-    trainer.save_model(str(tmp_path / "final"))
-    trainer.generate_completions()
-    assert trainer.policy_model is trainer.model
-    assert AutoModelForCausalLM.from_pretrained(tmp_path / "final")
-    assert tokenizer.pad_token == "[PAD]"
-    assert AutoTokenizer.from_pretrained(tmp_path / "final").pad_token_id < policy.config.vocab_size
+    for folder in ("initial_policy", "policy"):
+        saved = dict(AutoModelForCausalLM.from_pretrained(tmp_path / "rlp" / folder).named_parameters())
+        assert all(torch.equal(weight, saved[name]) for name, weight in initial.items())
+    assert all(torch.equal(weight, initial[name]) for name, weight in trainer.model.named_parameters())
 
 
-def test_what_it_saves_is_a_plain_policy(tmp_path):
-    trainer = ppo_trainer(tmp_path)
+def test_the_last_critic_starts_from_the_refined_reward_model(tmp_path):
+    trainer = rlp_trainer(tmp_path)
+    before = trainer.value_model
     trainer.train()
-    trainer.save_model(str(tmp_path / "final"))
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "final")
-    assert not has_changed(again, weights(trainer.model))
-    assert not list((tmp_path / "final").glob("value*"))
+    assert trainer.value_model is not before
+    fresh = ppo_trainer(tmp_path / "other", reward_model=trainer.reward_model).value_model
+    assert fresh.config.hidden_size == trainer.value_model.config.hidden_size
 
 
-def test_rewards_of_models_may_be_standardized_on_the_policy_as_it_starts(tmp_path):
-    """A function keeps its scale, and a resumed run finds the model's again."""
-    settings = {"standardize_rewards": True, "save_strategy": "steps", "save_steps": 1, "total_episodes": 8}
-    reward_model = tiny_reward_model(tiny_tokenizer(), seed=3)
-    settings |= {
-        "reward_model": reward_model,
-        "reward_funcs": [lambda completions, **kwargs: [2.0] * len(completions)],
+def test_a_second_call_does_only_what_is_left(tmp_path, monkeypatch):
+    first = rlp_trainer(tmp_path)
+    first.train()
+    runs = []
+    train_first = module.RLPPPOTrainer._train_first_policy
+    monkeypatch.setattr(
+        module.RLPPPOTrainer,
+        "_train_first_policy",
+        lambda self, folder: runs.append(folder) or train_first(self, folder),
+    )
+    second = rlp_trainer(tmp_path)
+    second.train()
+    assert not runs
+    assert logged(second)[:-1] == logged(first)[:-1]
+
+
+def test_the_folder_of_another_run_is_refused(tmp_path):
+    rlp_trainer(tmp_path).train()
+    with pytest.raises(ValueError, match="holds a run with other settings"):
+        rlp_trainer(tmp_path, model=tiny_causal_lm(tiny_tokenizer(), seed=9))
+    with pytest.raises(ValueError, match="holds a run with other settings"):
+        rlp_trainer(tmp_path, reward_model=tiny_reward_model(tiny_tokenizer(), seed=9))
+    with pytest.raises(ValueError, match="holds a run with other settings"):
+        rlp_trainer(tmp_path, peft_config=LoraConfig(r=2, target_modules=["q_proj"]))
+
+
+def test_plain_ppo_leaves_no_folder(tmp_path):
+    trainer = ppo_trainer(tmp_path, trainer_class=module.RLPPPOTrainer, config_class=RLPPPOConfig)
+    trainer.train()
+    assert trainer.refinement is None and not (tmp_path / "rlp").exists()
+
+
+ERRORS = {
+    "no preferences": ({"preference_dataset": None}, "`preference_dataset` is None, but `rlp_method`='spg' needs it"),
+    "no equivalence": ({"equivalence": None}, "`equivalence` is None, but `rlp_method`='spg' groups completions"),
+    "no reward model": (
+        {"reward_model": None, "reward_funcs": [lambda completions, **kwargs: [0.0] * len(completions)]},
+        "`reward_model` is None, but `rlp_method`='spg' refines it",
+    ),
+    "adapted policy": (
+        {"model": get_peft_model(tiny_causal_lm(tiny_tokenizer()), LoraConfig(target_modules=["q_proj"]))},
+        "`model` is a `PeftModel`, whose training cannot start again",
+    ),
+    "stream": (
+        {"data": IterableDataset.from_generator(lambda: iter([{"prompt": "a"}]))},
+        "`train_dataset` is a stream, whose prompts cannot be sampled again",
+    ),
+    "columns": ({"preference_dataset": Dataset.from_dict({"text": ["a"]})}, "`preference_dataset` lacks the columns"),
+    "useless": ({"method": "none"}, '`preference_dataset` has no use with `rlp_method`="none"'),
+}
+
+
+@pytest.mark.parametrize("arguments, match", ERRORS.values(), ids=ERRORS)
+def test_what_does_not_fit_is_named_before_any_work(tmp_path, arguments, match):
+    with pytest.raises(ValueError, match=match):
+        rlp_trainer(tmp_path / "run", **arguments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_optimizer_serves_one_policy_only(tmp_path):
+    model = tiny_causal_lm(tiny_tokenizer())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="`optimizers` belong to one policy"):
+        module.RLPPPOTrainer(
+            ppo_config(tmp_path / "run", RLPPPOConfig, rlp_method="uml"),
+            tiny_tokenizer(),
+            model,
+            reward_model=tiny_reward_model(tiny_tokenizer()),
+            train_dataset=prompts(),
+            preference_dataset=preferences(4),
+            optimizers=(optimizer, None),
+        )
+
+
+def test_fields_of_the_refinement_may_be_json(tmp_path):
+    args = ppo_config(tmp_path, RLPPPOConfig, rlp_reward_args=json.dumps({"max_steps": 3}))
+    assert args.rlp_reward_args == {"max_steps": 3}
+    assert "rlp_method" not in SETTINGS and args.rlp_method == "none"
+
+
+def test_the_refinement_has_seed_and_machine_of_the_policy_s_trainer_unless_told_otherwise(tmp_path):
+    settings = {"seed": 7, "gradient_checkpointing": False, "rlp_method": "uml", "rlp_reward_args": {"max_steps": 3}}
+    args = ppo_config(tmp_path, RLPPPOConfig, **settings)
+    config = build_reward_config(args)
+    assert (config.seed, config.use_cpu, config.gradient_checkpointing, config.max_steps) == (7, True, False, 3)
+    args.rlp_reward_args = {"seed": 8, "use_cpu": True}
+    assert build_reward_config(args).seed == 8
+    args.rlp_reward_args = {"bf16": True}
+    with pytest.raises(ValueError, match="`rlp_reward_args` sets `bf16`=True, but the policy's trainer"):
+        build_reward_config(args)
+
+
+def test_one_configuration_serves_twice(tmp_path):
+    args = ppo_config(tmp_path / "run", RLPPPOConfig, rlp_method="uml")
+    models = {"model": tiny_causal_lm(tiny_tokenizer()), "reward_model": tiny_reward_model(tiny_tokenizer())}
+    for _ in range(2):
+        module.RLPPPOTrainer(
+            args, tiny_tokenizer(), **models, train_dataset=prompts(), preference_dataset=preferences(4)
+        )
+    args.resume_from_checkpoint, args.dataloader_num_workers, args.eval_steps = "checkpoint-2", 1, 3
+    module.RLPPPOTrainer(args, tiny_tokenizer(), **models, train_dataset=prompts(), preference_dataset=preferences(4))
+    args.kl_coef = 0.2
+    with pytest.raises(ValueError, match=r"with other settings: `args.kl_coef` was [0-9.]+ and is 0\.2\. "):
+        module.RLPPPOTrainer(
+            args, tiny_tokenizer(), **models, train_dataset=prompts(), preference_dataset=preferences(4)
+        )
+
+
+def test_only_the_last_policy_is_pushed(tmp_path, monkeypatch):
+    pushed = []
+    monkeypatch.setattr(
+        module.PPOTrainer, "init_hf_repo", lambda self, *args, **kwargs: pushed.append(self.args.output_dir)
+    )
+    monkeypatch.setattr(module.PPOTrainer, "push_to_hub", lambda self, *args, **kwargs: None)
+    monkeypatch.setattr(module.PPOTrainer, "_push_from_checkpoint", lambda self, folder: None)
+    rlp_trainer(tmp_path, push_to_hub=True).train()
+    assert set(pushed) == {str(tmp_path)}
+
+
+def test_arguments_are_told_apart():
+    first, second = (LoraConfig(r=2, target_modules=list(names)) for names in ("ab", "ba"))
+    assert fingerprint_argument(first) == fingerprint_argument(second)
+    assert fingerprint_argument(first) != fingerprint_argument(LoraConfig(r=4, target_modules=["a", "b"]))
+    assert fingerprint_argument([None, "folder", len]) == [None, "folder", "len"]
+
+
+def test_the_user_s_adapter_configs_are_left_alone(tmp_path):
+    configs = {
+        "peft_config": LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"),
+        "value_peft_config": LoraConfig(r=2, target_modules=["q_proj"]),
     }
-    trainer = ppo_trainer(tmp_path, **settings)
-    trainer.train()
-    function = trainer.reward_funcs[0]
-    assert function.deviation != 1.0 and function.mean != 0.0
-    resumed = ppo_trainer(tmp_path, **settings)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    assert (resumed.reward_funcs[0].mean, resumed.reward_funcs[0].deviation) == (function.mean, function.deviation)
-    row = trainer.state.log_history[0]
-    assert row["objective/scores"] == pytest.approx(row["rewards/reward_model/mean"] + 2.0, abs=1e-5)
+    rlp_trainer(tmp_path, **configs).train()
+    assert all(config.base_model_name_or_path is None for config in configs.values())
+    rlp_trainer(tmp_path, **configs)
 
 
 def test_the_model_card_names_the_paper(tmp_path):
-    ppo_trainer(tmp_path).create_model_card(model_name="policy")
+    trainer = ppo_trainer(tmp_path, trainer_class=module.RLPPPOTrainer, config_class=RLPPPOConfig)
+    trainer.create_model_card(model_name="policy")
     card = (tmp_path / "README.md").read_text()
     assert "trained with RLP-PPO, a method introduced in [Fine-Tuning Language Models with Reward Learning" in card
-
-
-def test_a_critic_from_a_reward_model_in_bf16_has_the_policy_s_dtype(tmp_path):
-    trainer = ppo_trainer(tmp_path, reward_model=tiny_reward_model(tiny_tokenizer(), seed=3).to(torch.bfloat16))
-    assert trainer.value_model.dtype == torch.float32 and trainer.reward_model.dtype == torch.bfloat16
-
-
-def test_rewards_are_standardized_once(tmp_path):
-    trainer = ppo_trainer(tmp_path, standardize_rewards=True, total_episodes=4)
-    trainer.train()
-    function = trainer.reward_funcs[0]
-    scale = function.mean, function.deviation
-    trainer.train()
-    assert (function.mean, function.deviation) == scale

@@ -1,4 +1,4 @@
-"""What is loaded as a policy or a reward model must be one: a wrong folder would get a random head."""
+"""A model of the wrong kind is refused. It would get a head with random weights."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from trl_rlp.storage.artifacts import load_policy, load_reward_model
 IDS = torch.tensor([[5, 6, 7, 1]])
 
 
-def adapter(folder, base, model, task_type):
+def save_adapter(folder, base, model, task_type):
     lora = get_peft_model(model, LoraConfig(task_type=task_type, target_modules=["q_proj"]))
     lora.peft_config["default"].base_model_name_or_path = str(base)
     lora.save_pretrained(folder)
@@ -27,29 +27,29 @@ def folders(tmp_path_factory):
         save(tiny_causal_lm(tokenizer, **options), tokenizer, root / f"policy{name}")
         save(tiny_reward_model(tokenizer, **options), tokenizer, root / f"reward{name}")
     save(tiny_reward_model(tokenizer, num_labels=2), tokenizer, root / "two labels")
-    adapter(root / "policy adapter", root / "policy", tiny_causal_lm(tokenizer), "CAUSAL_LM")
+    save_adapter(root / "policy adapter", root / "policy", tiny_causal_lm(tokenizer), "CAUSAL_LM")
     base = AutoModelForSequenceClassification.from_pretrained(root / "policy", num_labels=1)
-    model = adapter(root / "reward adapter", root / "policy", base, "SEQ_CLS")
+    model = save_adapter(root / "reward adapter", root / "policy", base, "SEQ_CLS")
     return root, model(input_ids=IDS).logits.item()
 
 
 @pytest.mark.parametrize("name", ["policy", "policy tied", "policy adapter"])
-def test_a_policy_is_loaded_as_one_and_as_nothing_else(folders, name):
+def test_a_policy_is_loaded_as_a_policy_only(folders, name):
     model, _ = load_policy(folders[0] / name)
     assert model(input_ids=IDS).logits.shape == (1, 4, len(tiny_tokenizer()))
-    with pytest.raises(ValueError, match=f"{name}' is no reward model of one label"):
+    with pytest.raises(ValueError, match=f"{name}' is not a reward model with one label"):
         load_reward_model(folders[0] / name)
 
 
 @pytest.mark.parametrize("name", ["reward", "reward tied", "reward adapter"])
-def test_a_reward_model_is_loaded_as_one_and_as_nothing_else(folders, name):
+def test_a_reward_model_is_loaded_as_a_reward_model_only(folders, name):
     model, _ = load_reward_model(folders[0] / name)
     if name == "reward adapter":
         assert model(input_ids=IDS).logits.item() == pytest.approx(folders[1], abs=1e-6)
-    with pytest.raises(ValueError, match=f"{name}' is no causal LM"):
+    with pytest.raises(ValueError, match=f"{name}' is not a causal LM"):
         load_policy(folders[0] / name)
 
 
-def test_a_classifier_of_two_labels_is_no_reward_model(folders):
-    with pytest.raises(ValueError, match="two labels' is no reward model of one label"):
+def test_a_classifier_with_two_labels_is_refused(folders):
+    with pytest.raises(ValueError, match="two labels' is not a reward model with one label"):
         load_reward_model(folders[0] / "two labels")

@@ -6,7 +6,7 @@ from datasets import Dataset
 from trl_rlp.storage.loading import load_rows
 
 
-def test_json_lines_and_saved_folders_give_the_same_rows(tmp_path):
+def test_a_json_lines_file_and_a_saved_folder_give_the_same_rows(tmp_path):
     rows = [{"prompt": "a"}, {"prompt": "b"}]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     Dataset.from_list(rows).save_to_disk(tmp_path / "folder")
@@ -16,11 +16,11 @@ def test_json_lines_and_saved_folders_give_the_same_rows(tmp_path):
 
 @pytest.mark.parametrize("name", ["missing.jsonl", "./missing", "/no/such/folder"])
 def test_missing_local_paths_are_not_looked_up_on_the_hub(name):
-    with pytest.raises(FileNotFoundError, match="No data set at"):
+    with pytest.raises(FileNotFoundError, match="No dataset at"):
         load_rows(name)
 
 
-def test_an_empty_file_is_named(tmp_path):
+def test_the_error_of_an_empty_file_names_it(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.touch()
     with pytest.raises(ValueError, match="rows.jsonl' is empty"):
@@ -28,7 +28,7 @@ def test_an_empty_file_is_named(tmp_path):
 
 
 def test_text_stays_text_and_missing_keys_are_none(tmp_path):
-    """`load_dataset` makes dates of texts that look like one."""
+    """`load_dataset` would convert text that looks like a date."""
     path = tmp_path / "rows.jsonl"
     path.write_text('{"completions": ["1945-09-02", "1945-05-08"]}\n\n{"completions": ["2000-01-01"], "more": 1}\n')
     assert load_rows(str(path)).to_list() == [
@@ -39,14 +39,14 @@ def test_text_stays_text_and_missing_keys_are_none(tmp_path):
     assert load_rows(str(tmp_path / "rows.json"))["prompt"][:] == ["a", "b"]
 
 
-@pytest.mark.parametrize("text, match", [('{"a": 1', "is not JSON"), ("[1, 2]", "has rows that are no objects")])
-def test_what_is_no_data_set_is_named(tmp_path, text, match):
+@pytest.mark.parametrize("text, match", [('{"a": 1', "is not JSON"), ("[1, 2]", "has rows that are not objects")])
+def test_the_error_of_an_invalid_file_names_it(tmp_path, text, match):
     (tmp_path / "rows.jsonl").write_text(text)
     with pytest.raises(ValueError, match=f"rows.jsonl' {match}"):
         load_rows(str(tmp_path / "rows.jsonl"))
 
 
-def test_texts_beside_messages_are_named(tmp_path):
+def test_text_and_messages_in_one_column_are_refused(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n{"prompt": [{"role": "user", "content": "b"}]}\n')
     with pytest.raises(ValueError, match="rows.jsonl' has several kinds of values in one column"):
         load_rows(str(tmp_path / "rows.jsonl"))

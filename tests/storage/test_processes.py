@@ -5,12 +5,12 @@ from accelerate import PartialState
 from trl_rlp.storage.processes import leave_process_group, process_state
 
 
-def test_one_process_is_one_process():
+def test_a_single_process_is_the_main_process():
     assert process_state().num_processes == 1
     assert process_state().is_main_process
 
 
-def test_a_state_that_counts_wrong_is_refused(monkeypatch):
+def test_a_state_with_a_wrong_number_of_processes_is_refused(monkeypatch):
     PartialState(cpu=True)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
@@ -18,6 +18,6 @@ def test_a_state_that_counts_wrong_is_refused(monkeypatch):
         process_state()
 
 
-def test_leaving_without_a_group_does_nothing():
+def test_leaving_without_a_process_group_does_nothing():
     leave_process_group()
     assert process_state().num_processes == 1

@@ -5,7 +5,7 @@ import pytest
 from trl_rlp.storage.run_folder import RunFolder
 
 
-def test_a_finished_stage_is_done_once_and_its_figures_are_kept(tmp_path):
+def test_a_finished_stage_runs_once_and_keeps_its_metrics(tmp_path):
     calls = []
 
     def work(folder, accuracy):
@@ -18,25 +18,17 @@ def test_a_finished_stage_is_done_once_and_its_figures_are_kept(tmp_path):
         folder = run.stage("policy", work, accuracy=0.5)
     assert calls == ["policy.partial"]
     assert folder == tmp_path / "run" / "policy" and (folder / "result.txt").read_text() == "done"
-    assert run.figures("policy") == {"accuracy": 0.5} and run.results()["policy"]["seconds"] >= 0
+    assert run.metrics("policy") == {"accuracy": 0.5} and run.results()["policy"]["seconds"] >= 0
 
 
-def test_what_json_does_not_have_is_null(tmp_path):
+def test_nan_and_infinity_are_saved_as_null(tmp_path):
     run = RunFolder(tmp_path / "run", {})
     folder = run.stage("gate", lambda folder: {"human": {"error": float("nan")}, "list": [float("inf"), 1.0]})
     assert "NaN" not in (folder / "stage.json").read_text()
-    assert run.figures("gate") == {"human": {"error": None}, "list": [None, 1.0]}
+    assert run.metrics("gate") == {"human": {"error": None}, "list": [None, 1.0]}
 
 
-def test_a_damaged_record_of_the_run_is_named(tmp_path):
-    RunFolder(tmp_path / "run", {"seed": 1})
-    for text in ('{"see', "3"):
-        (tmp_path / "run" / "run.json").write_text(text)
-        with pytest.raises(ValueError, match=r"run\.json is damaged.* Choose another `output_dir`"):
-            RunFolder(tmp_path / "run", {"seed": 1})
-
-
-def test_an_interrupted_stage_keeps_its_leftovers_and_is_not_finished(tmp_path):
+def test_an_interrupted_stage_is_not_finished_and_keeps_its_files(tmp_path):
     def interrupted(folder):
         (folder / "shard-0").write_text("half")
         raise KeyboardInterrupt
@@ -44,22 +36,44 @@ def test_an_interrupted_stage_keeps_its_leftovers_and_is_not_finished(tmp_path):
     run = RunFolder(tmp_path / "run", {})
     with pytest.raises(KeyboardInterrupt):
         run.stage("samples", interrupted)
-    assert not run.finished("samples") and not (tmp_path / "run" / "samples").exists()
+    assert not run.is_finished("samples") and not (tmp_path / "run" / "samples").exists()
 
     folder = run.stage("samples", lambda folder: {"found": (folder / "shard-0").read_text()})
-    assert run.figures("samples") == {"found": "half"} and (folder / "shard-0").exists()
+    assert run.metrics("samples") == {"found": "half"} and (folder / "shard-0").exists()
 
 
-def test_other_settings_are_refused_by_name_and_nothing_is_touched(tmp_path):
-    RunFolder(tmp_path / "run", {"seed": 1, "method": "spg", "sizes": (1, 2)})
-    RunFolder(tmp_path / "run", {"seed": 1, "method": "spg", "sizes": (1, 2)})
-    with pytest.raises(ValueError, match=r"\(method, seed differ\)"):
-        RunFolder(tmp_path / "run", {"seed": 2, "method": "uml", "sizes": (1, 2)})
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["seed"] == 1
+def test_the_callback_hears_of_stages_that_start_inside_the_block_only(tmp_path):
+    """A finished stage does not start again."""
+    outer, inner = [], []
+    first, second = RunFolder(tmp_path / "first", {}), RunFolder(tmp_path / "second", {})
+    with RunFolder.notify_on_start(outer.append):
+        first.stage("sft", lambda folder: None)
+        with RunFolder.notify_on_start(inner.append):
+            second.stage("policy", lambda folder: None)
+            first.stage("sft", lambda folder: None)
+    first.stage("gate", lambda folder: None)
+    assert outer == ["sft", "policy"] and inner == ["policy"]
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path):
+def test_an_empty_folder_is_released_for_other_settings(tmp_path):
+    RunFolder(tmp_path / "run", {"seed": 1}).release()
+    assert RunFolder(tmp_path / "run", {"seed": 2}).path.is_dir()
+
+
+def test_a_folder_with_files_or_of_an_earlier_run_is_not_released(tmp_path):
+    run = RunFolder(tmp_path / "stage", {"seed": 1})
+    run.stage("policy", lambda folder: None)
+    run.release()
+    RunFolder(tmp_path / "earlier", {"seed": 1})
+    RunFolder(tmp_path / "earlier", {"seed": 1}).release()
+    for name in ("stage", "earlier"):
+        assert json.loads((tmp_path / name / "run.json").read_text()) == {"seed": 1}
+
+
+def test_a_folder_of_another_run_or_of_unknown_origin_is_refused(tmp_path):
+    RunFolder(tmp_path / "run", {"seed": 1})
+    with pytest.raises(ValueError, match="`seed` was 1 and is 2"):
+        RunFolder(tmp_path / "run", {"seed": 2})
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(ValueError, match="is not empty and holds no run.json"):
         RunFolder(tmp_path, {})
-    assert (tmp_path / "thesis.txt").read_text() == "precious"

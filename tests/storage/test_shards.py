@@ -9,16 +9,16 @@ SHARDS = [[2, 0], [3, 1], [4]]
 
 
 class Worker:
-    """Gives `{"square": row ** 2}` for each row; stops before shard `stop_before`."""
+    """Returns `{"square": row ** 2}` for each row. Is interrupted before shard `stop_before`."""
 
     def __init__(self, stop_before=None):
         self.stop_before = stop_before
-        self.done = []
+        self.finished = []
 
     def __call__(self, index, rows, advance):
         if index == self.stop_before:
             raise KeyboardInterrupt
-        self.done.append(index)
+        self.finished.append(index)
         advance(len(rows))
         return [{"square": row**2} for row in rows]
 
@@ -32,28 +32,28 @@ def run(worker, folder=None, **fingerprint):
 SQUARES = [{"square": row**2} for row in range(5)]
 
 
-def test_rows_are_cut_in_their_order():
+def test_rows_are_split_in_their_order():
     assert cut_shards([4, 3, 2, 1, 0], 2) == [[4, 3], [2, 1], [0]]
     assert cut_shards([0, 1], 8) == [[0, 1]]
 
 
-def test_records_come_back_in_the_order_of_the_rows(tmp_path):
+def test_records_are_returned_in_the_order_of_the_rows(tmp_path):
     assert run(Worker()) == SQUARES
     assert run(Worker(), tmp_path / "new" / "folder") == SQUARES
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path):
+def test_an_interrupted_run_resumes_after_the_last_finished_shard(tmp_path):
     first, second, third = Worker(stop_before=1), Worker(), Worker()
     with pytest.raises(KeyboardInterrupt):
         run(first, tmp_path)
-    assert first.done == [0]
+    assert first.finished == [0]
     assert run(second, tmp_path) == SQUARES
-    assert second.done == [1, 2]
+    assert second.finished == [1, 2]
     assert run(third, tmp_path) == SQUARES
-    assert third.done == []
+    assert third.finished == []
 
 
-def test_a_shard_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_a_shard_is_written_completely_or_not_at_all(tmp_path, monkeypatch):
     def crash(source, target):
         raise OSError("disk is full")
 
@@ -64,42 +64,47 @@ def test_a_shard_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert run(Worker(), tmp_path) == SQUARES
 
 
-def test_another_fingerprint_is_refused_by_name_and_nothing_is_touched(tmp_path):
+def test_another_fingerprint_is_refused_by_name_and_the_folder_stays_as_it_is(tmp_path):
     run(Worker(), tmp_path, temperature=1.0, eos_token_ids=(1, 2))
     run(Worker(), tmp_path, temperature=1.0, eos_token_ids=(1, 2))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     worker = Worker()
     with pytest.raises(
-        ValueError, match=r"another run: `temperature` was 1\.0 and is 0\.7\. Choose another `output_dir`"
+        ValueError, match=r"other settings: `temperature` was 1\.0 and is 0\.7\. Choose another `output_dir`"
     ):
         run(worker, tmp_path, temperature=0.7, eos_token_ids=(1, 2))
     with pytest.raises(ValueError, match="`policy` was 'a' and is 'b'"):
         run(worker, tmp_path, policy="b", temperature=1.0, eos_token_ids=(1, 2))
     with pytest.raises(ValueError, match="`top_k` was None and is 5"):
         run(worker, tmp_path, temperature=1.0, eos_token_ids=(1, 2), top_k=5)
-    assert worker.done == []
+    assert worker.finished == []
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_shards_of_nobody_are_refused(tmp_path):
+def test_shards_without_a_manifest_are_refused(tmp_path):
     run(Worker(), tmp_path)
     (tmp_path / "samples.json").unlink()
-    with pytest.raises(ValueError, match=r"holds shards of unknown origin: it has no samples\.json\. Choose another"):
+    with pytest.raises(ValueError, match=r"holds no samples\.json, so the origin of its files is unknown\. Choose an"):
         run(Worker(), tmp_path)
 
 
+def test_other_files_in_the_folder_are_accepted(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert run(Worker(), tmp_path) == SQUARES
+
+
 @pytest.mark.parametrize("text", ['{"poli', "3", ""])
-def test_a_damaged_record_of_the_run_is_named(tmp_path, text):
+def test_a_damaged_manifest_is_named(tmp_path, text):
     run(Worker(), tmp_path)
     (tmp_path / "samples.json").write_text(text)
-    with pytest.raises(ValueError, match=r"of unknown origin: its samples\.json is damaged\. Choose another"):
+    with pytest.raises(ValueError, match=r"samples\.json is damaged, so the settings .* are unknown\. Choose another"):
         run(Worker(), tmp_path)
 
 
 @pytest.mark.parametrize(
     "text", ["", '{"row": 3', '{"square": 9}\n{"square": 1}\n', '{"row": 1}\n{"row": 3}\n', "[]\n[]\n"]
 )
-def test_a_damaged_shard_is_named(tmp_path, text):
+def test_a_damaged_shard_is_named_and_only_its_rows_are_computed_again(tmp_path, text):
     run(Worker(), tmp_path)
     (tmp_path / "shard-00001.jsonl").write_text(text)
     with pytest.raises(ValueError, match=r"shard-00001\.jsonl is damaged\. Delete it and run again"):
@@ -107,10 +112,10 @@ def test_a_damaged_shard_is_named(tmp_path, text):
     (tmp_path / "shard-00001.jsonl").unlink()
     worker = Worker()
     assert run(worker, tmp_path) == SQUARES
-    assert worker.done == [1]
+    assert worker.finished == [1]
 
 
-def test_shards_are_readable_json_lines(tmp_path):
+def test_shards_are_json_lines(tmp_path):
     run(Worker(), tmp_path)
     lines = (tmp_path / "shard-00000.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [{"row": 2, "square": 4}, {"row": 0, "square": 0}]

@@ -9,7 +9,7 @@ def make_checkpoint(folder, step: int) -> None:
     (folder / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
 
 
-def test_the_last_checkpoint_is_the_whole_one_of_the_most_steps(tmp_path):
+def test_the_last_checkpoint_is_the_complete_one_with_most_steps(tmp_path):
     for step in (9, 10):
         make_checkpoint(tmp_path, step)
     (tmp_path / "checkpoint-11").mkdir()
@@ -19,7 +19,7 @@ def test_the_last_checkpoint_is_the_whole_one_of_the_most_steps(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "given, expected",
+    "resume_from_checkpoint, expected",
     [
         (None, None),
         (False, None),
@@ -29,24 +29,24 @@ def test_the_last_checkpoint_is_the_whole_one_of_the_most_steps(tmp_path):
         ("other", "other"),
     ],
 )
-def test_a_run_goes_on_from_what_it_was_told(tmp_path, given, expected):
+def test_a_run_resumes_from_the_requested_checkpoint(tmp_path, resume_from_checkpoint, expected):
     make_checkpoint(tmp_path, 4)
-    resumed = resolve_checkpoint(given, str(tmp_path))
-    assert resumed == (str(tmp_path / expected) if expected == "checkpoint-4" else expected)
+    checkpoint = resolve_checkpoint(resume_from_checkpoint, str(tmp_path))
+    assert checkpoint == (str(tmp_path / expected) if expected == "checkpoint-4" else expected)
 
 
-def test_a_missing_checkpoint_is_named(tmp_path):
+def test_a_missing_checkpoint_is_an_error(tmp_path):
     with pytest.raises(
-        ValueError, match="`resume_from_checkpoint` is True, but '.*' holds no checkpoint. Leave it out"
+        ValueError, match="`resume_from_checkpoint` is True, but '.*' contains no checkpoint. Leave it out"
     ):
         resolve_checkpoint(True, str(tmp_path))
 
 
-def test_a_stage_that_was_stopped_goes_on(tmp_path):
-    """Its second call finds the last rollout's checkpoint, and so trains no more."""
+def test_a_stopped_stage_resumes(tmp_path):
+    """The second call finds the checkpoint of the last rollout, so it does not train."""
     settings = {"save_strategy": "steps", "save_steps": 1, "total_episodes": 8}
-    figures = train_to_end(ppo_trainer(tmp_path / CHECKPOINTS, **settings), tmp_path)
-    assert figures["episode"] == 8 and (tmp_path / "model.safetensors").is_file()
-    again = ppo_trainer(tmp_path / CHECKPOINTS, **settings)
-    again.compute_loss = None
-    assert train_to_end(again, tmp_path)["objective/kl"] == figures["objective/kl"]
+    metrics = train_to_end(ppo_trainer(tmp_path / CHECKPOINTS, **settings), tmp_path)
+    assert metrics["episode"] == 8 and (tmp_path / "model.safetensors").is_file()
+    second = ppo_trainer(tmp_path / CHECKPOINTS, **settings)
+    second.compute_loss = None
+    assert train_to_end(second, tmp_path)["objective/kl"] == metrics["objective/kl"]

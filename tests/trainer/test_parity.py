@@ -1,4 +1,4 @@
-"""With `method="none"` our trainer is TRL's: every logged number, every weight, bit for bit."""
+"""With `method="none"`, our trainer equals TRL's: all logged numbers and all weights are the same, bit for bit."""
 
 from functools import partial
 
@@ -13,8 +13,8 @@ from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 from trl_rlp.trainer.reward.rlp_reward_trainer import RLPRewardTrainer
 
 
-CLOCK = {"train_runtime", "train_samples_per_second", "train_steps_per_second"}
-EVAL_CLOCK = {"eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
+TIMES = {"train_runtime", "train_samples_per_second", "train_steps_per_second"}
+EVAL_TIMES = {"eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
 VARIANTS = {
     "accumulation": {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 1},
     "no checkpointing": {"gradient_checkpointing": False},
@@ -24,22 +24,22 @@ VARIANTS = {
 }
 
 
-def without_clock(history: list[dict]) -> list[dict]:
-    return [{key: value for key, value in row.items() if key not in CLOCK | EVAL_CLOCK} for row in history]
+def drop_times(history: list[dict]) -> list[dict]:
+    return [{key: value for key, value in row.items() if key not in TIMES | EVAL_TIMES} for row in history]
 
 
 def assert_same_run(ours, theirs):
-    assert without_clock(ours.state.log_history) == without_clock(theirs.state.log_history)
+    assert drop_times(ours.state.log_history) == drop_times(theirs.state.log_history)
     for (name, weight), other in zip(ours.model.named_parameters(), theirs.model.parameters(), strict=True):
         assert torch.equal(weight, other), name
 
 
-def both_runs(tmp_path, data=None, **settings) -> list[RewardTrainer]:
+def train_both(tmp_path, data=None, **settings) -> list[RewardTrainer]:
     runs = []
-    for make in (partial(rlp_trainer, method="none"), trl_trainer):
+    for build in (partial(rlp_trainer, method="none"), trl_trainer):
         settings = {"eval_strategy": "steps", "eval_steps": 2, **settings}
         data = data or {}
-        trainer = make(tmp_path / str(len(runs)), data=preferences(**data), eval_dataset=preferences(3), **settings)
+        trainer = build(tmp_path / str(len(runs)), data=preferences(**data), eval_dataset=preferences(3), **settings)
         trainer.train()
         runs.append(trainer)
     return runs
@@ -47,14 +47,14 @@ def both_runs(tmp_path, data=None, **settings) -> list[RewardTrainer]:
 
 @pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
 def test_every_step_equals_trl(tmp_path, settings):
-    ours, theirs = both_runs(tmp_path, **settings)
+    ours, theirs = train_both(tmp_path, **settings)
     assert len(ours.state.log_history) >= 6
     assert_same_run(ours, theirs)
 
 
 @pytest.mark.parametrize("data", [{}, {"margin": True}, {"chat": True}], ids=["text", "margin", "chat"])
 def test_every_format_equals_trl(tmp_path, data):
-    assert_same_run(*both_runs(tmp_path, data))
+    assert_same_run(*train_both(tmp_path, data))
 
 
 def test_an_adapter_equals_trl(tmp_path):
@@ -74,7 +74,7 @@ def test_an_adapter_equals_trl(tmp_path):
 
 
 def test_the_preference_loss_of_uml_starts_at_trls_loss(tmp_path):
-    """Views change the model from the first update on, so the first step has TRL's preference loss, up to padding."""
+    """Views change the model only after the first update. The first step has TRL's preference loss, up to padding."""
     theirs = trl_trainer(tmp_path / "theirs", max_steps=1)
     theirs.train()
     ours = rlp_trainer(tmp_path / "ours", max_steps=1)
@@ -85,8 +85,8 @@ def test_the_preference_loss_of_uml_starts_at_trls_loss(tmp_path):
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_accumulation_leaves_the_preference_loss_as_it_is(tmp_path, accumulation):
-    """Two micro-batches of one pair are one batch of two, for TRL's loss and so for ours."""
+def test_accumulation_does_not_change_the_preference_loss(tmp_path, accumulation):
+    """Two micro-batches of one pair equal one batch of two pairs, for TRL's loss and for ours."""
     settings = {"gradient_accumulation_steps": accumulation, "per_device_train_batch_size": 2 // accumulation}
     theirs = trl_trainer(tmp_path / "theirs", max_steps=1, **settings)
     theirs.train()

@@ -7,8 +7,8 @@ from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 
 
 @pytest.fixture
-def accelerator(monkeypatch):
-    """Says whether the machine trains in bf16, whatever machine this is."""
+def set_bf16_support(monkeypatch):
+    """Sets whether the machine can train in bf16, on any machine."""
 
     def set_support(is_supported: bool) -> None:
         monkeypatch.setattr(precision, "is_torch_bf16_gpu_available", lambda: is_supported)
@@ -28,18 +28,18 @@ def accelerator(monkeypatch):
         (False, {"bf16": True}, True),
     ],
 )
-def test_the_choice_of_the_user_goes_first_then_the_machine(accelerator, is_supported, args, expected):
-    accelerator(is_supported)
+def test_the_user_decides_and_then_the_machine(set_bf16_support, is_supported, args, expected):
+    set_bf16_support(is_supported)
     assert supported_precision(args) == {**args, "bf16": expected}
 
 
-def test_other_arguments_stay(accelerator):
-    accelerator(False)
+def test_other_arguments_are_kept(set_bf16_support):
+    set_bf16_support(False)
     assert supported_precision({"seed": 3}) == {"seed": 3, "bf16": False}
 
 
-def test_our_configuration_leaves_fp32_where_trl_s_fails(tmp_path, accelerator, monkeypatch):
-    accelerator(False)
+def test_our_configuration_uses_fp32_where_trls_fails(tmp_path, set_bf16_support, monkeypatch):
+    set_bf16_support(False)
     monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: False)
     with pytest.raises(ValueError, match="bf16"):
         RewardConfig(str(tmp_path))
@@ -47,12 +47,12 @@ def test_our_configuration_leaves_fp32_where_trl_s_fails(tmp_path, accelerator, 
     assert (config.bf16, config.fp16) == (False, False)
 
 
-def test_an_explicit_bf16_fails_as_trl_s_does(tmp_path, accelerator, monkeypatch):
-    accelerator(False)
+def test_an_explicit_bf16_fails_as_in_trl(tmp_path, set_bf16_support, monkeypatch):
+    set_bf16_support(False)
     monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: False)
     with pytest.raises(ValueError, match="Your setup doesn't support bf16"):
         RLPRewardConfig(str(tmp_path), bf16=True)
 
 
-def test_bf16_on_the_cpu_is_there_for_whoever_asks(tmp_path):
+def test_bf16_on_the_cpu_can_be_set(tmp_path):
     assert RLPRewardConfig(str(tmp_path), bf16=True, use_cpu=True).bf16 is True

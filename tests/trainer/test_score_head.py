@@ -41,12 +41,12 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
-def test_the_score_is_a_linear_map_of_the_hidden_state_that_is_found(make):
-    """Rows of 3, 2 and 5 tokens: multiplying the state by the layer's weights gives the score of the row."""
+@pytest.mark.parametrize("build", MODELS.values(), ids=MODELS)
+def test_the_score_is_a_linear_function_of_the_selected_state(build):
+    """Rows of 3, 2 and 5 tokens: the selected state times the layer's weights is the score of the row."""
     torch.manual_seed(0)
     tokenizer = tiny_tokenizer()
-    model = make(tokenizer).eval()
+    model = build(tokenizer).eval()
     input_ids = torch.tensor([[9, 8, 7, 0, 0], [6, 5, 0, 0, 0], [9, 9, 8, 8, 7]])
     layers = score_layers(model)
     with capture_score_inputs(layers) as captured, torch.no_grad():
@@ -58,7 +58,7 @@ def test_the_score_is_a_linear_map_of_the_hidden_state_that_is_found(make):
     assert torch.allclose(logits, expected, atol=1e-6)
 
 
-def test_the_hook_goes_when_the_pass_is_over():
+def test_the_hook_is_removed_after_the_pass():
     model = tiny_reward_model(tiny_tokenizer())
     with capture_score_inputs(score_layers(model)) as captured:
         pass
@@ -66,24 +66,24 @@ def test_the_hook_goes_when_the_pass_is_over():
     assert captured == []
 
 
-def test_the_last_token_that_is_not_padding_is_picked():
-    """Positions 1, 2 and 0: the pad token is 0, and one inside the text does not end it."""
+def test_the_last_token_that_is_not_padding_is_selected():
+    """Positions 1, 2 and 0. The pad token is 0. A pad token inside the text does not end the text."""
     hidden = torch.arange(9.0).reshape(3, 3, 1)
     input_ids = torch.tensor([[5, 6, 0], [5, 0, 6], [5, 0, 0]])
     assert select_scored_states(hidden, input_ids, 0).flatten().tolist() == [1.0, 5.0, 6.0]
 
 
-def test_a_pooled_state_is_taken_as_it_is():
+def test_a_pooled_state_is_returned_unchanged():
     hidden = torch.randn(2, 4)
     assert select_scored_states(hidden, torch.ones(2, 7), 0) is hidden
 
 
-def test_tokens_of_the_model_s_own_are_refused():
-    with pytest.raises(ValueError, match="saw 5 positions for 3 tokens.*adapter that adds no tokens"):
+def test_a_model_that_adds_tokens_is_an_error():
+    with pytest.raises(ValueError, match="got 5 positions for 3 tokens.*adapter that adds no tokens"):
         select_scored_states(torch.zeros(2, 5, 4), torch.ones(2, 3), 0)
 
 
-def test_an_unknown_head_is_refused():
+def test_an_unknown_head_is_an_error():
     class Unknown(nn.Module):
         def __init__(self):
             super().__init__()
@@ -99,14 +99,14 @@ def test_an_unknown_head_is_refused():
     [({}, True), ({"modules_to_save": ["score"]}, False), ({"task_type": "SEQ_CLS"}, False)],
     ids=str,
 )
-def test_a_frozen_head_is_told(settings, is_frozen):
+def test_a_frozen_head_is_detected(settings, is_frozen):
     model = tiny_reward_model(tiny_tokenizer())
     assert not has_frozen_score_head(model)
     adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"], **settings))
     assert has_frozen_score_head(adapted) is is_frozen
 
 
-def test_the_head_is_added_to_a_configuration_that_forgets_it(caplog):
+def test_the_head_is_added_to_a_configuration_without_it(caplog):
     config = LoraConfig(modules_to_save=["embed_tokens"])
     assert add_score_head(config).modules_to_save == ["embed_tokens", "classifier", "score"]
     assert config.modules_to_save == ["embed_tokens"]
@@ -123,6 +123,6 @@ def test_the_head_is_added_to_a_configuration_that_forgets_it(caplog):
     ],
     ids=["SEQ_CLS", "score", "classifier", "prefix"],
 )
-def test_other_configurations_stay_as_they_are(config, caplog):
+def test_other_configurations_are_not_changed(config, caplog):
     assert add_score_head(config) is config
     assert caplog.text == ""

@@ -13,8 +13,8 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForSequenceClassification
 
 from tests.tiny_models import tiny_reward_model, tiny_tokenizer
-from trl_rlp.trainer.ppo.critic import Critic
-from trl_rlp.trainer.ppo.critic_files import VALUE_MODEL, load_critic, save_critic
+from trl_rlp.trainer.ppo.ppo_checkpoints import VALUE_MODEL, load_critic, save_critic
+from trl_rlp.trainer.ppo.token_models import Critic
 from trl_rlp.trainer.score_head import add_score_head
 
 

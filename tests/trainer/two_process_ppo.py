@@ -8,8 +8,8 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from tests.ppo_runs import logged, ppo_trainer, prompts
-from trl_rlp.rlp_ppo.rlp_ppo_trainer import RLPPPOTrainer
 from trl_rlp.storage.processes import leave_process_group
+from trl_rlp.trainer.ppo.ppo_trainer import PPOTrainer
 
 
 ROLLOUT = 4
@@ -26,7 +26,7 @@ SETTINGS = {
 }
 
 
-def replay(trainer: RLPPPOTrainer) -> None:
+def replay(trainer: PPOTrainer) -> None:
     """Completions of 1 to 4 tokens that depend on the prompt alone."""
 
     def generate(prompt_ids, *args, **kwargs):
@@ -35,14 +35,15 @@ def replay(trainer: RLPPPOTrainer) -> None:
     trainer._generate_single_turn = generate
 
 
-def replicate_critic(trainer: RLPPPOTrainer) -> None:
+def replicate_critic(trainer: PPOTrainer) -> None:
     """As DeepSpeed has it: no wrapper around the critic, whose gradients are averaged by hand."""
-    ppo = trainer._ppo
-    ppo.critic = trainer._models.critic = trainer.accelerator.unwrap_model(ppo.critic)
-    ppo._is_replicated = True
+    optimizer = trainer._critic_optimizer
+    optimizer.critic = trainer._models.critic = trainer.accelerator.unwrap_model(optimizer.critic)
+    trainer._checkpoints.critic = optimizer.critic
+    optimizer._is_replicated = True
 
 
-def run(folder: Path, processes: int, is_replicated: bool = False) -> RLPPPOTrainer:
+def run(folder: Path, processes: int, is_replicated: bool = False) -> PPOTrainer:
     trainer = ppo_trainer(folder, prompts(12), per_device_train_batch_size=ROLLOUT // processes, **SETTINGS)
     if is_replicated:
         replicate_critic(trainer)
@@ -51,7 +52,7 @@ def run(folder: Path, processes: int, is_replicated: bool = False) -> RLPPPOTrai
     return trainer
 
 
-def weights(trainer: RLPPPOTrainer) -> list[torch.Tensor]:
+def weights(trainer: PPOTrainer) -> list[torch.Tensor]:
     models = (trainer.policy_model, trainer.value_model)
     return [parameter.detach().clone() for model in models for parameter in model.parameters()]
 

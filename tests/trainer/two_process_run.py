@@ -1,4 +1,4 @@
-"""Run by `torchrun --nproc_per_node 2`: refines on two processes and checks that nothing drifts apart."""
+"""Run by `torchrun --nproc_per_node 2`: refines on two processes and checks that they stay equal."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from accelerate.utils import gather_object
 
-from tests.reward_runs import SameText, logged, policy_samples, preferences, rlp_trainer
+from tests.reward_runs import SameText, get_logged, policy_samples, preferences, rlp_trainer
 from tests.tiny_models import tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.preferences.collator import SyntheticPreferenceCollator
 from trl_rlp.data.preferences.views import ViewSampler
@@ -14,8 +14,8 @@ from trl_rlp.storage.processes import leave_process_group
 from trl_rlp.trainer.reward.refinement_data import broadcast_from_main
 
 
-class LuckOfTheRank(SyntheticPreferenceCollator):
-    """Process 1 gets views of one instruction in every other batch, process 0 never."""
+class UnevenCollator(SyntheticPreferenceCollator):
+    """Process 1 gets views of a single prompt in every other batch. Process 0 never does."""
 
     rank, batches = 0, 0
 
@@ -34,13 +34,13 @@ def assert_equal_on_both(module: torch.nn.Module, before: dict[str, torch.Tensor
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def copies(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+def copy_weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: weight.detach().clone() for name, weight in module.named_parameters()}
 
 
 def refine(folder: Path, joint_forward: bool) -> None:
     tokenizer = tiny_tokenizer()
-    collator = LuckOfTheRank(
+    collator = UnevenCollator(
         tokenizer.pad_token_id, views=ViewSampler(policy_samples(), tokenizer), records_per_batch=2
     )
     settings = {"gradient_accumulation_steps": 2, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
@@ -48,22 +48,22 @@ def refine(folder: Path, joint_forward: bool) -> None:
         folder, data_collator=collator, joint_forward=joint_forward, data=preferences(32), **settings
     )
     assert trainer.accelerator.num_processes == 2
-    LuckOfTheRank.rank, LuckOfTheRank.batches = trainer.accelerator.process_index, 0
+    UnevenCollator.rank, UnevenCollator.batches = trainer.accelerator.process_index, 0
     heads = trainer.representation_term.heads_callback.heads
-    model_before, heads_before = copies(trainer.model), copies(heads)
+    model_before, heads_before = copy_weights(trainer.model), copy_weights(heads)
     trainer.train()
     assert_equal_on_both(trainer.model, model_before)
     assert_equal_on_both(heads, heads_before)
-    # Four micro-batches a step on two processes, of which process 1 skips one of its two.
-    assert logged(trainer, "skipped_view_batches") == [1.0] * 4
-    mine = logged(trainer, "mi")
-    assert gather_object([mine]) == [mine, mine]
+    # The two processes have four micro-batches per step. Process 1 skips one of its two.
+    assert get_logged(trainer, "skipped_view_batches") == [1.0] * 4
+    mi = get_logged(trainer, "mi")
+    assert gather_object([mi]) == [mi, mi]
     resumed = rlp_trainer(
         folder, data_collator=collator, joint_forward=joint_forward, data=preferences(32), **settings
     )
     resumed.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
     for key in ("loss", "mi", "grad_norm"):
-        assert logged(resumed, key) == logged(trainer, key), key
+        assert get_logged(resumed, key) == get_logged(trainer, key), key
 
 
 def synthesize(folder: Path) -> None:
@@ -75,8 +75,8 @@ def synthesize(folder: Path) -> None:
         labeling_reward_model=tiny_reward_model(tiny_tokenizer(), seed=5),
         labeling_processing_class=tiny_tokenizer(),
     )
-    mine = trainer.train_dataset["rejected_ids"]
-    assert gather_object([list(mine)]) == [list(mine), list(mine)]
+    rejected_ids = list(trainer.train_dataset["rejected_ids"])
+    assert gather_object([rejected_ids]) == [rejected_ids, rejected_ids]
     trainer.train()
 
     def fail():
@@ -87,7 +87,7 @@ def synthesize(folder: Path) -> None:
     except ValueError as error:
         assert str(error) == "no preference"
     else:
-        raise AssertionError("the error of process 0 did not reach this one")
+        raise AssertionError("the error of process 0 did not reach this process")
 
 
 if __name__ == "__main__":

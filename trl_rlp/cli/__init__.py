@@ -1,4 +1,4 @@
-"""The command line: argument parsing only, the work is done by the packages below."""
+"""The command line `trl-rlp`. It parses arguments and prints results. The other packages do the work."""
 
 from trl_rlp.cli.main import main
 

@@ -13,50 +13,55 @@ from trl_rlp.data.groups.equivalence import EQUIVALENCES, EmbeddingEquivalence, 
 @dataclass
 class EquivalenceArguments:
     """
-    Which outputs mean the same.
+    Arguments that define which completions have the same meaning.
 
     Args:
         equivalence (`str`, *optional*, defaults to `"nli"`):
-            `"nli"` (bidirectional entailment, the paper's), `"embedding"` (cosine similarity) or `"exact"` (equal
+            `"nli"` (bidirectional entailment, as in the paper), `"embedding"` (cosine similarity) or `"exact"` (equal
             text after normalization).
         equivalence_model (`str`, *optional*, defaults to `"microsoft/deberta-large-mnli"`):
-            Folder or Hub name of the NLI classifier or the sentence embedder. Not used by `"exact"`.
+            Folder or Hub name of the NLI classifier or the sentence embedding model. Ignored by `"exact"`.
         equivalence_rule (`str`, *optional*, defaults to `"strict"`):
-            Rule of `"nli"`: `"strict"` (both directions entail) or `"no_contradiction"` (neither contradicts).
+            Rule of `"nli"`: `"strict"` (both directions are entailment) or `"no_contradiction"` (no direction is a
+            contradiction).
         embedding_threshold (`float`, *optional*):
-            Cosine similarity from which two outputs mean the same, in [-1, 1]. Required by `"embedding"`: no value is
-            right for all texts.
+            Minimum cosine similarity of completions with the same meaning, in [-1, 1]. Required by `"embedding"`. It
+            has no default, because no value is right for all texts.
         equivalence_cache (`str`, *optional*):
-            File that keeps the NLI model's answers between runs.
+            File that keeps the labels of the NLI model between runs.
     """
 
     equivalence: str = field(
-        default="nli", metadata={"help": "Which outputs mean the same: `nli`, `embedding` or `exact`."}
+        default="nli",
+        metadata={"help": "Which completions have the same meaning: `nli`, `embedding` or `exact`."},
     )
     equivalence_model: str = field(
         default="microsoft/deberta-large-mnli",
-        metadata={"help": "Folder or Hub name of the NLI classifier or the sentence embedder."},
+        metadata={"help": "Folder or Hub name of the NLI classifier or the sentence embedding model."},
     )
     equivalence_rule: str = field(
         default="strict", metadata={"help": "Rule of `nli`: `strict` or `no_contradiction`."}
     )
     embedding_threshold: float | None = field(
         default=None,
-        metadata={"help": "Cosine similarity from which two outputs mean the same. Required by `embedding`."},
+        metadata={
+            "help": "Minimum cosine similarity of completions with the same meaning, in [-1, 1]. Required by "
+            "`embedding`."
+        },
     )
     equivalence_cache: str | None = field(
-        default=None, metadata={"help": "File that keeps the NLI model's answers between runs."}
+        default=None, metadata={"help": "File that keeps the labels of the NLI model between runs."}
     )
 
     def build(self) -> Any:
         """
-        Gives the equivalence that the arguments describe.
+        Builds the equivalence that the arguments describe.
 
         Returns:
-            An object as in `trl_rlp.data.groups`.
+            An equivalence of `trl_rlp.data.groups`.
 
         Raises:
-            ValueError: if the name is unknown or `embedding` has no threshold.
+            ValueError: if the name is unknown, or `"embedding"` has no threshold.
         """
         if self.equivalence not in EQUIVALENCES:
             raise ValueError(f"`equivalence` must be one of {sorted(EQUIVALENCES)}, got {self.equivalence!r}.")
@@ -64,30 +69,33 @@ class EquivalenceArguments:
             return ExactMatch()
         if self.equivalence == "embedding":
             if self.embedding_threshold is None:
-                raise ValueError("`embedding_threshold` is required by `embedding`. Choose it on texts like yours.")
+                raise ValueError("`embedding` needs `embedding_threshold`. Choose a value on texts like yours.")
             return EmbeddingEquivalence(self.equivalence_model, threshold=self.embedding_threshold)
         return NLIEquivalence(self.equivalence_model, rule=self.equivalence_rule, cache=self.equivalence_cache)
 
 
 def parse(command: str, description: str, options: Sequence[str], *dataclass_types: type) -> tuple[Any, ...]:
     """
-    Parses flags and a YAML `--config` as TRL's scripts do.
+    Parses command-line options and a YAML file (`--config`) as TRL's scripts do.
 
     Args:
         command (`str`):
-            Name of the command, for the help.
+            Name of the command, for the help text.
         description (`str`):
-            What it does, for the help.
+            What the command does, for the help text.
         options (`Sequence[str]`):
-            Words after the command.
+            Command-line arguments after the command.
         dataclass_types (`type`):
             Dataclasses to fill.
 
     Returns:
-        `tuple`: one instance a dataclass.
+        `tuple`: one instance per dataclass.
+
+    Raises:
+        ValueError: if the config file is not YAML, or has an unknown key.
     """
     parser = TrlParser(list(dataclass_types), prog=f"trl-rlp {command}", description=description)
     try:
         return parser.parse_args_and_config(args=list(options))
     except yaml.YAMLError as error:
-        raise ValueError(f"`--config` is not YAML ({error}). Write `name: value`, one a line.") from error
+        raise ValueError(f"`--config` is not YAML ({error}). Write `name: value`, one per line.") from error

@@ -1,4 +1,4 @@
-"""`trl-rlp COMMAND`: picks the command, and turns an expected error into one line."""
+"""The command line `trl-rlp COMMAND`. It runs a command and prints an expected error in one line."""
 
 import importlib
 import os
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 
 COMMANDS = {
-    "sample": "draw n completions a prompt from a model or a server",
-    "prefer": "turn samples into synthetic preferences (spg, select_all, reward, rlaif)",
+    "sample": "sample n completions per prompt from a model or a server",
+    "prefer": "make synthetic preferences from samples (spg, select_all, reward, rlaif)",
     "reward": "train a reward model, plain or refined on policy samples (uml, spg, uml+spg)",
     "run": "run Algorithm 1 from preferences and prompts to a retrained policy",
-    "evaluate": "win rates, a reward model on labeled pairs, or samples of a policy",
-    "quickstart": "run Algorithm 1 on SmolLM2-135M in ten minutes, without GPU, account or Hub",
+    "evaluate": "evaluate model outputs, a reward model, or policy samples",
+    "quickstart": "run Algorithm 1 on SmolLM2-135M in ten minutes, without a GPU, an account or the Hub",
 }
 EXPECTED_ERRORS = (ValueError, TypeError, OSError, RuntimeError, ImportError, ArithmeticError)
 TRACEBACK = "TRL_RLP_TRACEBACK"
@@ -20,7 +20,7 @@ TRACEBACK = "TRL_RLP_TRACEBACK"
 
 def usage() -> str:
     """
-    Gives what `trl-rlp --help` prints.
+    Returns the help text of `trl-rlp --help`.
 
     Returns:
         `str`.
@@ -36,7 +36,8 @@ def usage() -> str:
             "commands:",
             *lines,
             "",
-            "`trl-rlp COMMAND --help` lists the options of a command. Each may stand in a YAML file; flags go first.",
+            "`trl-rlp COMMAND --help` lists the options of a command. Options can also be in a YAML file. Options on",
+            "the command line override it.",
         ]
     )
 
@@ -45,13 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     Runs a command.
 
+    An expected error is printed in one line. Set the environment variable `TRL_RLP_TRACEBACK` to see its traceback.
+
     Args:
         argv (`Sequence[str]`, *optional*):
-            Words after `trl-rlp`; those of the process if `None`.
+            Command-line arguments after `trl-rlp`. Those of the process by default.
 
     Returns:
-        `int`: exit status, 0 if all went well, 2 if the input was at fault. An expected error is printed as one line;
-        with the environment variable `TRL_RLP_TRACEBACK` set it comes with its traceback.
+        `int`: exit status, 0 for success and 2 for an error.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in {"-h", "--help"}:
@@ -59,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if words else 2
     command, *options = words
     if command not in COMMANDS:
-        print(f"trl-rlp: no command '{command}'. Choose one of {', '.join(COMMANDS)}.", file=sys.stderr)
+        print(f"trl-rlp: unknown command '{command}'. Choose one of {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
     try:
         importlib.import_module(f"trl_rlp.cli.{command}").main(options)
@@ -67,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get(TRACEBACK):
             raise
         message = " ".join(str(error).split())
-        print(f"trl-rlp {command}: {message} [{TRACEBACK}=1 shows where]", file=sys.stderr)
+        print(f"trl-rlp {command}: {message} [Set {TRACEBACK}=1 to see the traceback.]", file=sys.stderr)
         return 2
     importlib.import_module("trl_rlp.storage.processes").leave_process_group()
     return 0

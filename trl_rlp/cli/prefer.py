@@ -1,16 +1,18 @@
-"""`trl-rlp prefer`."""
+"""The command `trl-rlp prefer`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+
+from datasets import Dataset
 
 from trl_rlp.cli.arguments import EquivalenceArguments, parse
 from trl_rlp.data.judges.language_model_judge import language_model_judge
 from trl_rlp.data.preferences.preferences import synthesize_preferences
 from trl_rlp.storage.artifacts import load_policy, load_reward_model
 from trl_rlp.storage.fingerprints import value_fingerprint
+from trl_rlp.storage.json_files import write_json
 from trl_rlp.storage.loading import load_rows
-from trl_rlp.storage.run_folder import MANIFEST, RunFolder, write_json
+from trl_rlp.storage.run_folder import RunFolder
 
 
 @dataclass
@@ -20,78 +22,97 @@ class PreferArguments:
 
     Args:
         samples (`str`):
-            Samples of the policy, as `trl-rlp sample` writes them.
+            Policy samples, as written by `trl-rlp sample`.
         output_dir (`str`):
             Folder for `preferences.jsonl` (TRL's preference format with audit columns) and `counts.json`.
         generator (`str`, *optional*, defaults to `"spg"`):
-            `"spg"`, `"select_all"`, `"reward"` or `"rlaif"`.
+            How pairs are made: `"spg"`, `"select_all"`, `"reward"` or `"rlaif"`.
         reward_model (`str`, *optional*):
-            Folder or Hub name of r, which picks the chosen side. Needed by all but `"rlaif"`.
+            Folder or Hub name of the reward model r, which selects the chosen completion. Required unless the
+            generator is `"rlaif"`.
         judge_model (`str`, *optional*):
-            Folder or Hub name of the language model that judges, for `"rlaif"`; in the paper the policy itself.
+            Folder or Hub name of the language model that serves as judge. Required by `"rlaif"`. The paper uses the
+            policy itself.
         threshold (`float`, *optional*, defaults to `0.5`):
-            γ: least confidence of a kept prompt, in [0, 1].
+            Minimum confidence of an accepted prompt, in [0, 1]. γ in the paper.
         chosen (`str`, *optional*, defaults to `"reward"`):
-            Which member of the largest group is chosen: `"reward"` (the highest) or `"random"`.
+            Which member of the largest group is chosen: `"reward"` (the one with the highest reward) or `"random"`.
         keep_candidates (`bool`, *optional*, defaults to `False`):
-            Whether to keep all candidates of the rejected side, for a collator that draws one anew each epoch.
+            Whether to keep all candidates for the rejected completion. A collator can then draw a new one in each
+            epoch.
         allow_unfinished_chosen (`bool`, *optional*, defaults to `False`):
-            Whether an output that was cut at its length limit may be the chosen side.
+            Whether the chosen completion may be unfinished, that is, truncated at the maximum length.
         max_length (`int`, *optional*):
-            Tokens that r reads at most; longer texts lose the beginning of their prompt.
+            Maximum input length of the reward model, in tokens. Longer inputs lose the beginning of their prompt.
         seed (`int`, *optional*, defaults to `42`):
-            Seed of every random choice.
+            Seed of all random choices.
     """
 
-    samples: str = field(metadata={"help": "Samples of the policy, as `trl-rlp sample` writes them."})
+    samples: str = field(metadata={"help": "Policy samples, as written by `trl-rlp sample`."})
     output_dir: str = field(metadata={"help": "Folder for `preferences.jsonl` and `counts.json`."})
-    generator: str = field(default="spg", metadata={"help": "`spg`, `select_all`, `reward` or `rlaif`."})
+    generator: str = field(
+        default="spg", metadata={"help": "How pairs are made: `spg`, `select_all`, `reward` or `rlaif`."}
+    )
     reward_model: str | None = field(
-        default=None, metadata={"help": "Folder or Hub name of r. Needed by all but `rlaif`."}
+        default=None, metadata={"help": "Folder or Hub name of the reward model r. Required unless `rlaif`."}
     )
     judge_model: str | None = field(
-        default=None, metadata={"help": "Folder or Hub name of the language model that judges, for `rlaif`."}
+        default=None, metadata={"help": "Folder or Hub name of the language model that serves as judge for `rlaif`."}
     )
-    threshold: float = field(default=0.5, metadata={"help": "gamma: least confidence of a kept prompt, in [0, 1]."})
+    threshold: float = field(
+        default=0.5, metadata={"help": "Minimum confidence of an accepted prompt, in [0, 1]. gamma in the paper."}
+    )
     chosen: str = field(
         default="reward", metadata={"help": "Which member of the largest group is chosen: `reward` or `random`."}
     )
     keep_candidates: bool = field(
-        default=False, metadata={"help": "Whether to keep all candidates of the rejected side."}
+        default=False, metadata={"help": "Whether to keep all candidates for the rejected completion."}
     )
     allow_unfinished_chosen: bool = field(
-        default=False, metadata={"help": "Whether an output that was cut at its length limit may be the chosen side."}
+        default=False, metadata={"help": "Whether the chosen completion may be unfinished."}
     )
-    max_length: int | None = field(default=None, metadata={"help": "Tokens that r reads at most."})
-    seed: int = field(default=42, metadata={"help": "Seed of every random choice."})
+    max_length: int | None = field(
+        default=None, metadata={"help": "Maximum input length of the reward model, in tokens."}
+    )
+    seed: int = field(default=42, metadata={"help": "Seed of all random choices."})
 
 
 def main(options: Sequence[str]) -> None:
     """
-    Makes synthetic preferences and writes `preferences.jsonl`.
+    Makes synthetic preferences and writes `preferences.jsonl` and `counts.json`.
 
     Args:
         options (`Sequence[str]`):
-            Words after `trl-rlp prefer`.
+            Command-line arguments after `trl-rlp prefer`.
     """
     arguments, equivalence_arguments = parse(
-        "prefer", "Turns samples into synthetic preferences.", options, PreferArguments, EquivalenceArguments
+        "prefer", "Makes synthetic preferences from policy samples.", options, PreferArguments, EquivalenceArguments
     )
     samples = load_rows(arguments.samples)
     settings = {name: value for name, value in vars(arguments).items() if name not in ("samples", "output_dir")}
     settings |= {"samples": value_fingerprint(samples.to_list()), **vars(equivalence_arguments)}
-    folder = Path(arguments.output_dir)
-    if not (folder / "preferences.jsonl").exists():
-        (folder / MANIFEST).unlink(missing_ok=True)  # a call that came to nothing claims no folder
-    RunFolder(folder, settings)
+    run = RunFolder(arguments.output_dir, settings)
+    try:
+        preferences, counts = _synthesize(samples, arguments, equivalence_arguments)
+        preferences.to_json(str(run.path / "preferences.jsonl"))
+        write_json(run.path / "counts.json", counts)
+    finally:
+        run.release()  # Only after a failure is the folder still empty.
+    print(f"{len(preferences)} preferences of {len(samples)} prompts, written to {run.path / 'preferences.jsonl'}")
+    print("\n".join(f"  {reason}: {count}" for reason, count in counts.items()))
+
+
+def _synthesize(
+    samples: Dataset, arguments: PreferArguments, equivalence_arguments: EquivalenceArguments
+) -> tuple[Dataset, dict[str, int]]:
     needs_groups = arguments.generator in {"spg", "select_all"} and "cluster_ids" not in samples.column_names
-    reward = load_reward_model(arguments.reward_model) if arguments.reward_model else (None, None)
-    preferences, counts = synthesize_preferences(
+    reward_model, tokenizer = load_reward_model(arguments.reward_model) if arguments.reward_model else (None, None)
+    return synthesize_preferences(
         samples,
         arguments.generator,
         equivalence=equivalence_arguments.build() if needs_groups else None,
-        reward_model=reward[0],
-        reward_processing_class=reward[1],
+        reward_model=reward_model,
+        reward_processing_class=tokenizer,
         judge=language_model_judge(*load_policy(arguments.judge_model)) if arguments.judge_model else None,
         threshold=arguments.threshold,
         chosen=arguments.chosen,
@@ -100,7 +121,3 @@ def main(options: Sequence[str]) -> None:
         max_length=arguments.max_length,
         seed=arguments.seed,
     )
-    preferences.to_json(str(folder / "preferences.jsonl"))
-    write_json(folder / "counts.json", counts)
-    print(f"{len(preferences)} preferences of {len(samples)} prompts, written to {folder / 'preferences.jsonl'}")
-    print("\n".join(f"  {reason}: {count}" for reason, count in counts.items()))

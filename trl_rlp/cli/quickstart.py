@@ -1,4 +1,4 @@
-"""`trl-rlp quickstart`."""
+"""The command `trl-rlp quickstart`."""
 
 from collections.abc import Sequence
 
@@ -9,11 +9,11 @@ from trl_rlp.quickstart.quickstart_config import QuickstartConfig
 
 def main(options: Sequence[str]) -> None:
     """
-    Runs Algorithm 1 on SmolLM2-135M and prints what came out.
+    Runs Algorithm 1 on SmolLM2-135M and prints the results.
 
     Args:
         options (`Sequence[str]`):
-            Words after `trl-rlp quickstart`.
+            Command-line arguments after `trl-rlp quickstart`.
     """
     (config,) = parse(
         "quickstart", "Runs all of RLP on SmolLM2-135M, within a time budget.", options, QuickstartConfig

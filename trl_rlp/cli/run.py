@@ -1,4 +1,4 @@
-"""`trl-rlp run`."""
+"""The command `trl-rlp run`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,45 +17,49 @@ from trl_rlp.storage.processes import process_state
 @dataclass
 class RunArguments:
     """
-    Data sets of `trl-rlp run`; each is a JSON-lines file, a folder of `save_to_disk`, or a Hub name.
+    Datasets of `trl-rlp run`. A dataset is a JSON-lines file, a folder written by `save_to_disk`, or a Hub name.
 
     Args:
         preference_dataset (`str`):
-            D: human preferences in TRL's format.
+            Human preferences D in TRL's preference format.
         prompt_dataset (`str`):
-            U: instructions, a column `prompt`; an optional column `answers` labels policy pairs for the gate.
-        preference_split (`str`, *optional*, defaults to `"train"`), prompt_split (`str`, *optional*, defaults to
-        `"train"`):
-            Splits of Hub data sets.
+            Prompts U with a column `prompt`. With a column `answers` (known answers), the gate also compares the
+            reward models on policy pairs.
+        preference_split (`str`, *optional*, defaults to `"train"`):
+            Split of `preference_dataset`, if it is on the Hub.
+        prompt_split (`str`, *optional*, defaults to `"train"`):
+            Split of `prompt_dataset`, if it is on the Hub.
         eval_preference_dataset (`str`, *optional*):
-            Human preferences for the gate. Held out from D if `None`.
+            Human preferences for the gate. By default a part of D is held out.
         eval_prompt_dataset (`str`, *optional*):
-            Prompts to compare the policies on. They are not compared if `None`.
+            Prompts to evaluate the policies on. By default the policies are not evaluated.
     """
 
-    preference_dataset: str = field(metadata={"help": "D: human preferences in TRL's format."})
-    prompt_dataset: str = field(metadata={"help": "U: instructions, a column `prompt`."})
-    preference_split: str = field(default="train", metadata={"help": "Split of a Hub preference data set."})
-    prompt_split: str = field(default="train", metadata={"help": "Split of a Hub prompt data set."})
+    preference_dataset: str = field(metadata={"help": "Human preferences D in TRL's preference format."})
+    prompt_dataset: str = field(metadata={"help": "Prompts U with a column `prompt`."})
+    preference_split: str = field(
+        default="train", metadata={"help": "Split of `preference_dataset`, if it is on the Hub."}
+    )
+    prompt_split: str = field(default="train", metadata={"help": "Split of `prompt_dataset`, if it is on the Hub."})
     eval_preference_dataset: str | None = field(
-        default=None, metadata={"help": "Human preferences for the gate. Held out from D if not given."}
+        default=None, metadata={"help": "Human preferences for the gate. By default a part of D is held out."}
     )
     eval_prompt_dataset: str | None = field(
-        default=None, metadata={"help": "Prompts to compare the policies on. Not compared if not given."}
+        default=None, metadata={"help": "Prompts to evaluate the policies on. By default they are not evaluated."}
     )
 
 
-def _optional(name: str | None) -> Dataset | None:
+def _load_optional(name: str | None) -> Dataset | None:
     return None if name is None else load_rows(name, "test")
 
 
 def main(options: Sequence[str]) -> None:
     """
-    Runs Algorithm 1 and prints where everything is.
+    Runs Algorithm 1, and prints the metrics and the folders of the models.
 
     Args:
         options (`Sequence[str]`):
-            Words after `trl-rlp run`.
+            Command-line arguments after `trl-rlp run`.
     """
     data, config, equivalence = parse(
         "run", "Runs Algorithm 1 of RLP.", options, RunArguments, RLPConfig, EquivalenceArguments
@@ -64,36 +68,42 @@ def main(options: Sequence[str]) -> None:
         config,
         load_rows(data.preference_dataset, data.preference_split),
         load_rows(data.prompt_dataset, data.prompt_split),
-        equivalence.build() if config.needs_groups() else None,
-        _optional(data.eval_preference_dataset),
-        _optional(data.eval_prompt_dataset),
+        equivalence.build() if config.reward_config().needs_groups else None,
+        _load_optional(data.eval_preference_dataset),
+        _load_optional(data.eval_prompt_dataset),
     )
     if process_state().is_main_process:
-        show(result)
+        print_result(result)
 
 
-def show(result: RLPResult) -> None:
+def print_result(result: RLPResult) -> None:
     """
-    Prints the figures of a run.
+    Prints the metrics of a run and the folders of its models.
 
     Args:
         result ([`RLPResult`]):
-            The run.
+            Result of the run.
     """
     console = Console()
-    gate = result.stages["gate"]["figures"]
-    table = Table("pairs", "reward model", "accuracy", "calibration error", "margin", "longer is better")
-    for name, figures in gate["figures"].items():
-        for model in ("before", "after"):
-            row = figures[model]
-            cells = [row["accuracy"], row["calibration_error"], row["margin"], row["length_accuracy"]]
-            table.add_row(f"{name} ({row['pairs']})", model, *(f"{cell:.3f}" for cell in cells))
-    console.print(table)
+    console.print(_build_gate_table(result.stages["gate"]["metrics"]["metrics"]))
     if "evaluation" in result.stages:
-        policies = result.stages["evaluation"]["figures"]
-        table = Table("outputs on held-out prompts", *policies)
-        for figure in next(iter(policies.values())):
-            table.add_row(figure, *(f"{figures[figure]:.3f}" for figures in policies.values()))
-        console.print(table)
+        console.print(_build_policy_table(result.stages["evaluation"]["metrics"]))
     console.print(f"refined reward model: {result.refined_reward_model}", soft_wrap=True)
     console.print(f"retrained policy:     {result.retrained_policy}", soft_wrap=True)
+
+
+def _build_gate_table(sets: dict[str, dict]) -> Table:
+    table = Table("pairs", "reward model", "accuracy", "calibration error", "margin", "length baseline")
+    for name, metrics in sets.items():
+        for model in ("before", "after"):
+            row = metrics[model]
+            cells = [row["accuracy"], row["calibration_error"], row["margin"], row["length_accuracy"]]
+            table.add_row(f"{name} ({row['pairs']})", model, *(f"{cell:.3f}" for cell in cells))
+    return table
+
+
+def _build_policy_table(policies: dict[str, dict[str, float]]) -> Table:
+    table = Table("samples on held-out prompts", *policies)
+    for name in next(iter(policies.values())):
+        table.add_row(name, *(f"{metrics[name]:.3f}" for metrics in policies.values()))
+    return table

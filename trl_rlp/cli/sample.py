@@ -1,4 +1,4 @@
-"""`trl-rlp sample`."""
+"""The command `trl-rlp sample`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,60 +20,66 @@ class SampleArguments:
 
     Args:
         model (`str`):
-            Folder or Hub name of a causal LM, or with `base_url` the model's name on the server.
+            Folder or Hub name of a causal LM. With `base_url`, the name of the model on the server.
         prompts (`str`):
-            JSON-lines file, folder of `save_to_disk` or Hub name of a data set with a column of prompts.
+            Dataset with a column of prompts: a JSON-lines file, a folder written by `save_to_disk`, or a Hub name.
         output_dir (`str`):
-            Folder for `samples.jsonl` (`prompt`, `completions`, `finished`) and for the shards a later call goes on
-            from.
+            Folder for `samples.jsonl` (`prompt`, `completions`, `finished`) and for the shards. After an interruption,
+            the next call resumes from the shards.
         split (`str`, *optional*, defaults to `"train"`):
-            Split of a Hub data set.
+            Split of `prompts`, if it is on the Hub.
         prompt_column (`str`, *optional*, defaults to `"prompt"`):
-            Column that holds the prompts, text or messages.
+            Column of the prompts, as text or messages.
         base_url (`str`, *optional*):
-            An OpenAI-compatible server, for example `http://localhost:8000/v1`. Sampling is in process if `None`.
+            Base URL of an OpenAI-compatible server, for example `http://localhost:8000/v1`. By default, the command
+            samples in process.
         num_generations (`int`, *optional*, defaults to `10`):
-            n: completions a prompt.
+            Number of completions per prompt, at least 2. n in the paper.
         temperature (`float`, *optional*, defaults to `1.0`):
             Sampling temperature, above 0.
         top_p (`float`, *optional*, defaults to `1.0`):
-            Nucleus of the sampling, in (0, 1].
+            Top-p (nucleus) sampling, in (0, 1].
         max_new_tokens (`int`, *optional*, defaults to `300`):
-            Longest completion, in tokens.
+            Maximum completion length, in tokens.
         seed (`int`, *optional*, defaults to `42`):
-            Seed.
+            Seed. The same seed gives the same samples.
         tokens_per_batch (`int`, *optional*, defaults to `8192`):
-            In process: tokens sampled at once, prompts and completions together.
+            Maximum number of tokens per batch, prompts and completions together. For sampling in process.
         max_concurrency (`int`, *optional*, defaults to `16`):
-            Server: requests under way at once.
+            Maximum number of concurrent requests. For sampling from a server.
     """
 
     model: str = field(metadata={"help": "Folder or Hub name of a causal LM, or its name on the server."})
-    prompts: str = field(metadata={"help": "JSON-lines file, folder or Hub name of a data set with prompts."})
+    prompts: str = field(metadata={"help": "JSON-lines file, folder or Hub name of a dataset with prompts."})
     output_dir: str = field(metadata={"help": "Folder for `samples.jsonl` and for the shards of an interrupted run."})
-    split: str = field(default="train", metadata={"help": "Split of a Hub data set."})
-    prompt_column: str = field(default="prompt", metadata={"help": "Column that holds the prompts."})
+    split: str = field(default="train", metadata={"help": "Split of `prompts`, if it is on the Hub."})
+    prompt_column: str = field(default="prompt", metadata={"help": "Column of the prompts, as text or messages."})
     base_url: str | None = field(
-        default=None, metadata={"help": "An OpenAI-compatible server, for example http://localhost:8000/v1."}
+        default=None,
+        metadata={"help": "Base URL of an OpenAI-compatible server, for example http://localhost:8000/v1."},
     )
-    num_generations: int = field(default=10, metadata={"help": "n: completions a prompt, at least 2."})
+    num_generations: int = field(default=10, metadata={"help": "Number of completions per prompt, at least 2."})
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature, above 0."})
-    top_p: float = field(default=1.0, metadata={"help": "Nucleus of the sampling, in (0, 1]."})
-    max_new_tokens: int = field(default=300, metadata={"help": "Longest completion, in tokens."})
-    seed: int = field(default=42, metadata={"help": "Seed: the same seed gives the same samples."})
-    tokens_per_batch: int = field(default=8192, metadata={"help": "In process: tokens sampled at once."})
-    max_concurrency: int = field(default=16, metadata={"help": "Server: requests under way at once."})
+    top_p: float = field(default=1.0, metadata={"help": "Top-p (nucleus) sampling, in (0, 1]."})
+    max_new_tokens: int = field(default=300, metadata={"help": "Maximum completion length, in tokens."})
+    seed: int = field(default=42, metadata={"help": "Seed. The same seed gives the same samples."})
+    tokens_per_batch: int = field(
+        default=8192, metadata={"help": "Maximum number of tokens per batch. For sampling in process."}
+    )
+    max_concurrency: int = field(
+        default=16, metadata={"help": "Maximum number of concurrent requests. For sampling from a server."}
+    )
 
 
 def main(options: Sequence[str]) -> None:
     """
-    Samples and writes `samples.jsonl`.
+    Samples completions and writes `samples.jsonl`.
 
     Args:
         options (`Sequence[str]`):
-            Words after `trl-rlp sample`.
+            Command-line arguments after `trl-rlp sample`.
     """
-    (arguments,) = parse("sample", "Draws n completions a prompt.", options, SampleArguments)
+    (arguments,) = parse("sample", "Samples n completions per prompt.", options, SampleArguments)
     prompts = load_rows(arguments.prompts, arguments.split)
     if arguments.prompt_column != "prompt":
         prompts = prompts.rename_column(arguments.prompt_column, "prompt")
@@ -104,5 +110,5 @@ def main(options: Sequence[str]) -> None:
     if process_state().is_main_process:
         path = Path(arguments.output_dir) / "samples.jsonl"
         samples.to_json(str(path))
-        figures = describe_outputs(samples)
-        print(f"{figures['outputs']} completions, {figures['finished']:.0%} finished, written to {path}")
+        metrics = describe_outputs(samples)
+        print(f"{metrics['outputs']} completions, {metrics['finished']:.0%} finished, written to {path}")

@@ -1,4 +1,4 @@
-"""Rows of token ids in padded batches, through a model in eval mode."""
+"""Padded batches of token id rows, and models in eval mode."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,16 +10,17 @@ from transformers import PreTrainedConfig
 
 def token_budget_batches(lengths: list[int], tokens_per_batch: int) -> list[list[int]]:
     """
-    Splits rows into batches of similar length whose padded size stays within a budget.
+    Splits rows into batches of similar length whose padded size stays within a token budget.
 
     Args:
         lengths (`list[int]`):
             Length of each row, in tokens.
         tokens_per_batch (`int`):
-            Largest number of rows times longest row, in tokens, at least 1. A longer row is a batch of its own.
+            Maximum of (number of rows) * (length of the longest row), in tokens, at least 1. A longer row forms its
+            own batch.
 
     Returns:
-        `list[list[int]]`: row numbers, longest rows first, so that memory runs out at once or never.
+        `list[list[int]]`: row numbers. The longest rows come first, so that a lack of memory shows in the first batch.
 
     Raises:
         ValueError: if `tokens_per_batch` is below 1.
@@ -39,19 +40,19 @@ def pad_right(
     rows: list[list[int]], pad_token_id: int, device: torch.device | str = "cpu"
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Pads rows of token ids on the right to the length of the longest.
+    Pads rows of token ids on the right to the length of the longest row.
 
     Args:
         rows (`list[list[int]]`):
             Token ids.
         pad_token_id (`int`):
-            What to pad with.
+            Padding token.
         device (`torch.device` or `str`, *optional*, defaults to `"cpu"`):
-            Where the tensors go.
+            Device of the tensors.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`, both of shape `(batch, length)`: the ids, and 1 for a token and 0 for
-        padding.
+        `tuple[torch.Tensor, torch.Tensor]`, both of shape `(batch, length)`: the token ids, and an attention mask with
+        1 for tokens and 0 for padding.
     """
     ids = [torch.tensor(row, dtype=torch.long) for row in rows]
     input_ids = nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=pad_token_id)  # (batch, length)
@@ -65,31 +66,32 @@ def require_context(config: PreTrainedConfig, lengths: list[int]) -> None:
 
     Args:
         config (`transformers.PreTrainedConfig`):
-            Config of the model. One that names no `max_position_embeddings` has no limit.
+            Config of the model. A config without `max_position_embeddings` sets no limit.
         lengths (`list[int]`):
             Length of each row, in tokens.
 
     Raises:
-        ValueError: if a row is longer, naming the longest.
+        ValueError: if a row is longer than the context. The message names the longest row.
     """
     text_config = config.get_text_config()
     longest = max(range(len(lengths)), key=lambda row: lengths[row])
     if hasattr(text_config, "max_position_embeddings") and lengths[longest] > text_config.max_position_embeddings:
         raise ValueError(
             f"Row {longest} has {lengths[longest]} tokens, more than the model's context of "
-            f"{text_config.max_position_embeddings}. Cut prompts with `max_length` where it is offered, or drop such "
-            "rows."
+            f"{text_config.max_position_embeddings}. Truncate prompts with `max_length` where the function has it, or "
+            "drop long rows."
         )
 
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """
-    Puts a model into eval mode without gradients, and each submodule back into its own mode afterwards.
+    Puts a model into eval mode without gradients. Afterwards each submodule returns to its own mode.
 
     Args:
         model (`torch.nn.Module`):
-            Any model; frozen parts of a model in training may be in eval mode already, and stay so.
+            Any model. Submodules that were in eval mode before, such as frozen parts of a model in training, stay in
+            eval mode.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

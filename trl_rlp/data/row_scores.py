@@ -1,4 +1,4 @@
-"""The reward of rows of token ids: one forward pass a batch, read at the last token that is not padding."""
+"""The rewards of token id rows. Each batch takes one forward pass."""
 
 import torch
 from peft import PeftModel
@@ -19,23 +19,26 @@ def score_rows(
     require_finite: bool = True,
 ) -> list[float]:
     """
-    Gives the reward of each row. Who has text asks [`score`].
+    Computes the reward of each row of token ids. For text, use [`score`].
+
+    The reward is the model's output at the last token that is not padding.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            Sequence classifier with `num_labels=1`, on any device; not a wrapper such as `DistributedDataParallel`.
+            Sequence classifier with `num_labels=1`, on any device. Wrappers such as `DistributedDataParallel` are not
+            accepted.
         rows (`list[list[int]]`):
-            Token ids of the model's tokenizer, prompt and completion, with EOS where the completion ended by itself.
+            Token ids of prompt and completion from the model's tokenizer. Finished completions end with EOS.
         tokens_per_batch (`int`, *optional*, defaults to `8192`):
-            Tokens a batch holds, padding included. A longer row is a batch of its own.
+            Maximum number of tokens per batch, padding included. A longer row forms its own batch.
         require_finite (`bool`, *optional*, defaults to `True`):
-            Whether a reward that is NaN or infinite is an error; else it is for the caller to notice.
+            Whether to raise an error if a reward is NaN or infinite. With `False`, such rewards are returned.
 
     Returns:
-        `list[float]`: rewards in the order of the rows, unbounded, higher is better.
+        `list[float]`: one reward per row, in order. Rewards are unbounded, and higher is better.
 
     Raises:
-        TypeError, ValueError: as [`score`].
+        TypeError, ValueError: for the same reasons as [`score`].
     """
     require_reward_model(model)
     if not rows:
@@ -50,18 +53,18 @@ def score_rows(
         row = int((~rewards.isfinite()).nonzero()[0])
         raise ValueError(
             f"The reward of row {row} is {rewards[row].item()}. Check the weights of `model` and its dtype (fp16 "
-            "overflows; use bf16 or fp32)."
+            "overflows, so use bf16 or fp32)."
         )
     return rewards.tolist()
 
 
 def require_reward_model(model: PreTrainedModel | PeftModel) -> None:
     """
-    Checks that a model gives one number a row.
+    Checks that a model is a sequence classifier with one output.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            What the user passed.
+            The user's model.
 
     Raises:
         TypeError: if `model` is not a `transformers` model.
@@ -85,8 +88,8 @@ def _require_scorable(model: PreTrainedModel | PeftModel, rows: list[list[int]])
     for row, ids in enumerate(rows):
         if ids and max(ids) >= size:
             raise ValueError(
-                f"Row {row} holds token id {max(ids)}, outside the reward model's embedding of {size} rows. Pass the "
-                "tokenizer that belongs to `model`, or call `model.resize_token_embeddings`."
+                f"Row {row} contains token id {max(ids)}, outside the reward model's embedding of {size} rows. Pass "
+                "the tokenizer of `model`, or call `model.resize_token_embeddings`."
             )
     config = model.config.get_text_config()
     if config.pad_token_id is None and len(rows) > 1:
@@ -96,14 +99,14 @@ def _require_scorable(model: PreTrainedModel | PeftModel, rows: list[list[int]])
         )
     if any(ids[-1] == config.pad_token_id for ids in rows):
         logger.warning_once(
-            f"The pad token (id {config.pad_token_id}) also ends texts, as it does where pad equals EOS: the reward "
-            "is read before the end, so it cannot tell finished from unfinished. Call "
-            "`ensure_pad_token(model, processing_class)` before the reward model is trained."
+            f"Texts end with the pad token (id {config.pad_token_id}), which happens if pad equals EOS. Their reward "
+            "is read before the last token, so it cannot tell finished from unfinished texts. Call "
+            "`ensure_pad_token(model, processing_class)` before you train the reward model."
         )
 
 
 def _forward(model: PreTrainedModel, rows: list[list[int]]) -> torch.Tensor:
     pad_token_id = model.config.get_text_config().pad_token_id
-    # Without a pad token there is one row only, so the value never shows.
+    # A model without a pad token gets one row per batch, so the padding value does not matter.
     input_ids, attention_mask = pad_right(rows, 0 if pad_token_id is None else pad_token_id, model.device)
     return model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits.squeeze(-1)  # (batch,)

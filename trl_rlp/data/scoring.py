@@ -1,4 +1,6 @@
-"""One way to turn a prompt and a completion into token ids and a reward, for everything that asks for one."""
+"""The one function that scores completions, and the token ids that it scores."""
+
+from collections.abc import Iterable, Iterator
 
 from datasets import Dataset
 from peft import PeftModel
@@ -34,31 +36,31 @@ def scoring_ids(
     max_length: int | None = None,
 ) -> list[int]:
     """
-    Gives the token ids of a prompt and its completion, as the reward model reads them.
+    Returns the token ids of a prompt and its completion, as the reward model reads them.
 
-    For a finished completion they are the ids that `trl.RewardTrainer` makes of a pair with this prompt and
-    completion: text is joined and the EOS token appended unless it is there, messages go through the chat template. An
-    unfinished completion (cut by the token limit) gets no EOS, and its chat turn is left open.
+    For a finished completion, the ids are the same as `trl.RewardTrainer`'s for this prompt and completion. Prompt and
+    completion text are joined, and the EOS token is appended if it is missing. Messages go through the chat template.
+    An unfinished completion (one that was stopped by the token limit) gets no EOS token, and its chat turn stays open.
 
     Args:
         processing_class (`transformers.PreTrainedTokenizerBase`):
-            Tokenizer of the reward model. It may differ from the policy's.
+            Tokenizer of the reward model. It may differ from the policy's tokenizer.
         prompt (`str` or `list[dict[str, str]]`):
-            Text, or messages with `role` and `content`. Empty where the completion holds the whole text or chat.
+            Text, or messages with `role` and `content`. Empty if the completion holds the whole text or chat.
         completion (`str` or `list[dict[str, str]]`):
-            Text, which after messages becomes one assistant turn (if they end with one, its second part), or messages.
+            Text or messages. After messages, text becomes one assistant turn. If the prompt ends with an assistant
+            message, the text continues that turn.
         finished (`bool`, *optional*, defaults to `True`):
-            Whether the completion ended by itself.
+            Whether the completion ended with EOS.
         max_length (`int`, *optional*):
-            Longest result, in tokens. What is longer loses the beginning of its prompt; a BOS token, the end of the
-            completion and its EOS stay. TRL drops such pairs instead.
+            Maximum number of tokens. Longer rows lose the beginning of their prompt. A BOS token, the end of the
+            completion and its EOS token stay. TRL drops such pairs instead.
 
     Returns:
         `list[int]`: token ids, at most `max_length`.
 
     Raises:
-        ValueError: if the tokenizer lacks the EOS token or the chat template that is needed, or `max_length` is below
-            1.
+        ValueError: if the tokenizer lacks a required EOS token or chat template, or if `max_length` is below 1.
 
     Example:
 
@@ -78,7 +80,7 @@ def batch_scoring_ids(
     max_length: int | None = None,
 ) -> list[list[int]]:
     """
-    Gives [`scoring_ids`] of many rows with one call of the tokenizer, and logs how many were cut.
+    Returns the [`scoring_ids`] of many rows with one tokenizer call, and logs how many rows were truncated.
 
     Args:
         processing_class (`transformers.PreTrainedTokenizerBase`):
@@ -86,23 +88,23 @@ def batch_scoring_ids(
         prompts (`list`):
             Prompts, all text or all messages.
         completions (`list`):
-            One completion a prompt.
+            One completion per prompt.
         finished (`list[bool]`, *optional*):
-            Whether each completion ended by itself. Defaults to all.
+            Whether each completion ended with EOS. By default all did.
         max_length (`int`, *optional*):
-            Longest result, in tokens.
+            Maximum number of tokens per row.
 
     Returns:
-        `list[list[int]]`: one list of token ids a row.
+        `list[list[int]]`: one list of token ids per row.
 
     Raises:
-        ValueError: as [`scoring_ids`], or if the lists differ in length.
+        ValueError: if the lists differ in length, or for the same reasons as [`scoring_ids`].
     """
     finished = [True] * len(prompts) if finished is None else finished
     if not len(prompts) == len(completions) == len(finished):
         raise ValueError(
             f"`prompts`, `completions` and `finished` have {len(prompts)}, {len(completions)} and {len(finished)} "
-            "entries. Give one completion and one boolean a prompt."
+            "entries. Pass one completion and one boolean per prompt."
         )
     if not prompts:
         return []
@@ -111,48 +113,62 @@ def batch_scoring_ids(
     texts = [render(processing_class, *row) for row in zip(prompts, completions, finished, strict=True)]
     # A chat template writes the special tokens itself.
     rows = processing_class(text=texts, add_special_tokens=not is_chat)["input_ids"]
-    if max_length is None:
-        return rows
-    rows, overlong = cut_prompts(rows, processing_class, max_length)
-    warn_of_cut_prompts(overlong, len(rows), max_length)
-    return rows
+    return list(cut_prompts(rows, processing_class, max_length))
 
 
 def cut_prompts(
-    rows: list[list[int]], processing_class: PreTrainedTokenizerBase, max_length: int
-) -> tuple[list[list[int]], int]:
+    rows: Iterable[list[int]],
+    processing_class: PreTrainedTokenizerBase,
+    max_length: int | None,
+    *,
+    log_count: bool = True,
+) -> Iterator[list[int]]:
     """
-    Cuts rows of [`scoring_ids`] on the left: the beginning of the prompt goes, a BOS token in front of it stays.
+    Truncates rows of [`scoring_ids`] on the left, and logs once how many were truncated.
+
+    A truncated row loses the beginning of its prompt. A BOS token at its start stays. The count is logged after the
+    last row. Rows are read one at a time, so that a large dataset needs little memory.
 
     Args:
-        rows (`list[list[int]]`):
+        rows (`Iterable[list[int]]`):
             Token ids.
         processing_class (`transformers.PreTrainedTokenizerBase`):
-            Tokenizer that made them.
-        max_length (`int`):
-            Longest result, in tokens, at least 1.
+            Tokenizer of the rows.
+        max_length (`int`, *optional*):
+            Maximum number of tokens per row, at least 1. `None` changes nothing.
+        log_count (`bool`, *optional*, defaults to `True`):
+            Whether to log the count. A caller with rows in several batches passes `False`, and logs one count for all
+            of them with [`warn_of_cut_prompts`].
 
     Returns:
-        `tuple[list[list[int]], int]`: the rows, and how many were cut.
+        `Iterator[list[int]]`: the rows in their order.
 
     Raises:
         ValueError: if `max_length` is below 1.
     """
+    if max_length is None:
+        yield from rows
+        return
     if max_length < 1:
         raise ValueError(f"`max_length` must be at least 1 token, got {max_length}. Use None for no limit.")
-    overlong = sum(len(ids) > max_length for ids in rows)
-    return [_cut_prompt(ids, max_length, processing_class.bos_token_id) for ids in rows], overlong
+    overlong = total = 0
+    for ids in rows:
+        total += 1
+        overlong += len(ids) > max_length
+        yield _cut_prompt(ids, max_length, processing_class.bos_token_id)
+    if log_count:
+        warn_of_cut_prompts(overlong, total, max_length)
 
 
 def warn_of_cut_prompts(overlong: int, total: int, max_length: int) -> None:
     """
-    Logs how many texts lost the beginning of their prompt, if any did.
+    Logs how many texts lost the beginning of their prompt. Logs nothing if none did.
 
     Args:
         overlong (`int`):
-            Texts that were cut.
+            Number of truncated texts.
         total (`int`):
-            All texts.
+            Number of texts.
         max_length (`int`):
             The limit, in tokens.
     """
@@ -163,12 +179,20 @@ def warn_of_cut_prompts(overlong: int, total: int, max_length: int) -> None:
         )
 
 
+def _cut_prompt(ids: list[int], max_length: int, bos_token_id: int | None) -> list[int]:
+    if len(ids) <= max_length:
+        return ids
+    if ids[0] == bos_token_id and max_length > 1:
+        return ids[:1] + ids[1 - max_length :]
+    return ids[-max_length:]
+
+
 def _render_text(processing_class: PreTrainedTokenizerBase, prompt: str, completion: str, finished: bool) -> str:
     eos_token = processing_class.eos_token
     if not finished:
         return prompt + completion
     if eos_token is None:
-        raise ValueError("`processing_class` has no EOS token, which ends a finished text. Set its `eos_token`.")
+        raise ValueError("`processing_class` has no EOS token, but finished texts end with it. Set its `eos_token`.")
     return prompt + completion if completion.endswith(eos_token) else prompt + completion + eos_token
 
 
@@ -178,30 +202,26 @@ def _render_chat(
     if processing_class.chat_template is None:
         raise ValueError("`processing_class` has no chat template, but the prompts are messages. Set `chat_template`.")
     if isinstance(completion, str):
-        prompt, begun = split_assistant_prefill(prompt)
-        completion = assistant_turn(begun + completion)
+        prompt, prefill = split_assistant_prefill(prompt)
+        completion = assistant_turn(prefill + completion)
     messages = prompt + completion
     if finished:
         return processing_class.apply_chat_template(messages, tokenize=False)
     try:
         return processing_class.apply_chat_template(messages, tokenize=False, continue_final_message=True)
-    except ValueError:  # the template rewrites the turn, as those do that set reasoning apart
-        return _without_end_of_turn(processing_class, messages)
+    except ValueError:  # the template rewrites the turn, for example to separate the reasoning from the answer
+        return _render_open_turn(processing_class, messages)
 
 
-def _without_end_of_turn(processing_class: PreTrainedTokenizerBase, messages: Messages) -> str:
-    """The whole chat less what the template writes behind a turn, which a turn of one known word shows."""
-    known = [*messages[:-1], {**messages[-1], "content": _WORD}]
-    _, _, end = processing_class.apply_chat_template(known, tokenize=False).rpartition(_WORD)
-    return processing_class.apply_chat_template(messages, tokenize=False).removesuffix(end)
+def _render_open_turn(processing_class: PreTrainedTokenizerBase, messages: Messages) -> str:
+    """
+    Renders the chat without the text that the template writes after the last turn.
 
-
-def _cut_prompt(ids: list[int], max_length: int, bos_token_id: int | None) -> list[int]:
-    if len(ids) <= max_length:
-        return ids
-    if ids[0] == bos_token_id and max_length > 1:
-        return ids[:1] + ids[1 - max_length :]
-    return ids[-max_length:]
+    A chat whose last turn is one known word shows what that text is.
+    """
+    known_chat = [*messages[:-1], {**messages[-1], "content": _WORD}]
+    _, _, end_of_turn = processing_class.apply_chat_template(known_chat, tokenize=False).rpartition(_WORD)
+    return processing_class.apply_chat_template(messages, tokenize=False).removesuffix(end_of_turn)
 
 
 def score(
@@ -215,35 +235,36 @@ def score(
     tokens_per_batch: int = 8192,
 ) -> list[float]:
     """
-    Gives the reward of each completion, the same whoever asks: labeling, policy optimization or evaluation.
+    Computes the reward of each completion. Labeling, policy optimization and evaluation all use this function.
 
-    The reward is the model's output at its last token that is not padding. Rows are padded on the right, sorted by
-    length and batched by token budget; apart from rounding the result does not depend on the batching. The model is
-    put into eval mode and handed back as it was.
+    The reward is the model's output at the last token that is not padding. Rows are sorted by length, batched by token
+    budget and padded on the right. Apart from rounding, the rewards do not depend on the batches. The model runs in
+    eval mode, and its modules return to their own modes afterwards.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            Sequence classifier with `num_labels=1`, on any device; not a wrapper such as `DistributedDataParallel`.
+            Sequence classifier with `num_labels=1`, on any device. Wrappers such as `DistributedDataParallel` are not
+            accepted.
         processing_class (`transformers.PreTrainedTokenizerBase`):
             Tokenizer of `model`.
         prompts (`list`):
             Prompts, all text or all messages.
         completions (`list`):
-            One completion a prompt.
+            One completion per prompt.
         finished (`list[bool]`, *optional*):
-            Whether each completion ended by itself and so gets its EOS token. Defaults to all.
+            Whether each completion ended with EOS. Only finished completions get their EOS token. By default all did.
         max_length (`int`, *optional*):
-            Longest input in tokens; what is longer loses the beginning of its prompt.
+            Maximum number of tokens per row. Longer rows lose the beginning of their prompt.
         tokens_per_batch (`int`, *optional*, defaults to `8192`):
-            Tokens a batch holds, padding included. A longer row is a batch of its own.
+            Maximum number of tokens per batch, padding included. A longer row forms its own batch.
 
     Returns:
-        `list[float]`: rewards in the order of the rows, unbounded, higher is better.
+        `list[float]`: one reward per row, in order. Rewards are unbounded, and higher is better.
 
     Raises:
         TypeError: if `model` is not a `transformers` model.
-        ValueError: if `num_labels` is not 1, the model has no pad token, the lists differ in length, an input is
-            longer than the model's context, or a reward is NaN or infinite.
+        ValueError: if `num_labels` is not 1, the model has no pad token, the lists differ in length, a row is longer
+            than the model's context, or a reward is NaN or infinite.
 
     Example:
 
@@ -265,23 +286,23 @@ def score_samples(
     max_length: int | None = None,
 ) -> list[list[float]]:
     """
-    Gives the rewards of all outputs of policy samples.
+    Computes the rewards of all completions of policy samples.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            As [`score`] takes it.
+            Reward model, as in [`score`].
         processing_class (`transformers.PreTrainedTokenizerBase`):
             Tokenizer of `model`.
         samples (`datasets.Dataset`):
-            Policy samples: `prompt`, `completions` (n of them), `finished`.
+            Policy samples with `prompt`, n `completions` and `finished`.
         max_length (`int`, *optional*):
-            As in [`score`].
+            Maximum number of tokens per row, as in [`score`].
 
     Returns:
-        `list[list[float]]`: n rewards a row.
+        `list[list[float]]`: n rewards per row.
 
     Raises:
-        TypeError, ValueError: if the samples are not policy samples, or as [`score`] raises.
+        TypeError, ValueError: if the samples are not policy samples, or for the same reasons as [`score`].
     """
     require_samples(samples, "samples")
     size = len(samples[0]["completions"])

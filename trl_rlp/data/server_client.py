@@ -1,4 +1,4 @@
-"""Questions to an OpenAI-compatible server: many at once, with retries, and errors that say what to do."""
+"""A client for OpenAI-compatible servers, with concurrent requests, retries and clear errors."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-Choice = tuple[str | None, bool]  # the text, None of a message without content, and whether it ended by itself
+Choice = tuple[str | None, bool]  # the text (None if a message has no content), and whether it ended with "stop"
 
 
 @dataclass
 class Server:
     """
-    How a server is reached and asked.
+    The address and the request settings of a server.
 
     Args:
         base_url (`str`):
-            Where its API begins, usually ending in `/v1`.
+            URL of the API, usually ending in `/v1`.
         api_key (`str`, *optional*):
-            Key for a server that wants one. None is taken from the environment.
+            API key, if the server requires one. Environment variables are not read.
         max_retries (`int`):
-            How often the `openai` client repeats a request after a lost connection, a timeout or a status of 408, 409,
-            429 or 5xx, waiting from half a second to eight seconds or as long as the server says.
+            Maximum number of times that the `openai` client repeats a request after a lost connection, a timeout or a
+            status of 408, 409, 429 or 5xx. It waits 0.5 to 8 seconds, or as long as the server asks.
         max_concurrency (`int`):
-            Requests under way at once.
+            Maximum number of concurrent requests.
         body (`dict`):
-            Fields of every request, among them `model`.
+            Fields of every request, including `model`.
         is_reached (`bool`, *optional*, defaults to `False`):
-            Whether it has answered anything yet.
+            Whether the server has answered before.
     """
 
     base_url: str
@@ -50,27 +50,27 @@ class Server:
 
     def work(self, jobs: Sequence[Callable[[Session], Coroutine[Any, Any, T]]]) -> list[T]:
         """
-        Does jobs that ask the server, side by side; also inside a running event loop, as in a notebook.
+        Runs jobs that send requests to the server, concurrently. Works inside a running event loop (notebooks).
 
         Args:
             jobs (`Sequence[Callable]`):
-                Each is called with a [`Session`] and awaited.
+                Coroutine functions. Each one is called with a [`Session`].
 
         Returns:
-            `list`: what each of them gave.
+            `list`: the result of each job, in order.
 
         Raises:
             ImportError: if `openai` is not installed.
             ConnectionError: if no server answers.
             RuntimeError: if the server still fails after `max_retries`.
-            ValueError: if it refuses a request or answers something that is not a completion.
+            ValueError: if the server refuses a request, or its response is not a completion.
         """
         return _run(self._work(jobs))
 
     async def _work(self, jobs: Sequence[Callable[[Session], Coroutine[Any, Any, T]]]) -> list[T]:
         async with self._client() as client:
             if not self.is_reached:
-                await _require_answer(self, client)
+                await _require_response(self, client)
                 self.is_reached = True
             session = Session(self, client, asyncio.Semaphore(self.max_concurrency))
             try:
@@ -85,9 +85,9 @@ class Server:
             from openai import AsyncOpenAI
         except ImportError as error:
             raise ImportError(
-                "Asking a server needs the `openai` package. Install it with `pip install trl-rlp[server]`."
+                "Requests to a server need the `openai` package. Install it with `pip install trl-rlp[server]`."
             ) from error
-        # Without a key the client would send OPENAI_API_KEY of the environment to whatever server this is.
+        # Without a key, the client would send OPENAI_API_KEY of the environment to this server, whoever runs it.
         return AsyncOpenAI(base_url=self.base_url, api_key=self.api_key or "none", max_retries=self.max_retries)
 
 
@@ -98,11 +98,11 @@ class Session:
 
     Args:
         server ([`Server`]):
-            How it is asked.
+            Address and request settings.
         client (`openai.AsyncOpenAI`):
             The connection.
         limit (`asyncio.Semaphore`):
-            Lets so many requests be under way at once.
+            Limits the number of concurrent requests.
     """
 
     server: Server
@@ -111,20 +111,21 @@ class Session:
 
     async def ask(self, prompt: str | Messages, seed: int, n: int = 1) -> list[Choice]:
         """
-        Asks for completions: of text at `/completions`, of messages at `/chat/completions`.
+        Requests completions. Text is sent to `/completions`, messages to `/chat/completions`.
 
         Args:
             prompt (`str` or `list[dict[str, str]]`):
                 Text or messages.
             seed (`int`):
-                Goes with the request; whether it decides anything is up to the server.
+                Seed of the request. The server decides whether it has an effect.
             n (`int`, *optional*, defaults to `1`):
-                Choices to ask for.
+                Number of choices to request.
 
         Returns:
-            `list[tuple[str, bool]]`: the choices that came back, at least one, each with whether it ended by itself;
-            none where the server refuses to give more than one. The text is `None` where a message has no content, as
-            a refusal, or an answer that ended while the model still reasoned.
+            `list[tuple[str, bool]]`: the returned choices, each with whether the server gave `"stop"` as its finish
+            reason. There is at least one, unless the server refuses to return more than one. Then the list is empty.
+            The text is `None` if a message has no content, for example a refusal, or an answer that reached the token
+            limit while the model was reasoning.
         """
         from openai import BadRequestError, OpenAIError, UnprocessableEntityError
 
@@ -133,16 +134,16 @@ class Session:
         request = {"messages" if is_chat else "prompt": prompt, "seed": seed, **self.server.body}
         try:
             async with self.limit:
-                answer = await endpoint.with_raw_response.create(**request, **({"n": n} if n > 1 else {}))
+                response = await endpoint.with_raw_response.create(**request, **({"n": n} if n > 1 else {}))
         except OpenAIError as error:
             if n > 1 and isinstance(error, (BadRequestError, UnprocessableEntityError)):
                 return []
-            raise _explained(error, self.server) from None
-        return _choices(answer.http_response.text, is_chat, self.server)
+            raise _explain(error, self.server) from None
+        return _parse_choices(response.http_response.text, is_chat, self.server)
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
-    """Runs a coroutine to its end, in a thread of its own where an event loop is running already."""
+    """Runs a coroutine to its end. If an event loop is running already, it runs in a separate thread."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -151,8 +152,8 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         return pool.submit(asyncio.run, work).result()
 
 
-async def _require_answer(server: Server, client: AsyncOpenAI) -> None:
-    """Asks once, without retries, so that a server that is not there is known at once. Any answer will do."""
+async def _require_response(server: Server, client: AsyncOpenAI) -> None:
+    """Sends one request without retries, so that a missing server is an error at once. Any response is accepted."""
     from openai import APIConnectionError, APIStatusError
 
     try:
@@ -160,51 +161,54 @@ async def _require_answer(server: Server, client: AsyncOpenAI) -> None:
     except APIStatusError:
         pass
     except APIConnectionError as error:
-        raise _explained(error, server) from None
+        raise _explain(error, server) from None
 
 
-def _choices(text: str, is_chat: bool, server: Server) -> list[Choice]:
+def _parse_choices(body: str, is_chat: bool, server: Server) -> list[Choice]:
     try:
-        choices = json.loads(text)["choices"]
-        pairs = [(each["message"]["content"] if is_chat else each["text"], each["finish_reason"]) for each in choices]
+        choices = json.loads(body)["choices"]
+        pairs = [
+            (choice["message"]["content"] if is_chat else choice["text"], choice["finish_reason"])
+            for choice in choices
+        ]
     except (ValueError, KeyError, TypeError):
         pairs = []
-    if not pairs or not all(isinstance(said, str) or (said is None and is_chat) for said, _ in pairs):
+    if not pairs or not all(isinstance(text, str) or (text is None and is_chat) for text, _ in pairs):
         raise ValueError(
-            f"The server at `base_url`={server.base_url} answered something that is not a completion: "
-            f"{_one_line(text) or 'an empty body'}. Check that `base_url` is that of an OpenAI-compatible API; it "
+            f"The response of the server at `base_url`={server.base_url} is not a completion: "
+            f"{_shorten(body) or 'an empty body'}. Check that `base_url` belongs to an OpenAI-compatible API. It "
             "usually ends in /v1."
         )
-    return [(said and _without_half_characters(said), reason == "stop") for said, reason in pairs]
+    return [(text and _replace_lone_surrogates(text), reason == "stop") for text, reason in pairs]
 
 
-def _without_half_characters(text: str) -> str:
-    """The same text; a server that cuts within a character may send half of a surrogate pair, which UTF-8 lacks."""
+def _replace_lone_surrogates(text: str) -> str:
+    """Replaces half surrogate pairs, which UTF-8 cannot encode. Servers that cut inside a character send them."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _explained(error: OpenAIError, server: Server) -> Exception:
-    """What went wrong, in one line that says what to do."""
+def _explain(error: OpenAIError, server: Server) -> Exception:
+    """Returns an exception whose one-line message says what failed and what to do."""
     from openai import APIConnectionError, APIStatusError
 
     if isinstance(error, APIConnectionError):
         return ConnectionError(
-            f"No server answers at `base_url`={server.base_url} ({_one_line(str(error.__cause__ or error))}). Start "
-            "one, for example with `transformers serve` or `vllm serve`, or correct `base_url`."
+            f"No server answers at `base_url`={server.base_url} ({_shorten(str(error.__cause__ or error))}). Start a "
+            "server, for example with `transformers serve` or `vllm serve`, or correct `base_url`."
         )
     status = error.status_code if isinstance(error, APIStatusError) else None
-    answer = _one_line(error.response.text if isinstance(error, APIStatusError) else str(error))
+    body = _shorten(error.response.text if isinstance(error, APIStatusError) else str(error))
     if status is None or status in (408, 409, 429) or status >= 500:
         return RuntimeError(
             f"The server at `base_url`={server.base_url} still fails after {server.max_retries} retries (status "
-            f"{status}: {answer}). Look at its log; what was sampled into an `output_dir` is kept."
+            f"{status}: {body}). Check its log. Samples that were saved in an `output_dir` are kept."
         )
     return ValueError(
-        f"The server at `base_url`={server.base_url} refused a request (status {status}: {answer}). Check `model`, "
+        f"The server at `base_url`={server.base_url} refused a request (status {status}: {body}). Check `model`, "
         "`api_key`, `extra_body` and the length of the prompts."
     )
 
 
-def _one_line(text: str) -> str:
+def _shorten(text: str) -> str:
     words = " ".join(text.split())
     return words if len(words) <= 200 else words[:200] + "…"

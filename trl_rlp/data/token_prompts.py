@@ -1,4 +1,4 @@
-"""Prompts that are token ids already, as scripts of the former PPO trainer bring them."""
+"""Prompts that are already token ids, as in datasets for TRL 1.12's PPO trainer."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 class TokenPrompt(str):
     """
-    A prompt of given token ids, which reach the policy unchanged; read as text it is what they decode to.
+    A prompt with fixed token ids. The policy reads the ids unchanged. As a string, it is the decoded text.
 
     Args:
         text (`str`):
@@ -20,7 +20,7 @@ class TokenPrompt(str):
     ids: list[int]
 
     def __new__(cls, text: str, ids: Sequence[int] = ()):
-        # The default serves copy and pickle, which restore the attribute afterwards.
+        # copy and pickle call this without `ids` and restore the attribute afterwards.
         self = super().__new__(cls, text)
         self.ids = list(ids)
         return self
@@ -28,43 +28,46 @@ class TokenPrompt(str):
 
 def add_prompts(rows: list[dict], processing_class: PreTrainedTokenizerBase, vocabulary_size: int) -> list[dict]:
     """
-    Gives rows that have a `prompt`, made of `input_ids` where there is none.
+    Adds a `prompt` to rows that only have `input_ids`.
 
     Args:
         rows (`list[dict]`):
-            Rows of a data set: each with `prompt` (text or messages) or `input_ids`, of which those are left out that
-            an `attention_mask` hides.
+            Rows of a dataset, each with `prompt` (text or messages) or `input_ids`. Ids that an `attention_mask` hides
+            are left out.
         processing_class (`PreTrainedTokenizerBase`):
             The policy's tokenizer.
         vocabulary_size (`int`):
-            Rows of the policy's embedding. A pad token beyond it, which scripts add without resizing, is left out.
+            Number of embedding rows of the policy. A pad token beyond it is left out. Scripts add such a token without
+            resizing the embedding.
 
     Returns:
-        `list[dict]`: the same rows, with [`TokenPrompt`]s.
+        `list[dict]`: the same rows. A [`TokenPrompt`] replaces `input_ids` and `attention_mask`.
     """
-    return [row if "prompt" in row else _with_prompt(row, processing_class, vocabulary_size) for row in rows]
+    return [row if "prompt" in row else _add_prompt(row, processing_class, vocabulary_size) for row in rows]
 
 
-def _with_prompt(row: dict, processing_class: PreTrainedTokenizerBase, vocabulary_size: int) -> dict:
-    ids = drop_foreign_padding(_seen(row), processing_class.pad_token_id, vocabulary_size)
+def _add_prompt(row: dict, processing_class: PreTrainedTokenizerBase, vocabulary_size: int) -> dict:
+    ids = drop_foreign_padding(_select_visible_ids(row), processing_class.pad_token_id, vocabulary_size)
     text = processing_class.decode(ids, skip_special_tokens=True)
-    rest = {name: value for name, value in row.items() if name not in ("input_ids", "attention_mask")}
-    return {**rest, "prompt": TokenPrompt(text, ids)}
+    other_columns = {name: value for name, value in row.items() if name not in ("input_ids", "attention_mask")}
+    return {**other_columns, "prompt": TokenPrompt(text, ids)}
 
 
-def _seen(row: dict) -> list[int]:
-    """Token ids that a mask beside them does not hide: scripts may bring rows that are padded already."""
+def _select_visible_ids(row: dict) -> list[int]:
+    """Returns the token ids that the row's attention mask does not hide. Datasets may be padded already."""
     mask = row.get("attention_mask")
-    return row["input_ids"] if mask is None else [i for i, seen in zip(row["input_ids"], mask, strict=True) if seen]
+    if mask is None:
+        return row["input_ids"]
+    return [token for token, is_visible in zip(row["input_ids"], mask, strict=True) if is_visible]
 
 
-def _columns(dataset: Dataset) -> list[str]:
-    return [column for column in ("input_ids", "attention_mask") if column in dataset.column_names]
+def _select_id_columns(dataset: Dataset) -> Dataset:
+    return dataset.select_columns([name for name in ("input_ids", "attention_mask") if name in dataset.column_names])
 
 
 def drop_foreign_padding(ids: Sequence[int], pad_token_id: int | None, vocabulary_size: int) -> list[int]:
     """
-    Gives token ids without pad tokens that the embedding does not have.
+    Removes pad tokens that are outside the embedding.
 
     Args:
         ids (`Sequence[int]`):
@@ -72,7 +75,7 @@ def drop_foreign_padding(ids: Sequence[int], pad_token_id: int | None, vocabular
         pad_token_id (`int`, *optional*):
             The tokenizer's pad token.
         vocabulary_size (`int`):
-            Rows of the embedding.
+            Number of embedding rows.
 
     Returns:
         `list[int]`: all other ids, unchanged.
@@ -85,31 +88,31 @@ def require_token_ids(
     dataset: Dataset, name: str, pad_token_id: int | None, vocabulary_size: int, longest: int | None
 ) -> None:
     """
-    Checks the `input_ids` of a data set against the policy.
+    Checks that the policy can read the `input_ids` of a dataset.
 
     Args:
         dataset (`datasets.Dataset`):
-            With a column `input_ids`, and possibly `attention_mask`.
+            Dataset with a column `input_ids` and optionally `attention_mask`.
         name (`str`):
-            Name of the argument, for the message.
+            Name of the argument, for the error message.
         pad_token_id (`int`, *optional*):
-            The tokenizer's pad token, which may lie outside the embedding.
+            The tokenizer's pad token, which may be outside the embedding.
         vocabulary_size (`int`):
-            Rows of the policy's embedding.
+            Number of embedding rows of the policy.
         longest (`int`, *optional*):
-            Tokens of a prompt that leave room for a completion.
+            Maximum length of a prompt that leaves room for a completion, in tokens.
 
     Raises:
-        ValueError: if a row is empty, too long, or holds an id outside the embedding.
+        ValueError: if a row is empty, too long, or contains an id outside the embedding.
     """
-    for row, entry in enumerate(dataset.select_columns(_columns(dataset))):
-        ids = drop_foreign_padding(_seen(entry), pad_token_id, vocabulary_size)
+    for row, columns in enumerate(_select_id_columns(dataset)):
+        ids = drop_foreign_padding(_select_visible_ids(columns), pad_token_id, vocabulary_size)
         if not ids:
             raise ValueError(f"`{name}` row {row} has no tokens. Drop it with `Dataset.filter`.")
         if max(ids) >= vocabulary_size or min(ids) < 0:
             raise ValueError(
-                f"`{name}` row {row} holds token id {max(ids) if max(ids) >= vocabulary_size else min(ids)}, outside "
-                f"the policy's embedding of {vocabulary_size} rows. Tokenize it with the policy's tokenizer, or call "
+                f"`{name}` row {row} contains token id {max(ids) if max(ids) >= vocabulary_size else min(ids)}, "
+                f"outside the policy's embedding of {vocabulary_size} rows. Use the policy's tokenizer, or call "
                 "`model.resize_token_embeddings`."
             )
         if longest is not None:
@@ -122,14 +125,14 @@ def require_length(length: int, longest: int, name: str) -> None:
 
     Args:
         length (`int`):
-            Its tokens.
+            Length of the prompt, in tokens.
         longest (`int`):
-            Tokens that leave room.
+            Maximum length that leaves room for a completion, in tokens.
         name (`str`):
-            What the message calls it.
+            Name of the prompt, for the error message.
 
     Raises:
-        ValueError: if it is longer.
+        ValueError: if the prompt is longer.
     """
     if length > longest:
         raise ValueError(
@@ -140,20 +143,21 @@ def require_length(length: int, longest: int, name: str) -> None:
 
 def decode_prompts(prompts: Dataset, processing_class: PreTrainedTokenizerBase) -> Dataset:
     """
-    Gives prompts that text can be made of, for what reads no token ids.
+    Decodes `input_ids` to text prompts, for stages that read no token ids.
 
     Args:
         prompts (`datasets.Dataset`):
-            `prompt`, or `input_ids`, which are decoded without special tokens and what an `attention_mask` hides.
+            Dataset with `prompt`, which is kept, or with `input_ids`. Special tokens and ids that an `attention_mask`
+            hides are left out.
         processing_class (`PreTrainedTokenizerBase`):
             The policy's tokenizer.
 
     Returns:
-        `datasets.Dataset`: `prompt`, and `answers` if there are any.
+        `datasets.Dataset`: columns `prompt` and, if present, `answers`.
     """
     kept = [name for name in ("prompt", "answers") if name in prompts.column_names]
     if "prompt" in kept:
         return prompts.select_columns(kept)
-    ids = [_seen(row) for row in prompts.select_columns(_columns(prompts))]
+    ids = [_select_visible_ids(row) for row in _select_id_columns(prompts)]
     texts = processing_class.batch_decode(ids, skip_special_tokens=True)
     return Dataset.from_dict({"prompt": texts, **{name: prompts[name][:] for name in kept}})

@@ -1,4 +1,4 @@
-"""Where a completion stands: in an assistant's turn of its own, or in one that the prompt begins."""
+"""Assistant turns of chat prompts. A completion opens a new turn, or continues a turn that the prompt has begun."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,29 +11,29 @@ Messages = list[dict[str, str]]
 
 def ends_with_assistant(prompt: str | Messages) -> bool:
     """
-    Says whether a prompt ends with the beginning of an assistant's turn.
+    Checks whether a prompt ends with an assistant message.
 
     Args:
         prompt (`str` or `list[dict[str, str]]`):
             Text, or messages with `role` and `content`.
 
     Returns:
-        `bool`. Text begins no turn.
+        `bool`: always `False` for text.
     """
     return not isinstance(prompt, str) and bool(prompt) and prompt[-1]["role"] == "assistant"
 
 
 def split_assistant_prefill(prompt: str | Messages) -> tuple[str | Messages, str]:
     """
-    Parts a prompt from the beginning of the assistant's turn that its completion goes on with.
+    Splits a prompt into the prompt itself and the assistant text at its end, which the completion continues.
 
     Args:
         prompt (`str` or `list[dict[str, str]]`):
             Text, or messages with `role` and `content`.
 
     Returns:
-        `tuple[str | list[dict[str, str]], str]`: the prompt without that turn, and the turn's text so far. The text is
-        empty where the completion opens a turn of its own, and where the prompt is text.
+        `tuple[str | list[dict[str, str]], str]`: the prompt without a last assistant message, and the content of that
+        message. The content is empty if there is no such message, and if the prompt is text.
 
     Example:
 
@@ -47,11 +47,11 @@ def split_assistant_prefill(prompt: str | Messages) -> tuple[str | Messages, str
 
 def assistant_turn(text: str) -> Messages:
     """
-    Gives the messages of one whole turn of the assistant.
+    Builds the messages of one whole assistant turn.
 
     Args:
         text (`str`):
-            What it says.
+            Content of the turn.
 
     Returns:
         `list[dict[str, str]]`: one message.
@@ -61,34 +61,35 @@ def assistant_turn(text: str) -> Messages:
 
 def preference_sides(prompt: str | Messages, texts: Iterable[str]) -> tuple[str | Messages, list[str | Messages]]:
     """
-    Gives a prompt and outputs for it as TRL's preference format has them: in chats each output is a whole turn.
+    Converts a prompt and its completions to TRL's preference format. In chats, each completion becomes a whole turn.
 
-    TRL opens a new turn for each side, so what the prompt begins of a turn goes from the prompt to every side.
+    TRL opens a new turn for each side of a pair. If the prompt has begun the assistant's turn, that text is therefore
+    moved from the prompt to every side.
 
     Args:
         prompt (`str` or `list[dict[str, str]]`):
-            What the outputs were sampled for.
+            Prompt of the completions.
         texts (`Iterable[str]`):
-            Outputs.
+            Completions.
 
     Returns:
-        `tuple[str | list[dict[str, str]], list]`: the prompt, and each output as text or as messages.
+        `tuple[str | list[dict[str, str]], list]`: the prompt, and each completion as text or messages.
     """
-    prompt, begun = split_assistant_prefill(prompt)
-    return prompt, [text if isinstance(prompt, str) else assistant_turn(begun + text) for text in texts]
+    prompt, prefill = split_assistant_prefill(prompt)
+    return prompt, [text if isinstance(prompt, str) else assistant_turn(prefill + text) for text in texts]
 
 
 def continue_final_message_ids(
     processing_class: PreTrainedTokenizerBase, prompt: Messages, **template_options: Any
 ) -> list[int]:
     """
-    Gives a prompt that begins an assistant's turn as the policy reads it before it goes on.
+    Tokenizes a prompt that ends with an assistant message, so that the policy continues this message.
 
     Args:
         processing_class (`transformers.PreTrainedTokenizerBase`):
             The policy's tokenizer, with a chat template.
         prompt (`list[dict[str, str]]`):
-            Messages, the last one the assistant's.
+            Messages. The last one is the assistant's.
         template_options:
             Further arguments of `apply_chat_template`.
 
@@ -96,32 +97,32 @@ def continue_final_message_ids(
         `list[int]`: token ids.
 
     Raises:
-        ValueError: if the template changes what is begun, as those do that trim white space or drop reasoning: then
-            no completion of it could be put behind it again.
+        ValueError: if the template changes the assistant message, for example if it strips white space or removes
+            reasoning. A completion could not be joined to such a message.
     """
-    begun = prompt[-1]["content"]
+    prefill = prompt[-1]["content"]
     try:
         text = processing_class.apply_chat_template(
             prompt, tokenize=False, continue_final_message=True, **template_options
         )
     except ValueError:
         text = None
-    if text is None or not text.endswith(begun):
+    if text is None or not text.endswith(prefill):
         raise ValueError(
-            f"A prompt begins the assistant's turn with {begun!r}, which the chat template does not keep. Write it as "
-            "the template does, often without white space at its end, or leave that message out."
+            f"A prompt begins the assistant's turn with {prefill!r}, but the chat template changes this text. Write "
+            "it as the template does, often without white space at its end, or remove that message."
         )
     return processing_class(text=text, add_special_tokens=False)["input_ids"]
 
 
 def prompt_token_ids(prompt: str | Messages, processing_class: PreTrainedTokenizerBase) -> list[int]:
     """
-    Gives a prompt as the policy reads it before it answers.
+    Tokenizes a prompt for generation.
 
     Args:
         prompt (`str` or `list[dict[str, str]]`):
-            Text, or messages, which get the chat template and a new assistant turn; if the last one is the
-            assistant's, it is continued.
+            Text or messages. Messages get the chat template and a new assistant turn. If the last message is the
+            assistant's, it is continued instead.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             The policy's tokenizer.
 
@@ -129,8 +130,8 @@ def prompt_token_ids(prompt: str | Messages, processing_class: PreTrainedTokeniz
         `list[int]`: token ids.
 
     Raises:
-        ValueError: if the prompt is messages and the tokenizer has no chat template, or one that changes a turn that
-            the prompt begins.
+        ValueError: if the prompt is messages and the tokenizer has no chat template, or if the template changes an
+            assistant message at the prompt's end.
     """
     if isinstance(prompt, str):
         return processing_class(prompt)["input_ids"]
@@ -143,16 +144,16 @@ def prompt_token_ids(prompt: str | Messages, processing_class: PreTrainedTokeniz
 
 def require_no_assistant_prefill(prompts: Iterable[str | Messages], policy_trainer: str) -> None:
     """
-    Refuses prompts that begin an assistant's turn, for trainers of TRL's that would open a second one behind it.
+    Checks that no prompt ends with an assistant message, for TRL trainers that would open a second turn after it.
 
     Args:
         prompts (`Iterable`):
             Text or messages.
         policy_trainer (`str`):
-            Name of the trainer, for the message.
+            Name of the trainer, for the error message.
 
     Raises:
-        ValueError: if a prompt ends with an assistant's message.
+        ValueError: if a prompt ends with an assistant message.
     """
     for row, prompt in enumerate(prompts):
         if ends_with_assistant(prompt):

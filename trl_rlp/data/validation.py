@@ -1,4 +1,4 @@
-"""What a data set must be before work starts on it; each check raises one line that says what to do."""
+"""Checks of datasets. Each error message is one line that says what is wrong and what to do."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,14 +8,14 @@ from datasets import Dataset
 
 def prompt_text(prompt: str | list[dict[str, str]]) -> str:
     """
-    Gives a prompt as plain text, for models that know no chat template (NLI classifiers, embedders).
+    Converts a prompt to plain text, for models without a chat template (NLI classifiers, embedders).
 
     Args:
         prompt (`str` or `list[dict[str, str]]`):
             Text, or messages with `role` and `content`.
 
     Returns:
-        `str`: the text itself, or the contents of the messages, one a line. Roles are left out.
+        `str`: the text itself, or the contents of the messages, one per line. Roles are left out.
     """
     if isinstance(prompt, str):
         return prompt
@@ -28,15 +28,15 @@ def require_columns(dataset: Dataset, columns: list[str], name: str) -> None:
 
     Args:
         dataset (`datasets.Dataset`):
-            What the user passed.
+            The user's dataset.
         columns (`list[str]`):
-            Columns it must have; others are welcome.
+            Required columns. Other columns are allowed.
         name (`str`):
-            Name of the argument, for the message.
+            Name of the argument, for the error message.
 
     Raises:
         TypeError: if it is not a `datasets.Dataset`.
-        ValueError: if a column is missing or there is no row.
+        ValueError: if a column is missing or there are no rows.
     """
     if not isinstance(dataset, Dataset):
         raise TypeError(
@@ -54,24 +54,24 @@ def require_columns(dataset: Dataset, columns: list[str], name: str) -> None:
 
 def require_prompts(dataset: Dataset, name: str = "prompts") -> None:
     """
-    Checks a prompt-only data set: a `prompt` column whose entries all have text in them.
+    Checks a prompt-only dataset: a column `prompt` without empty entries.
 
     Args:
         dataset (`datasets.Dataset`):
-            What the user passed.
+            The user's dataset.
         name (`str`, *optional*, defaults to `"prompts"`):
-            Name of the argument, for the message.
+            Name of the argument, for the error message.
 
     Raises:
         TypeError: if it is not a `datasets.Dataset`, or a prompt is neither text nor messages.
-        ValueError: if the column is missing, there is no row, or a prompt is empty or white space.
+        ValueError: if the column is missing, there are no rows, or a prompt is empty or only white space.
     """
     require_columns(dataset, ["prompt"], name)
     for row, prompt in enumerate(dataset["prompt"]):
         if not _is_prompt(prompt):
             raise TypeError(
                 f"`{name}` row {row}: `prompt` must be text or a list of messages, each with `role` and `content` as "
-                f"text, got {str(prompt)[:80]}. Bring it into that form with `Dataset.map`."
+                f"text, got {str(prompt)[:80]}. Convert it with `Dataset.map`."
             )
         if not prompt_text(prompt).strip():
             raise ValueError(f"`{name}` row {row} has an empty prompt. Drop such rows with `Dataset.filter`.")
@@ -79,17 +79,17 @@ def require_prompts(dataset: Dataset, name: str = "prompts") -> None:
 
 def require_preferences(dataset: Dataset, name: str = "preferences") -> None:
     """
-    Checks labeled pairs: `chosen` and `rejected`, and `prompt` if there is one, as text or messages.
+    Checks labeled pairs: columns `chosen` and `rejected` and optionally `prompt`, with text or messages.
 
     Args:
         dataset (`datasets.Dataset`):
-            What the user passed.
+            The user's dataset.
         name (`str`, *optional*, defaults to `"preferences"`):
-            Name of the argument, for the message.
+            Name of the argument, for the error message.
 
     Raises:
         TypeError: if it is not a `datasets.Dataset`, or an entry is neither text nor messages.
-        ValueError: if a column is missing or there is no row.
+        ValueError: if a column is missing or there are no rows.
     """
     require_columns(dataset, ["chosen", "rejected"], name)
     for column in ("prompt", "chosen", "rejected"):
@@ -97,31 +97,32 @@ def require_preferences(dataset: Dataset, name: str = "preferences") -> None:
             if not _is_prompt(value):
                 raise TypeError(
                     f"`{name}` row {row}: `{column}` must be text or a list of messages, each with `role` and "
-                    f"`content` as text, got {str(value)[:80]}. Bring it into that form with `Dataset.map`."
+                    f"`content` as text, got {str(value)[:80]}. Convert it with `Dataset.map`."
                 )
 
 
-def _is_prompt(prompt: Any) -> bool:
-    if isinstance(prompt, str):
+def _is_prompt(value: Any) -> bool:
+    """Checks whether a value is text or a list of messages."""
+    if isinstance(value, str):
         return True
-    return isinstance(prompt, list) and all(
+    return isinstance(value, list) and all(
         isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))
-        for message in prompt
+        for message in value
     )
 
 
 def require_answers(dataset: Dataset, name: str) -> None:
     """
-    Checks known answers, where a data set has a column of them.
+    Checks the known answers of a dataset, if it has a column `answers`.
 
     Args:
         dataset (`datasets.Dataset`):
-            What the user passed, with or without a column `answers`.
+            The user's dataset.
         name (`str`):
-            Name of the argument, for the message.
+            Name of the argument, for the error message.
 
     Raises:
-        TypeError: if an answer is neither text nor a list of texts.
+        TypeError: if an entry is neither text nor a list of texts.
     """
     if "answers" not in dataset.column_names:
         return
@@ -129,28 +130,28 @@ def require_answers(dataset: Dataset, name: str) -> None:
         if not _is_answer(answers):
             raise TypeError(
                 f"`{name}` row {row}: `answers` must be an accepted answer or a list of them, as text, got "
-                f"{answers!r}. Bring it into that form with `Dataset.map`, or remove the column."
+                f"{answers!r}. Convert it with `Dataset.map`, or remove the column."
             )
 
 
 def require_answers_of(answers: Sequence[str | Sequence[str]], samples: Dataset) -> None:
     """
-    Checks known answers that are passed beside samples.
+    Checks known answers that are passed together with samples.
 
     Args:
         answers (`Sequence`):
-            What the user passed.
+            The user's answers.
         samples (`datasets.Dataset`):
-            What they are the answers of.
+            Samples that the answers belong to.
 
     Raises:
-        TypeError: if they are one text, or an entry is neither text nor a list of texts.
-        ValueError: if there is not one entry a row.
+        TypeError: if `answers` is one text, or an entry is neither text nor a list of texts.
+        ValueError: if the number of entries is not the number of rows.
     """
     if isinstance(answers, str | dict) or not hasattr(answers, "__getitem__"):
-        raise TypeError(f"`answers` must be a list with one entry a row of the samples, got {str(answers)[:60]!r}.")
+        raise TypeError(f"`answers` must be a list with one entry per row of the samples, got {str(answers)[:60]!r}.")
     if len(answers) != len(samples):
-        raise ValueError(f"`answers` has {len(answers)} entries for {len(samples)} samples. Pass one a row.")
+        raise ValueError(f"`answers` has {len(answers)} entries for {len(samples)} samples. Pass one per row.")
     for row, entry in enumerate(answers):
         if not _is_answer(entry):
             raise TypeError(
@@ -160,37 +161,41 @@ def require_answers_of(answers: Sequence[str | Sequence[str]], samples: Dataset)
 
 
 def _is_answer(entry: Any) -> bool:
+    """Checks whether a value is one accepted answer or a non-empty list of them."""
     accepted = [entry] if isinstance(entry, str) else entry
     return isinstance(accepted, list | tuple) and bool(accepted) and all(isinstance(text, str) for text in accepted)
 
 
 def require_samples(dataset: Dataset, name: str = "policy_samples") -> None:
     """
-    Checks policy samples P: `prompt`, `completions` and `finished`, with the same n >= 2 outputs for every prompt.
+    Checks policy samples P: columns `prompt`, `completions` and `finished`, with the same n >= 2 for every prompt.
 
     Args:
         dataset (`datasets.Dataset`):
-            What the user passed, for example the result of `sample_completions`.
+            The user's dataset, for example the result of `sample_completions`.
         name (`str`, *optional*, defaults to `"policy_samples"`):
-            Name of the argument, for the message.
+            Name of the argument, for the error message.
 
     Raises:
-        TypeError: if it is not a `datasets.Dataset`, a prompt is neither text nor messages, or outputs are no texts.
-        ValueError: if a column is missing, a row is empty, n differs between rows or is smaller than 2, or `finished`
-            has another length than `completions`.
+        TypeError: if it is not a `datasets.Dataset`, a prompt is neither text nor messages, or a completion is not
+            text.
+        ValueError: if a column is missing, there are no rows, a prompt is empty, n differs between rows or is below 2,
+            or `finished` and `completions` have different lengths.
     """
     require_columns(dataset, ["prompt", "completions", "finished"], name)
     require_prompts(dataset, name)
     for row, (completions, finished) in enumerate(zip(dataset["completions"], dataset["finished"], strict=True)):
-        is_right = isinstance(completions, list) and all(isinstance(text, str) for text in completions)
-        if not (is_right and isinstance(finished, list) and all(isinstance(flag, bool) for flag in finished)):
+        has_texts = isinstance(completions, list) and all(isinstance(text, str) for text in completions)
+        if not (has_texts and isinstance(finished, list) and all(isinstance(flag, bool) for flag in finished)):
             raise TypeError(
-                f"`{name}` row {row}: `completions` must be a list of texts and `finished` one of booleans, got "
-                f"{str(completions)[:80]} and {str(finished)[:80]}. Sample anew, or bring them into that form."
+                f"`{name}` row {row}: `completions` must be a list of texts and `finished` a list of booleans, got "
+                f"{str(completions)[:80]} and {str(finished)[:80]}. Sample again, or convert them."
             )
     expected = len(dataset[0]["completions"])
     if expected < 2:
-        raise ValueError(f"`{name}` has {expected} completions a prompt; RLP compares outputs, so sample at least 2.")
+        raise ValueError(
+            f"`{name}` has {expected} completions per prompt, but RLP compares completions. Sample at least 2."
+        )
     for row, (completions, finished) in enumerate(zip(dataset["completions"], dataset["finished"], strict=True)):
         if len(completions) != expected:
             raise ValueError(
@@ -200,5 +205,5 @@ def require_samples(dataset: Dataset, name: str = "policy_samples") -> None:
         if len(finished) != len(completions):
             raise ValueError(
                 f"`{name}` row {row} has {len(completions)} completions but {len(finished)} entries in `finished`. "
-                "Give one boolean a completion."
+                "Pass one boolean per completion."
             )

@@ -1,4 +1,4 @@
-"""AlpacaEval's files: outputs of a model, and annotations of who is better, in and out."""
+"""AlpacaEval's files: reads and writes model outputs and annotations, and annotates outputs with a judge."""
 
 import json
 import math
@@ -15,6 +15,10 @@ from trl_rlp.evaluation.reward_metrics import preference_accuracy, standard_erro
 
 
 Rows = list[dict[str, Any]]
+"""Entries of one of AlpacaEval's JSON files."""
+
+TEXT_COLUMNS = ("instruction", "output", "output_1", "output_2")
+"""Columns that hold text. The other required columns hold numbers or null."""
 
 
 def read_model_outputs(path: str | Path) -> Rows:
@@ -23,33 +27,34 @@ def read_model_outputs(path: str | Path) -> Rows:
 
     Args:
         path (`str` or `Path`):
-            `model_outputs.json`: a JSON list, each entry with `instruction` and `output` as text, and usually
+            `model_outputs.json`: a JSON list. Each entry has `instruction` and `output` as text, and usually
             `generator` and `dataset`.
 
     Returns:
         `list[dict]`: the entries.
 
     Raises:
-        ValueError: if it is no such file, is empty, or has an instruction twice.
+        OSError: if the file cannot be read.
+        ValueError: if the file has another format, is empty, or has a duplicate instruction.
     """
-    return _read(path, ("instruction", "output"))
+    return _read_rows(path, ("instruction", "output"))
 
 
 def write_model_outputs(path: str | Path, outputs: Dataset, generator: str) -> None:
     """
-    Writes outputs in the form that `alpaca_eval --model_outputs` reads.
+    Writes completions in the format that `alpaca_eval --model_outputs` reads.
 
     Args:
         path (`str` or `Path`):
-            The file.
+            File to write.
         outputs (`datasets.Dataset`):
-            `prompt` (text or messages; of messages the contents are written, one a line), and `completion`, or
-            `completions`, of which the first is taken (text or messages, likewise). A column `dataset` is kept.
+            Columns `prompt` and `completion`, as text or messages. A column `completions` also works, and its first
+            completion is written. Messages are written as their contents, one per line. A column `dataset` is kept.
         generator (`str`):
-            The policy's name.
+            Name of the policy.
 
     Raises:
-        ValueError: if a column is missing, there is no row, or a prompt comes twice.
+        ValueError: if a column is missing, there is no row, or a prompt appears twice.
     """
     column = "completion" if "completion" in outputs.column_names else "completions"
     require_columns(outputs, ["prompt", column], "outputs")
@@ -63,43 +68,44 @@ def write_model_outputs(path: str | Path, outputs: Dataset, generator: str) -> N
         for row in outputs
     ]
     if len({row["instruction"] for row in rows}) < len(rows):
-        raise ValueError("`outputs` has a prompt twice, which AlpacaEval cannot tell apart. Keep one row of each.")
+        raise ValueError("`outputs` has a duplicate prompt, but AlpacaEval matches by prompt. Keep one row of each.")
     write_rows(path, rows)
 
 
 def annotate(outputs: Rows, reference_outputs: Rows, judge: Judge, annotator: str) -> Rows:
     """
-    Lets a judge compare a model's outputs with a reference's.
+    Annotates a model's outputs: a judge compares each one with the reference's output.
 
     Args:
         outputs (`list[dict]`):
-            From [`read_model_outputs`].
+            The model's outputs, from [`read_model_outputs`].
         reference_outputs (`list[dict]`):
-            The reference's, of the same instructions in any order.
+            The reference's outputs for the same instructions, in any order.
         judge (`Callable`):
-            See [`judge`]; how it deals with the order of the two is its own affair.
+            See [`judge`]. The judge itself decides how to handle the order of the two outputs.
         annotator (`str`):
-            Its name.
+            Name of the judge.
 
     Returns:
-        `list[dict]`: annotations in AlpacaEval's form, in the reference's order: `output_1` is the reference's,
-        `output_2` the model's, and `preference`, from 1 to 2, is one more than how far the model's is preferred. Equal
-        outputs are a draw that no judge is asked about.
+        `list[dict]`: annotations in AlpacaEval's format, in the order of the reference. `output_1` is the reference's
+        output and `output_2` is the model's. `preference` is in [1, 2]: one plus the probability that the model's
+        output is better. Equal outputs are a draw, and the judge does not see them.
 
     Raises:
-        ValueError: if the instructions differ, or the judge answers outside [0, 1].
+        ValueError: if the instructions differ, or the judge returns a value outside [0, 1].
     """
     require_same_instructions(outputs, reference_outputs)
     by_instruction = {row["instruction"]: row for row in outputs}
     pairs = [(reference, by_instruction[reference["instruction"]]) for reference in reference_outputs]
-    asked = [pair for pair in pairs if pair[0]["output"] != pair[1]["output"]]
-    verdicts = judge_pairs(
-        judge,
-        [reference["instruction"] for reference, _ in asked],
-        [model["output"] for _, model in asked],
-        [reference["output"] for reference, _ in asked],
+    different = [pair for pair in pairs if pair[0]["output"] != pair[1]["output"]]
+    probabilities = iter(
+        judge_pairs(
+            judge,
+            [reference["instruction"] for reference, _ in different],
+            [model["output"] for _, model in different],
+            [reference["output"] for reference, _ in different],
+        )
     )
-    answers = iter(verdicts)
     return [
         {
             "instruction": reference["instruction"],
@@ -109,7 +115,7 @@ def annotate(outputs: Rows, reference_outputs: Rows, judge: Judge, annotator: st
             "generator_2": model.get("generator", "model"),
             **({"dataset": reference["dataset"]} if "dataset" in reference else {}),
             "annotator": annotator,
-            "preference": 1.5 if reference["output"] == model["output"] else 1.0 + next(answers),
+            "preference": 1.5 if reference["output"] == model["output"] else 1.0 + next(probabilities),
         }
         for reference, model in pairs
     ]
@@ -117,32 +123,32 @@ def annotate(outputs: Rows, reference_outputs: Rows, judge: Judge, annotator: st
 
 def require_same_instructions(outputs: Rows, reference_outputs: Rows, name: str = "outputs") -> None:
     """
-    Checks that two sets of outputs are for the same instructions.
+    Checks that two sets of outputs have the same instructions.
 
     Args:
         outputs (`list[dict]`):
-            The model's.
+            The model's outputs.
         reference_outputs (`list[dict]`):
-            The reference's.
+            The reference's outputs.
         name (`str`, *optional*, defaults to `"outputs"`):
-            Name of the first argument, for the message.
+            Name of the first argument in the error message.
 
     Raises:
-        ValueError: if an instruction is in one of them only, or twice.
+        ValueError: if an instruction is only in one of them, or appears twice in one of them.
     """
     found, expected = ({row["instruction"] for row in rows} for rows in (outputs, reference_outputs))
     for side, rows, distinct in ((name, outputs, found), ("reference_outputs", reference_outputs, expected)):
         if len(distinct) < len(rows):
-            raise ValueError(f"`{side}` has an instruction twice. Keep one output of each.")
-    lacking = {name: sorted(expected - found), "reference_outputs": sorted(found - expected)}
+            raise ValueError(f"`{side}` has a duplicate instruction. Keep one output of each.")
+    missing = {name: sorted(expected - found), "reference_outputs": sorted(found - expected)}
     total = len(found | expected)
-    words = [
-        f"`{side}` lacks {len(rows)} of the {total} instructions, such as {rows[0][:60]!r}"
-        for side, rows in lacking.items()
-        if rows
+    problems = [
+        f"`{side}` lacks {len(instructions)} of the {total} instructions, such as {instructions[0][:60]!r}"
+        for side, instructions in missing.items()
+        if instructions
     ]
-    if words:
-        raise ValueError(f"{' and '.join(words)}. Compare outputs for the same prompts.")
+    if problems:
+        raise ValueError(f"{' and '.join(problems)}. Compare outputs for the same prompts.")
 
 
 def read_annotations(path: str | Path) -> Rows:
@@ -151,16 +157,17 @@ def read_annotations(path: str | Path) -> Rows:
 
     Args:
         path (`str` or `Path`):
-            `annotations.json`: a JSON list, each entry with `instruction`, `output_1` (the reference's), `output_2`
-            (the model's) and `preference`.
+            `annotations.json`: a JSON list. Each entry has `instruction`, `output_1` (the reference's output),
+            `output_2` (the model's output) and `preference`.
 
     Returns:
         `list[dict]`: the entries.
 
     Raises:
-        ValueError: if it is no such file or is empty.
+        OSError: if the file cannot be read.
+        ValueError: if the file has another format, is empty, or has a duplicate instruction.
     """
-    return _read(path, ("instruction", "output_1", "output_2", "preference"))
+    return _read_rows(path, ("instruction", "output_1", "output_2", "preference"))
 
 
 def write_rows(path: str | Path, rows: Rows) -> None:
@@ -169,7 +176,7 @@ def write_rows(path: str | Path, rows: Rows) -> None:
 
     Args:
         path (`str` or `Path`):
-            The file.
+            File to write.
         rows (`list[dict]`):
             Its entries.
     """
@@ -178,15 +185,15 @@ def write_rows(path: str | Path, rows: Rows) -> None:
 
 def preferences_of(annotations: Rows) -> list[float | None]:
     """
-    Gives how far the model's output is preferred.
+    Returns the preference for the model's output in each annotation.
 
     Args:
         annotations (`list[dict]`):
             From [`read_annotations`] or [`annotate`].
 
     Returns:
-        `list[float]`: one an entry, in [0, 1]; one half for AlpacaEval's two ways of writing a draw, 0 and 1.5; `None`
-        where it has none (null, NaN, or a number that it does not count).
+        `list[float]`: one value per entry, in [0, 1]. A draw is 0.5: AlpacaEval writes it as 0 or 1.5. The value is
+        `None` if the entry has no valid preference (null, NaN, or another number outside [1, 2]).
     """
     values = []
     for row in annotations:
@@ -199,19 +206,19 @@ def preferences_of(annotations: Rows) -> list[float | None]:
 
 def leaderboard_row(annotations: Rows) -> dict[str, float]:
     """
-    Gives the figures of AlpacaEval's leaderboard, in its units.
+    Computes the metrics of AlpacaEval's leaderboard, in its units.
 
     Args:
         annotations (`list[dict]`):
-            Of one model.
+            Annotations of one model.
 
     Returns:
-        `dict`: `win_rate`, `standard_error` and `discrete_win_rate` in percent; `n_wins`, `n_wins_base`, `n_draws` and
-        `n_total`, which leaves out entries without a preference; `avg_length` of the model's outputs, in characters,
-        cut to a whole number.
+        `dict`: `win_rate`, `standard_error` and `discrete_win_rate` in percent. The counts `n_wins`, `n_wins_base`,
+        `n_draws` and `n_total` exclude entries without a preference. `avg_length` is the mean length of the model's
+        outputs in characters, rounded down.
 
     Raises:
-        ValueError: if there is no preference.
+        ValueError: if no entry has a preference.
 
     Reference:
         https://github.com/tatsu-lab/alpaca_eval/blob/cd543a1/src/alpaca_eval/metrics/winrate.py
@@ -232,10 +239,7 @@ def leaderboard_row(annotations: Rows) -> dict[str, float]:
     }
 
 
-TEXTS = ("instruction", "output", "output_1", "output_2")
-
-
-def _read(path: str | Path, columns: Sequence[str]) -> Rows:
+def _read_rows(path: str | Path, columns: Sequence[str]) -> Rows:
     try:
         rows = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -243,22 +247,26 @@ def _read(path: str | Path, columns: Sequence[str]) -> Rows:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON ({error}). Pass a JSON list of entries with {list(columns)}.") from None
     if not isinstance(rows, list) or not rows:
-        raise ValueError(f"{path} holds no list of entries. Pass a JSON list of entries with {list(columns)}.")
+        raise ValueError(f"{path} has no list of entries. Pass a JSON list of entries with {list(columns)}.")
     for number, row in enumerate(rows):
-        missing = [name for name in columns if not isinstance(row, dict) or name not in row]
-        if missing:
-            raise ValueError(f"{path} row {number} lacks {missing}. Each entry needs {list(columns)}.")
-        for name in columns:
-            value = row[name]
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not (isinstance(value, str) if name in TEXTS else value is None or is_number):
-                raise ValueError(
-                    f"{path} row {number}: `{name}` is {str(value)[:60]!r}, but must be "
-                    f"{'text' if name in TEXTS else 'a number or null'}. Correct or drop the entry."
-                )
+        _require_entry(f"{path} row {number}", row, columns)
     seen = set()
     for number, row in enumerate(rows):
         if row["instruction"] in seen:
             raise ValueError(f"{path} row {number} has the instruction of an earlier row. Keep one entry of each.")
         seen.add(row["instruction"])
     return rows
+
+
+def _require_entry(name: str, row: Any, columns: Sequence[str]) -> None:
+    missing = [column for column in columns if not isinstance(row, dict) or column not in row]
+    if missing:
+        raise ValueError(f"{name} lacks {missing}. Each entry needs {list(columns)}.")
+    for column in columns:
+        value = row[column]
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (isinstance(value, str) if column in TEXT_COLUMNS else value is None or is_number):
+            raise ValueError(
+                f"{name}: `{column}` is {str(value)[:60]!r}, but must be "
+                f"{'text' if column in TEXT_COLUMNS else 'a number or null'}. Correct or drop the entry."
+            )

@@ -1,4 +1,4 @@
-"""Best-of-n: the output with the highest reward among n samples, the baseline that trains nothing."""
+"""Best-of-n: takes the completion with the highest reward among n samples. This baseline trains nothing."""
 
 import math
 from collections.abc import Sequence
@@ -16,16 +16,16 @@ from trl_rlp.evaluation.reward_metrics import standard_error
 
 def best_of_n_weights(rewards: Sequence[float], n: int) -> np.ndarray:
     r"""
-    Gives the probability that each of N samples is the best of n that are drawn from them without replacement.
+    Computes the probability that each of N samples is the best of n samples drawn without replacement.
 
-    The sample of rank i (1 is the lowest reward) is the best of $\binom{i - 1}{n - 1}$ of the $\binom{N}{n}$ subsets.
-    Samples of equal reward share the weights of their ranks.
+    The sample of rank i (rank 1 has the lowest reward) is the best of $\binom{i - 1}{n - 1}$ of the $\binom{N}{n}$
+    subsets. Samples with equal rewards share the weights of their ranks equally.
 
     Args:
         rewards (`Sequence[float]`):
             Rewards of N samples of one prompt.
         n (`int`):
-            From 1 to N.
+            Number of samples to draw, from 1 to N.
 
     Returns:
         `numpy.ndarray` of shape `(N,)`: probabilities that sum to 1.
@@ -39,79 +39,81 @@ def best_of_n_weights(rewards: Sequence[float], n: int) -> np.ndarray:
     Example:
 
     ```python
-    >>> best_of_n_weights([0.1, 0.3, 0.2], 2).tolist()  # of {1, 2}, {1, 3}, {2, 3} the middle one wins two
+    >>> best_of_n_weights([0.1, 0.3, 0.2], 2).tolist()  # of {1, 2}, {1, 3}, {2, 3} the middle sample wins two
     [0.0, 0.6666666666666666, 0.3333333333333333]
     ```
     """
     rewards = np.asarray(rewards, dtype=float)
     size = len(rewards)
     if not 1 <= n <= size:
-        raise ValueError(f"`n` must be from 1 to the number of samples, {size}, got {n}. Sample more outputs.")
+        raise ValueError(f"`n` must be from 1 to the number of samples, {size}, got {n}. Sample more completions.")
     if np.isnan(rewards).any():
         raise ValueError(f"`rewards` entry {int(np.isnan(rewards).argmax())} is NaN, so no sample is the best.")
-    by_rank = np.array([math.comb(rank, n - 1) / math.comb(size, n) for rank in range(size)])  # (N,)
-    levels, level_of = np.unique(rewards, return_inverse=True)
-    ends = np.cumsum(np.bincount(level_of))
-    shares = [by_rank[start:end].mean() for start, end in zip([0, *ends[:-1]], ends, strict=True)]  # (levels,)
-    return np.array(shares)[level_of]
+    rank_weights = np.array([math.comb(rank, n - 1) / math.comb(size, n) for rank in range(size)])  # (N,)
+    distinct, index = np.unique(rewards, return_inverse=True)
+    ends = np.cumsum(np.bincount(index))
+    weights = [rank_weights[start:end].mean() for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    return np.array(weights)[index]  # (distinct,) to (N,)
 
 
 def best_of_n(
     rewards: Sequence[Sequence[float]], values: Sequence[Sequence[float]], n: int, *, level: float = 0.95
 ) -> dict[str, Any]:
     """
-    Gives the expected value of the best of n samples, without bias, from N >= n samples a prompt.
+    Computes the expected value of the best of n samples without bias, from N >= n samples per prompt.
 
-    All subsets of n samples count, so the estimate varies less than one that takes the first n. At n = 1 it is the
-    mean of all samples.
+    It averages over all subsets of n samples, so its variance is lower than that of an estimate from the first n
+    samples. At n = 1 it is the mean of all samples.
 
     Args:
         rewards (`Sequence[Sequence[float]]`):
-            What the best is picked by: the reward model's rewards of N samples a prompt.
+            Rewards of N samples per prompt. The sample with the highest reward is the best.
         values (`Sequence[Sequence[float]]`):
-            What the picked sample is worth, likewise: a gold reward, a win (1, one half or 0), a right answer.
+            Value of each sample: for example a gold reward, a win (1, 0.5 or 0), or whether the answer is correct.
         n (`int`):
-            Samples to pick from, from 1 to N.
+            Number of samples to choose from, from 1 to N.
         level (`float`, *optional*, defaults to `0.95`):
-            Of the interval, in (0, 1).
+            Level of the interval, in (0, 1).
 
     Returns:
-        `dict`: `value`, in the unit of `values`; its `standard_error` and bootstrap `interval` over prompts (`None`
-        for a single prompt); `kl`, see [`best_of_n_kl`]; `prompts`.
+        `dict`: `value`, in the unit of `values`, with its `standard_error` and its bootstrap `interval` over prompts.
+        The last two are `None` for a single prompt. `kl`: see [`best_of_n_kl`]. `prompts`: number of prompts.
 
     Raises:
-        ValueError: if there is no prompt, the two differ in shape, or as [`best_of_n_weights`] raises.
+        ValueError: if there is no prompt, `rewards` and `values` differ in shape, a value is NaN, or for the same
+            reasons as [`best_of_n_weights`].
     """
     if len(rewards) == 0 or [len(row) for row in rewards] != [len(row) for row in values]:
         raise ValueError(
-            f"`rewards` ({len(rewards)} prompts) and `values` ({len(values)}) must hold the same samples of at least "
-            "one prompt. Give one of each a sample."
+            f"`rewards` ({len(rewards)} prompts) and `values` ({len(values)}) must have the same shape and at least "
+            "one prompt. Pass one reward and one value per sample."
         )
-    for row, worth in enumerate(values):
-        if np.isnan(np.asarray(worth, dtype=float)).any():
-            raise ValueError(f"`values` row {row} holds NaN. Give each sample's worth as a number.")
-    picked = [
-        float(best_of_n_weights(row, n) @ np.asarray(worth, dtype=float))
-        for row, worth in zip(rewards, values, strict=True)
+    for row, row_values in enumerate(values):
+        if np.isnan(np.asarray(row_values, dtype=float)).any():
+            raise ValueError(f"`values` row {row} contains NaN. Pass a number for each sample.")
+    expected = [
+        float(best_of_n_weights(row, n) @ np.asarray(row_values, dtype=float))
+        for row, row_values in zip(rewards, values, strict=True)
     ]
     return {
-        "value": float(np.mean(picked)),
-        "standard_error": standard_error(picked),
-        "interval": None if len(picked) < 2 else bootstrap_interval(picked, level=level),
+        "value": float(np.mean(expected)),
+        "standard_error": standard_error(expected),
+        "interval": None if len(expected) < 2 else bootstrap_interval(expected, level=level),
         "kl": best_of_n_kl(n),
-        "prompts": len(picked),
+        "prompts": len(expected),
     }
 
 
 def best_of_n_kl(n: int) -> float:
     r"""
-    Gives the KL divergence of best-of-n from the policy that it samples from: $\log n - (n - 1) / n$.
+    Computes the KL divergence of best-of-n from the policy that it samples from: $\log n - (n - 1) / n$.
 
-    An upper bound: it is exact where outputs come from a continuum, and too high where an output may be drawn twice.
+    This is an upper bound. It is exact if all samples are distinct, as for a continuous distribution. It is too high
+    if the same completion can be sampled twice.
 
     Args:
         n (`int`):
-            Samples to pick from, at least 1.
+            Number of samples to choose from, at least 1.
 
     Returns:
         `float`, in nats.
@@ -135,23 +137,24 @@ def best_outputs(
     max_length: int | None = None,
 ) -> Dataset:
     """
-    Picks the output with the highest reward for each prompt: what a user of best-of-n gets.
+    Selects the completion with the highest reward for each prompt. This is what best-of-n returns to a user.
 
     Args:
         samples (`datasets.Dataset`):
             Policy samples: `prompt`, `completions` (n of them), `finished`.
         reward_model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            r_φ.
+            Reward model. r_φ in the paper.
         processing_class (`transformers.PreTrainedTokenizerBase`):
             Its tokenizer.
         max_length (`int`, *optional*):
-            As in [`score`].
+            Maximum number of tokens per row, as in [`score`].
 
     Returns:
-        `datasets.Dataset`: `prompt`, `completion`, `finished`, `reward`; of equal rewards the first.
+        `datasets.Dataset`: `prompt`, `completion`, `finished`, `reward`. If rewards are equal, the first completion is
+        selected.
 
     Raises:
-        ValueError: if the samples are not policy samples, or as [`score`] raises.
+        ValueError: if the samples are not policy samples, or for the same reasons as [`score`].
     """
     rewards = score_samples(reward_model, processing_class, samples, max_length=max_length)
     best = np.argmax(rewards, axis=1)  # (prompts,)
@@ -160,7 +163,7 @@ def best_outputs(
         "finished": [row[i] for row, i in zip(samples["finished"], best, strict=True)],
         "reward": [row[i] for row, i in zip(rewards, best, strict=True)],
     }
-    picked = samples.select_columns(["prompt"])
+    selected = samples.select_columns(["prompt"])
     for name, values in columns.items():
-        picked = picked.add_column(name, values)
-    return picked
+        selected = selected.add_column(name, values)
+    return selected

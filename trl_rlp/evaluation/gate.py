@@ -1,4 +1,4 @@
-"""Is the refined reward model at least as good as the one that it replaces?"""
+"""The gate: checks that a refined reward model is at least as good as the reward model that it replaces."""
 
 import logging
 from dataclasses import asdict, dataclass
@@ -17,31 +17,31 @@ ON_REGRESSION = ("warn", "raise")
 
 
 class RewardModelRegression(RuntimeError):
-    """Raised by [`gate`] when refusal was asked for and the refined model is worse than the tolerance allows."""
+    """Raised by [`gate`] with `on_regression="raise"`: the refined reward model is worse than the tolerances allow."""
 
 
 @dataclass
 class GateReport:
     """
-    What [`gate`] found.
+    Result of [`gate`].
 
     Args:
         passed (`bool`):
-            Whether no gating set got worse by more than its tolerance.
+            Whether the refined reward model is within the tolerances on each of the human pairs and policy pairs.
         problems (`list[str]`):
-            One sentence a regression.
-        figures (`dict`):
-            `figures[set]["before" | "after"]`: [`pair_metrics`];
-            `figures[set]["difference"]`: `accuracy` (after - before) and its paired `standard_error`, `None` for one
-            pair.
+            One sentence per regression.
+        metrics (`dict`):
+            `metrics[set]["before"]` and `metrics[set]["after"]` are the results of [`pair_metrics`].
+            `metrics[set]["difference"]` holds `accuracy` (after - before) and its paired `standard_error`, which is
+            `None` for a single pair.
     """
 
     passed: bool
     problems: list[str]
-    figures: dict[str, dict[str, dict[str, float]]]
+    metrics: dict[str, dict[str, dict[str, float]]]
 
     def as_dict(self) -> dict:
-        """Gives the report as plain values, ready for JSON."""
+        """Returns the report as plain values that JSON can store."""
         return asdict(self)
 
 
@@ -53,16 +53,16 @@ def compare_on_pairs(
 
     Args:
         before (`tuple[PreTrainedModel, PreTrainedTokenizerBase]`):
-            r_φ and its tokenizer.
+            Reward model and its tokenizer. r_φ in the paper.
         after (`tuple[PreTrainedModel, PreTrainedTokenizerBase]`):
-            r̂_φ and its tokenizer.
+            Refined reward model and its tokenizer. r̂_φ in the paper.
         pairs (`datasets.Dataset`):
-            TRL's preference format.
+            Labeled pairs in TRL's preference format.
         max_length (`int`, *optional*):
-            As in [`score`].
+            Maximum number of tokens per row, as in [`score`].
 
     Returns:
-        `dict`: one set of [`GateReport`]'s figures.
+        `dict`: the `metrics` of one set in a [`GateReport`].
     """
     margins_before, lengths = reward_margins(*before, pairs, max_length)
     margins_after, _ = reward_margins(*after, pairs, max_length)
@@ -77,14 +77,14 @@ def compare_on_pairs(
     }
 
 
-def _regressions(name: str, figures: dict, accuracy_tolerance: float, calibration_tolerance: float) -> list[str]:
-    before, after, difference = figures["before"], figures["after"], figures["difference"]
+def _find_regressions(name: str, metrics: dict, accuracy_tolerance: float, calibration_tolerance: float) -> list[str]:
+    before, after, difference = metrics["before"], metrics["after"], metrics["difference"]
     problems = []
     if difference["accuracy"] < -accuracy_tolerance:
         error = difference["standard_error"]
-        spread = "" if error is None else f"paired standard error {error:.3f}, "
+        error_text = "" if error is None else f"paired standard error {error:.3f}, "
         problems.append(
-            f"{name} pairs: accuracy fell from {before['accuracy']:.3f} to {after['accuracy']:.3f} ({spread}"
+            f"{name} pairs: accuracy fell from {before['accuracy']:.3f} to {after['accuracy']:.3f} ({error_text}"
             f"{before['pairs']} pairs), more than the tolerance of {accuracy_tolerance}"
         )
     if after["calibration_error"] - before["calibration_error"] > calibration_tolerance:
@@ -108,37 +108,38 @@ def gate(
     max_length: int | None = None,
 ) -> GateReport:
     """
-    Compares a refined reward model with the one that it replaces, on pairs whose labels neither of them made.
+    Compares a refined reward model with the one that it replaces, on pairs that neither of them labeled.
 
-    Held-out human pairs and policy pairs (labeled by known answers or a judge) gate. Agreement of the refined model
-    with the synthetic preferences it was trained on is measured and never gates: it says how well it fitted, not
-    whether it is right.
+    Held-out human pairs and policy pairs decide whether the refined model passes. Policy pairs have labels from known
+    answers or from a judge. The synthetic preferences are only reported, because the refined model was trained on
+    them. Agreement with them shows how well it fits them, but not whether it is correct.
 
     Args:
         before (`tuple[PreTrainedModel, PreTrainedTokenizerBase]`):
-            r_φ and its tokenizer.
+            Reward model and its tokenizer. r_φ in the paper.
         after (`tuple[PreTrainedModel, PreTrainedTokenizerBase]`):
-            r̂_φ and its tokenizer.
+            Refined reward model and its tokenizer. r̂_φ in the paper.
         human_pairs (`datasets.Dataset`):
-            Human preferences that neither model was trained on, in TRL's preference format.
+            Held-out human preferences in TRL's preference format. Neither model was trained on them.
         policy_pairs (`datasets.Dataset`, *optional*):
-            Pairs of policy outputs with labels from elsewhere, see [`policy_pairs`].
+            Pairs of policy samples with independent labels, see [`policy_pairs`].
         synthetic_pairs (`datasets.Dataset`, *optional*):
-            D̂. Reported, never gating.
+            Synthetic preferences. D̂ in the paper. They are reported, but a regression on them is not a failure.
         accuracy_tolerance (`float`, *optional*, defaults to `0.02`):
-            Fall of accuracy that is let pass, in [0, 1]. The paper has no gate; this value is ours.
+            Largest accepted fall of accuracy, in [0, 1]. The paper has no gate, so this value is ours.
         calibration_tolerance (`float`, *optional*, defaults to `0.05`):
-            Rise of the expected calibration error that is let pass, in [0, 1]. Ours.
+            Largest accepted rise of the expected calibration error, in [0, 1]. This value is ours.
         on_regression (`str`, *optional*, defaults to `"warn"`):
-            `"warn"` logs a warning, `"raise"` refuses.
+            `"warn"` logs a warning on a regression, and `"raise"` raises [`RewardModelRegression`].
         max_length (`int`, *optional*):
-            As in [`score`].
+            Maximum number of tokens per row, as in [`score`].
 
     Returns:
         [`GateReport`].
 
     Raises:
-        ValueError: if `on_regression` or a tolerance is out of range, or a data set is empty or lacks its columns.
+        ValueError: if `on_regression` is unknown, a tolerance is out of range, a dataset is empty, or a column is
+            missing.
         RewardModelRegression: on a regression, with `on_regression="raise"`.
     """
     if on_regression not in ON_REGRESSION:
@@ -148,14 +149,14 @@ def gate(
             raise ValueError(f"`{name}` must be in [0, 1], got {value}.")
     sets = {"human": human_pairs, "policy": policy_pairs, "synthetic": synthetic_pairs}
     given = {name: pairs for name, pairs in sets.items() if pairs is not None}
-    figures = {name: compare_on_pairs(before, after, pairs, max_length) for name, pairs in given.items()}
+    metrics = {name: compare_on_pairs(before, after, pairs, max_length) for name, pairs in given.items()}
     problems = [
         problem
         for name in ("human", "policy")
-        if name in figures
-        for problem in _regressions(name, figures[name], accuracy_tolerance, calibration_tolerance)
+        if name in metrics
+        for problem in _find_regressions(name, metrics[name], accuracy_tolerance, calibration_tolerance)
     ]
-    report = GateReport(passed=not problems, problems=problems, figures=figures)
+    report = GateReport(passed=not problems, problems=problems, metrics=metrics)
     if problems:
         message = (
             f"The refined reward model is worse than the one it replaces: {'; '.join(problems)}. Keep the old one."

@@ -1,4 +1,4 @@
-"""How far a mean may be from the truth: over prompts by the bootstrap, over seeds by Student's t."""
+"""Confidence intervals of a mean: over prompts with the bootstrap, over seeds with Student's t."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,8 +9,8 @@ import scipy.stats
 from trl_rlp.evaluation.reward_metrics import standard_error
 
 
-# Numbers drawn at once, so that many prompts do not fill the memory.
-_DRAWS = 10_000_000
+_VALUES_PER_BATCH = 10_000_000
+"""Maximum number of values drawn at the same time. It limits the memory for many prompts."""
 
 
 def bootstrap_interval(
@@ -22,87 +22,88 @@ def bootstrap_interval(
     seed: int = 0,
 ) -> tuple[float, float]:
     """
-    Gives the percentile bootstrap interval of a mean over prompts.
+    Computes the percentile bootstrap interval of a mean over prompts.
 
-    Values that are all equal give an interval of no width, which says that the sample shows no spread and not that
-    there is none.
+    If all values are equal, the interval has zero width. Then the sample shows no spread, but the true spread may be
+    larger than zero.
 
     Args:
         values (`Sequence[float]`):
-            One a prompt, independent of each other; for a paired comparison the differences.
+            One value per prompt, independent of each other. For a paired comparison, pass the differences.
         groups (`Sequence`, *optional*):
-            What each value is of, where several are of one prompt: prompts are then resampled with all their values.
+            Prompt of each value, if a prompt has several values. Prompts are then resampled with all their values.
         level (`float`, *optional*, defaults to `0.95`):
-            Share of the resampled means that the interval holds, in (0, 1).
+            Share of the resampled means inside the interval, in (0, 1).
         resamples (`int`, *optional*, defaults to `10000`):
-            Resamples drawn.
+            Number of resamples.
         seed (`int`, *optional*, defaults to `0`):
-            Decides the draws.
+            Seed of the resampling.
 
     Returns:
         `tuple[float, float]`: lower and upper end.
 
     Raises:
-        ValueError: if there are fewer than two values or prompts, one is not finite, `groups` has another length, or
-            `level` is out of range.
+        ValueError: if there are fewer than two values or prompts, a value is not finite, `groups` has another length
+            than `values`, or `level` is out of range.
 
     Reference:
         Efron, Tibshirani 1993, An Introduction to the Bootstrap, section 13.3.
     """
-    _require(values, level, "prompts")
+    _require_values(values, level, "prompts")
     if groups is not None and len(groups) != len(values):
-        raise ValueError(f"`groups` has {len(groups)} entries for {len(values)} values. Give one of each.")
-    place = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
-    if place.max() == 0:
-        raise ValueError("An interval needs at least two prompts, got 1. Measure more of them.")
-    sums, counts = np.bincount(place, weights=values), np.bincount(place)  # (prompts,)
-    found = scipy.stats.bootstrap(
+        raise ValueError(f"`groups` has {len(groups)} entries for {len(values)} values. Pass one group per value.")
+    prompt_index = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    if prompt_index.max() == 0:
+        raise ValueError("An interval needs at least two prompts, got 1. Evaluate more prompts.")
+    sums, counts = np.bincount(prompt_index, weights=values), np.bincount(prompt_index)  # (prompts,)
+    result = scipy.stats.bootstrap(
         (sums, counts),
         lambda total, count, axis: total.sum(axis) / count.sum(axis),
         paired=True,
         n_resamples=resamples,
-        batch=max(1, _DRAWS // len(sums)),
+        batch=max(1, _VALUES_PER_BATCH // len(sums)),
         confidence_level=level,
         method="percentile",
         rng=np.random.default_rng(seed),
     )
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
 def seed_interval(values: Sequence[float], *, level: float = 0.95) -> dict[str, float]:
     """
-    Gives mean and interval over seeds: mean ± t s / √n with n - 1 degrees of freedom.
+    Computes the mean over seeds and its interval: mean ± t s / √n with n - 1 degrees of freedom.
 
     Args:
         values (`Sequence[float]`):
-            One a seed; for a paired comparison the differences of two methods on each seed.
+            One value per seed. For a paired comparison, pass the difference of the two methods for each seed.
         level (`float`, *optional*, defaults to `0.95`):
-            How often such an interval holds the true mean where seeds vary normally, in (0, 1).
+            Probability that such an interval contains the true mean if the values are normally distributed, in (0, 1).
 
     Returns:
-        `dict[str, float]`: `mean`, `standard_error`, `low`, `high` in the values' unit, and the number of `seeds`.
+        `dict[str, float]`: `mean`, `standard_error`, `low` and `high` in the unit of the values, and the number of
+        `seeds`.
 
     Raises:
         ValueError: if there are fewer than two seeds, a value is not finite, or `level` is out of range.
     """
-    _require(values, level, "seeds")
+    _require_values(values, level, "seeds")
     mean, error = float(np.mean(values)), float(standard_error(values))
-    reach = error * float(scipy.stats.t.ppf((1 + level) / 2, len(values) - 1))
+    half_width = error * float(scipy.stats.t.ppf((1 + level) / 2, len(values) - 1))
     return {
         "mean": mean,
         "standard_error": error,
-        "low": mean - reach,
-        "high": mean + reach,
+        "low": mean - half_width,
+        "high": mean + half_width,
         "seeds": len(values),
     }
 
 
-def _require(values: Sequence[float], level: float, what: str) -> None:
+def _require_values(values: Sequence[float], level: float, unit: str) -> None:
     if len(values) < 2:
-        raise ValueError(f"An interval needs at least two {what}, got {len(values)}. Measure more of them.")
-    missing = ~np.isfinite(np.asarray(values, dtype=float))
-    if missing.any():
-        row = int(missing.argmax())
-        raise ValueError(f"Value {row} of the {what} is {values[row]}, so that there is no mean.")
+        raise ValueError(f"An interval needs at least two {unit}, got {len(values)}. Evaluate more {unit}.")
+    is_missing = ~np.isfinite(np.asarray(values, dtype=float))
+    if is_missing.any():
+        row = int(is_missing.argmax())
+        raise ValueError(f"Value {row} of the {unit} is {values[row]}, so there is no mean.")
     if not 0 < level < 1:
         raise ValueError(f"`level` must be in (0, 1), got {level}.")

@@ -1,4 +1,4 @@
-"""A win rate at equal length: what a policy's would be if its outputs were as long as the reference's."""
+"""The length-controlled win rate: the win rate of a policy if its outputs were as long as the reference's."""
 
 import csv
 import warnings
@@ -18,12 +18,12 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 STRENGTHS = np.logspace(-4, 4, 10)
-"""C of the fit, the inverse of the penalty's weight: cross-validation chooses one."""
+"""Values of C to try in the fit with anchors. C is the inverse weight of the penalty. Cross-validation selects one."""
 
 RIDGE = 100.0
 """C of the fit without anchors."""
 
-CERTAIN = 1e-9
+MIN_PROBABILITY = 1e-9
 FOLDS = 5
 SEED = 123
 ANCHOR_WEIGHT = 0.1
@@ -32,17 +32,17 @@ ANCHOR_WEIGHT = 0.1
 @dataclass(frozen=True)
 class Anchors:
     """
-    AlpacaEval's judgements of its baseline told to be verbose and to be concise: they show what length alone does.
+    Preferences between a verbose and a concise version of AlpacaEval's baseline. They show the effect of length alone.
 
     Args:
         preferences (`numpy.ndarray` of shape `(anchors,)`):
-            In [0, 1].
+            Preferences in [0, 1].
         length_terms (`numpy.ndarray` of shape `(anchors,)`):
             tanh of the standardized differences in length, in (-1, 1).
         difficulties (`numpy.ndarray` of shape `(anchors,)`):
-            Of the instruction of each anchor.
+            Difficulty of the instruction of each anchor.
         by_instruction (`numpy.ndarray` of shape `(instructions,)`):
-            Difficulties of the evaluation set's instructions, in its order.
+            Difficulties of the instructions of the evaluation set, in its order.
     """
 
     preferences: np.ndarray
@@ -53,10 +53,10 @@ class Anchors:
 
 def load_anchors(path: str | Path) -> Anchors:
     """
-    Reads the anchors that AlpacaEval's published values were fitted with.
+    Loads the anchors that AlpacaEval's published win rates use.
 
-    The file is `df_gamed.csv` of the data set `tatsu-lab/alpaca_eval` on the Hub; its licence (CC BY-NC 4.0) is not
-    this package's, so it is not part of it.
+    The file is `df_gamed.csv` of the dataset `tatsu-lab/alpaca_eval` on the Hub. Its license (CC BY-NC 4.0) differs
+    from the license of this package, so the package does not include it.
 
     Args:
         path (`str` or `Path`):
@@ -66,7 +66,8 @@ def load_anchors(path: str | Path) -> Anchors:
         [`Anchors`].
 
     Raises:
-        ValueError: if it is another file.
+        OSError: if the file cannot be read.
+        ValueError: if a column is missing.
     """
     try:
         with open(path, newline="", encoding="utf-8") as file:
@@ -78,8 +79,8 @@ def load_anchors(path: str | Path) -> Anchors:
     if missing:
         raise ValueError(f"{path} lacks the columns {missing}. Pass `df_gamed.csv` of AlpacaEval.")
     preferences, index, lengths, difficulties = (np.array([float(row[name]) for row in rows]) for name in columns)
-    order = np.unique(index, return_index=True)[1]
-    return Anchors(preferences, np.tanh(lengths), difficulties, difficulties[order])
+    first_rows = np.unique(index, return_index=True)[1]  # (instructions,)
+    return Anchors(preferences, np.tanh(lengths), difficulties, difficulties[first_rows])
 
 
 def length_controlled_win_rate(
@@ -93,68 +94,74 @@ def length_controlled_win_rate(
     seed: int = 0,
 ) -> dict[str, Any]:
     r"""
-    Gives the win rate that a logistic model of the preferences predicts at equal length.
+    Computes the win rate that a logistic model of the preferences predicts at equal length.
 
     $$p_i = \sigma(\theta + \phi \tanh(\Delta_i / s_\Delta) + \psi \gamma_i),\qquad
     \text{LC} = \frac{1}{N} \sum_i \sigma(\theta + \psi \gamma_i)$$
 
-    Δ is the reference's length minus the policy's, s its deviation, γ the difficulty of an instruction. Without
-    anchors there are no difficulties, ψγ is left out, and the fit is that of the highest likelihood with a ridge of
-    1/100, which keeps terms finite where one side always wins. Where all differences in length are equal nothing can
-    be told of length, φ is 0, and the result is the win rate.
+    Δ is the reference's length minus the policy's length, s is the standard deviation of Δ, and γ is the difficulty of
+    an instruction.
 
-    On AlpacaEval's own annotations, with `anchors`, this is its length-controlled win rate: the fit minimizes
-    ‖(θ, φ, ψ)‖₁ + C · log loss, C chosen by five-fold cross-validation, whose folds today's scikit-learn deals out in
-    another order (docs/results.md says how near it comes).
+    Without anchors there are no difficulties, and the model has no term ψγ. The fit maximizes the likelihood with a
+    ridge penalty of 1/100. The penalty keeps the terms finite if one side always wins. If all differences in length
+    are equal, the effect of length is unknown. Then φ is 0 and the result is the win rate.
+
+    With `anchors`, on AlpacaEval's own annotations, the result is AlpacaEval's length-controlled win rate. The fit
+    minimizes ‖(θ, φ, ψ)‖₁ + C · log loss, and five-fold cross-validation selects C. Recent versions of scikit-learn
+    order the folds differently, so results may differ slightly. docs/results.md lists the differences.
 
     Args:
         preferences (`Sequence[float]`):
-            One a prompt, in [0, 1]: 1 where the policy's output wins. `None` where there is none; such a prompt does
-            not enter the fit.
+            One preference per prompt, in [0, 1]. 1 means that the policy's output wins. `None` means no preference,
+            and the fit ignores that prompt.
         lengths (`Sequence[int]`):
-            Of the policy's outputs, in characters.
+            Lengths of the policy's outputs, in characters.
         reference_lengths (`Sequence[int]`):
-            Of the reference's outputs.
+            Lengths of the reference's outputs, in characters.
         anchors ([`Anchors`], *optional*):
-            For AlpacaEval's 805 instructions, in its order.
+            Anchors for AlpacaEval's 805 instructions, in its order.
         level (`float`, *optional*, defaults to `0.95`):
-            Of the interval, in (0, 1).
+            Level of the interval, in (0, 1).
         resamples (`int`, *optional*, defaults to `200`):
-            Resamples of the prompts that the interval is taken from, each fitted anew with the same C.
+            Number of resamples of the prompts for the interval. The model is fitted again on each one, with the same
+            C.
         seed (`int`, *optional*, defaults to `0`):
-            Decides the resamples.
+            Seed of the resampling.
 
     Returns:
-        `dict`: `length_controlled_win_rate` in [0, 1]; its bootstrap `interval` over prompts; `length_effect`, φ:
-        below 0 where longer outputs win; `prompts` that entered the fit.
+        `dict`: `length_controlled_win_rate` in [0, 1], its bootstrap `interval` over prompts, `length_effect` (φ:
+        below 0 if longer outputs win), and `prompts`, the number of prompts in the fit.
 
     Raises:
-        ValueError: if the lists differ in length, a length is no number from 0 on, fewer than five prompts have a
-            preference, one is outside [0, 1], or there are more prompts than difficulties.
+        ValueError: if the lists differ in length, a length is not a number >= 0, fewer than five prompts have a
+            preference, a preference is outside [0, 1], `level` is out of range, or there are more prompts than
+            difficulties.
 
     Reference:
-        Dubois et al. 2024, Length-Controlled AlpacaEval, https://arxiv.org/abs/2404.04475; the details are those of
+        Dubois et al. 2024, Length-Controlled AlpacaEval, https://arxiv.org/abs/2404.04475. The details follow
         https://github.com/tatsu-lab/alpaca_eval/blob/cd543a1/src/alpaca_eval/metrics/glm_winrate.py.
     """
-    values = _checked(preferences, lengths, reference_lengths, anchors)
+    values = _check_inputs(preferences, lengths, reference_lengths, anchors)
     if not 0 < level < 1:
         raise ValueError(f"`level` must be in (0, 1), got {level}.")
-    own = _features(np.subtract(reference_lengths, lengths).astype(float), anchors)  # (prompts, terms)
-    fixed = _anchor_rows(anchors)
+    features = _build_features(np.subtract(reference_lengths, lengths).astype(float), anchors)  # (prompts, terms)
+    anchor_rows = _build_anchor_rows(anchors)
 
     known = np.flatnonzero(~np.isnan(values))
-    strength = None if anchors is None else _chosen_strength(*_stacked(fixed, own[known], values[known]))
+    strength = None
+    if anchors is not None:
+        strength = _select_strength(*_stack_rows(anchor_rows, features[known], values[known]))
 
-    def fitted(rows: np.ndarray) -> np.ndarray:
-        return _fit(*_stacked(fixed, own[rows], values[rows]), strength, np.random.RandomState(SEED))
+    def fit_prompts(rows: np.ndarray) -> np.ndarray:
+        return _fit(*_stack_rows(anchor_rows, features[rows], values[rows]), strength, np.random.RandomState(SEED))
 
-    def at_equal_length(terms: np.ndarray) -> float:
-        return float((1 / (1 + np.exp(-(own[:, 1:] @ terms[1:])))).mean())
+    def predict_at_equal_length(terms: np.ndarray) -> float:
+        return float((1 / (1 + np.exp(-(features[:, 1:] @ terms[1:])))).mean())
 
-    terms = fitted(known)
+    terms = fit_prompts(known)
     interval = scipy.stats.bootstrap(
         (known,),
-        lambda rows: at_equal_length(fitted(rows)),
+        lambda rows: predict_at_equal_length(fit_prompts(rows)),
         vectorized=False,
         n_resamples=resamples,
         confidence_level=level,
@@ -162,23 +169,24 @@ def length_controlled_win_rate(
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return {
-        "length_controlled_win_rate": at_equal_length(terms),
+        "length_controlled_win_rate": predict_at_equal_length(terms),
         "interval": (float(interval.low), float(interval.high)),
         "length_effect": float(terms[0]),
         "prompts": len(known),
     }
 
 
-def _checked(
+def _check_inputs(
     preferences: Sequence[float | None],
     lengths: Sequence[int],
     reference_lengths: Sequence[int],
     anchors: Anchors | None,
 ) -> np.ndarray:
+    """Checks the inputs. Returns the preferences with NaN for a missing one, of shape `(prompts,)`."""
     if not len(preferences) == len(lengths) == len(reference_lengths):
         raise ValueError(
             f"`preferences`, `lengths` and `reference_lengths` have {len(preferences)}, {len(lengths)} and "
-            f"{len(reference_lengths)} entries. Give one of each a prompt."
+            f"{len(reference_lengths)} entries. Pass one of each per prompt."
         )
     for name, sizes in (("lengths", lengths), ("reference_lengths", reference_lengths)):
         for row, size in enumerate(sizes):
@@ -190,42 +198,48 @@ def _checked(
     if ((values < 0) | (values > 1)).any():
         row = int(((values < 0) | (values > 1)).argmax())
         raise ValueError(f"`preferences` row {row} is {values[row]}, but a preference is in [0, 1].")
-    if anchors is not None and len(values) > len(anchors.by_instruction):
-        raise ValueError(
-            f"There are {len(values)} prompts, but `anchors` knows {len(anchors.by_instruction)} instructions. Leave "
-            "`anchors` out for other data than AlpacaEval's."
-        )
-    if anchors is not None and len(values) < len(anchors.by_instruction):
-        logger.warning(
-            f"{len(values)} of the {len(anchors.by_instruction)} instructions that `anchors` knows are there, and "
-            "difficulties go by position: from the first missing one on they are those of other instructions, as in "
-            "the published values. For a part of the set leave `anchors` out."
-        )
+    if anchors is not None:
+        _check_instructions(len(values), len(anchors.by_instruction))
     return values
 
 
-def _features(differences: np.ndarray, anchors: Anchors | None) -> np.ndarray:
-    """Length, difficulty if there are anchors, and the policy itself: `(prompts, terms)`."""
-    spread = differences.std(ddof=1)
-    length = np.tanh(differences / spread) if spread > 0 else np.zeros_like(differences)
+def _check_instructions(prompts: int, instructions: int) -> None:
+    if prompts > instructions:
+        raise ValueError(
+            f"There are {prompts} prompts, but `anchors` has {instructions} instructions. Use `anchors` only with "
+            "AlpacaEval's data."
+        )
+    if prompts < instructions:
+        logger.warning(
+            f"There are {prompts} prompts for the {instructions} instructions of `anchors`. Difficulties are matched "
+            "by position, so all prompts after the first missing one get the difficulty of another instruction. The "
+            "published values have the same error. For a part of the set, do not pass `anchors`."
+        )
+
+
+def _build_features(differences: np.ndarray, anchors: Anchors | None) -> np.ndarray:
+    """Builds the features `(prompts, terms)`: length, difficulty (only with anchors), and the policy's constant."""
+    standard_deviation = differences.std(ddof=1)
+    length = np.tanh(differences / standard_deviation) if standard_deviation > 0 else np.zeros_like(differences)
     difficulty = [] if anchors is None else [anchors.by_instruction[: len(differences)]]
     return np.stack([length, *difficulty, np.ones_like(length)], axis=1)
 
 
-Rows = tuple[np.ndarray, np.ndarray, np.ndarray]  # features, preferences, weights
+WeightedRows = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Features, preferences and weights."""
 
 
-def _anchor_rows(anchors: Anchors | None) -> Rows | None:
+def _build_anchor_rows(anchors: Anchors | None) -> WeightedRows | None:
     if anchors is None:
         return None
     terms = [anchors.length_terms, anchors.difficulties, np.zeros_like(anchors.length_terms)]
     return np.stack(terms, axis=1), anchors.preferences, np.full(len(anchors.preferences), ANCHOR_WEIGHT)
 
 
-def _stacked(fixed: Rows | None, features: np.ndarray, preferences: np.ndarray) -> Rows:
-    """Anchors first, then the policy's own rows."""
-    own = features, preferences, np.ones(len(preferences))
-    return own if fixed is None else tuple(np.concatenate(both) for both in zip(fixed, own, strict=True))
+def _stack_rows(anchor_rows: WeightedRows | None, features: np.ndarray, preferences: np.ndarray) -> WeightedRows:
+    """Puts the anchors before the rows of the policy."""
+    rows = features, preferences, np.ones(len(preferences))
+    return rows if anchor_rows is None else tuple(np.concatenate(pair) for pair in zip(anchor_rows, rows, strict=True))
 
 
 def _fit(
@@ -235,31 +249,31 @@ def _fit(
     strength: float | None,
     state: np.random.RandomState,
 ) -> np.ndarray:
-    """Each row counts as a win and as a loss, weighted by how much of each it is."""
+    """Fits the terms. Each row counts once as a win and once as a loss, weighted with its preference."""
     if strength is None:
         model = LogisticRegression(C=RIDGE, fit_intercept=False)
     else:
         model = LogisticRegression(
             C=strength, l1_ratio=1.0, solver="liblinear", fit_intercept=False, random_state=state
         )
-    # A label without any weight would be dropped, and the other one be taken for it.
-    shares = preferences.clip(CERTAIN, 1 - CERTAIN)
+    # scikit-learn drops a label whose weights are all zero, and then it would take the other label for it.
+    shares = preferences.clip(MIN_PROBABILITY, 1 - MIN_PROBABILITY)
     shares = np.concatenate([shares * weights, (1 - shares) * weights])
     labels = np.repeat([1, 0], len(preferences))
     with warnings.catch_warnings():
-        # Under a weak penalty the solver may stop early, as it did for the published values.
+        # With a weak penalty the solver may stop early. This also happened for the published values.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return model.fit(np.concatenate([features, features]), labels, sample_weight=shares).coef_[0]
 
 
-def _chosen_strength(features: np.ndarray, preferences: np.ndarray, weights: np.ndarray) -> float:
+def _select_strength(features: np.ndarray, preferences: np.ndarray, weights: np.ndarray) -> float:
     likelihoods = np.zeros((FOLDS, len(STRENGTHS)))
     folds = GroupKFold(FOLDS).split(features, groups=np.arange(len(features)))
-    for fold, (train, held) in enumerate(folds):
-        state = np.random.RandomState(SEED)  # one for the whole path, as scikit-learn's own cross-validation has it
-        for place, strength in enumerate(STRENGTHS):
+    for fold, (train, test) in enumerate(folds):
+        state = np.random.RandomState(SEED)  # one state for all strengths, as in scikit-learn's own cross-validation
+        for column, strength in enumerate(STRENGTHS):
             terms = _fit(features[train], preferences[train], weights[train], strength, state)
-            chance = np.clip(1 / (1 + np.exp(-(features[held] @ terms))), 1e-15, 1 - 1e-15)
-            gains = preferences[held] * np.log(chance) + (1 - preferences[held]) * np.log(1 - chance)
-            likelihoods[fold, place] = (weights[held] * gains).mean()
+            predicted = np.clip(1 / (1 + np.exp(-(features[test] @ terms))), 1e-15, 1 - 1e-15)
+            log_likelihoods = preferences[test] * np.log(predicted) + (1 - preferences[test]) * np.log(1 - predicted)
+            likelihoods[fold, column] = (weights[test] * log_likelihoods).mean()
     return float(STRENGTHS[likelihoods.mean(axis=0).argmax()])

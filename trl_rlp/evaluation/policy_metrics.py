@@ -1,4 +1,4 @@
-"""What a policy's outputs are like: reward, length, finish rate, and how far the policy is from its reference."""
+"""Metrics of policy samples: reward, length, share of finished completions, and KL divergence from the reference."""
 
 import math
 from collections.abc import Sequence
@@ -18,13 +18,13 @@ from trl_rlp.evaluation.reward_metrics import standard_error
 
 def token_kl(policy_logits: torch.Tensor, reference_logits: torch.Tensor) -> torch.Tensor:
     """
-    Gives KL(π ‖ π_ref) of the next token, summed over the whole vocabulary: exact and never negative.
+    Computes KL(π ‖ π_ref) of the next token. It sums over the whole vocabulary, so it is exact and never negative.
 
     Args:
         policy_logits (`torch.Tensor` of shape `(..., vocabulary)`):
             Logits of π.
         reference_logits (`torch.Tensor` of shape `(..., vocabulary)`):
-            Logits of π_ref; further entries of a larger embedding are ignored on either side.
+            Logits of π_ref. If one model has a larger vocabulary, its additional tokens are ignored.
 
     Returns:
         `torch.Tensor` of shape `(...)`, in nats.
@@ -32,25 +32,30 @@ def token_kl(policy_logits: torch.Tensor, reference_logits: torch.Tensor) -> tor
     size = min(policy_logits.shape[-1], reference_logits.shape[-1])
     log_policy = policy_logits[..., :size].float().log_softmax(-1)
     log_reference = reference_logits[..., :size].float().log_softmax(-1)
-    kl = (log_policy.exp() * (log_policy - log_reference)).sum(-1)
-    return kl.clamp_min(0)  # rounding takes the KL of two equal policies below 0
+    kl = (log_policy.exp() * (log_policy - log_reference)).sum(-1)  # (...)
+    return kl.clamp_min(0)  # rounding can make the KL of equal policies negative
 
 
-def _output_ids(processing_class: PreTrainedTokenizerBase, completion: str, finished: bool) -> list[int]:
+def _completion_ids(processing_class: PreTrainedTokenizerBase, completion: str, finished: bool) -> list[int]:
     ids = processing_class(completion, add_special_tokens=False)["input_ids"]
     return ids + [processing_class.eos_token_id] if finished else ids
 
 
-def _row_kl(
-    policy: PreTrainedModel, reference: PreTrainedModel, start: list[int], outputs: list[list[int]]
+def _prompt_kl(
+    policy: PreTrainedModel, reference: PreTrainedModel, prompt_ids: list[int], completions: list[list[int]]
 ) -> list[float]:
-    """Summed per-token KL of each output of one prompt; the outputs begin at the same position, so they pad right."""
-    if not outputs:
+    """
+    Computes the summed per-token KL of each completion of one prompt.
+
+    All completions start at the same position, so they are padded on the right.
+    """
+    if not completions:
         return []
-    longest = max(len(ids) for ids in outputs)
-    mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in outputs])  # (outputs, longest)
-    tokens = torch.tensor([start + ids + [0] * (longest - len(ids)) for ids in outputs])  # (outputs, prompt + longest)
-    attention_mask = torch.cat([torch.ones(len(outputs), len(start), dtype=mask.dtype), mask], dim=1)
+    longest = max(len(ids) for ids in completions)
+    mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in completions])  # (n, longest)
+    padded = [prompt_ids + ids + [0] * (longest - len(ids)) for ids in completions]
+    tokens = torch.tensor(padded)  # (n, prompt + longest)
+    attention_mask = torch.cat([torch.ones(len(completions), len(prompt_ids), dtype=mask.dtype), mask], dim=1)
     logits = [
         model(
             input_ids=tokens.to(model.device),
@@ -58,8 +63,8 @@ def _row_kl(
             logits_to_keep=longest + 1,
         ).logits[:, :-1]
         for model in (policy, reference)
-    ]  # twice (outputs, longest, vocabulary)
-    return (token_kl(*logits) * mask.to(policy.device)).sum(-1).tolist()  # (outputs,)
+    ]  # two of (n, longest, vocabulary)
+    return (token_kl(*logits) * mask.to(policy.device)).sum(-1).tolist()  # (n,)
 
 
 def kl_to_reference(
@@ -69,24 +74,25 @@ def kl_to_reference(
     samples: Dataset,
 ) -> float:
     """
-    Gives the KL divergence of a policy from its reference along the policy's own outputs.
+    Computes the KL divergence of a policy from its reference on the policy's own completions.
 
-    Mean over outputs of Σ_t KL(π(· | x, y_<t) ‖ π_ref(· | x, y_<t)), t over the output's tokens and its EOS. For
-    outputs drawn at temperature 1 its expectation is the KL between the two distributions over outputs; at another
-    temperature it weighs the same per-token divergences by the prefixes that temperature visits.
+    It is the mean over completions of Σ_t KL(π(· | x, y_<t) ‖ π_ref(· | x, y_<t)), where t runs over the tokens of the
+    completion and its EOS. For completions sampled at temperature 1, its expectation is the KL divergence between the
+    two distributions over completions. At another temperature, the same per-token divergences are averaged over the
+    prefixes sampled at that temperature.
 
     Args:
         policy (`PreTrainedModel`):
-            π, a causal LM.
+            Causal LM. π in the equation.
         reference (`PreTrainedModel`):
-            π_ref, for RLP π_SFT, with the same tokenizer.
+            Reference policy with the same tokenizer. π_ref in the equation, π_SFT in RLP.
         processing_class (`PreTrainedTokenizerBase`):
-            Their tokenizer.
+            Tokenizer of both.
         samples (`datasets.Dataset`):
-            Outputs of `policy`: `prompt`, `completions`, `finished`.
+            Samples of `policy`: `prompt`, `completions`, `finished`.
 
     Returns:
-        `float`, nats an output, at least 0; NaN where no output has a token.
+        `float`: nats per completion, at least 0. NaN if no completion has a token.
 
     Raises:
         ValueError: if the samples are not policy samples.
@@ -95,40 +101,41 @@ def kl_to_reference(
     totals = []
     with eval_mode(policy), eval_mode(reference):
         for row in samples:
-            outputs = [
-                _output_ids(processing_class, *output)
-                for output in zip(row["completions"], row["finished"], strict=True)
+            completions = [
+                _completion_ids(processing_class, *completion)
+                for completion in zip(row["completions"], row["finished"], strict=True)
             ]
             prompt_ids = prompt_token_ids(row["prompt"], processing_class)
-            totals += _row_kl(policy, reference, prompt_ids, [ids for ids in outputs if ids])
+            totals += _prompt_kl(policy, reference, prompt_ids, [ids for ids in completions if ids])
     return float(np.mean(totals)) if totals else math.nan
 
 
 def describe_outputs(samples: Dataset, answers: Sequence[str | Sequence[str]] | None = None) -> dict[str, float]:
     """
-    Gives the figures of a policy's outputs that need no model.
+    Computes the metrics of policy samples that need no model.
 
     Args:
         samples (`datasets.Dataset`):
-            `prompt`, `completions`, `finished`.
+            Policy samples: `prompt`, `completions`, `finished`.
         answers (`Sequence`, *optional*):
-            Accepted answer or answers, one entry a row.
+            Accepted answer or answers for each row.
 
     Returns:
-        `dict[str, float]`: `outputs` (count), `characters` (mean length), `finished` (share that ended with EOS); with
-        answers also `accuracy` (share that equals an accepted answer after normalization, higher is better) and
-        `accuracy_standard_error` (over prompts, as outputs of one prompt are not independent; `None` for one prompt).
+        `dict[str, float]`: `outputs` (number of completions), `characters` (mean length) and `finished` (share of
+        completions that end with EOS). With `answers` also `accuracy` and `accuracy_standard_error`. The accuracy is
+        the share of completions equal to an accepted answer after normalization, and higher is better. The standard
+        error is over prompts, because completions of one prompt are not independent. It is `None` for a single prompt.
 
     Raises:
         TypeError: if an answer is neither text nor a list of texts.
-        ValueError: if the samples are not policy samples, or the lengths differ.
+        ValueError: if the samples are not policy samples, or `samples` and `answers` differ in length.
     """
     require_samples(samples, "samples")
     lengths = [len(completion) for row in samples["completions"] for completion in row]
-    figures = {
+    metrics = {
         "outputs": len(lengths),
         "characters": float(np.mean(lengths)),
-        "finished": float(np.mean([flag for row in samples["finished"] for flag in row])),
+        "finished": float(np.mean([is_finished for row in samples["finished"] for is_finished in row])),
     }
     if answers is not None:
         require_answers_of(answers, samples)
@@ -136,9 +143,9 @@ def describe_outputs(samples: Dataset, answers: Sequence[str | Sequence[str]] | 
             np.mean([is_correct(completion, accepted) for completion in completions])
             for completions, accepted in zip(samples["completions"], answers, strict=True)
         ]
-        figures["accuracy"] = float(np.mean(shares))
-        figures["accuracy_standard_error"] = standard_error(shares)
-    return figures
+        metrics["accuracy"] = float(np.mean(shares))
+        metrics["accuracy_standard_error"] = standard_error(shares)
+    return metrics
 
 
 def mean_reward(
@@ -148,7 +155,7 @@ def mean_reward(
     max_length: int | None = None,
 ) -> float:
     """
-    Gives the mean reward of all outputs.
+    Computes the mean reward of all completions.
 
     Args:
         model (`PreTrainedModel`):
@@ -156,11 +163,11 @@ def mean_reward(
         processing_class (`PreTrainedTokenizerBase`):
             Its tokenizer.
         samples (`datasets.Dataset`):
-            `prompt`, `completions`, `finished`.
+            Policy samples: `prompt`, `completions`, `finished`.
         max_length (`int`, *optional*):
-            As in [`score`].
+            Maximum number of tokens per row, as in [`score`].
 
     Returns:
-        `float`, in units of this reward model: means of two reward models are not comparable.
+        `float`, in the unit of this reward model. Mean rewards of two reward models are not comparable.
     """
     return float(np.mean(score_samples(model, processing_class, samples, max_length=max_length)))

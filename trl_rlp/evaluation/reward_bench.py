@@ -1,4 +1,4 @@
-"""RewardBench's local files in, and its scores of subsets and sections."""
+"""RewardBench: reads its local files, and computes its scores per subset and section."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -43,27 +43,28 @@ SECTIONS: dict[str, dict[str, int]] = {
         "hep-rust": 164,
     },
 }
-"""Subsets of each section with their weights: numbers of pairs, but for `math-prm`, which weighs as much as code."""
+"""Subsets of each section and their weights. A weight is a number of pairs. `math-prm` weighs as much as all code."""
 
 
 def reward_bench_pairs(rows: Dataset, *, chat: bool = False) -> Dataset:
     """
-    Gives pairs that `rewardbench --load_json` reads in TRL's preference format.
+    Converts pairs in the format of `rewardbench --load_json` to TRL's preference format.
 
     Args:
         rows (`datasets.Dataset`):
-            What [`load_rows`] gives of a JSON or JSON-lines file: `chosen` and `rejected` as
-            text, beside `prompt` (also under the names `question` and `input`; text or messages), or as whole
-            conversations, which bring their prompt along and make a column `prompt` count for nothing.
+            Rows of a JSON or JSON-lines file, from [`load_rows`]. There are two formats. In the first, `chosen` and
+            `rejected` are text, and `prompt` (or `question` or `input`) is text or messages. In the second, `chosen`
+            and `rejected` are whole conversations that include the prompt, and a column `prompt` is ignored.
         chat (`bool`, *optional*, defaults to `False`):
-            Whether prompts of text become a user's message, and sides of text an assistant's, for a reward model with
-            a chat template. Messages stay messages.
+            Whether to convert text to messages, for a reward model with a chat template. The prompt becomes a user
+            message, and both sides become assistant messages. Messages do not change.
 
     Returns:
-        `datasets.Dataset`: `prompt`, `chosen`, `rejected`, and `subset` if there is one.
+        `datasets.Dataset`: `prompt`, `chosen`, `rejected`, and `subset` if `rows` has it.
 
     Raises:
-        ValueError: if a column is missing, a conversation has no last answer or the sides' beginnings differ.
+        ValueError: if a column is missing, a conversation is empty, or the two conversations differ before their last
+            message.
     """
     for name in ("question", "input"):
         if name in rows.column_names and "prompt" not in rows.column_names:
@@ -71,17 +72,17 @@ def reward_bench_pairs(rows: Dataset, *, chat: bool = False) -> Dataset:
     require_preferences(rows, "rows")
     if isinstance(rows[0]["chosen"], str):
         require_columns(rows, ["prompt"], "rows")
-    pairs = Dataset.from_list([_pair(number, row, chat) for number, row in enumerate(rows)])
+    pairs = Dataset.from_list([_convert_pair(number, row, chat) for number, row in enumerate(rows)])
     return pairs.add_column("subset", rows["subset"][:]) if "subset" in rows.column_names else pairs
 
 
-def _pair(number: int, row: dict[str, Any], chat: bool) -> dict[str, Any]:
+def _convert_pair(number: int, row: dict[str, Any], chat: bool) -> dict[str, Any]:
     chosen, rejected = row["chosen"], row["rejected"]
     if not isinstance(chosen, str):
         if not chosen or not rejected or chosen[:-1] != rejected[:-1]:
             raise ValueError(
-                f"Row {number}: `chosen` and `rejected` must be conversations that differ in their last message only. "
-                "Drop the row or bring both to one prompt."
+                f"Row {number}: `chosen` and `rejected` must be conversations that differ only in their last message. "
+                "Drop the row, or give both the same prompt."
             )
         return {"prompt": chosen[:-1], "chosen": chosen[-1:], "rejected": rejected[-1:]}
     prompt = row["prompt"]
@@ -94,22 +95,22 @@ def _pair(number: int, row: dict[str, Any], chat: bool) -> dict[str, Any]:
 
 def subset_accuracies(margins: Sequence[float], subsets: Sequence[str]) -> dict[str, float]:
     """
-    Gives the accuracy on each subset as RewardBench counts: a tie is wrong.
+    Computes the accuracy on each subset as RewardBench does: a tie is wrong.
 
     Args:
         margins (`Sequence[float]`):
-            r(x, y_w) - r(x, y_l), one a pair.
+            r(x, y_w) - r(x, y_l), one per pair.
         subsets (`Sequence[str]`):
             Subset of each pair.
 
     Returns:
-        `dict[str, float]`: in [0, 1], by subset.
+        `dict[str, float]`: accuracy in [0, 1] per subset.
 
     Raises:
-        ValueError: if the two differ in length, or a margin is NaN.
+        ValueError: if `margins` and `subsets` differ in length, or a margin is NaN.
     """
     if len(margins) != len(subsets):
-        raise ValueError(f"There are {len(margins)} `margins` and {len(subsets)} `subsets`. Give one of each a pair.")
+        raise ValueError(f"There are {len(margins)} `margins` and {len(subsets)} `subsets`. Pass both for each pair.")
     margins = np.asarray(margins, dtype=float)  # (pairs,)
     if np.isnan(margins).any():
         raise ValueError(f"The margin of pair {int(np.isnan(margins).argmax())} is NaN. Check its two sides.")
@@ -120,24 +121,24 @@ def subset_accuracies(margins: Sequence[float], subsets: Sequence[str]) -> dict[
 
 def section_scores(accuracies: dict[str, float]) -> dict[str, float]:
     """
-    Gives RewardBench's scores of sections, and their mean.
+    Computes RewardBench's score of each section, and their mean.
 
     Args:
         accuracies (`dict[str, float]`):
-            By subset, from [`subset_accuracies`]. Subsets of other names do not count.
+            Accuracy per subset, from [`subset_accuracies`]. Subsets with other names than RewardBench's are ignored.
 
     Returns:
-        `dict[str, float]`: mean of a section's subsets that are there, weighted as in [`SECTIONS`]; sections of which
-        there is none are left out. `average`: the mean of the sections, without RewardBench's prior sets.
+        `dict[str, float]`: for each section the mean of its available subsets, weighted as in [`SECTIONS`]. A section
+        without any subset is left out. `average` is the mean of the sections, without RewardBench's prior sets.
 
     Reference:
-        Lambert et al. 2024, RewardBench, https://arxiv.org/abs/2403.13787;
-        https://github.com/allenai/reward-bench/blob/05a9005/rewardbench/constants.py for the weights.
+        Lambert et al. 2024, RewardBench, https://arxiv.org/abs/2403.13787. The weights are from
+        https://github.com/allenai/reward-bench/blob/05a9005/rewardbench/constants.py.
     """
     scores = {}
     for section, weights in SECTIONS.items():
-        there = [name for name in weights if name in accuracies]
-        if there:
-            total = sum(weights[name] for name in there)
-            scores[section] = sum(weights[name] * accuracies[name] for name in there) / total
+        available = [name for name in weights if name in accuracies]
+        if available:
+            total = sum(weights[name] for name in available)
+            scores[section] = sum(weights[name] * accuracies[name] for name in available) / total
     return {**scores, "average": float(np.mean(list(scores.values())))} if scores else {}

@@ -1,4 +1,4 @@
-"""How good a reward model is on labeled pairs: accuracy, calibration, margin, and the length-only baseline."""
+"""Metrics of a reward model on labeled pairs: accuracy, calibration, margin, and a baseline that uses only length."""
 
 from collections.abc import Sequence
 
@@ -15,14 +15,14 @@ NUM_CALIBRATION_BINS = 10
 
 def correctness(margins: Sequence[float]) -> np.ndarray:
     """
-    Says of each pair whether it is right.
+    Computes for each pair whether the reward model is right.
 
     Args:
         margins (`Sequence[float]`):
-            r(x, y_w) - r(x, y_l), one a pair.
+            r(x, y_w) - r(x, y_l), one per pair.
 
     Returns:
-        `numpy.ndarray` of shape `(pairs,)`: 1 for a margin above 0, one half for a tie, else 0.
+        `numpy.ndarray` of shape `(pairs,)`: 1 for a margin above 0, 0.5 for a tie, and 0 otherwise.
     """
     margins = np.asarray(margins, dtype=float)
     return (margins > 0) + 0.5 * (margins == 0)
@@ -30,11 +30,11 @@ def correctness(margins: Sequence[float]) -> np.ndarray:
 
 def preference_accuracy(margins: Sequence[float]) -> float:
     """
-    Gives the share of pairs whose chosen side has the higher reward; a tie counts one half.
+    Computes the share of pairs where the chosen side has the higher reward. A tie counts one half.
 
     Args:
         margins (`Sequence[float]`):
-            r(x, y_w) - r(x, y_l), one a pair.
+            r(x, y_w) - r(x, y_l), one per pair.
 
     Returns:
         `float` in [0, 1], higher is better.
@@ -44,14 +44,14 @@ def preference_accuracy(margins: Sequence[float]) -> float:
 
 def expected_calibration_error(margins: Sequence[float], num_bins: int = NUM_CALIBRATION_BINS) -> float:
     r"""
-    Gives the expected calibration error of the probability that a reward model assigns to its own choice.
+    Computes the expected calibration error of the probability that a reward model assigns to its own choice.
 
-    The model prefers one side with confidence c = max(σ(m), 1 − σ(m)) in [½, 1]. Pairs fall into `num_bins` bins of
-    equal width over [½, 1]; ECE = Σ_b (n_b / n) |accuracy_b − mean confidence_b|.
+    The model prefers one side with confidence c = max(σ(m), 1 − σ(m)) in [½, 1]. Pairs are sorted into `num_bins` bins
+    of equal width over [½, 1]. Then ECE = Σ_b (n_b / n) |accuracy_b − mean confidence_b|.
 
     Args:
         margins (`Sequence[float]`):
-            m = r(x, y_w) - r(x, y_l), one a pair.
+            m = r(x, y_w) - r(x, y_l), one per pair.
         num_bins (`int`, *optional*, defaults to `10`):
             Number of bins.
 
@@ -59,11 +59,11 @@ def expected_calibration_error(margins: Sequence[float], num_bins: int = NUM_CAL
         `float` in [0, 1], lower is better.
 
     Reference:
-        Guo et al. 2017, https://arxiv.org/abs/1706.04599, Eq. 3, on binary choices.
+        Guo et al. 2017, https://arxiv.org/abs/1706.04599, Eq. 3, applied to binary choices.
     """
     margins = np.asarray(margins, dtype=float)
-    confidence = 1 / (1 + np.exp(-np.abs(margins)))
-    correct = correctness(margins)
+    confidence = 1 / (1 + np.exp(-np.abs(margins)))  # (pairs,)
+    correct = correctness(margins)  # (pairs,)
     bins = np.minimum(((confidence - 0.5) * 2 * num_bins).astype(int), num_bins - 1)
     gaps = [abs(np.sum(correct[bins == b] - confidence[bins == b])) for b in range(num_bins)]
     return float(np.sum(gaps) / len(margins))
@@ -71,65 +71,70 @@ def expected_calibration_error(margins: Sequence[float], num_bins: int = NUM_CAL
 
 def brier_score(margins: Sequence[float]) -> float:
     """
-    Gives the mean squared error of the Bradley-Terry probability: E[(1 − σ(m))²].
+    Computes the mean squared error of the Bradley-Terry probability: E[(1 − σ(m))²].
 
     Args:
         margins (`Sequence[float]`):
-            m = r(x, y_w) - r(x, y_l), one a pair.
+            m = r(x, y_w) - r(x, y_l), one per pair.
 
     Returns:
-        `float` in [0, 1], lower is better; ¼ where all margins are 0.
+        `float` in [0, 1], lower is better. It is ¼ if all margins are 0.
 
     Reference:
-        Brier 1950, Verification of forecasts expressed in terms of probability. His score sums over both classes
-        and so is twice this one.
+        Brier 1950, Verification of forecasts expressed in terms of probability. Brier's score sums over both classes,
+        so it is twice this one.
     """
-    wrong = 1 / (1 + np.exp(np.clip(np.asarray(margins, dtype=float), -700, 700)))  # 1 - σ(m)
-    return float(np.mean(wrong**2))
+    errors = 1 / (1 + np.exp(np.clip(np.asarray(margins, dtype=float), -700, 700)))  # 1 - σ(m), of shape (pairs,)
+    return float(np.mean(errors**2))
 
 
 def standard_error(values: Sequence[float]) -> float | None:
     """
-    Gives the standard error of a mean.
+    Computes the standard error of a mean.
 
     Args:
         values (`Sequence[float]`):
-            One a pair, a prompt or a seed, independent of each other.
+            One value per pair, prompt or seed, independent of each other.
 
     Returns:
-        `float` or `None`: s / √n with n - 1 degrees of freedom, in the values' unit; `None` for fewer than two.
+        `float` or `None`: s / √n with n - 1 degrees of freedom, in the unit of the values. `None` for fewer than two
+        values.
     """
     return None if len(values) < 2 else float(np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
 def pair_metrics(margins: Sequence[float], length_differences: Sequence[float]) -> dict[str, float]:
     """
-    Gives every figure the gate looks at or prints, from the margins of labeled pairs.
+    Computes all metrics of the gate from the margins of labeled pairs.
 
     Args:
         margins (`Sequence[float]`):
-            r(x, y_w) - r(x, y_l), one a pair, all finite.
+            r(x, y_w) - r(x, y_l), one per pair, all finite.
         length_differences (`Sequence[float]`):
-            Length of y_w minus length of y_l, in characters, one a pair.
+            Length of y_w minus length of y_l, in characters, one per pair.
 
     Returns:
-        `dict[str, float]`: `pairs` (count), `accuracy` (higher is better), `calibration_error` (lower is better),
-        `brier_score` (lower is better, ¼ for a coin), `log_loss` in nats (lower is better, ln 2 for a coin), `margin`
-        (mean, in units of reward), `length_accuracy` (accuracy of "the longer one is better": what a reward model must
-        beat).
+        `dict[str, float]`:
+        - `pairs`: number of pairs.
+        - `accuracy`: higher is better.
+        - `calibration_error`: lower is better.
+        - `brier_score`: lower is better, ¼ for random guesses.
+        - `log_loss`: nats, lower is better, ln 2 for random guesses.
+        - `margin`: mean margin, in units of reward.
+        - `length_accuracy`: accuracy of "the longer one is better". A reward model should beat it.
 
     Raises:
-        ValueError: if there is no pair, the two sequences differ in length, or a margin is NaN.
+        ValueError: if there is no pair, the two sequences differ in length, or a value is NaN.
     """
     if len(margins) == 0 or len(margins) != len(length_differences):
         raise ValueError(
-            f"`margins` and `length_differences` must be of one positive length, got {len(margins)} and "
-            f"{len(length_differences)}. Pass one of each a pair."
+            f"`margins` and `length_differences` must have the same length, at least 1, got {len(margins)} and "
+            f"{len(length_differences)}. Pass one of each per pair."
         )
-    for what, values in (("margin", margins), ("difference in length", length_differences)):
-        missing = np.isnan(np.asarray(values, dtype=float))
-        if missing.any():
-            raise ValueError(f"The {what} of pair {int(missing.argmax())} is NaN. Check its two sides.")
+    for name, values in (("margin", margins), ("difference in length", length_differences)):
+        is_missing = np.isnan(np.asarray(values, dtype=float))
+        if is_missing.any():
+            raise ValueError(f"The {name} of pair {int(is_missing.argmax())} is NaN. Check its two sides.")
     return {
         "pairs": len(margins),
         "accuracy": preference_accuracy(margins),
@@ -141,7 +146,7 @@ def pair_metrics(margins: Sequence[float], length_differences: Sequence[float]) 
     }
 
 
-def _characters(completion: str | list[dict[str, str]]) -> int:
+def _count_characters(completion: str | list[dict[str, str]]) -> int:
     return len(completion) if isinstance(completion, str) else sum(len(turn["content"]) for turn in completion)
 
 
@@ -152,7 +157,7 @@ def score_pairs(
     max_length: int | None = None,
 ) -> tuple[dict[str, list[float]], dict[str, list[int]]]:
     """
-    Scores both sides of every pair through the one scoring function.
+    Scores both sides of every pair with [`score`].
 
     Args:
         model (`PreTrainedModel`):
@@ -160,17 +165,18 @@ def score_pairs(
         processing_class (`PreTrainedTokenizerBase`):
             Its tokenizer.
         preferences (`datasets.Dataset`):
-            TRL preference format, text or messages, `prompt` explicit or implied; optional `chosen_finished` and
-            `rejected_finished`, else all outputs count as finished.
+            TRL preference format, as text or messages, with an explicit or implicit prompt. The columns
+            `chosen_finished` and `rejected_finished` are optional. Without them, all completions count as finished.
         max_length (`int`, *optional*):
-            As in [`score`].
+            Maximum number of tokens per row, as in [`score`].
 
     Returns:
-        `tuple[dict, dict]`: of `chosen` and `rejected` the rewards, and the lengths in characters; one a pair.
+        `tuple[dict, dict]`: rewards and lengths in characters. Both have the keys `chosen` and `rejected`, with one
+        value per pair.
 
     Raises:
         TypeError: if an entry is neither text nor messages.
-        ValueError: if a column is missing, the data set is empty, or as [`score`] raises.
+        ValueError: if a column is missing, the dataset is empty, or for the same reasons as [`score`].
     """
     require_preferences(preferences)
     columns = preferences.column_names
@@ -189,7 +195,7 @@ def score_pairs(
         )
         for side in ("chosen", "rejected")
     }
-    return rewards, {side: [_characters(text) for text in preferences[side]] for side in rewards}
+    return rewards, {side: [_count_characters(text) for text in preferences[side]] for side in rewards}
 
 
 def reward_margins(
@@ -199,7 +205,7 @@ def reward_margins(
     max_length: int | None = None,
 ) -> tuple[list[float], list[int]]:
     """
-    Gives the differences of [`score_pairs`], chosen minus rejected.
+    Computes the differences between the chosen and the rejected side: chosen minus rejected.
 
     Args:
         model (`PreTrainedModel`):
@@ -207,22 +213,23 @@ def reward_margins(
         processing_class (`PreTrainedTokenizerBase`):
             Its tokenizer.
         preferences (`datasets.Dataset`):
-            As [`score_pairs`] takes them.
+            Labeled pairs, as in [`score_pairs`].
         max_length (`int`, *optional*):
-            As in [`score`].
+            Maximum number of tokens per row, as in [`score`].
 
     Returns:
-        `tuple[list[float], list[int]]`: margins in units of reward, length differences in characters; one a pair.
+        `tuple[list[float], list[int]]`: margins in units of reward, and differences in length in characters. Both have
+        one value per pair.
 
     Raises:
-        ValueError: as [`score_pairs`] raises.
+        TypeError, ValueError: for the same reasons as [`score_pairs`].
     """
     rewards, lengths = score_pairs(model, processing_class, preferences, max_length)
-    margins, differences = (
+    margins, length_differences = (
         [chosen - rejected for chosen, rejected in zip(side["chosen"], side["rejected"], strict=True)]
         for side in (rewards, lengths)
     )
-    return margins, differences
+    return margins, length_differences
 
 
 def evaluate_reward_model(
@@ -232,7 +239,7 @@ def evaluate_reward_model(
     max_length: int | None = None,
 ) -> dict[str, float]:
     """
-    Gives [`pair_metrics`] of a reward model on labeled pairs.
+    Computes the [`pair_metrics`] of a reward model on labeled pairs.
 
     Args:
         model (`PreTrainedModel`):
@@ -240,15 +247,14 @@ def evaluate_reward_model(
         processing_class (`PreTrainedTokenizerBase`):
             Its tokenizer.
         preferences (`datasets.Dataset`):
-            TRL preference format, text or messages, `prompt` explicit or implied; optional `chosen_finished` and
-            `rejected_finished`, else all outputs count as finished.
+            Labeled pairs, as in [`score_pairs`].
         max_length (`int`, *optional*):
-            As in [`score`].
+            Maximum number of tokens per row, as in [`score`].
 
     Returns:
-        `dict[str, float]`.
+        `dict[str, float]`: the result of [`pair_metrics`].
 
     Raises:
-        ValueError: as [`reward_margins`] raises.
+        TypeError, ValueError: for the same reasons as [`score_pairs`].
     """
     return pair_metrics(*reward_margins(model, processing_class, preferences, max_length))

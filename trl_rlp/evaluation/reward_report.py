@@ -1,4 +1,4 @@
-"""What a reward model is like on labeled pairs, beyond what the gate reads: its margins, and its taste for length."""
+"""All metrics of a reward model on labeled pairs: those of the gate, the margins, and the effect of length."""
 
 import json
 from collections.abc import Sequence
@@ -24,30 +24,30 @@ def margin_histogram(margins: Sequence[float], num_bins: int = MARGIN_BINS) -> d
 
     Args:
         margins (`Sequence[float]`):
-            r(x, y_w) - r(x, y_l), one a pair; those below 0 are wrong.
+            r(x, y_w) - r(x, y_l), one per pair. The model is wrong on pairs with a margin below 0.
         num_bins (`int`, *optional*, defaults to `20`):
-            Bins of equal width; an even number makes 0 an edge.
+            Number of bins of equal width. With an even number, 0 is an edge.
 
     Returns:
-        `dict[str, list]`: `edges`, one more than bins, in units of reward, and `counts`.
+        `dict[str, list]`: `counts` per bin, and `edges` in units of reward, one more than bins.
     """
-    reach = float(np.max(np.abs(margins))) or 1.0
-    counts, edges = np.histogram(margins, bins=num_bins, range=(-reach, reach))
+    largest = float(np.max(np.abs(margins))) or 1.0
+    counts, edges = np.histogram(margins, bins=num_bins, range=(-largest, largest))
     return {"edges": edges.tolist(), "counts": counts.tolist()}
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
     """
-    Gives Spearman's rank correlation.
+    Computes Spearman's rank correlation.
 
     Args:
         first (`Sequence[float]`):
-            Numbers.
+            First variable.
         second (`Sequence[float]`):
-            As many others.
+            Second variable, of the same length.
 
     Returns:
-        `float` in [-1, 1], or `None` where one of them is constant.
+        `float` in [-1, 1], or `None` if one variable is constant.
     """
     if len(set(first)) < 2 or len(set(second)) < 2:
         return None
@@ -63,53 +63,65 @@ def describe_rewards(
     level: float = 0.95,
 ) -> dict[str, Any]:
     """
-    Gives all figures of labeled pairs whose rewards are known.
+    Computes all metrics of labeled pairs from their rewards.
 
     Args:
         chosen (`Sequence[float]`):
-            Reward of the chosen side, one a pair.
+            Reward of the chosen side, one per pair.
         rejected (`Sequence[float]`):
-            Of the rejected side.
+            Reward of the rejected side, one per pair.
         lengths (`dict`, *optional*):
-            Of `chosen` and `rejected`, in characters, one a pair.
+            Lengths in characters with the keys `chosen` and `rejected`, one per pair.
         groups (`Sequence[str]`, *optional*):
             Prompt of each pair, for the interval.
         level (`float`, *optional*, defaults to `0.95`):
-            Of the interval, in (0, 1).
+            Level of the interval, in (0, 1).
 
     Returns:
-        `dict`: [`pair_metrics`]; `accuracy_interval`, by the bootstrap over
-        prompts, or over pairs without `groups` (`None` for a single one); `margin_histogram`; with `lengths` also
-        `length_accuracy` and, Spearman's, in [-1, 1] and `None` where one side is constant, `length_correlation`
-        between reward and length over all outputs, and `margin_length_correlation` between margin and difference in
-        length over pairs, which the prompt cannot explain.
+        `dict`: the result of [`pair_metrics`], where `length_accuracy` needs `lengths`, and:
+        - `accuracy_interval`: bootstrap interval over prompts, or over pairs without `groups`. `None` for just one.
+        - `margin_histogram`: the result of [`margin_histogram`].
+        - `length_correlation` (with `lengths`): Spearman's correlation between reward and length over all completions,
+          in [-1, 1]. `None` if one of them is constant.
+        - `margin_length_correlation` (with `lengths`): Spearman's correlation between margin and difference in length
+          over all pairs. The prompt cannot explain it, because both sides of a pair have the same prompt.
 
     Raises:
-        ValueError: if there is no pair, two sequences differ in length, or a reward is not finite.
+        ValueError: if there is no pair, two sequences differ in length, `lengths` has other keys, or a reward is not
+            finite.
     """
+    _require_rewards(chosen, rejected, lengths, groups)
+    margins = np.subtract(chosen, rejected)  # (pairs,)
+    differences = np.subtract(lengths["chosen"], lengths["rejected"]) if lengths else np.zeros(len(margins))
+    metrics: dict[str, Any] = pair_metrics(margins, differences)
+    metrics["accuracy_interval"] = None
+    if len(margins if groups is None else set(groups)) > 1:
+        metrics["accuracy_interval"] = bootstrap_interval(correctness(margins), groups=groups, level=level)
+    metrics["margin_histogram"] = margin_histogram(margins)
+    if lengths is None:
+        del metrics["length_accuracy"]
+        return metrics
+    all_rewards, all_lengths = [*chosen, *rejected], [*lengths["chosen"], *lengths["rejected"]]
+    metrics["length_correlation"] = rank_correlation(all_rewards, all_lengths)
+    metrics["margin_length_correlation"] = rank_correlation(margins, differences)
+    return metrics
+
+
+def _require_rewards(
+    chosen: Sequence[float],
+    rejected: Sequence[float],
+    lengths: dict[str, Sequence[float]] | None,
+    groups: Sequence[Any] | None,
+) -> None:
     if lengths is not None and {*lengths} != {"chosen", "rejected"}:
-        raise ValueError(f"`lengths` has {list(lengths)}. Give those of `chosen` and `rejected`.")
+        raise ValueError(f"`lengths` has the keys {list(lengths)}. Pass `chosen` and `rejected`.")
     sides = [chosen, rejected, *(lengths or {}).values(), *([] if groups is None else [groups])]
     sizes = {len(side) for side in sides}
     if len(sizes) > 1:
-        raise ValueError(f"Rewards, lengths and groups have {sorted(sizes)} entries. Give one of each a pair.")
+        raise ValueError(f"Rewards, lengths and groups have {sorted(sizes)} entries. Pass one of each per pair.")
     if not np.isfinite([*chosen, *rejected]).all():
         pair = int(np.argmin(np.isfinite(chosen) & np.isfinite(rejected)))
         raise ValueError(f"A reward of pair {pair} is not finite. Check its two sides.")
-    margins = np.subtract(chosen, rejected)  # (pairs,)
-    differences = np.subtract(lengths["chosen"], lengths["rejected"]) if lengths else np.zeros(len(margins))
-    figures: dict[str, Any] = pair_metrics(margins, differences)
-    figures["accuracy_interval"] = None
-    if len(margins if groups is None else set(groups)) > 1:
-        figures["accuracy_interval"] = bootstrap_interval(correctness(margins), groups=groups, level=level)
-    figures["margin_histogram"] = margin_histogram(margins)
-    if lengths is None:
-        del figures["length_accuracy"]
-        return figures
-    both = [*chosen, *rejected], [*lengths["chosen"], *lengths["rejected"]]
-    figures["length_correlation"] = rank_correlation(*both)
-    figures["margin_length_correlation"] = rank_correlation(margins, differences)
-    return figures
 
 
 def describe_reward_model(
@@ -121,7 +133,7 @@ def describe_reward_model(
     level: float = 0.95,
 ) -> dict[str, Any]:
     """
-    Gives all figures of a reward model on labeled pairs.
+    Computes all metrics of a reward model on labeled pairs.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -129,27 +141,26 @@ def describe_reward_model(
         processing_class (`transformers.PreTrainedTokenizerBase`):
             Its tokenizer.
         preferences (`datasets.Dataset`):
-            TRL preference format, text or messages, `prompt` explicit or implied; optional `chosen_finished` and
-            `rejected_finished`, else all outputs count as finished.
+            Labeled pairs, as in [`score_pairs`].
         max_length (`int`, *optional*):
-            As in [`score`].
+            Maximum number of tokens per row, as in [`score`].
         level (`float`, *optional*, defaults to `0.95`):
-            Of the interval, in (0, 1).
+            Level of the interval, in (0, 1).
 
     Returns:
-        `dict`: [`describe_rewards`], with the lengths of the outputs. Where there is a column `subset`, also `subsets`
-        and `sections`, the scores of [`reward_bench`].
+        `dict`: the result of [`describe_rewards`] with lengths. If `preferences` has a column `subset`, also `subsets`
+        and `sections`, which are RewardBench's scores. See [`reward_bench`].
 
     Raises:
-        ValueError: if a column is missing, the data set is empty, or as [`score`] raises.
+        ValueError: if a column is missing, the dataset is empty, or for the same reasons as [`score`].
     """
     rewards, lengths = score_pairs(model, processing_class, preferences, max_length)
     prompts = None
     if "prompt" in preferences.column_names:
         prompts = [json.dumps(prompt) for prompt in preferences["prompt"]]
-    figures = describe_rewards(rewards["chosen"], rewards["rejected"], lengths, groups=prompts, level=level)
+    metrics = describe_rewards(rewards["chosen"], rewards["rejected"], lengths, groups=prompts, level=level)
     if "subset" in preferences.column_names:
         margins = np.subtract(rewards["chosen"], rewards["rejected"])  # (pairs,)
-        figures["subsets"] = subset_accuracies(margins, preferences["subset"][:])
-        figures["sections"] = section_scores(figures["subsets"])
-    return figures
+        metrics["subsets"] = subset_accuracies(margins, preferences["subset"][:])
+        metrics["sections"] = section_scores(metrics["subsets"])
+    return metrics

@@ -1,4 +1,4 @@
-"""How often a policy's output is preferred to a reference's, and whether one policy's is more often than another's."""
+"""Win rate of a policy against a reference, and the difference between the win rates of two policies."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,24 +11,24 @@ from trl_rlp.evaluation.reward_metrics import standard_error
 
 def win_rate(preferences: Sequence[float], *, level: float = 0.95, seed: int = 0) -> dict[str, Any]:
     """
-    Gives the share of prompts on which a policy's output is preferred; a draw counts one half.
+    Computes the share of prompts where the policy's completion is preferred. A draw counts one half.
 
     Args:
         preferences (`Sequence[float]`):
-            One a prompt, in [0, 1]: how far the policy's output is preferred to the reference's. 1 is a win, 0 a
-            loss, one half a draw; a judge's probability counts as it is.
+            One preference per prompt, in [0, 1]: 1 if the policy's completion wins against the reference's, 0 if it
+            loses, and 0.5 for a draw. Probabilities of a judge are also accepted and are not rounded.
         level (`float`, *optional*, defaults to `0.95`):
-            Of the interval, in (0, 1).
+            Level of the interval, in (0, 1).
         seed (`int`, *optional*, defaults to `0`):
-            Decides the interval's draws.
+            Seed of the resampling for the interval.
 
     Returns:
-        `dict`: `win_rate` in [0, 1], higher is better, one half for equal policies; its `standard_error` and bootstrap
-        `interval` over prompts (`None` for a single prompt); `wins`, `draws`, `losses` (preferences above, at and
-        below one half) and `prompts`.
+        `dict`: `win_rate` in [0, 1], higher is better, 0.5 for equal policies. Its `standard_error` and its bootstrap
+        `interval` over prompts are `None` for a single prompt. `wins`, `draws` and `losses` count the preferences
+        above, at and below 0.5. `prompts` is the number of prompts.
 
     Raises:
-        ValueError: if there is no preference, or one is outside [0, 1] or NaN.
+        ValueError: if there is no preference, or one is NaN or outside [0, 1].
 
     Example:
 
@@ -37,7 +37,7 @@ def win_rate(preferences: Sequence[float], *, level: float = 0.95, seed: int = 0
     0.625
     ```
     """
-    values = _preferences(preferences, "preferences")
+    values = _check_preferences(preferences, "preferences")
     return {
         "win_rate": float(values.mean()),
         "standard_error": standard_error(values),
@@ -55,32 +55,32 @@ def compare_win_rates(
     """
     Compares two policies by their preferences over one reference on the same prompts, prompt by prompt.
 
-    Pairing takes out what makes a prompt easy for both, so it tells smaller differences than two intervals side by
-    side.
+    Some prompts are easy for both policies. Pairing removes this effect, so it detects smaller differences than two
+    separate intervals.
 
     Args:
         first (`Sequence[float]`):
-            Preferences of one policy, in [0, 1].
+            Preferences for the first policy, in [0, 1].
         second (`Sequence[float]`):
-            Of the other policy, on the same prompts in the same order.
+            Preferences for the second policy, on the same prompts in the same order.
         level (`float`, *optional*, defaults to `0.95`):
-            Of the interval, in (0, 1).
+            Level of the interval, in (0, 1).
         seed (`int`, *optional*, defaults to `0`):
-            Decides the interval's draws.
+            Seed of the resampling for the interval.
 
     Returns:
-        `dict`: `difference` of the win rates, first minus second, in [-1, 1]; its paired `standard_error` and
-        bootstrap `interval` over prompts (`None` for a single prompt); `prompts`.
+        `dict`: `difference` of the win rates, first minus second, in [-1, 1]. Its paired `standard_error` and its
+        bootstrap `interval` over prompts are `None` for a single prompt. `prompts` is the number of prompts.
 
     Raises:
-        ValueError: if the numbers of prompts differ, there is none, or a preference is outside [0, 1] or NaN.
+        ValueError: if the numbers of prompts differ, there is no prompt, or a preference is NaN or outside [0, 1].
     """
     if len(first) != len(second):
         raise ValueError(
-            f"`first` has {len(first)} preferences and `second` {len(second)}. Give both on the same prompts, in one "
-            "order."
+            f"`first` has {len(first)} preferences and `second` {len(second)}. Pass both for the same prompts, in the "
+            "same order."
         )
-    differences = _preferences(first, "first") - _preferences(second, "second")  # (prompts,)
+    differences = _check_preferences(first, "first") - _check_preferences(second, "second")  # (prompts,)
     return {
         "difference": float(differences.mean()),
         "standard_error": standard_error(differences),
@@ -89,14 +89,14 @@ def compare_win_rates(
     }
 
 
-def _preferences(values: Sequence[float], name: str) -> np.ndarray:
+def _check_preferences(values: Sequence[float], name: str) -> np.ndarray:
     values = np.asarray(values, dtype=float)
     if not len(values):
-        raise ValueError(f"`{name}` is empty. Give one preference a prompt.")
-    wrong = np.flatnonzero(~((values >= 0) & (values <= 1)))
-    if len(wrong):
+        raise ValueError(f"`{name}` is empty. Pass one preference per prompt.")
+    invalid = np.flatnonzero(~((values >= 0) & (values <= 1)))
+    if len(invalid):
         raise ValueError(
-            f"`{name}` row {wrong[0]} is {values[wrong[0]]}, but a preference is in [0, 1]. Give 1 for a win, 0 for a "
-            "loss and 0.5 for a draw."
+            f"`{name}` row {invalid[0]} is {values[invalid[0]]}, but a preference is in [0, 1]. Pass 1 for a win, 0 "
+            "for a loss and 0.5 for a draw."
         )
     return values

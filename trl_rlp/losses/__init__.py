@@ -1,4 +1,4 @@
-"""Floor 0: the arithmetic of the representation losses and of PPO, in torch and nothing else."""
+"""Representation losses of RLP and losses of PPO, as functions of tensors. They depend on torch only."""
 
 from trl_rlp.losses.heads import CosineCritic, GaussianHead, PairCritic, latent_head
 from trl_rlp.losses.kl import (

@@ -1,4 +1,4 @@
-"""What turns hidden states into latents and scores: small modules that live as long as the training run, no longer."""
+"""Heads and critics of the representation losses: small modules that exist only during training."""
 
 import math
 
@@ -9,25 +9,25 @@ from torch.nn.functional import linear, normalize, relu, softplus
 
 def latent_head(hidden_size: int, latent_size: int = 128, is_linear: bool = False) -> nn.Module:
     """
-    Gives a network from hidden states to vectors of the latent's size: μ, or σ before its softplus.
+    Builds a network from hidden states to vectors of the latent size. It computes μ, or σ before its softplus.
 
     Args:
         hidden_size (`int`):
             Size of a hidden state.
         latent_size (`int`, *optional*, defaults to `128`):
-            Size of the latent (ours: RLP gives none).
+            Size of the latent. The default is ours, RLP does not specify it.
         is_linear (`bool`, *optional*, defaults to `False`):
-            One linear map in place of a three-layer ReLU perceptron.
+            Whether to build one linear layer instead of a three-layer ReLU perceptron.
 
     Returns:
         `nn.Module`: maps `(batch, hidden_size)` to `(batch, latent_size)`. The two hidden layers of the perceptron are
-        as wide as the hidden state, at most 1,024 (ours: RLP gives no width).
+        as wide as the hidden state, at most 1,024. The width is ours, RLP does not specify it.
 
     Raises:
         ValueError: if a size is below 1.
 
     Reference:
-        "Three-layer" is RLP's, [Lang et al. 2024](https://arxiv.org/abs/2403.19279).
+        RLP specifies "three-layer", [Lang et al. 2024](https://arxiv.org/abs/2403.19279).
     """
     _require_sizes(hidden_size=hidden_size, latent_size=latent_size)
     if is_linear:
@@ -40,7 +40,7 @@ def latent_head(hidden_size: int, latent_size: int = 128, is_linear: bool = Fals
 
 class GaussianHead(nn.Module):
     r"""
-    Gives the distribution of the latent of a view, from the view's hidden state.
+    Computes the distribution of the latent of a view from the hidden state of the view.
 
     $$p(z|v) = N(\mu(h), diag(\sigma^2(h)))$$
 
@@ -48,18 +48,19 @@ class GaussianHead(nn.Module):
         hidden_size (`int`):
             Size of a hidden state.
         latent_size (`int`, *optional*, defaults to `128`):
-            Size of the latent (ours: RLP gives none).
+            Size of the latent. The default is ours, RLP does not specify it.
         has_linear_mean (`bool`, *optional*, defaults to `False`):
-            One linear map for μ in place of a three-layer perceptron. σ is a perceptron in either case.
+            Whether μ is one linear layer instead of a three-layer perceptron. σ is always a perceptron.
         smallest_deviation (`float`, *optional*, defaults to `1e-3`):
-            Floor of σ, greater than 0: it keeps the KL divergence finite where nothing else holds σ up (ours).
+            Minimum of the standard deviation σ, greater than 0 (ours). It keeps the KL divergence finite when σ
+            shrinks.
 
     Raises:
-        ValueError: if a size is below 1 or the floor is not positive.
+        ValueError: if a size is below 1 or `smallest_deviation` is not positive.
 
     Reference:
-        [Lang et al. 2024](https://arxiv.org/abs/2403.19279): two three-layer MLPs. Softplus plus a floor is ours, as
-        in the MIB paper's code; a bare exponential overflows.
+        [Lang et al. 2024](https://arxiv.org/abs/2403.19279) use two three-layer MLPs. Softplus plus a minimum is ours,
+        as in the code of the MIB paper. A plain exponential overflows.
 
     Example:
 
@@ -89,7 +90,7 @@ class GaussianHead(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Gives μ and σ.
+        Computes μ and σ.
 
         Args:
             hidden (`torch.Tensor` of shape `(batch, hidden_size)`):
@@ -97,24 +98,25 @@ class GaussianHead(nn.Module):
 
         Returns:
             `tuple[torch.Tensor, torch.Tensor]`: the mean, any real number, and the standard deviation, at least
-            `smallest_deviation`, both of shape `(batch, latent_size)`.
+            `smallest_deviation`. Both have shape `(batch, latent_size)`.
         """
         return self.mean(hidden), softplus(self.deviation(hidden)) + self.smallest_deviation
 
 
 class PairCritic(nn.Module):
     r"""
-    Scores every first view against every second one with a perceptron of two hidden layers on `[z1, z2]`.
+    Scores every pair of a first and a second view with a perceptron of two hidden layers on `[z1, z2]`.
 
     $$T(z_{1i}, z_{2j}) = w_3^T relu(W_2 relu(W_1 [z_{1i}, z_{2j}]))$$
 
-    `W_1 [z1_i, z2_j] = A z1_i + B z2_j`, so the first layer runs on `2 batch` rows and its outputs are added in pairs:
-    the same numbers (up to rounding) without the `(batch, batch, first_size + second_size)` tensor. The second layer
-    does run on all pairs: memory grows with `batch^2 * intermediate_size`.
+    `W_1 [z1_i, z2_j] = A z1_i + B z2_j`, so the first layer runs on `2 batch` rows only, and its outputs are added for
+    each pair. The scores are the same up to rounding, without a tensor of shape
+    `(batch, batch, first_size + second_size)`. The second layer runs on all pairs, so memory grows with
+    `batch^2 * intermediate_size`.
 
     Args:
         first_size (`int`):
-            Size of a first view; another than `second_size` for InfoMax, whose pairs are `(h, z)`.
+            Size of a first view. It differs from `second_size` for InfoMax, where the pairs are `(h, z)`.
         second_size (`int`):
             Size of a second view.
         intermediate_size (`int`, *optional*, defaults to `1024`):
@@ -124,9 +126,9 @@ class PairCritic(nn.Module):
         ValueError: if a size is below 1.
 
     Reference:
-        Two layers of 1,024 as in [the code of Federici et al.
-        2020](https://github.com/mfederici/Multi-View-Information-Bottleneck/blob/72ce0aa291054d4070f316213594563d838c4c89/utils/modules.py);
-        RLP gives no critic. The split of the first layer is ours.
+        Two layers of width 1,024, as in [the code of Federici et al.
+        2020](https://github.com/mfederici/Multi-View-Information-Bottleneck/blob/72ce0aa291054d4070f316213594563d838c4c89/utils/modules.py).
+        RLP does not specify the critic. The split of the first layer is ours.
 
     Example:
 
@@ -149,13 +151,13 @@ class PairCritic(nn.Module):
 
     def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         """
-        Gives the score matrix.
+        Computes the score matrix.
 
         Args:
             first (`torch.Tensor` of shape `(batch, first_size)`):
                 First views.
             second (`torch.Tensor` of shape `(batch, second_size)`):
-                Second views, row by row the partners of the first.
+                Second views. Row `i` is the partner of row `i` of `first`.
 
         Returns:
             `torch.Tensor` of shape `(batch, batch)`: `T(first_i, second_j)`, any real number.
@@ -169,14 +171,17 @@ class PairCritic(nn.Module):
 
 class CosineCritic(nn.Module):
     r"""
-    Scores every first view against every second one by their cosine, with a learnt temperature and offset.
+    Scores every pair of a first and a second view by their cosine, with a learned temperature and offset.
 
     $$T(z_{1i}, z_{2j}) = \cos(z_{1i}, z_{2j}) / \tau + b$$
 
-    With so few parameters it cannot learn the training prompts by heart, as a perceptron does. It starts indifferent
-    (`T = 0`) to a cosine of one half: the final hidden states of a language model all point the same way, so cosines
-    start near 1, and with an offset of 0 the product pairs then push σ up until the latents are noise. Views of two
-    sizes get a linear map of the first to the size of the second.
+    It has too few parameters to memorize the training prompts, unlike a perceptron.
+
+    The initial offset gives a score of 0 to a cosine of 1/2. This matters because the final hidden states of a
+    language model all point in a similar direction, so cosines start near 1. With an initial offset of 0, the product
+    pairs would push σ up until the latents are noise.
+
+    If the views differ in size, a linear layer maps the first view to the size of the second.
 
     Args:
         first_size (`int`):
@@ -184,14 +189,14 @@ class CosineCritic(nn.Module):
         second_size (`int`):
             Size of a second view.
         temperature (`float`, *optional*, defaults to `0.2`):
-            Where τ starts, greater than 0 (ours); it is learnt as `-ln τ`, so it stays positive. `b` starts at
+            Initial τ, greater than 0 (ours). The learned parameter is `-ln τ`, so τ stays positive. The initial `b` is
             `-1 / (2 τ)`.
 
     Raises:
         ValueError: if a size is below 1 or the temperature is not positive.
 
     Relations:
-        At a fixed temperature of 0.1, on μ in place of z, with the InfoNCE bound, it makes the contrastive loss `cl`.
+        With a fixed temperature of 0.1, μ instead of z, and the InfoNCE bound, it gives the contrastive loss `cl`.
 
     Reference:
         Ours, after image-text models: [CLIP](https://arxiv.org/abs/2103.00020) learns a temperature,
@@ -214,20 +219,20 @@ class CosineCritic(nn.Module):
         _require_sizes(first_size=first_size, second_size=second_size)
         if not temperature > 0:
             raise ValueError(f"`temperature` must be greater than 0, got {temperature}. Try 0.2.")
-        has_one_size = first_size == second_size
-        self.projection = nn.Identity() if has_one_size else nn.Linear(first_size, second_size, bias=False)
+        has_equal_sizes = first_size == second_size
+        self.projection = nn.Identity() if has_equal_sizes else nn.Linear(first_size, second_size, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
         self.offset = nn.Parameter(torch.tensor(-0.5 / temperature))
 
     def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         """
-        Gives the score matrix.
+        Computes the score matrix.
 
         Args:
             first (`torch.Tensor` of shape `(batch, first_size)`):
                 First views.
             second (`torch.Tensor` of shape `(batch, second_size)`):
-                Second views, row by row the partners of the first.
+                Second views. Row `i` is the partner of row `i` of `first`.
 
         Returns:
             `torch.Tensor` of shape `(batch, batch)`: `T(first_i, second_j)`, within 1/τ of the offset.

@@ -1,4 +1,4 @@
-"""The reward of each token: a KL penalty on the way, and a score where the completion ends."""
+"""Token rewards: a KL penalty at every token, and the score at the end of the completion."""
 
 import math
 from collections.abc import Callable
@@ -12,26 +12,29 @@ KL_ESTIMATORS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "k3": lambda log_ratio: (-log_ratio).expm1() + log_ratio,
     "clamped": lambda log_ratio: log_ratio.clamp(min=0),
 }
-"""Estimates of the KL divergence from `ln π - ln π_ref` of a sampled token, by the name that configurations use."""
+"""KL estimators by name. Each maps `ln π - ln π_ref` of a sampled token to an estimate of the KL divergence."""
 
 
 def kl_estimate(log_probs: torch.Tensor, ref_log_probs: torch.Tensor, estimator: str) -> torch.Tensor:
     r"""
-    Gives what each sampled token says about the KL divergence of the policy from the reference.
+    Estimates the KL divergence of the policy from the reference at each sampled token.
 
     $$k_1 = \ell, \quad k_2 = \ell^2 / 2, \quad k_3 = e^{-\ell} - 1 + \ell, \quad k_{clamped} = \max(\ell, 0),
     \qquad \ell = \ln \pi(y_t) - \ln \pi_{ref}(y_t)$$
 
-    For tokens that the policy sampled, `k1` and `k3` are unbiased. `k1` is negative where the reference likes the
-    token better, `k3` never, and `k3` varies less while the two are close; it explodes on a token that the reference
-    likes far better. `k2` is biased, little while the two are close. `clamped` drops every negative `k1`, so it
-    overestimates.
+    The estimators differ for tokens that the policy sampled:
+
+    - `k1` is unbiased. It is negative where the reference gives the token a higher probability.
+    - `k2` is biased. The bias is small while the policy is close to the reference.
+    - `k3` is unbiased and never negative. It varies less than `k1` while the policy is close to the reference. It
+      explodes at a token to which the reference gives a much higher probability.
+    - `clamped` sets every negative `k1` to 0, so it overestimates.
 
     Args:
         log_probs (`torch.Tensor` of shape `(batch, length)`):
             ln π of the sampled tokens, in nats, at most 0.
         ref_log_probs (`torch.Tensor` of shape `(batch, length)`):
-            The same under the reference.
+            ln π_ref of the same tokens.
         estimator (`str`):
             A key of [`KL_ESTIMATORS`].
 
@@ -39,7 +42,7 @@ def kl_estimate(log_probs: torch.Tensor, ref_log_probs: torch.Tensor, estimator:
         `torch.Tensor` of shape `(batch, length)`: nats per token. Padding is not masked.
 
     Raises:
-        KeyError: if `estimator` is no key of [`KL_ESTIMATORS`].
+        KeyError: if `estimator` is not a key of [`KL_ESTIMATORS`].
         ValueError: if the shapes differ.
 
     Relations:
@@ -65,7 +68,7 @@ def kl_estimate(log_probs: torch.Tensor, ref_log_probs: torch.Tensor, estimator:
 
 def next_kl_coef(kl_coef: float, kl: float, target: float, horizon: float, episodes: int) -> float:
     r"""
-    Gives the coefficient of the KL penalty for the next rollout, so that the KL divergence moves towards a target.
+    Computes the coefficient of the KL penalty for the next rollout. It moves the KL divergence toward a target.
 
     $$\beta_{t+1} = \beta_t \left(1 + \frac{n}{h}\, clip\left(\frac{KL}{KL_{target}} - 1, -0.2, 0.2\right)\right)$$
 
@@ -73,15 +76,15 @@ def next_kl_coef(kl_coef: float, kl: float, target: float, horizon: float, episo
         kl_coef (`float`):
             β of the last rollout, greater than 0.
         kl (`float`):
-            Mean over the last rollout's completions, of all processes, of the KL divergence summed over tokens: nats
-            per completion, not per token.
+            KL divergence of the last rollout, in nats per completion, not per token: the sum over the tokens of a
+            completion, averaged over the completions of all processes.
         target (`float`):
-            Nats per completion, greater than 0.
+            Target in nats per completion, greater than 0.
         horizon (`float`):
-            `h`, in episodes, greater than 0: an error of 0.2 that lasts for as many changes β by about a fifth.
+            `h`, in episodes, greater than 0. An error of 0.2 that lasts for one horizon changes β by about a fifth.
         episodes (`int`):
-            `n`, the completions in the last rollout, of all processes. Less than `5 * horizon`, or β would lose its
-            sign.
+            `n`, the number of completions in the last rollout, on all processes. It must be less than `5 * horizon`,
+            or β could become 0 or negative.
 
     Returns:
         `float`: β, greater than 0.
@@ -93,7 +96,7 @@ def next_kl_coef(kl_coef: float, kl: float, target: float, horizon: float, episo
         `episodes / horizon` is `K_β` of the paper (0.1) and `k_beta` of AlpacaFarm.
 
     Reference:
-        Section 2.2 of [Ziegler et al. 2019](https://arxiv.org/abs/1909.08593); the horizon is that of [their
+        Section 2.2 of [Ziegler et al. 2019](https://arxiv.org/abs/1909.08593). The horizon is that of [their
         code](https://github.com/openai/lm-human-preferences/blob/cbfd210bb8b08f6bc5c26878c10984b90f516c66/lm_human_preferences/train_policy.py#L120).
 
     Example:
@@ -117,18 +120,18 @@ def next_kl_coef(kl_coef: float, kl: float, target: float, horizon: float, episo
 
 def last_token(mask: torch.Tensor) -> torch.Tensor:
     """
-    Gives the position of the last token of each completion, where its score belongs.
+    Finds the position of the last token of each completion, where its score is added.
 
     Args:
         mask (`torch.Tensor` of shape `(batch, length)`):
-            Boolean, `True` at the tokens of a completion, EOS among them; right-padded.
+            Boolean, `True` at the tokens of a completion, including EOS. Right-padded.
 
     Returns:
         `torch.Tensor` of shape `(batch,)`: positions from 0 to `length - 1`.
 
     Raises:
         TypeError: if `mask` is not boolean.
-        ValueError: if `mask` is not right-padded or a row holds no token.
+        ValueError: if `mask` is not right-padded or a row has no token.
     """
     require_right_padding(mask)
     empty = ~mask.any(dim=1)  # (batch,)
@@ -139,20 +142,22 @@ def last_token(mask: torch.Tensor) -> torch.Tensor:
 
 def after_last_token(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Gives the position after the last token of each completion, and the mask that is one longer: TRL 1.12's way.
+    Finds the position after the last token of each completion, and extends the mask by this position.
 
-    TRL 1.12 puts the score on this position and trains the value of it, so the score is discounted by γλ once more
-    before it reaches the last token. Where a completion fills the batch there is no such position, and its last token
-    takes the score. For runs that must equal TRL 1.12's; [`last_token`] is right.
+    TRL 1.12 adds the score at this position and trains the value there, so the score is discounted by γλ once more
+    before it reaches the last token. If a completion is as long as the batch, there is no such position and the last
+    token gets the score. Use this function only for runs that must match TRL 1.12. Otherwise [`last_token`] is
+    correct.
 
     Args:
         mask (`torch.Tensor` of shape `(batch, length)`):
-            Boolean, `True` at the tokens of a completion; right-padded. TRL 1.12's ends before the first pad token, so
-            where the tokenizer pads with EOS it leaves EOS out, and a completion of EOS alone is an empty row.
+            Boolean, `True` at the tokens of a completion. Right-padded. The mask of TRL 1.12 ends before the first pad
+            token. If the pad token is EOS, this mask excludes EOS, and a completion of EOS alone is an empty row.
 
     Returns:
         `tuple` of `torch.Tensor`: positions of shape `(batch,)`, from 0 to `length - 1`, and the boolean mask of
-        values and rewards of shape `(batch, length)`. The policy's loss and the whitening of advantages keep `mask`.
+        values and rewards, of shape `(batch, length)`. The policy loss and the whitening of advantages still use
+        `mask`.
 
     Raises:
         TypeError: if `mask` is not boolean.
@@ -187,31 +192,32 @@ def token_rewards(
     score_positions: torch.Tensor | None = None,
 ) -> torch.Tensor:
     r"""
-    Gives the reward of each token: minus the KL penalty, and the score on top where the completion ends.
+    Computes the reward of each token: minus the KL penalty, plus the score at the end of the completion.
 
     $$r_t = -\beta\, kl_t + score \cdot [t = T]$$
 
     Args:
         scores (`torch.Tensor` of shape `(batch,)`):
-            One score a completion, in the reward model's units; higher is better.
+            One score per completion, in the reward model's units. Higher is better.
         kl (`torch.Tensor` of shape `(batch, length)`):
-            Nats per token, from [`kl_estimate`]. Outside `mask` it does not matter, not even NaN.
+            Nats per token, from [`kl_estimate`]. Values outside `mask` are ignored, even NaN.
         mask (`torch.Tensor` of shape `(batch, length)`):
-            Boolean, `True` at the tokens of a completion; right-padded.
+            Boolean, `True` at the tokens of a completion. Right-padded.
         kl_coef (`float`):
             β, at least 0.
         score_positions (`torch.Tensor` of shape `(batch,)`, *optional*):
-            Where the scores go, inside `mask` or not. By default [`last_token`].
+            Positions of the scores, inside or outside `mask`. Defaults to [`last_token`].
 
     Returns:
-        `torch.Tensor` of shape `(batch, length)`: rewards, 0 outside `mask` except for a score that was put there.
+        `torch.Tensor` of shape `(batch, length)`: rewards. They are 0 outside `mask`, except for a score at a position
+        outside it.
 
     Raises:
         TypeError: if `mask` is not boolean.
-        ValueError: if a shape is wrong, or [`last_token`] has none to give.
+        ValueError: if a shape is wrong, or if `score_positions` is `None` and [`last_token`] raises.
 
     Reference:
-        Eq. 2 of [Ziegler et al. 2019](https://arxiv.org/abs/1909.08593), spread over tokens as in [their
+        Eq. 2 of [Ziegler et al. 2019](https://arxiv.org/abs/1909.08593), applied per token as in [their
         code](https://github.com/openai/lm-human-preferences/blob/cbfd210bb8b08f6bc5c26878c10984b90f516c66/lm_human_preferences/train_policy.py#L149).
     """
     require_equal_shapes(kl=kl, mask=mask)
@@ -222,19 +228,19 @@ def token_rewards(
 
 
 def require_right_padding(mask: torch.Tensor) -> None:
-    """Refuses a mask that is not boolean or has a token after padding."""
+    """Raises an error if a mask is not boolean or has a token after padding."""
     if mask.dtype != torch.bool:
         raise TypeError(f"`mask` must be a boolean mask, got `{mask.dtype}`. Compare, or call `.bool()`.")
-    late = (mask[:, 1:] & ~mask[:, :-1]).any(dim=1)  # (batch,)
-    if late.any():
+    follows_padding = (mask[:, 1:] & ~mask[:, :-1]).any(dim=1)  # (batch,)
+    if follows_padding.any():
         raise ValueError(
-            f"`mask` must be right-padded, got a token after padding in row(s) {late.nonzero()[:, 0].tolist()}. Pad "
-            "completions on the right."
+            f"`mask` must be right-padded, got a token after padding in row(s) "
+            f"{follows_padding.nonzero()[:, 0].tolist()}. Pad completions on the right."
         )
 
 
 def require_equal_shapes(**tensors: torch.Tensor) -> None:
-    """Refuses tensors of different shapes, which torch would broadcast into a wrong result."""
+    """Raises an error if the shapes differ. Otherwise torch would broadcast them and return a wrong result."""
     if len({tensor.shape for tensor in tensors.values()}) > 1:
         shapes = ", ".join(f"`{name}` {tuple(tensor.shape)}" for name, tensor in tensors.items())
         raise ValueError(f"Shapes must be equal, got {shapes}.")

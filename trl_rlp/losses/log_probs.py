@@ -1,4 +1,4 @@
-"""Log-probabilities of sampled tokens from logits, with few logits at a time in temporary memory."""
+"""Log-probabilities of sampled tokens, computed from logits in chunks to save memory."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,31 +7,31 @@ import torch
 
 
 SMALLEST = -1e30
-"""Stands for a log-probability of minus infinity, so that 0 times it is 0."""
+"""Replaces a log-probability of minus infinity, because 0 times minus infinity is NaN."""
 
 CPU_CHUNK = 2**19
-"""Logits worked on at a time on a CPU: few enough to stay in its cache from one operation to the next."""
+"""Number of logits per chunk on a CPU. They fit into its cache."""
 
 ACCELERATOR_CHUNK = 2**25
-"""The same elsewhere: enough to keep an accelerator busy."""
+"""Number of logits per chunk on other devices. They keep an accelerator busy."""
 
 
-def _chunks(logits: torch.Tensor) -> Iterator[slice]:
-    """Slices of consecutive tokens, of at least one each."""
+def _split_tokens(logits: torch.Tensor) -> Iterator[slice]:
+    """Splits the tokens into slices of consecutive tokens. Each slice has at least one token."""
     size = CPU_CHUNK if logits.device.type == "cpu" else ACCELERATOR_CHUNK
     step = max(1, size // logits.shape[-1])
     return (slice(start, start + step) for start in range(0, len(logits), step))
 
 
 class _TokenLogProbs(torch.autograd.Function):
-    """The forward pass keeps the logits and nothing else of their size, the backward pass makes one: the gradient."""
+    """Keeps only the logits for the backward pass, which creates one more tensor of their size: the gradient."""
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, tokens: torch.Tensor, temperature: float):
-        """From logits of shape `(tokens, vocabulary)` and ids of shape `(tokens,)`."""
+        """Takes logits of shape `(tokens, vocabulary)` and ids of shape `(tokens,)`."""
         log_probs = logits.new_empty(tokens.shape, dtype=torch.float32)
         normalizers, entropies = torch.empty_like(log_probs), torch.empty_like(log_probs)
-        for chunk in _chunks(logits):
+        for chunk in _split_tokens(logits):
             shifted = logits[chunk].float() / temperature  # (chunk, vocabulary)
             largest = shifted.amax(dim=-1, keepdim=True)  # (chunk, 1)
             shifted = shifted.sub_(largest)
@@ -40,7 +40,7 @@ class _TokenLogProbs(torch.autograd.Function):
             total = weights.sum(dim=-1)  # (chunk,)
             log_probs[chunk] = chosen - total.log()
             normalizers[chunk] = largest.squeeze(-1) + total.log()
-            # A sum of products, as autocast computes scalar products in half precision.
+            # Multiply and sum, because autocast computes dot products in half precision.
             mean = weights.mul_(shifted.clamp_(min=SMALLEST)).sum(dim=-1) / total  # (chunk,)
             entropies[chunk] = total.log() - mean
         ctx.save_for_backward(logits, tokens, normalizers)
@@ -50,10 +50,10 @@ class _TokenLogProbs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor, _: torch.Tensor):
-        """d ln p(y) / d l_v = (1[v = y] - p(v)) / τ."""
+        """Computes d ln p(y) / d l_v = (1[v = y] - p(v)) / τ."""
         logits, tokens, normalizers = ctx.saved_tensors
         grad_logits, grad = torch.empty_like(logits), grad[:, None].float() / ctx.temperature  # grad: (tokens, 1)
-        for chunk in _chunks(logits):
+        for chunk in _split_tokens(logits):
             scaled = logits[chunk].float() / ctx.temperature  # (chunk, vocabulary)
             probabilities = scaled.sub_(normalizers[chunk, None]).exp_()
             rows = probabilities.mul_(-grad[chunk])
@@ -65,17 +65,17 @@ def token_log_probs(
     logits: torch.Tensor, tokens: torch.Tensor, temperature: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     r"""
-    Gives the log-probability of each token, and the entropy of the distribution that it was drawn from.
+    Computes the log-probability of each token, and the entropy of the distribution it was sampled from.
 
     $$\ln p_t = l_{t, y_t} / \tau - \ln \sum_v e^{l_{t, v} / \tau}$$
 
-    `log_softmax` and `gather` give the same numbers, but make several tensors of the size of the logits, which for
-    language models are the largest tensors of a training step. This makes one, the gradient, and works on few tokens
-    at a time.
+    `log_softmax` and `gather` return the same numbers, but they create several tensors of the size of the logits. For
+    language models, these are the largest tensors of a training step. This function creates only one, the gradient,
+    and processes a few tokens at a time.
 
     Args:
         logits (`torch.Tensor` of shape `(batch, length, vocabulary)`):
-            Next-token logits, each at the position before its token.
+            Next-token logits. The logits at a position predict the token at the same position of `tokens`.
         tokens (`torch.Tensor` of shape `(batch, length)`):
             Token ids.
         temperature (`float`, *optional*, defaults to `1.0`):
@@ -83,10 +83,10 @@ def token_log_probs(
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`, both of shape `(batch, length)` in fp32: log-probabilities in nats, at
-        most 0, and entropies in nats, at least 0, without gradient.
+        most 0, and entropies in nats, at least 0. The entropies have no gradient.
 
     Raises:
-        ValueError: if the shapes do not fit or the temperature is not positive.
+        ValueError: if the shapes do not match or the temperature is not positive.
 
     Example:
 

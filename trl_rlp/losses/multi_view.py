@@ -1,4 +1,4 @@
-"""The representation losses of RLP's Table 4, on tensors that someone else encoded and scored."""
+"""The representation losses of Table 4 of the RLP paper, as functions of latents and critic scores."""
 
 import torch
 from torch.nn.functional import normalize
@@ -8,20 +8,19 @@ from trl_rlp.losses.mutual_information import LOWER_BOUNDS, nce_lower_bound
 
 def product_pairs(instruction_ids: torch.Tensor) -> torch.Tensor:
     """
-    Says which pairs of a batch are product pairs: those whose views come from different instructions.
+    Finds the product pairs of a batch, that is, the pairs whose views come from different prompts.
 
-    Two rows of one instruction are no product pair of each other, whichever of their outputs are paired: they do share
-    something.
+    Two rows of the same prompt are never a product pair, because their completions share information.
 
     Args:
         instruction_ids (`torch.Tensor` of shape `(batch,)`):
-            Whole numbers, equal exactly where the instruction is the same.
+            Integers that are equal if and only if the prompt is the same.
 
     Returns:
         `torch.Tensor` of shape `(batch, batch)`: boolean, symmetric, `False` on the diagonal.
 
     Raises:
-        ValueError: if the shape is wrong or there are fewer than two distinct instructions.
+        ValueError: if the shape is wrong or there are fewer than two distinct prompts.
 
     Example:
 
@@ -38,8 +37,8 @@ def product_pairs(instruction_ids: torch.Tensor) -> torch.Tensor:
     different = instruction_ids[:, None] != instruction_ids[None, :]  # (batch, batch)
     if not different.any():
         raise ValueError(
-            f"`instruction_ids` holds fewer than two distinct instructions in a batch of {len(instruction_ids)}, so "
-            "there is no product pair. Raise the number of instructions a batch to at least 2."
+            f"`instruction_ids` has fewer than two distinct prompts in a batch of {len(instruction_ids)}, so there is "
+            "no product pair. Put at least 2 prompts into a batch."
         )
     return different
 
@@ -52,35 +51,36 @@ def gaussian_kl(
     reduction: str = "sum",
 ) -> torch.Tensor:
     r"""
-    Gives the KL divergence of one diagonal Gaussian from another, in closed form.
+    Computes the KL divergence of one diagonal Gaussian from another, in closed form.
 
     $$KL(N_1 \| N_2) = \sum_d \frac{1}{2}\left[\frac{\sigma_{1d}^2}{\sigma_{2d}^2} - 1
     - \ln \frac{\sigma_{1d}^2}{\sigma_{2d}^2} + \frac{(\mu_{1d} - \mu_{2d})^2}{\sigma_{2d}^2}\right]$$
 
-    The first two terms are taken as one `expm1`, so equal Gaussians give exactly 0 and close ones nothing below it.
+    The first two terms are computed as one `expm1`. Equal Gaussians therefore give exactly 0, and rounding never makes
+    the result negative.
 
     Args:
         mean_1 (`torch.Tensor` of shape `(batch, latent)`):
             μ of the first Gaussian.
         deviation_1 (`torch.Tensor` of shape `(batch, latent)`):
-            σ of the first Gaussian (not its square or logarithm), greater than 0.
+            Standard deviation σ of the first Gaussian (not its square or logarithm), greater than 0.
         mean_2 (`torch.Tensor` of shape `(batch, latent)`):
             μ of the second Gaussian.
         deviation_2 (`torch.Tensor` of shape `(batch, latent)`):
-            σ of the second Gaussian, greater than 0.
+            Standard deviation σ of the second Gaussian, greater than 0.
         reduction (`str`, *optional*, defaults to `"sum"`):
-            `"sum"` over the latent dimensions, the divergence itself, or their `"mean"`, which does not grow with the
+            `"sum"` over the latent dimensions gives the divergence itself. `"mean"` over them does not grow with the
             size of the latent.
 
     Returns:
         `torch.Tensor` of shape `(batch,)`: nats, at least 0.
 
     Raises:
-        ValueError: if `reduction` is neither of the two.
+        ValueError: if `reduction` is neither `"sum"` nor `"mean"`.
 
     Reference:
-        The KL term of [Federici et al. 2020](https://arxiv.org/abs/2002.07017). Their code takes one Monte Carlo
-        sample; the closed form is exact and of lower variance (ours).
+        The KL term of [Federici et al. 2020](https://arxiv.org/abs/2002.07017). Their code uses one Monte Carlo
+        sample. The closed form is ours. It is exact and has lower variance.
     """
     if reduction not in ("sum", "mean"):
         raise ValueError(f'`reduction` must be "sum" or "mean", got {reduction!r}.')
@@ -98,21 +98,21 @@ def symmetric_kl(
     reduction: str = "sum",
 ) -> torch.Tensor:
     r"""
-    Gives the mean of the two KL divergences between two diagonal Gaussians.
+    Computes the mean of the two KL divergences between two diagonal Gaussians.
 
     $$D_{SKL}(N_1 \| N_2) = \frac{1}{2} [KL(N_1 \| N_2) + KL(N_2 \| N_1)]$$
 
     Args:
         mean_1, deviation_1, mean_2, deviation_2 (`torch.Tensor` of shape `(batch, latent)`):
-            μ and σ of both Gaussians, as [`gaussian_kl`] takes them.
+            μ and σ of both Gaussians, as in [`gaussian_kl`].
         reduction (`str`, *optional*, defaults to `"sum"`):
             `"sum"` or `"mean"` over the latent dimensions.
 
     Returns:
-        `torch.Tensor` of shape `(batch,)`: nats, at least 0. The same when the Gaussians change places.
+        `torch.Tensor` of shape `(batch,)`: nats, at least 0. The order of the Gaussians does not matter.
 
     Raises:
-        ValueError: if `reduction` is neither of the two.
+        ValueError: if `reduction` is neither `"sum"` nor `"mean"`.
 
     Reference:
         `D_SKL` of [Lang et al. 2024](https://arxiv.org/abs/2403.19279) and [Federici et al.
@@ -135,33 +135,34 @@ def mib_loss(
     kl_reduction: str = "sum",
 ) -> torch.Tensor:
     r"""
-    Gives the multi-view information bottleneck: keep what two views share, drop what only one of them has.
+    Computes the loss of the multi-view information bottleneck. It keeps the information that two views share and drops
+    the rest.
 
     $$L_M = -I(z_1; z_2) + w D_{SKL}(p(z|v_1) \| p(z|v_2))$$
 
     Args:
         scores (`torch.Tensor` of shape `(batch, batch)`):
-            `T(z1_i, z2_j)` of a critic, any real number. Joint pairs are the diagonal.
+            `T(z1_i, z2_j)` of a critic, any real number. Joint pairs are on the diagonal.
         mean_1, deviation_1, mean_2, deviation_2 (`torch.Tensor` of shape `(batch, latent)`):
-            μ and σ of both views, as [`gaussian_kl`] takes them.
+            μ and σ of both views, as in [`gaussian_kl`].
         product (`torch.Tensor` of shape `(batch, batch)`, *optional*):
-            Boolean mask from [`product_pairs`]. By default all that is off the diagonal.
+            Boolean mask from [`product_pairs`]. Defaults to all pairs off the diagonal.
         estimator (`str`, *optional*, defaults to `"jsd"`):
             A key of [`LOWER_BOUNDS`].
         kl_weight (`float`, *optional*, defaults to `1.0`):
-            `w`, at least 0. The paper writes no weight; Federici et al. call it β and raise it in training.
+            `w`, at least 0. The paper has no weight. Federici et al. call it β and increase it during training.
         kl_reduction (`str`, *optional*, defaults to `"sum"`):
-            `"sum"` or `"mean"` of the symmetric KL over the latent dimensions; always the mean over the batch.
+            `"sum"` or `"mean"` of the symmetric KL over the latent dimensions. The batch is always averaged.
 
     Returns:
         `torch.Tensor`: a scalar in nats, lower is better.
 
     Raises:
-        KeyError: if `estimator` is no key of [`LOWER_BOUNDS`].
-        ValueError: if `scores`, `product` or `kl_reduction` is not what the functions below take.
+        KeyError: if `estimator` is not a key of [`LOWER_BOUNDS`].
+        ValueError: if `scores`, `product` or `kl_reduction` is invalid.
 
     Relations:
-        At `kl_weight=0` it is [`mvi_loss`].
+        With `kl_weight=0` it equals [`mvi_loss`].
 
     Reference:
         `L_M` of [Lang et al. 2024](https://arxiv.org/abs/2403.19279), which is the MIB loss of [Federici et al.
@@ -173,27 +174,29 @@ def mib_loss(
 
 def mvi_loss(scores: torch.Tensor, product: torch.Tensor | None = None, estimator: str = "jsd") -> torch.Tensor:
     r"""
-    Gives multi-view InfoMax: keep what two views share, and drop nothing.
+    Computes the multi-view InfoMax loss. It keeps the information that two views share and drops nothing.
 
     $$L_M = -I(z_1; z_2)$$
 
     Args:
         scores (`torch.Tensor` of shape `(batch, batch)`):
-            `T(z1_i, z2_j)` of a critic, any real number. Joint pairs are the diagonal.
+            `T(z1_i, z2_j)` of a critic, any real number. Joint pairs are on the diagonal.
         product (`torch.Tensor` of shape `(batch, batch)`, *optional*):
-            Boolean mask from [`product_pairs`]. By default all that is off the diagonal.
+            Boolean mask from [`product_pairs`]. Defaults to all pairs off the diagonal.
         estimator (`str`, *optional*, defaults to `"jsd"`):
             A key of [`LOWER_BOUNDS`].
 
     Returns:
-        `torch.Tensor`: a scalar in nats, lower is better; minus the bound, so 0 to 2 ln 2 for `jsd` at its optimum.
+        `torch.Tensor`: a scalar in nats, lower is better. It is minus the bound, so it is between 0 and 2 ln 2 for
+        `jsd` with the best critic.
 
     Raises:
-        KeyError: if `estimator` is no key of [`LOWER_BOUNDS`].
-        ValueError: if `scores` or `product` is not what the bounds take.
+        KeyError: if `estimator` is not a key of [`LOWER_BOUNDS`].
+        ValueError: if `scores` or `product` is invalid.
 
     Relations:
-        [`mib_loss`] at `kl_weight=0`. With the estimator `nce` on cosines of μ over 0.1 it is [`contrastive_loss`].
+        It equals [`mib_loss`] with `kl_weight=0`. With the estimator `nce` on cosines of μ divided by 0.1, it equals
+        [`contrastive_loss`].
 
     Reference:
         "MVI" in Table 4 of [Lang et al. 2024](https://arxiv.org/abs/2403.19279).
@@ -208,17 +211,17 @@ def infomax_loss(
     estimator: str = "jsd",
 ) -> torch.Tensor:
     r"""
-    Gives InfoMax: keep what each view says, whether the other view says it or not.
+    Computes the InfoMax loss. It keeps the information of each view, shared with the other view or not.
 
     $$L_M = -\frac{1}{2} [I(h_1; z_1) + I(h_2; z_2)]$$
 
     Args:
         scores_1 (`torch.Tensor` of shape `(batch, batch)`):
-            `T(h1_i, z1_j)` of a critic on a hidden state and a latent of the first views.
+            `T(h1_i, z1_j)` of a critic on the hidden states and the latents of the first views.
         scores_2 (`torch.Tensor` of shape `(batch, batch)`):
-            The same for the second views.
+            `T(h2_i, z2_j)`, the same for the second views.
         product (`torch.Tensor` of shape `(batch, batch)`, *optional*):
-            Boolean mask from [`product_pairs`]. By default all that is off the diagonal.
+            Boolean mask from [`product_pairs`]. Defaults to all pairs off the diagonal.
         estimator (`str`, *optional*, defaults to `"jsd"`):
             A key of [`LOWER_BOUNDS`].
 
@@ -226,15 +229,16 @@ def infomax_loss(
         `torch.Tensor`: a scalar in nats, lower is better.
 
     Raises:
-        KeyError: if `estimator` is no key of [`LOWER_BOUNDS`].
-        ValueError: if a score matrix or `product` is not what the bounds take.
+        KeyError: if `estimator` is not a key of [`LOWER_BOUNDS`].
+        ValueError: if a score matrix or `product` is invalid.
 
     Relations:
-        The mean of two [`mvi_loss`], each on one view's `(h, z)` in place of `(z1, z2)`; the views never meet.
+        It is the mean of two [`mvi_loss`] values, one for each view, on `(h, z)` instead of `(z1, z2)`. The two views
+        are never compared with each other.
 
     Reference:
         "InfoMax" in Table 4 of [Lang et al. 2024](https://arxiv.org/abs/2403.19279), after [Hjelm et al.
-        2019](https://arxiv.org/abs/1808.06670). RLP says "max I(v; z)"; that v enters as its hidden state is ours.
+        2019](https://arxiv.org/abs/1808.06670). RLP says "max I(v; z)". To use the hidden state for v is ours.
     """
     return (mvi_loss(scores_1, product, estimator) + mvi_loss(scores_2, product, estimator)) / 2
 
@@ -246,36 +250,37 @@ def contrastive_loss(
     temperature: float = 0.1,
 ) -> torch.Tensor:
     r"""
-    Gives the contrastive loss: find a view's partner in the batch by cosine, and the reverse.
+    Computes the contrastive loss. Each view must identify its partner in the batch by their cosine, in both
+    directions.
 
     $$L_M = -I_{NCE}(T), \quad T_{ij} = \cos(\mu_{1i}, \mu_{2j}) / \tau$$
 
-    Other outputs of the same instruction are no negatives, if `product` says so.
+    With a `product` mask, other completions of the same prompt do not count as negatives.
 
     Args:
         mean_1 (`torch.Tensor` of shape `(batch, latent)`):
-            μ of the first views, of any length: they are normalized here.
+            μ of the first views. This function normalizes them.
         mean_2 (`torch.Tensor` of shape `(batch, latent)`):
-            μ of the second views, row by row the partners of the first.
+            μ of the second views. Row `i` is the partner of row `i` of `mean_1`.
         product (`torch.Tensor` of shape `(batch, batch)`, *optional*):
-            Boolean mask from [`product_pairs`]. By default all that is off the diagonal.
+            Boolean mask from [`product_pairs`]. Defaults to all pairs off the diagonal.
         temperature (`float`, *optional*, defaults to `0.1`):
             τ, greater than 0 (ours).
 
     Returns:
-        `torch.Tensor`: a scalar in nats, lower is better: 0 by chance, at least `-ln(batch)`.
+        `torch.Tensor`: a scalar in nats, at least `-ln(batch)`, lower is better. Chance gives 0.
 
     Raises:
-        ValueError: if `product` is not what the bound takes.
+        ValueError: if `product` is invalid.
 
     Relations:
-        The usual cross-entropy form is this plus `ln(batch)` (with a mask: plus the mean logarithm of the number of
-        candidates); the gradient is the same. It is [`mvi_loss`] with the estimator `nce`, a noiseless latent and a
-        cosine critic that learns nothing.
+        The usual cross-entropy form is this loss plus `ln(batch)`. With a mask, it is this loss plus the mean
+        logarithm of the number of candidates. The gradient is the same. The loss equals [`mvi_loss`] with the
+        estimator `nce`, a latent without noise and a cosine critic without learned parameters.
 
     Reference:
         "CL" in Table 4 of [Lang et al. 2024](https://arxiv.org/abs/2403.19279), where two outputs of one instruction
-        are the positive pair; the cosine, both directions and the temperature are ours.
+        are the positive pair. The cosine, the use of both directions and the temperature are ours.
     """
     scores = normalize(mean_1, dim=-1) @ normalize(mean_2, dim=-1).T / temperature  # (batch, batch)
     return -nce_lower_bound(scores, product)

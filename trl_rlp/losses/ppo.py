@@ -1,4 +1,4 @@
-"""The arithmetic of PPO on the tokens of right-padded completions: whitening, advantages, clipped losses."""
+"""Whitening, advantages and clipped losses of PPO, on the tokens of right-padded completions."""
 
 import torch
 from torch.nn.functional import pad
@@ -8,48 +8,52 @@ from trl_rlp.losses.kl import require_equal_shapes, require_right_padding
 
 def masked_mean(values: torch.Tensor, mask: torch.Tensor, count: float | torch.Tensor | None = None) -> torch.Tensor:
     """
-    Gives the mean over the tokens of a mask, or their part of the mean over a larger count.
+    Computes the mean over the tokens of a mask, or their share of the mean over a larger number of tokens.
 
     Args:
         values (`torch.Tensor` of shape `(batch, length)`):
-            Losses, or booleans for a fraction. Outside `mask` they do not matter, not even NaN.
+            Losses, or booleans to compute a fraction. Values outside `mask` are ignored, even NaN.
         mask (`torch.Tensor` of shape `(batch, length)`):
             Boolean, `True` at the tokens that count.
         count (`float` or `torch.Tensor`, *optional*):
-            What to divide the sum by: the tokens of all micro-batches or processes. By default those of `mask`.
+            Divisor of the sum, such as the number of tokens in all micro-batches or processes. Defaults to the number
+            of tokens in `mask`.
 
     Returns:
         `torch.Tensor`: a scalar in the unit of `values`, in fp32 or better.
 
     Raises:
-        ValueError: if the shapes differ, or `mask` holds no token and there is no `count`.
+        ValueError: if the shapes differ, or `mask` has no token and `count` is `None`.
     """
     require_equal_shapes(values=values, mask=mask)
     if count is None and not mask.any():
-        raise ValueError("`mask` holds no token, so there is no mean. Give `count`, the tokens of the whole batch.")
-    return _full_precision(values).masked_fill(~mask, 0).sum() / (mask.sum() if count is None else count)
+        raise ValueError(
+            "`mask` has no token, so there is no mean. Pass `count`, the number of tokens in the whole batch."
+        )
+    return _to_full_precision(values).masked_fill(~mask, 0).sum() / (mask.sum() if count is None else count)
 
 
 def masked_moments(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """
-    Gives the count, the mean and the sum of squared deviations from it, which processes can gather and pool.
+    Computes the count, the mean and the sum of squared differences from the mean. Processes can gather and pool them.
 
-    In fp32 a sum of plain squares would lose its digits where the mean is large; squared deviations do not.
+    With a large mean, a sum of plain squares would lose its precision in fp32. Squared differences from the mean do
+    not.
 
     Args:
         values (`torch.Tensor` of shape `(batch, length)`):
-            Rewards or advantages. Outside `mask` they do not matter, not even NaN.
+            Rewards or advantages. Values outside `mask` are ignored, even NaN.
         mask (`torch.Tensor` of shape `(batch, length)`):
-            Boolean, `True` at the tokens that count; `True` everywhere is AlpacaFarm's way.
+            Boolean, `True` at the tokens that count. AlpacaFarm uses `True` everywhere.
 
     Returns:
-        `torch.Tensor` of shape `(3,)`: in fp32 or better; zeros where `mask` holds no token.
+        `torch.Tensor` of shape `(3,)`, in fp32 or better. It is all zeros if `mask` has no token.
 
     Raises:
         ValueError: if the shapes differ.
     """
     require_equal_shapes(values=values, mask=mask)
-    values, count = _full_precision(values).masked_fill(~mask, 0), mask.sum()
+    values, count = _to_full_precision(values).masked_fill(~mask, 0), mask.sum()
     mean = values.sum() / count.clamp(min=1)
     squares = (values - mean).masked_fill(~mask, 0).square().sum()
     return torch.stack([count.to(mean.dtype), mean, squares])  # (3,)
@@ -57,26 +61,27 @@ def masked_moments(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 def pooled_mean_and_variance(moments: torch.Tensor, unbiased: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Gives the mean and the variance of all tokens behind one or several [`masked_moments`].
+    Computes the mean and the variance over all tokens of one or several [`masked_moments`].
 
     Args:
         moments (`torch.Tensor` of shape `(3,)` or `(parts, 3)`):
-            Of one process, or gathered from several.
+            Moments of one process, or moments gathered from several processes.
         unbiased (`bool`, *optional*, defaults to `True`):
-            Divide by the count minus one, as TRL 1.12 does, or by the count, as AlpacaFarm does.
+            Whether the variance is divided by the count minus one, as in TRL 1.12. If `False`, it is divided by the
+            count, as in AlpacaFarm.
 
     Returns:
-        `tuple` of `torch.Tensor`: two scalars.
+        `tuple` of `torch.Tensor`: the mean and the variance, two scalars.
 
     Raises:
-        ValueError: if there are fewer than two tokens, or none where `unbiased` is `False`.
+        ValueError: if there are fewer than two tokens. With `unbiased=False`, if there is no token.
     """
     counts, means, squares = moments.reshape(-1, 3).unbind(dim=1)  # (parts,)
     count, correction = counts.sum(), 1 if unbiased else 0
     if count <= correction:
         raise ValueError(
-            f"`mask` holds {int(count)} token(s), but a variance needs at least {correction + 1}. Whiten "
-            "over more completions, or turn whitening off."
+            f"`mask` has {int(count)} token(s), but a variance needs at least {correction + 1}. Whiten over more "
+            "completions, or turn whitening off."
         )
     mean = (counts * means).sum() / count
     return mean, (squares + counts * (means - mean).square()).sum() / (count - correction)
@@ -86,26 +91,27 @@ def whiten(
     values: torch.Tensor, mask: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor, shift_mean: bool = True
 ) -> torch.Tensor:
     r"""
-    Gives values scaled to a standard deviation of 1, about 0 or about the mean that they had.
+    Scales values to a standard deviation of 1. Their mean becomes 0 or stays the same.
 
     $$x' = \frac{x - \mu}{\sqrt{\sigma^2 + 10^{-8}}} \quad [+ \mu]$$
 
     Args:
         values (`torch.Tensor` of shape `(batch, length)`):
-            Rewards or advantages. Outside `mask` they do not matter, not even NaN.
+            Rewards or advantages. Values outside `mask` are ignored, even NaN.
         mask (`torch.Tensor` of shape `(batch, length)`):
             Boolean, `True` at the tokens to whiten.
         mean, variance (`torch.Tensor`):
             μ and σ², scalars from [`pooled_mean_and_variance`].
         shift_mean (`bool`, *optional*, defaults to `True`):
-            Move the mean to 0, the way of advantages. `False`, the way of rewards, keeps the mean: a reward of 0 does
-            not stay 0.
+            Whether to move the mean to 0, as for advantages. If `False`, as for rewards, the mean stays the same. A
+            reward of 0 does not stay 0 then.
 
     Returns:
         `torch.Tensor` of shape `(batch, length)`: whitened values, 0 outside `mask`.
 
     Relations:
-        AlpacaFarm adds 1e-8 to the standard deviation, which is the same to a factor of 1 + 5e-5 where σ exceeds 0.01.
+        AlpacaFarm adds 1e-8 to the standard deviation instead. For σ above 0.01, the results differ by a factor of at
+        most 1 + 5e-5.
     """
     whitened = (values - mean) * torch.rsqrt(variance + 1e-8) + (0 if shift_mean else mean)
     return whitened.masked_fill(~mask, 0)
@@ -116,37 +122,38 @@ def generalized_advantages(
     rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: float, lam: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     r"""
-    Gives the advantage of each token over the critic's expectation, and the return that the critic should expect.
+    Computes the advantage of each token over the critic's value, and the return that the critic should predict.
 
     $$\hat A_t = \sum_{l \ge 0} (\gamma\lambda)^l \delta_{t+l}, \quad \delta_t = r_t + \gamma V_{t+1} - V_t, \quad
     \hat R_t = \hat A_t + V_t$$
 
-    The value after the end of a completion is 0, also where the completion was cut off for its length. Both results
-    are constants: no gradient flows into `values`.
+    The value after the end of a completion is 0, also for a completion that was truncated at the maximum length. Both
+    results are constants, so no gradient flows into `values`.
 
     Args:
         rewards (`torch.Tensor` of shape `(batch, length)`):
-            From [`token_rewards`]. Outside `mask` they do not matter, not even NaN; a score put there is lost.
+            Rewards from [`token_rewards`]. Values outside `mask` are ignored, even NaN. This includes a score at a
+            position outside `mask`.
         values (`torch.Tensor` of shape `(batch, length)`):
-            `V_t`, the critic's value before token `t`, in the unit of `rewards`; likewise.
+            `V_t`, the critic's value before token `t`, in the unit of `rewards`. Values outside `mask` are ignored.
         mask (`torch.Tensor` of shape `(batch, length)`):
-            Boolean, `True` at the tokens of a completion; right-padded. For TRL 1.12's numbers the mask of
+            Boolean, `True` at the tokens of a completion. Right-padded. To match TRL 1.12, pass the mask of
             [`after_last_token`].
         gamma (`float`):
             γ, the discount, in [0, 1].
         lam (`float`):
-            λ, in [0, 1]. Low leans on the critic, high on the rewards.
+            λ, in [0, 1]. A low value relies on the critic, a high value on the rewards.
 
     Returns:
-        `tuple` of `torch.Tensor` of shape `(batch, length)`: advantages, not whitened, and returns, in fp32 or better;
-        0 outside `mask`.
+        `tuple` of `torch.Tensor` of shape `(batch, length)`: advantages, not whitened, and returns. Both are in fp32
+        or better, and 0 outside `mask`.
 
     Raises:
         TypeError: if `mask` is not boolean.
         ValueError: if the shapes differ or `mask` is not right-padded.
 
     Relations:
-        With λ = 1 the advantage is the discounted sum of the rewards to come minus the value; with λ = 0 it is `δ_t`.
+        With λ = 1, the advantage is the discounted sum of the future rewards minus the value. With λ = 0, it is `δ_t`.
 
     Reference:
         Eq. 16 of [Schulman et al. 2016](https://arxiv.org/abs/1506.02438).
@@ -164,7 +171,7 @@ def generalized_advantages(
     """
     require_equal_shapes(rewards=rewards, values=values, mask=mask)
     require_right_padding(mask)
-    rewards, values = (_full_precision(tensor).masked_fill(~mask, 0) for tensor in (rewards, values))
+    rewards, values = (_to_full_precision(tensor).masked_fill(~mask, 0) for tensor in (rewards, values))
     errors = rewards + gamma * pad(values[:, 1:], (0, 1)) - values  # (batch, length)
     advantages = torch.zeros_like(errors)
     advantage = torch.zeros_like(errors[:, 0])  # (batch,)
@@ -182,24 +189,26 @@ def clipped_policy_loss(
     cliprange: float,
 ) -> torch.Tensor:
     r"""
-    Gives the loss of each token under PPO's clipped objective.
+    Computes the loss of each token under PPO's clipped objective.
 
     $$L_t = \max(-\rho_t \hat A_t, -clip(\rho_t, 1 - \epsilon, 1 + \epsilon) \hat A_t), \quad
     \rho_t = \pi(y_t) / \pi_{old}(y_t)$$
 
     Args:
         log_probs, old_log_probs (`torch.Tensor` of shape `(batch, length)`):
-            ln π of the sampled tokens, in nats: now, with a gradient, and at rollout time, without one.
+            ln π of the sampled tokens, in nats. `log_probs` are those of the current policy and have a gradient.
+            `old_log_probs` are those at rollout time and have none.
         advantages (`torch.Tensor` of shape `(batch, length)`):
-            From [`generalized_advantages`], as a rule whitened.
+            Advantages from [`generalized_advantages`], usually whitened.
         mask (`torch.Tensor` of shape `(batch, length)`):
-            Boolean, `True` at the tokens that count. What lies outside changes neither the loss nor its gradient,
-            where masking a finished loss would leave NaN in the gradient.
+            Boolean, `True` at the tokens that count. Inputs outside `mask` change neither the loss nor its gradient.
+            They are masked before the computation, because masking only the loss would leave NaN in the gradient.
         cliprange (`float`):
             ε, greater than 0.
 
     Returns:
-        `torch.Tensor` of shape `(batch, length)`: lower is better, 0 outside `mask`. Reduce it with [`masked_mean`].
+        `torch.Tensor` of shape `(batch, length)`: lower is better. It is 0 outside `mask`. Reduce it with
+        [`masked_mean`].
 
     Raises:
         ValueError: if the shapes differ.
@@ -218,10 +227,11 @@ def policy_is_clipped(
     cliprange: float,
 ) -> torch.Tensor:
     """
-    Says at which tokens [`clipped_policy_loss`], given the same, is clipped and has no gradient.
+    Finds the tokens at which [`clipped_policy_loss`] is clipped and has no gradient. It has the same arguments.
 
     Returns:
-        `torch.Tensor` of shape `(batch, length)`: boolean, `False` outside `mask`; [`masked_mean`] gives the fraction.
+        `torch.Tensor` of shape `(batch, length)`: boolean, `False` outside `mask`. Compute the fraction with
+        [`masked_mean`].
     """
     return torch.lt(*_policy_losses(log_probs, old_log_probs, advantages, mask, cliprange))
 
@@ -234,23 +244,25 @@ def clipped_value_loss(
     cliprange_value: float | None,
 ) -> torch.Tensor:
     r"""
-    Gives half the squared error of the critic at each token, with no reward for moving far from the value at rollout.
+    Computes half the squared error of the critic at each token. Moving far from the value at rollout time does not
+    lower the loss.
 
     $$L_t = \frac{1}{2} \max\left((V_t - \hat R_t)^2,
     (clip(V_t, V^{old}_t - c, V^{old}_t + c) - \hat R_t)^2\right)$$
 
     Args:
         values, old_values (`torch.Tensor` of shape `(batch, length)`):
-            The critic's values, in the unit of rewards: now, with a gradient, and at rollout time, without one.
+            The critic's values, in the unit of rewards. `values` are the current ones and have a gradient.
+            `old_values` are those at rollout time and have none.
         returns (`torch.Tensor` of shape `(batch, length)`):
-            From [`generalized_advantages`].
+            Returns from [`generalized_advantages`].
         mask (`torch.Tensor` of shape `(batch, length)`):
-            Boolean, `True` at the tokens that count. What lies outside changes neither the loss nor its gradient.
+            Boolean, `True` at the tokens that count. Inputs outside `mask` change neither the loss nor its gradient.
         cliprange_value (`float`, *optional*):
-            `c`, in the unit of rewards, greater than 0. `None` for no clipping.
+            `c`, in the unit of rewards, greater than 0. `None` turns clipping off.
 
     Returns:
-        `torch.Tensor` of shape `(batch, length)`: at least 0, lower is better, 0 outside `mask`.
+        `torch.Tensor` of shape `(batch, length)`: at least 0, lower is better. It is 0 outside `mask`.
 
     Raises:
         ValueError: if the shapes differ.
@@ -258,7 +270,7 @@ def clipped_value_loss(
     Reference:
         [Ziegler et al.
         2019](https://github.com/openai/lm-human-preferences/blob/cbfd210bb8b08f6bc5c26878c10984b90f516c66/lm_human_preferences/train_policy.py),
-        in their code only: no paper has it.
+        in their code only. It is in no paper.
     """
     return torch.maximum(*_value_losses(values, old_values, returns, mask, cliprange_value))
 
@@ -271,10 +283,11 @@ def value_is_clipped(
     cliprange_value: float | None,
 ) -> torch.Tensor:
     """
-    Says at which tokens [`clipped_value_loss`], given the same, is clipped and has no gradient.
+    Finds the tokens at which [`clipped_value_loss`] is clipped and has no gradient. It has the same arguments.
 
     Returns:
-        `torch.Tensor` of shape `(batch, length)`: boolean, `False` outside `mask`; [`masked_mean`] gives the fraction.
+        `torch.Tensor` of shape `(batch, length)`: boolean, `False` outside `mask`. Compute the fraction with
+        [`masked_mean`].
     """
     return torch.lt(*_value_losses(values, old_values, returns, mask, cliprange_value))
 
@@ -289,11 +302,11 @@ def _policy_losses(log_probs, old_log_probs, advantages, mask, cliprange) -> tup
 def _value_losses(values, old_values, returns, mask, cliprange_value) -> tuple[torch.Tensor, torch.Tensor]:
     require_equal_shapes(values=values, old_values=old_values, returns=returns, mask=mask)
     values, old_values, returns = (tensor.masked_fill(~mask, 0) for tensor in (values, old_values, returns))
-    nearby = values
+    clipped = values
     if cliprange_value is not None:
-        nearby = values.clamp(old_values - cliprange_value, old_values + cliprange_value)
-    return (values - returns).square() / 2, (nearby - returns).square() / 2
+        clipped = values.clamp(old_values - cliprange_value, old_values + cliprange_value)
+    return (values - returns).square() / 2, (clipped - returns).square() / 2
 
 
-def _full_precision(values: torch.Tensor) -> torch.Tensor:
+def _to_full_precision(values: torch.Tensor) -> torch.Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""L_M of RLP's Eq. 1 as one module: hidden states of two views in, a loss and what to log about it out."""
+"""L_M of RLP's Eq. 1 as one module. It takes hidden states of two views and returns the loss and its metrics."""
 
 import math
 from collections.abc import Callable
@@ -22,15 +22,15 @@ from trl_rlp.losses.mutual_information import LOWER_BOUNDS, ZERO_INFORMATION
 @dataclass(frozen=True)
 class Recipe:
     """
-    Says how the heads are built and how hard the symmetric KL pulls.
+    Settings of the heads and the weight of the symmetric KL.
 
     Args:
         has_linear_mean (`bool`):
-            One linear map for μ in place of a three-layer perceptron.
+            Whether μ is one linear layer instead of a three-layer perceptron.
         critic (`Callable[[int, int], nn.Module]`):
-            Makes a critic from the sizes of a first and a second view.
+            Builds a critic from the sizes of a first and a second view.
         kl_reduction (`str`):
-            `"sum"` or `"mean"` of the KL over the latent dimensions.
+            How the KL is reduced over the latent dimensions: `"sum"` or `"mean"`.
         kl_weight (`float`):
             Weight of the symmetric KL in `mib`, at least 0.
     """
@@ -45,43 +45,45 @@ RECIPES: dict[str, Recipe] = {
     "paper": Recipe(has_linear_mean=False, critic=PairCritic, kl_reduction="sum", kl_weight=1.0),
     "cosine": Recipe(has_linear_mean=True, critic=CosineCritic, kl_reduction="mean", kl_weight=0.01),
 }
-"""Ways to build the heads: the paper's L_M as written, and ours, which kept information where the paper's lost it."""
+"""Recipes by name. `paper` is L_M as in the paper. `cosine` is ours. It kept information where `paper` lost it."""
 
 
 class RepresentationLoss(nn.Module):
     r"""
-    Gives L_M, the loss that RLP-UML adds to the reward model's, and the diagnostics that say whether it does anything.
+    Computes L_M, the term that RLP-UML adds to the loss of the reward model, and metrics that show whether it works.
 
     $$\mathcal{L} = \mathcal{L}_{\hat R} + \lambda L_M(h_1, h_2)$$
 
-    It owns the heads (μ, σ and the critic), which serve training only and are never part of a saved reward model. Its
-    gradients reach the hidden states, and so the reward model's trunk. λ is not applied here.
+    It owns the heads (μ, σ and the critic). They are used only during training and are never part of a saved reward
+    model. The gradients reach the hidden states, and through them the backbone of the reward model. λ is not applied
+    here.
 
-    Everything is computed in fp32, also under autocast and from half-precision hidden states. The latents are drawn
-    with torch's global generator of the hidden states' device, in `eval()` mode too, so `torch.manual_seed` reproduces
-    them; nothing else is random. NaN in a hidden state gives a NaN loss: it is not masked.
+    All computations are in fp32, also under autocast and with hidden states in half precision. The latents are sampled
+    with torch's global generator of the device of the hidden states, also in `eval()` mode, so `torch.manual_seed`
+    reproduces them. Nothing else is random. NaN in a hidden state is not masked and gives a NaN loss.
 
     Args:
         hidden_size (`int`):
             Size of the reward model's hidden states.
         loss (`str`, *optional*, defaults to `"mib"`):
-            A key of [`LOSSES`]: `mib`, `mvi`, `infomax` or `cl`, Table 4 of the paper.
+            A key of [`LOSSES`]: `mib`, `mvi`, `infomax` or `cl`, as in Table 4 of the paper.
         estimator (`str`, *optional*, defaults to `"jsd"`):
-            A key of [`LOWER_BOUNDS`]: `jsd`, `nce` or `nwj`. `cl` is InfoNCE by definition and does not read it.
+            A key of [`LOWER_BOUNDS`]: `jsd`, `nce` or `nwj`. `cl` ignores it, because it is InfoNCE by definition.
         latent_size (`int`, *optional*, defaults to `128`):
             Size of the latent z.
         recipe (`str`, *optional*, defaults to `"paper"`):
             A key of [`RECIPES`]. `paper`: three-layer perceptron for μ, perceptron critic, KL summed over the latent
-            dimensions, weight 1. `cosine` (ours): linear μ, cosine critic with a learnt temperature and offset, KL
+            dimensions, weight 1. `cosine` (ours): linear μ, cosine critic with a learned temperature and offset, KL
             averaged over the dimensions, weight 0.01.
         kl_weight (`float`, *optional*):
-            Weight of the symmetric KL, at least 0, in place of the recipe's. Only `mib` reads it.
+            Weight of the symmetric KL, at least 0. Defaults to the weight of the recipe. Only `mib` uses it.
 
     Raises:
-        ValueError: if a name is unknown, a size is below 1 or the weight is negative or not finite.
+        ValueError: if a name is unknown, a size is below 1, or the weight is negative or not finite.
 
     Relations:
-        `mib` with `kl_weight=0` gives the loss and the gradients of `mvi`, draw for draw. `cl` has no σ and no critic.
+        With the same random latents, `mib` with `kl_weight=0` has the same loss and gradients as `mvi`. `cl` has no σ
+        and no critic.
 
     Reference:
         Eq. 1 and Table 4 of [Lang et al. 2024](https://arxiv.org/abs/2403.19279). The recipe `cosine` is ours.
@@ -115,9 +117,9 @@ class RepresentationLoss(nn.Module):
         self.loss = loss
         self.estimator = "nce" if loss == "cl" else estimator
         self.recipe = RECIPES[recipe]
-        self.kl_weight = _checked_weight(self.recipe.kl_weight if kl_weight is None else kl_weight)
+        self.kl_weight = _require_weight(self.recipe.kl_weight if kl_weight is None else kl_weight)
         self.hidden_size = hidden_size
-        # Only what the loss uses is built: DDP stops at parameters without a gradient.
+        # Build only the parameters that the loss uses, because DDP fails on parameters without a gradient.
         if loss == "cl":
             self.head = latent_head(hidden_size, latent_size, is_linear=self.recipe.has_linear_mean)
         else:
@@ -134,38 +136,40 @@ class RepresentationLoss(nn.Module):
         kl_weight: float | None = None,
     ) -> dict[str, torch.Tensor]:
         """
-        Gives the loss and its diagnostics on one batch of views.
+        Computes the loss and its metrics on one batch of views.
 
         Args:
             hidden_1 (`torch.Tensor` of shape `(batch, hidden_size)`):
-                Final-layer hidden states of the first views, at the tokens the scores are read from; any float type.
+                Final-layer hidden states of the first views, at the tokens from which the scores are read. Any float
+                type.
             hidden_2 (`torch.Tensor` of shape `(batch, hidden_size)`):
-                The same of the second views: row by row another output of the same instruction.
+                Hidden states of the second views. Row `i` has the same prompt as row `i` of `hidden_1`, but another
+                completion.
             instruction_ids (`torch.Tensor` of shape `(batch,)`):
-                Whole numbers, equal exactly where the instruction is the same. At least two distinct ones.
+                Integers that are equal if and only if the prompt is the same. At least two of them differ.
             kl_weight (`float`, *optional*):
-                Weight of the symmetric KL for this call, at least 0, for a ramp. Only `mib` reads it.
+                Weight of the symmetric KL in this call, at least 0, for example for a warmup. Only `mib` uses it.
 
         Returns:
-            `dict[str, torch.Tensor]`: fp32 scalars; all but `"loss"` are detached.
+            `dict[str, torch.Tensor]`: fp32 scalars. All except `"loss"` are detached.
 
-            | key | losses | what | range |
+            | key | losses | meaning | range |
             | --- | --- | --- | --- |
             | `loss` | all | L_M, to minimize | nats |
-            | `mi` | all | estimate of the information, the bound that the loss holds | nats, higher is better |
-            | `mi_zero` | all | what `mi` is at best when the views share nothing | nats, constant |
-            | `kl_12`, `kl_21` | `mib` | the two KL directions, reduced as the recipe says | nats, at least 0 |
-            | `mean_spread` | all | deviation of μ over the batch, averaged over dimensions and views | at least 0 |
-            | `deviation` | all but `cl` | σ, averaged over batch, dimensions and views | greater than 0 |
+            | `mi` | all | estimate of the mutual information: the bound inside the loss | nats, higher is better |
+            | `mi_zero` | all | best possible `mi` if the views share nothing | nats, constant |
+            | `kl_12`, `kl_21` | `mib` | KL in both directions, reduced as in the recipe | nats, at least 0 |
+            | `mean_spread` | all | standard deviation of μ over the batch, mean over dimensions, views | at least 0 |
+            | `deviation` | all but `cl` | mean of σ over batch, dimensions and views | greater than 0 |
 
-            An `mi` that stays at `mi_zero`, or a `mean_spread` far below `deviation`, says that the latents collapsed.
+            The latents have collapsed if `mi` stays at `mi_zero`, or if `mean_spread` is far below `deviation`.
 
         Raises:
-            ValueError: if a shape is wrong, there are fewer than two distinct instructions, or the weight is negative
-                or not finite.
+            ValueError: if a shape is wrong, there are fewer than two distinct prompts, or the weight is negative or
+                not finite.
         """
         self._require_shapes(hidden_1, hidden_2, instruction_ids)
-        kl_weight = self.kl_weight if kl_weight is None else _checked_weight(kl_weight)
+        kl_weight = self.kl_weight if kl_weight is None else _require_weight(kl_weight)
         product = product_pairs(instruction_ids)  # (batch, batch)
         with torch.autocast(hidden_1.device.type, enabled=False):
             hidden = torch.cat([hidden_1, hidden_2]).float()  # (2 batch, hidden)
@@ -179,13 +183,13 @@ class RepresentationLoss(nn.Module):
             if hidden.shape != expected:
                 raise ValueError(
                     f"`{name}` must have shape (batch, hidden_size) = {expected}, got {tuple(hidden.shape)}. Pass one "
-                    "hidden state an instruction id."
+                    "hidden state for each entry of `instruction_ids`."
                 )
 
 
 def _mib(module: RepresentationLoss, hidden: torch.Tensor, product: torch.Tensor, kl_weight: float):
     mean, deviation = module.head(hidden)  # (2 batch, latent) each
-    scores = module.critic(*_sample(mean, deviation).chunk(2))  # (batch, batch)
+    scores = module.critic(*_sample_latents(mean, deviation).chunk(2))  # (batch, batch)
     (mean_1, mean_2), (deviation_1, deviation_2) = mean.chunk(2), deviation.chunk(2)  # (batch, latent) each
     first, second, reduction = (mean_1, deviation_1), (mean_2, deviation_2), module.recipe.kl_reduction
     return {
@@ -193,30 +197,30 @@ def _mib(module: RepresentationLoss, hidden: torch.Tensor, product: torch.Tensor
         "mi": LOWER_BOUNDS[module.estimator](scores, product),
         "kl_12": gaussian_kl(*first, *second, reduction).mean(),
         "kl_21": gaussian_kl(*second, *first, reduction).mean(),
-        "mean_spread": _spread(mean),
+        "mean_spread": _compute_spread(mean),
         "deviation": deviation.mean(),
     }
 
 
 def _mvi(module: RepresentationLoss, hidden: torch.Tensor, product: torch.Tensor, kl_weight: float):
     mean, deviation = module.head(hidden)  # (2 batch, latent) each
-    scores = module.critic(*_sample(mean, deviation).chunk(2))  # (batch, batch)
+    scores = module.critic(*_sample_latents(mean, deviation).chunk(2))  # (batch, batch)
     loss = mvi_loss(scores, product, module.estimator)
-    return {"loss": loss, "mi": -loss, "mean_spread": _spread(mean), "deviation": deviation.mean()}
+    return {"loss": loss, "mi": -loss, "mean_spread": _compute_spread(mean), "deviation": deviation.mean()}
 
 
 def _infomax(module: RepresentationLoss, hidden: torch.Tensor, product: torch.Tensor, kl_weight: float):
     mean, deviation = module.head(hidden)  # (2 batch, latent) each
-    pairs = zip(hidden.chunk(2), _sample(mean, deviation).chunk(2), strict=True)
+    pairs = zip(hidden.chunk(2), _sample_latents(mean, deviation).chunk(2), strict=True)
     scores = [module.critic(h, z) for h, z in pairs]  # (batch, batch) each
     loss = infomax_loss(*scores, product, module.estimator)
-    return {"loss": loss, "mi": -loss, "mean_spread": _spread(mean), "deviation": deviation.mean()}
+    return {"loss": loss, "mi": -loss, "mean_spread": _compute_spread(mean), "deviation": deviation.mean()}
 
 
 def _contrastive(module: RepresentationLoss, hidden: torch.Tensor, product: torch.Tensor, kl_weight: float):
     mean = module.head(hidden)  # (2 batch, latent)
     loss = contrastive_loss(*mean.chunk(2), product)
-    return {"loss": loss, "mi": -loss, "mean_spread": _spread(mean)}
+    return {"loss": loss, "mi": -loss, "mean_spread": _compute_spread(mean)}
 
 
 LOSSES: dict[str, Callable[..., dict[str, torch.Tensor]]] = {
@@ -225,14 +229,14 @@ LOSSES: dict[str, Callable[..., dict[str, torch.Tensor]]] = {
     "infomax": _infomax,
     "cl": _contrastive,
 }
-"""The representation losses of the paper's Table 4 by the name that configurations use."""
+"""The representation losses of Table 4 of the paper, by the name used in configurations."""
 
 
-def _sample(mean: torch.Tensor, deviation: torch.Tensor) -> torch.Tensor:
+def _sample_latents(mean: torch.Tensor, deviation: torch.Tensor) -> torch.Tensor:
     return mean + deviation * torch.randn_like(deviation)
 
 
-def _spread(mean: torch.Tensor) -> torch.Tensor:
+def _compute_spread(mean: torch.Tensor) -> torch.Tensor:
     return mean.unflatten(0, (2, -1)).std(dim=1).mean()  # (2, batch, latent) -> (2, latent) -> ()
 
 
@@ -241,7 +245,7 @@ def _require_key(argument: str, value: str, allowed: dict) -> None:
         raise ValueError(f"`{argument}` must be one of {list(allowed)}, got {value!r}.")
 
 
-def _checked_weight(kl_weight: float) -> float:
+def _require_weight(kl_weight: float) -> float:
     if not (math.isfinite(kl_weight) and kl_weight >= 0):
-        raise ValueError(f"`kl_weight` must be finite and at least 0, got {kl_weight}. 0 switches the KL off.")
+        raise ValueError(f"`kl_weight` must be finite and at least 0, got {kl_weight}. 0 turns the KL off.")
     return kl_weight

@@ -1,4 +1,4 @@
-"""How good the models of a quickstart run are: policies on held-out questions, reward models on labeled pairs."""
+"""Quality of the models of a quickstart run: policies on held-out questions, and reward models on labeled pairs."""
 
 import math
 from collections.abc import Sequence
@@ -8,20 +8,19 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from trl_rlp.data.sampling.in_process import sample_completions
+from trl_rlp.evaluation import policy_report
 from trl_rlp.evaluation.gate import RewardModel, compare_on_pairs
-from trl_rlp.evaluation.policy_metrics import describe_outputs, kl_to_reference
 from trl_rlp.evaluation.policy_pairs import is_correct
 from trl_rlp.evaluation.reward_metrics import standard_error
-from trl_rlp.storage.artifacts import load_policy, save_data
 
 
 NUM_KL_QUESTIONS = 24
+COMPARISONS = (("policy", "sft"), ("retrained_policy", "sft"), ("retrained_policy", "policy"))
 
 
 def wilson_interval(share: float, size: int, z: float = 1.96) -> tuple[float, float]:
     r"""
-    Gives a confidence interval of a share.
+    Computes Wilson's confidence interval of a share.
 
     $$\frac{p + z^2 / 2n \pm z \sqrt{p(1-p)/n + z^2/4n^2}}{1 + z^2/n}$$
 
@@ -29,30 +28,30 @@ def wilson_interval(share: float, size: int, z: float = 1.96) -> tuple[float, fl
         share (`float`):
             p, in [0, 1].
         size (`int`):
-            n, independent trials.
+            n, the number of independent trials.
         z (`float`, *optional*, defaults to `1.96`):
-            Standard deviations; 1.96 is 95 %.
+            Number of standard deviations. 1.96 gives a level of 95 %.
 
     Returns:
-        `tuple[float, float]` within [0, 1].
+        `tuple[float, float]`: lower and upper end, in [0, 1].
 
     Reference:
         Wilson 1927, Journal of the American Statistical Association 22.
     """
-    centre = share + z * z / (2 * size)
-    spread = z * math.sqrt(share * (1 - share) / size + z * z / (4 * size * size))
-    return (centre - spread) / (1 + z * z / size), (centre + spread) / (1 + z * z / size)
+    center = share + z * z / (2 * size)
+    half_width = z * math.sqrt(share * (1 - share) / size + z * z / (4 * size * size))
+    return (center - half_width) / (1 + z * z / size), (center + half_width) / (1 + z * z / size)
 
 
 def shares_right(samples: Dataset, answers: Sequence[Sequence[str]]) -> np.ndarray:
     """
-    Gives the share of right outputs of each question; an output without an end is never right.
+    Computes the share of correct completions for each question. An unfinished completion is never correct.
 
     Args:
         samples (`datasets.Dataset`):
-            `completions` and `finished`.
+            Columns `completions` and `finished`.
         answers (`Sequence[Sequence[str]]`):
-            Accepted answers, one entry a row.
+            Accepted answers of each row.
 
     Returns:
         `numpy.ndarray` of shape `(questions,)`, in [0, 1].
@@ -65,8 +64,8 @@ def shares_right(samples: Dataset, answers: Sequence[Sequence[str]]) -> np.ndarr
     )  # (questions,)
 
 
-def _paired(after: np.ndarray, before: np.ndarray) -> dict[str, float | None]:
-    differences = after - before  # (questions,) or (pairs,)
+def _compare_shares(after: np.ndarray, before: np.ndarray) -> dict[str, float | None]:
+    differences = after - before  # (questions,)
     return {"difference": float(np.mean(differences)), "standard_error": standard_error(differences)}
 
 
@@ -74,50 +73,46 @@ def evaluate_policies(
     folder: Path, policies: dict[str, str | Path], questions: Dataset, sampling: dict[str, Any]
 ) -> dict[str, Any]:
     """
-    Has every policy answer the same held-out questions.
+    Evaluates every policy on the same held-out questions.
 
     Args:
         folder (`Path`):
-            Where the outputs go, one folder a policy.
-        policies (`dict`):
-            `sft`, `policy`, `retrained_policy` to folders; the KL is measured to the first.
+            Folder for the samples. Each policy gets a subfolder with its name.
+        policies (`dict[str, str]`):
+            Folders of `sft`, `policy` and `retrained_policy`. `sft` is the reference of the KL divergence.
         questions (`datasets.Dataset`):
-            `prompt` and `answers`.
+            Columns `prompt` and `answers`.
         sampling (`dict`):
             Further arguments of [`sample_completions`].
 
     Returns:
-        `dict`: `policies`, by name: `accuracy` (mean over questions), its `interval` (Wilson, 95 %, with the questions
-        as trials, as outputs of one question are not independent), `finished`, `kl` in nats an output (on the first 24
-        questions); `comparisons`: paired `difference` of accuracy and `standard_error` over questions; `questions`,
-        `outputs_per_question`.
+        `dict`:
+        - `policies`: for each policy `accuracy` (mean over questions), its `interval`, `finished`, and `kl` (nats per
+          completion, on the first 24 questions). The interval is Wilson's at 95 %. Its trials are the questions,
+          because completions of one question are not independent.
+        - `comparisons`: for each pair of policies the paired `difference` of accuracy and its `standard_error` over
+          questions.
+        - `questions` and `outputs_per_question`: counts.
     """
+    metrics, samples = policy_report.evaluate_policies(
+        folder, policies, questions, sampling, num_kl_prompts=NUM_KL_QUESTIONS
+    )
     answers = list(questions["answers"])
-    reference, _ = load_policy(policies["sft"])
-    figures, shares = {}, {}
-    for name, path in policies.items():
-        policy, processing_class = load_policy(path)
-        samples = sample_completions(
-            questions.select_columns(["prompt"]),
-            policy,
-            processing_class,
-            output_dir=str(folder / name / "shards"),
-            **sampling,
-        )
-        save_data(samples, folder / name)
-        shares[name] = shares_right(samples, answers)
-        accuracy = float(np.mean(shares[name]))
-        few = samples.select(range(min(NUM_KL_QUESTIONS, len(samples))))
-        figures[name] = {
-            "accuracy": accuracy,
-            "interval": wilson_interval(accuracy, len(samples)),
-            "finished": describe_outputs(samples)["finished"],
-            "kl": 0.0 if name == "sft" else kl_to_reference(policy, reference, processing_class, few),
-        }
-    pairs = (("policy", "sft"), ("retrained_policy", "sft"), ("retrained_policy", "policy"))
+    shares = {name: shares_right(samples[name], answers) for name in policies}
+    accuracies = {name: float(np.mean(shares[name])) for name in policies}
     return {
-        "policies": figures,
-        "comparisons": {f"{after} - {before}": _paired(shares[after], shares[before]) for after, before in pairs},
+        "policies": {
+            name: {
+                "accuracy": accuracies[name],
+                "interval": wilson_interval(accuracies[name], len(questions)),
+                "finished": metrics[name]["finished"],
+                "kl": metrics[name]["kl"],
+            }
+            for name in policies
+        },
+        "comparisons": {
+            f"{after} - {before}": _compare_shares(shares[after], shares[before]) for after, before in COMPARISONS
+        },
         "questions": len(questions),
         "outputs_per_question": sampling["num_generations"],
     }
@@ -125,16 +120,18 @@ def evaluate_policies(
 
 def compare_rewards(before: RewardModel, after: RewardModel, sets: dict[str, Dataset]) -> dict[str, Any]:
     """
-    Measures two reward models on labeled pairs.
+    Compares two reward models on sets of labeled pairs.
 
     Args:
-        before (`tuple[PreTrainedModel, PreTrainedTokenizerBase]`), after (likewise):
-            r and r̂ with their tokenizers.
+        before (`tuple[PreTrainedModel, PreTrainedTokenizerBase]`):
+            Reward model and its tokenizer. r in the paper.
+        after (`tuple[PreTrainedModel, PreTrainedTokenizerBase]`):
+            Refined reward model and its tokenizer. r̂ in the paper.
         sets (`dict[str, datasets.Dataset]`):
-            Preferences by name; empty ones are left out.
+            Preferences by name. Empty sets are left out.
 
     Returns:
-        `dict`: by name, `before` and `after` ([`pair_metrics`]) and `difference`
-        (paired, of the accuracy; ties count one half).
+        `dict`: for each set `before` and `after` (results of [`pair_metrics`]) and `difference` (paired difference of
+        the accuracy, where a tie counts one half).
     """
     return {name: compare_on_pairs(before, after, pairs) for name, pairs in sets.items() if len(pairs)}

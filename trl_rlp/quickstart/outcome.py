@@ -1,4 +1,4 @@
-"""What a quickstart run came to: every number of its page, from the models and data that the run left."""
+"""All numbers on the page of a quickstart run, measured on the models and data that the run saved."""
 
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,11 @@ from trl_rlp.data.groups.equivalence import ExactMatch
 from trl_rlp.data.preferences.preferences import synthesize_preferences
 from trl_rlp.evaluation.policy_pairs import answer_pairs
 from trl_rlp.quickstart.model_outcome import compare_rewards, evaluate_policies
-from trl_rlp.quickstart.question_outcome import by_kind, describe_questions, label_accuracy
+from trl_rlp.quickstart.question_outcome import describe_questions, label_accuracy, summarize_kinds
 from trl_rlp.storage.artifacts import load_data, load_reward_model
 
 
-def measure(
+def measure_outcome(
     folder: Path,
     models: dict[str, Path],
     samples: Path,
@@ -26,45 +26,45 @@ def measure(
     seed: int,
 ) -> dict[str, Any]:
     """
-    Measures what Algorithm 1 left.
+    Measures the results of Algorithm 1.
 
     Args:
         folder (`Path`):
-            Where the outputs of the policies go.
+            Folder for the completions of the policies.
         models (`dict[str, Path]`):
-            `sft`, `policy`, `retrained_policy`, `reward_model`, `refined_reward_model`.
+            Folders of `sft`, `policy`, `retrained_policy`, `reward_model` and `refined_reward_model`.
         samples (`Path`):
-            Folder of P.
+            Folder of the policy samples P.
         synthetic (`Path` or `None`):
-            Folder of D̂; without one, D̂ is made for the page alone.
+            Folder of the synthetic preferences D̂. If `None`, D̂ is built for the page only.
         unlabeled (`datasets.Dataset`), heldout (`datasets.Dataset`):
-            Questions with `prompt`, `answers`, `kind`, `question`.
+            Questions with `prompt`, `answers`, `kind` and `question`.
         heldout_preferences (`datasets.Dataset`):
-            Human pairs on the held-out questions, with no label flipped.
+            Human pairs on the held-out questions, without flipped labels.
         threshold (`float`):
-            γ.
+            γ, in [0, 1].
         sampling (`dict`):
-            How the policies are sampled.
+            Arguments for sampling the policies.
         seed (`int`):
-            Decides pairs.
+            Seed for choosing the pairs.
 
     Returns:
-        `dict` with `policies`, `rewards`, `synthetic`, `questions`, `kinds`.
+        `dict` with `policies`, `rewards`, `synthetic`, `questions` and `kinds`.
     """
     policies = {name: models[name] for name in ("sft", "policy", "retrained_policy")}
     evaluation = evaluate_policies(folder, policies, heldout, sampling)
     answers = list(unlabeled["answers"])
-    outputs = load_data(samples).select_columns(["prompt", "completions", "finished"])
-    made = {"equivalence": ExactMatch(), "chosen": "random", "seed": seed}
+    policy_samples = load_data(samples).select_columns(["prompt", "completions", "finished"])
+    settings = {"equivalence": ExactMatch(), "chosen": "random", "seed": seed}
     preferences = (
         load_data(synthetic)
         if synthetic is not None
-        else synthesize_preferences(outputs, "spg", threshold=threshold, **made)[0]
+        else synthesize_preferences(policy_samples, "spg", threshold=threshold, **settings)[0]
     )
-    everything, _ = synthesize_preferences(outputs, "select_all", **made)
+    all_preferences, _ = synthesize_preferences(policy_samples, "select_all", **settings)
     policy_pairs = answer_pairs(load_data(folder / "policy"), list(heldout["answers"]), seed)
     known = unlabeled.select_columns(["answers", "kind", "question"])
-    labeled = concatenate_datasets([outputs, known], axis=1)
+    labeled = concatenate_datasets([policy_samples, known], axis=1)
     rows = describe_questions(labeled, preferences, threshold)
     return {
         "policies": evaluation,
@@ -73,7 +73,10 @@ def measure(
             load_reward_model(models["refined_reward_model"]),
             {"human, no label flipped": heldout_preferences, "policy, held-out questions": policy_pairs},
         ),
-        "synthetic": {"spg": label_accuracy(preferences, answers), "select_all": label_accuracy(everything, answers)},
+        "synthetic": {
+            "spg": label_accuracy(preferences, answers),
+            "select_all": label_accuracy(all_preferences, answers),
+        },
         "questions": rows,
-        "kinds": by_kind(rows),
+        "kinds": summarize_kinds(rows),
     }

@@ -1,4 +1,4 @@
-"""What comes before Algorithm 1: π_SFT from demonstrations, and D from simulated annotators."""
+"""The steps before Algorithm 1: π_SFT from demonstrations, and D from a simulated annotator."""
 
 from pathlib import Path
 from typing import Any
@@ -18,22 +18,22 @@ def train_sft(
     folder: Path, base_model: str | Path, demonstrations: Dataset, args: dict[str, Any], lora: dict[str, Any]
 ) -> dict[str, float]:
     """
-    Step 0 of RLHF: fine-tunes a model on demonstrations.
+    Fine-tunes a model on demonstrations (step 0) and saves it as a plain causal LM.
 
     Args:
         folder (`Path`):
-            Where the plain causal LM goes.
+            Folder for the trained model.
         base_model (`str` or `Path`):
-            Folder of the model to start from.
+            Folder or Hub name of the model to start from.
         demonstrations (`datasets.Dataset`):
-            TRL's prompt-completion format.
+            Prompts and completions, in TRL's prompt-completion format.
         args (`dict`):
-            Fields of `trl.SFTConfig` but `output_dir`.
+            Fields of `trl.SFTConfig`, without `output_dir`.
         lora (`dict`):
             Fields of `peft.LoraConfig`.
 
     Returns:
-        `dict[str, float]`: `train_loss` in nats a token.
+        `dict[str, float]`: `train_loss`, in nats per token.
     """
     model, processing_class = load_policy(base_model)
     trainer = SFTTrainer(
@@ -52,25 +52,26 @@ def collect_preferences(
     folder: Path, sft_model: str | Path, questions: dict[str, Dataset], sampling: dict[str, Any], seed: int
 ) -> dict[str, dict[str, float]]:
     """
-    Step 1 of Algorithm 1: samples π_SFT and has a simulated annotator compare right with wrong outputs.
+    Collects human preferences (step 1 of Algorithm 1): samples π_SFT, and a simulated annotator compares right with
+    wrong completions.
 
     Args:
         folder (`Path`):
-            Where the pairs go: one folder a part, whose `data` is in TRL's preference format with `is_flipped`.
+            Folder for the pairs. Each part gets a subfolder in TRL's preference format, with `is_flipped`.
         sft_model (`str` or `Path`):
-            π_SFT.
+            Folder or Hub name of π_SFT.
         questions (`dict[str, datasets.Dataset]`):
-            By part, `prompt` and `answers`.
+            By name of the part, `prompt` and `answers`.
         sampling (`dict`):
             Further arguments of [`sample_completions`].
         seed (`int`):
-            Decides pairs and flips.
+            Seed for choosing the pairs and the flipped labels.
 
     Returns:
-        `dict`: by part, the figures of [`describe_outputs`], `pairs` and `flipped`.
+        `dict`: by name of the part, the metrics of [`describe_outputs`], `pairs` and `flipped`.
     """
     model, processing_class = load_policy(sft_model)
-    figures = {}
+    metrics = {}
     for number, (part, rows) in enumerate(questions.items()):
         samples = sample_completions(
             rows.select_columns(["prompt"]),
@@ -81,9 +82,9 @@ def collect_preferences(
         )
         pairs = simulate_preferences(samples, rows["answers"], seed=seed + number)
         save_data(pairs, folder / part)
-        figures[part] = {
+        metrics[part] = {
             **describe_outputs(samples, rows["answers"]),
             "pairs": len(pairs),
             "flipped": sum(pairs["is_flipped"]),
         }
-    return figures
+    return metrics

@@ -1,4 +1,4 @@
-"""What became of each unlabeled question, held against its known answer."""
+"""What happened to each unlabeled question, and how often the synthetic preferences are right."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,20 +13,24 @@ from trl_rlp.evaluation.policy_pairs import is_correct
 from trl_rlp.quickstart.model_outcome import shares_right
 
 
-def label_accuracy(preferences: Dataset, answers: Sequence[Sequence[str]]) -> dict[str, float]:
+def label_accuracy(preferences: Dataset, answers: Sequence[Sequence[str]]) -> dict[str, float | None]:
     """
-    Holds synthetic preferences against the known answers.
+    Measures how often synthetic preferences agree with the known answers.
 
     Args:
         preferences (`datasets.Dataset`):
-            D̂ with `sample_row`: the row of `answers` that a pair is about.
+            D̂ with `sample_row`, the index into `answers`.
         answers (`Sequence[Sequence[str]]`):
-            Accepted answers by row.
+            Accepted answers, one entry per sample row.
 
     Returns:
-        `dict[str, float]`: `pairs`; `decided`, those in which exactly one side is right; `accuracy`, the share of
-        these whose right side is preferred (`None` without any); `neither_right`, pairs that the answers cannot judge;
-        `chosen_right`, the share of all pairs whose preferred side is right.
+        `dict` with these keys:
+
+        - `pairs`: number of pairs.
+        - `decided`: number of pairs with exactly one right side.
+        - `accuracy`: share of the decided pairs that prefer the right side. `None` if there is no such pair.
+        - `neither_right`: number of pairs without a right side, which the answers cannot decide.
+        - `chosen_right`: share of all pairs whose chosen side is right.
     """
     sides = [
         tuple(is_correct(row[side], answers[row["sample_row"]]) for side in ("chosen", "rejected"))
@@ -44,7 +48,7 @@ def label_accuracy(preferences: Dataset, answers: Sequence[Sequence[str]]) -> di
 
 def describe_questions(samples: Dataset, preferences: Dataset, threshold: float) -> list[dict[str, Any]]:
     """
-    Says of every question of U what the policy answers and what became of it.
+    Describes for each question of U what the policy answers and whether SPG accepted it.
 
     Args:
         samples (`datasets.Dataset`):
@@ -52,12 +56,18 @@ def describe_questions(samples: Dataset, preferences: Dataset, threshold: float)
         preferences (`datasets.Dataset`):
             D̂ with `sample_row`.
         threshold (`float`):
-            γ.
+            γ, in [0, 1].
 
     Returns:
-        `list[dict]`, one a question: `kind`, `question`, `answer`, `accuracy` of its outputs, `confidence`, `majority`
-        (text of the largest group), `majority_right`, `status` (`accepted`, `below γ`, `all agree`, `no ending`), and
-        of accepted ones `chosen`, `rejected`, `chosen_right`, `rejected_right`.
+        `list[dict]`, one entry per question, with these keys:
+
+        - `kind`, `question`, `answer`: the question and its first accepted answer.
+        - `accuracy`: share of right completions.
+        - `confidence`: share of the largest group.
+        - `majority`: text of the largest group.
+        - `majority_right`: whether this text is right.
+        - `status`: `accepted`, `below γ`, `all agree` or `unfinished` (no completion of the largest group finished).
+        - `chosen`, `rejected`, `chosen_right`, `rejected_right`: the synthetic pair, for accepted questions only.
     """
     groups = cluster(
         samples.select_columns(["prompt", "completions", "finished"]),
@@ -79,7 +89,7 @@ def describe_questions(samples: Dataset, preferences: Dataset, threshold: float)
             "confidence": group["confidence"],
             "majority": majority.strip(),
             "majority_right": is_correct(majority, row["answers"]),
-            "status": _status(number in pairs, group["confidence"], threshold),
+            "status": _get_status(number in pairs, group["confidence"], threshold),
         }
         if number in pairs:
             for side in ("chosen", "rejected"):
@@ -89,25 +99,30 @@ def describe_questions(samples: Dataset, preferences: Dataset, threshold: float)
     return rows
 
 
-def _status(is_accepted: bool, confidence: float, threshold: float) -> str:
+def _get_status(is_accepted: bool, confidence: float, threshold: float) -> str:
     if is_accepted:
         return "accepted"
     if confidence < threshold:
         return "below γ"
-    return "all agree" if confidence == 1 else "no ending"
+    return "all agree" if confidence == 1 else "unfinished"
 
 
-def by_kind(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def summarize_kinds(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """
-    Sums up [`describe_questions`] by kind.
+    Summarizes the questions by kind.
 
     Args:
         rows (`Sequence[dict]`):
-            What it gave.
+            Result of [`describe_questions`].
 
     Returns:
-        `list[dict]`, most accurate first: `kind`, `questions`, `accuracy`, `confidence`, `majority_right` (shares),
-        `accepted` (count), `accepted_right` (count of accepted ones whose majority is right).
+        `list[dict]`, one entry per kind, the most accurate kind first, with these keys:
+
+        - `kind`: name of the kind.
+        - `questions`: number of questions.
+        - `accuracy`, `confidence`, `majority_right`: means over the questions, in [0, 1].
+        - `accepted`: number of accepted questions.
+        - `accepted_right`: number of accepted questions with a right majority.
     """
     kinds = defaultdict(list)
     for row in rows:

@@ -1,4 +1,4 @@
-"""Short questions with known answers, and the rule that says which of them are used for what."""
+"""Short questions with known answers, and their split into training and evaluation sets."""
 
 import json
 from collections import defaultdict
@@ -13,12 +13,12 @@ from datasets import Dataset
 QUESTIONS = Path(__file__).parent / "questions.jsonl"
 
 SEED = 2403
-"""Seed of the split; training and sampling have seeds of their own."""
+"""Seed of the split. Training and sampling have their own seeds."""
 
-PLACES = ("demonstrations",) * 2 + ("preferences",) * 3 + ("unlabeled",) * 3 + ("heldout",) * 2
-"""Ten places, dealt round the questions of each kind: what share of them serves what."""
+SLOTS = ("demonstrations",) * 2 + ("preferences",) * 3 + ("unlabeled",) * 3 + ("heldout",) * 2
+"""How ten questions of one kind are distributed over the parts."""
 
-PARTS = tuple(dict.fromkeys(PLACES))
+PARTS = tuple(dict.fromkeys(SLOTS))
 
 WRONG_MAJORITY_KINDS = (
     "minus",
@@ -29,21 +29,21 @@ WRONG_MAJORITY_KINDS = (
     "colour",
     "animal",
 )
-"""Kinds on which the model's majority was mostly wrong in earlier trials. They are kept on purpose."""
+"""Kinds for which the majority of the model's completions was mostly wrong in earlier runs, kept on purpose."""
 
 
 @dataclass(frozen=True)
 class Question:
     """
-    A question and what counts as right.
+    A question and its accepted answers.
 
     Args:
         kind (`str`):
-            What sort of question it is.
+            Type of question, for example `"sum"`.
         question (`str`):
-            Its text.
+            Text of the question.
         answers (`tuple[str, ...]`):
-            Accepted answers; the first is the one that demonstrations give.
+            Accepted answers. Demonstrations use the first one.
     """
 
     kind: str
@@ -52,16 +52,16 @@ class Question:
 
     @property
     def prompt(self) -> str:
-        """What the policy reads before it answers."""
+        """Prompt for the policy: `Question: ...` and `Answer:` on two lines."""
         return f"Question: {self.question}\nAnswer:"
 
 
 def load_questions() -> list[Question]:
     """
-    Gives all questions of the package, in the order of the file.
+    Loads all questions of the package.
 
     Returns:
-        `list[Question]`.
+        `list[Question]`, in the order of the file.
     """
     rows = [json.loads(line) for line in QUESTIONS.read_text(encoding="utf-8").splitlines()]
     return [Question(row["kind"], row["question"], tuple(row["answers"])) for row in rows]
@@ -69,35 +69,47 @@ def load_questions() -> list[Question]:
 
 def split_questions(questions: Sequence[Question], seed: int = SEED) -> dict[str, list[Question]]:
     """
-    Says which questions serve what, by a rule that knows the kinds and never the model.
+    Splits questions into four parts. The split depends on the kinds of question and never on a model.
 
-    Every question is used, once. Within each kind the questions are shuffled and dealt round the shuffled
-    [`PLACES`], so each part has all kinds in about the same proportions. Each part is then ordered so that its
-    beginnings have them too: a run that has time for half of the questions takes the first half.
+    Every question is used exactly once. In plain terms, the split works as follows:
+
+    1. The questions of each kind are shuffled.
+    2. They are dealt to the parts in the shuffled order of [`SLOTS`]. All parts get about the same mix of kinds.
+    3. Each part is ordered such that its first questions have this mix too. A run with time for half of the questions
+       takes the first half.
 
     Args:
         questions (`Sequence[Question]`):
             All questions.
         seed (`int`, *optional*, defaults to `2403`):
-            Decides both shuffles.
+            Seed of both shuffles.
 
     Returns:
-        `dict[str, list[Question]]`: `demonstrations` (π_SFT learns from them), `preferences` (D is about them),
-        `unlabeled` (U) and `heldout` (nothing is trained on them).
+        `dict[str, list[Question]]`: `demonstrations` (to train π_SFT), `preferences` (for D), `unlabeled` (U) and
+        `heldout` (never trained on).
+
+    Example:
+
+    ```python
+    >>> from trl_rlp.quickstart import load_questions, split_questions
+
+    >>> {name: len(questions) for name, questions in split_questions(load_questions()).items()}
+    {'demonstrations': 72, 'preferences': 107, 'unlabeled': 105, 'heldout': 74}
+    ```
     """
     by_kind = defaultdict(list)
     for question in questions:
         by_kind[question.kind].append(question)
-    parts = {part: [] for part in PARTS}  # (place within the kind's share of the part in [0, 1], kind, question)
+    parts = {part: [] for part in PARTS}  # (relative position among the part's questions of this kind, kind, question)
     for kind, members in sorted(by_kind.items()):
         generator = np.random.default_rng([seed, *kind.encode()])
-        members = [members[place] for place in generator.permutation(len(members))]
-        places = generator.permutation(PLACES)
-        dealt = {part: [] for part in PARTS}
+        members = [members[index] for index in generator.permutation(len(members))]
+        slots = generator.permutation(SLOTS)
+        kind_parts = {part: [] for part in PARTS}
         for number, question in enumerate(members):
-            dealt[places[number % len(places)]].append(question)
-        for part, share in dealt.items():
-            parts[part] += [((rank + 0.5) / len(share), kind, question) for rank, question in enumerate(share)]
+            kind_parts[slots[number % len(slots)]].append(question)
+        for part, entries in kind_parts.items():
+            parts[part] += [((rank + 0.5) / len(entries), kind, question) for rank, question in enumerate(entries)]
     return {
         part: [question for *_, question in sorted(entries, key=lambda entry: entry[:2])]
         for part, entries in parts.items()
@@ -106,14 +118,14 @@ def split_questions(questions: Sequence[Question], seed: int = SEED) -> dict[str
 
 def prompt_dataset(questions: Sequence[Question]) -> Dataset:
     """
-    Gives questions as prompts.
+    Converts questions to a dataset of prompts.
 
     Args:
         questions (`Sequence[Question]`):
             Questions.
 
     Returns:
-        `datasets.Dataset`: `prompt`, `answers` (all that is accepted), `kind`, `question`.
+        `datasets.Dataset` with `prompt`, `answers` (all accepted ones), `kind` and `question`.
     """
     return Dataset.from_list(
         [
@@ -125,13 +137,13 @@ def prompt_dataset(questions: Sequence[Question]) -> Dataset:
 
 def demonstration_dataset(questions: Sequence[Question]) -> Dataset:
     """
-    Gives questions with their answers, for supervised fine-tuning.
+    Converts questions to demonstrations for supervised fine-tuning.
 
     Args:
         questions (`Sequence[Question]`):
             Questions.
 
     Returns:
-        `datasets.Dataset`: TRL's prompt-completion format.
+        `datasets.Dataset` in TRL's prompt-completion format. The completion is the first accepted answer.
     """
     return Dataset.from_list([{"prompt": entry.prompt, "completion": f" {entry.answers[0]}"} for entry in questions])

@@ -17,7 +17,7 @@ from trl_rlp.data.groups.equivalence import ExactMatch
 from trl_rlp.pipeline import RLPResult, run_rlp
 from trl_rlp.pipeline_config import RLPConfig
 from trl_rlp.quickstart.narration import STORY, narrate
-from trl_rlp.quickstart.outcome import measure
+from trl_rlp.quickstart.outcome import measure_outcome
 from trl_rlp.quickstart.preparation import collect_preferences, train_sft
 from trl_rlp.quickstart.questions import (
     Question,
@@ -26,63 +26,78 @@ from trl_rlp.quickstart.questions import (
     prompt_dataset,
     split_questions,
 )
-from trl_rlp.quickstart.quickstart_config import DEMONSTRATIONS, QuickstartConfig, lora, pipeline_config, sampling
+from trl_rlp.quickstart.quickstart_config import (
+    DEMONSTRATIONS,
+    QuickstartConfig,
+    build_pipeline_config,
+    build_sampling_args,
+    lora,
+)
 from trl_rlp.quickstart.report import print_summary, write_page
 from trl_rlp.quickstart.simulation import LABEL_NOISE, without_noise
 from trl_rlp.quickstart.sizes import (
     Sizes,
-    algorithm_seconds,
-    demonstration_seconds,
-    fastest_threads,
-    fit,
-    preference_seconds,
+    estimate_algorithm_seconds,
+    estimate_demonstration_seconds,
+    estimate_preference_seconds,
+    find_fastest_threads,
+    fit_sizes,
 )
 from trl_rlp.quickstart.smollm2 import load_smollm2
 from trl_rlp.storage.artifacts import load_data
-from trl_rlp.storage.run_folder import RunFolder, write_json
+from trl_rlp.storage.json_files import write_json
+from trl_rlp.storage.run_folder import RunFolder
 
 
 PAGE = "report.html"
 OUTCOME = "outcome.json"
 PLANNED_SHARE = 0.9
-"""Share of the time budget that is planned with; the rest is for what the plan did not see."""
+"""Share of the time budget that the plan uses. The rest is a reserve."""
 
 
 def quickstart(config: QuickstartConfig, sizes: Sizes | None = None, console: Console | None = None) -> Path:
     """
-    Runs the whole of Algorithm 1 on a small real model and writes a page about it.
+    Runs all of Algorithm 1 on a small real model and writes a page with the results.
 
-    Steps 2 to 5 are [`run_rlp`]; before it come supervised fine-tuning and simulated preferences.
-    Whatever comes out is what is written. What the trainers print goes to `log.txt`.
+    Supervised fine-tuning and simulated human preferences are steps 0 and 1. [`run_rlp`] is steps 2 to 5. The page
+    shows the results as they are, good or bad. The output of the trainers goes to `log.txt`.
 
     Args:
         config ([`QuickstartConfig`]):
             Settings.
         sizes ([`Sizes`], *optional*):
-            Amounts of work before the time budget cuts them.
+            Amounts of work before the time budget reduces them.
         console (`rich.console.Console`, *optional*):
-            Where progress and summary go. Standard output if `None`.
+            Console for progress and summary. If `None`, standard output.
 
     Returns:
         `Path` of the page.
 
     Raises:
         ImportError: if the wheel with SmolLM2 is not installed.
-        ValueError: if the folder holds another run.
+        ValueError: if the folder contains another run.
+
+    Example:
+
+    ```python
+    from trl_rlp.quickstart import QuickstartConfig, quickstart
+
+    page = quickstart(QuickstartConfig(output_dir="quickstart_run", minutes=10))
+    ```
     """
     start = time.perf_counter()
     console = console or Console(file=sys.stdout)
     sizes = sizes or Sizes()
-    # The time budget decides results too, but through the plans, which are stages of the run.
+    # The time budget changes the results only through the plans, and these are stages of the run.
     settings = {key: value for key, value in asdict(config).items() if key not in ("output_dir", "minutes")}
     run = RunFolder(config.output_dir, {**settings, "sizes": asdict(sizes)})
-    threads = fastest_threads()
+    threads = find_fastest_threads()
     torch.set_num_threads(threads)
     console.print(
         f"RLP in at most {config.minutes:g} minutes, {threads} of {os.cpu_count()} cores, log: {run.path}/log.txt"
     )
     with narrate(run.path / "log.txt", console, start):
-        outcome = _run(run, config, sizes, start, console)
+        outcome = _run_stages(run, config, sizes, start, console)
     outcome["machine"] = {
         "threads": threads,
         "cores": os.cpu_count(),
@@ -98,65 +113,74 @@ def quickstart(config: QuickstartConfig, sizes: Sizes | None = None, console: Co
 
 
 class _Budget:
-    """The wall time that is left, turned into amounts of work."""
+    """Converts the remaining wall time to amounts of work."""
 
     def __init__(self, run: RunFolder, minutes: float, start: float, console: Console):
         self.run, self.end, self.console = run, start + PLANNED_SHARE * 60 * minutes, console
 
-    def plan(self, name: str, sizes: Sizes, slowdown: float, remaining: Callable[[Sizes], float]) -> Sizes:
-        """Cuts the work ahead to what fits; as a stage, so that a run that goes on keeps the sizes it began with."""
+    def plan(self, name: str, sizes: Sizes, slowdown: float, estimate_seconds: Callable[[Sizes], float]) -> Sizes:
+        """Reduces the remaining work to fit the budget. It is a stage, and a resumed run keeps its sizes."""
         left = self.end - time.perf_counter()
-        self.run.stage(name, _plan, sizes=sizes, left=left, slowdown=slowdown, remaining=remaining)
-        figures = self.run.figures(name)
-        if figures["share"] < 1:
+        self.run.stage(name, _fit_plan, sizes=sizes, left=left, slowdown=slowdown, estimate_seconds=estimate_seconds)
+        plan = self.run.metrics(name)
+        if plan["share"] < 1:
             self.console.print(
-                f"        this machine takes {figures['slowdown']:.1f} times as long as two free cores: "
-                f"the work ahead is cut to {figures['share']:.0%}",
+                f"        this machine takes {plan['slowdown']:.1f} times as long as two free cores: "
+                f"the remaining work is reduced to {plan['share']:.0%}",
                 soft_wrap=True,
             )
-        return Sizes(**figures["sizes"])
+        return Sizes(**plan["sizes"])
 
-    def slowdown(self, name: str, expected: float) -> float:
-        """How many times as long as on two free cores a finished stage took."""
+    def measure_slowdown(self, name: str, expected: float) -> float:
+        """Divides the time of a finished stage by its expected time on two free cores."""
         return self.run.results()[name]["seconds"] / expected
 
 
-def _plan(
-    folder: Path, sizes: Sizes, left: float, slowdown: float, remaining: Callable[[Sizes], float]
+def _fit_plan(
+    folder: Path, sizes: Sizes, left: float, slowdown: float, estimate_seconds: Callable[[Sizes], float]
 ) -> dict[str, Any]:
-    fitted, share = fit(sizes, left, slowdown, remaining)
-    expected = slowdown * remaining(fitted)
+    fitted, share = fit_sizes(sizes, left, slowdown, estimate_seconds)
+    expected = slowdown * estimate_seconds(fitted)
     return {"sizes": asdict(fitted), "share": share, "slowdown": slowdown, "left": left, "expected": expected}
 
 
-def _run(run: RunFolder, config: QuickstartConfig, sizes: Sizes, start: float, console: Console) -> dict[str, Any]:
-    """Everything from the first weights to the last figure."""
+def _run_stages(
+    run: RunFolder, config: QuickstartConfig, sizes: Sizes, start: float, console: Console
+) -> dict[str, Any]:
+    """Runs everything from the first weights to the last metric."""
     budget = _Budget(run, config.minutes, start, console)
     parts = split_questions(load_questions(), config.question_seed)
 
     # Step 0: π_SFT.
-    sft = _fine_tune(run, config, sizes, parts["demonstrations"])
-    slowdown = budget.slowdown("sft", demonstration_seconds(sizes))
+    sft = _train_sft(run, config, sizes, parts["demonstrations"])
+    slowdown = budget.measure_slowdown("sft", estimate_demonstration_seconds(sizes))
     sizes = budget.plan(
-        "plan_preferences", sizes, slowdown, lambda plan: preference_seconds(plan) + algorithm_seconds(plan)
+        "plan_preferences",
+        sizes,
+        slowdown,
+        lambda plan: estimate_preference_seconds(plan) + estimate_algorithm_seconds(plan),
     )
 
-    # Step 1: D, and human pairs about the held-out questions.
+    # Step 1: D, and human pairs on the held-out questions.
     questions = {
         "train": prompt_dataset(parts["preferences"][: sizes.preference_questions]),
         "heldout": prompt_dataset(parts["heldout"][: sizes.heldout_questions]),
     }
-    drawing = sampling(config, sizes)
     folder = run.stage(
-        "preferences", collect_preferences, sft_model=sft, questions=questions, sampling=drawing, seed=config.seed
+        "preferences",
+        collect_preferences,
+        sft_model=sft,
+        questions=questions,
+        sampling=build_sampling_args(config, sizes),
+        seed=config.seed,
     )
     preferences = {part: load_data(folder / part) for part in questions}
-    slowdown = max(slowdown, budget.slowdown("preferences", preference_seconds(sizes)))
-    sizes = budget.plan("plan_algorithm", sizes, slowdown, algorithm_seconds)
+    slowdown = max(slowdown, budget.measure_slowdown("preferences", estimate_preference_seconds(sizes)))
+    sizes = budget.plan("plan_algorithm", sizes, slowdown, estimate_algorithm_seconds)
 
     # Steps 2 to 5.
     unlabeled = prompt_dataset(parts["unlabeled"][: sizes.unlabeled_questions])
-    settings = pipeline_config(config, sizes, sft, run.path / "rlp")
+    settings = build_pipeline_config(config, sizes, sft, run.path / "rlp")
     result = run_rlp(
         settings,
         preferences["train"].remove_columns("is_flipped"),
@@ -164,11 +188,11 @@ def _run(run: RunFolder, config: QuickstartConfig, sizes: Sizes, start: float, c
         ExactMatch(),
         eval_preference_dataset=preferences["heldout"].remove_columns("is_flipped"),
     )
-    _measure(run, settings, sizes, sft, result, unlabeled, questions["heldout"], preferences["heldout"])
-    return _outcome(run, config, settings, sizes, result)
+    _measure_outcome(run, settings, sizes, sft, result, unlabeled, questions["heldout"], preferences["heldout"])
+    return _collect_outcome(run, config, settings, sizes, result)
 
 
-def _fine_tune(run: RunFolder, config: QuickstartConfig, sizes: Sizes, demonstrations: list[Question]) -> Path:
+def _train_sft(run: RunFolder, config: QuickstartConfig, sizes: Sizes, demonstrations: list[Question]) -> Path:
     model = Path(config.model) if config.model else load_smollm2()
     return run.stage(
         "sft",
@@ -180,7 +204,7 @@ def _fine_tune(run: RunFolder, config: QuickstartConfig, sizes: Sizes, demonstra
     )
 
 
-def _measure(
+def _measure_outcome(
     run: RunFolder,
     settings: RLPConfig,
     sizes: Sizes,
@@ -192,8 +216,8 @@ def _measure(
 ) -> None:
     run.stage(
         "outcome",
-        measure,
-        models=_models(sft, result),
+        measure_outcome,
+        models=_list_models(sft, result),
         samples=result.policy_samples,
         synthetic=result.synthetic_preferences,
         unlabeled=unlabeled,
@@ -207,12 +231,12 @@ def _measure(
     )
 
 
-def _outcome(
+def _collect_outcome(
     run: RunFolder, config: QuickstartConfig, settings: RLPConfig, sizes: Sizes, result: RLPResult
 ) -> dict[str, Any]:
-    """All that the page and the summary tell, as plain values."""
+    """Collects everything that the page and the summary show, as plain values."""
     return {
-        **run.figures("outcome"),
+        **run.metrics("outcome"),
         "settings": {
             **asdict(config),
             "threshold": settings.reward_config().confidence_threshold,
@@ -220,14 +244,14 @@ def _outcome(
             "label_noise": LABEL_NOISE,
         },
         "sizes": asdict(sizes) | {"all_questions": len(load_questions())},
-        "plans": {name: run.figures(name) for name in ("plan_preferences", "plan_algorithm")},
-        "preferences": run.figures("preferences"),
+        "plans": {name: run.metrics(name) for name in ("plan_preferences", "plan_algorithm")},
+        "preferences": run.metrics("preferences"),
         "stages": result.stages,
-        "seconds": _seconds(run, result),
+        "seconds": _collect_seconds(run, result),
     }
 
 
-def _models(sft: Path, result: RLPResult) -> dict[str, Path]:
+def _list_models(sft: Path, result: RLPResult) -> dict[str, Path]:
     return {
         "sft": sft,
         "policy": result.policy,
@@ -237,7 +261,7 @@ def _models(sft: Path, result: RLPResult) -> dict[str, Path]:
     }
 
 
-def _seconds(run: RunFolder, result: RLPResult) -> dict[str, float]:
-    """Wall time of every stage, in the order of the story."""
+def _collect_seconds(run: RunFolder, result: RLPResult) -> dict[str, float]:
+    """Collects the wall time of every stage, in the order of the stages."""
     stages = {**run.results(), **result.stages}
     return {text: stages[name]["seconds"] for name, text in STORY.items() if name in stages}

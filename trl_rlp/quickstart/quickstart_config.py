@@ -1,4 +1,4 @@
-"""Settings of the quickstart, and what its trainers are told."""
+"""Settings of the quickstart and of its trainers."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +12,7 @@ from trl_rlp.quickstart.sizes import Sizes
 
 
 MAX_NEW_TOKENS = 5
-"""Longest answer, in tokens, its EOS included: as long as the longest demonstration."""
+"""Maximum length of a completion in tokens, with EOS. It is the length of the longest demonstration."""
 
 COMMON = {"report_to": "none", "save_strategy": "no", "logging_steps": 1, "gradient_checkpointing": False}
 DEMONSTRATIONS = {**COMMON, "per_device_train_batch_size": 8, "learning_rate": 1e-3}
@@ -29,28 +29,29 @@ POLICY = {
     "lr_scheduler_type": "constant",
     "kl_coef": 0.05,
 }
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+TARGET_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 @dataclass
 class QuickstartConfig:
     """
-    Settings of [`quickstart`].
+    Configuration class for [`quickstart`].
 
     Args:
         output_dir (`str`, *optional*, defaults to `"quickstart_run"`):
-            Folder for everything: the page `report.html`, the figures `outcome.json`, `log.txt`, models and data
-            (about 3 GB). A second run with the same settings goes on after the last finished stage.
+            Folder for the page `report.html`, the metrics `outcome.json`, the log `log.txt`, models and data. It takes
+            about 3 GB. A second run with the same settings resumes after the last finished stage.
         minutes (`float`, *optional*, defaults to `10.0`):
-            Time budget, above 0. On a busy machine questions and steps are cut, and the page says so.
+            Time budget, above 0. On a busy machine the quickstart uses fewer questions and steps, and the page says
+            so.
         method (`str`, *optional*, defaults to `"spg"`):
             How the reward model is refined: `"spg"`, `"uml"` or `"uml+spg"`.
         seed (`int`, *optional*, defaults to `0`):
-            Seed of training, sampling and simulated labels.
+            Seed for training, sampling and simulated labels.
         question_seed (`int`, *optional*, defaults to `2403`):
-            Seed of the rule that splits the questions.
+            Seed for the split of the questions.
         model (`str`, *optional*):
-            Folder of another small Llama-like causal LM to begin with. SmolLM2-135M-Instruct if `None`.
+            Folder of another small Llama-like causal LM to start from. If `None`, SmolLM2-135M-Instruct.
 
     Raises:
         ValueError: if a value is out of range.
@@ -58,20 +59,26 @@ class QuickstartConfig:
 
     output_dir: str = field(default="quickstart_run", metadata={"help": "Folder for the page, models and data."})
     minutes: float = field(
-        default=10.0, metadata={"help": "Time budget, above 0. On a busy machine questions and steps are cut."}
+        default=10.0,
+        metadata={"help": "Time budget, above 0. On a busy machine the quickstart uses fewer questions and steps."},
     )
     method: str = field(
         default="spg", metadata={"help": "How the reward model is refined: `spg`, `uml` or `uml+spg`."}
     )
-    seed: int = field(default=0, metadata={"help": "Seed of training, sampling and simulated labels."})
-    question_seed: int = field(default=SEED, metadata={"help": "Seed of the rule that splits the questions."})
+    seed: int = field(default=0, metadata={"help": "Seed for training, sampling and simulated labels."})
+    question_seed: int = field(default=SEED, metadata={"help": "Seed for the split of the questions."})
     model: str | None = field(
-        default=None, metadata={"help": "Folder of another small causal LM. SmolLM2-135M-Instruct if not set."}
+        default=None,
+        metadata={
+            "help": "Folder of another small Llama-like causal LM to start from. If not set, SmolLM2-135M-Instruct."
+        },
     )
 
     def __post_init__(self):
         if not self.minutes > 0:
-            raise ValueError(f"`minutes` must be above 0, got {self.minutes}. Ten are enough on two free cores.")
+            raise ValueError(
+                f"`minutes` must be above 0, got {self.minutes}. Ten minutes are enough on two free cores."
+            )
         if self.method not in METHODS:
             raise ValueError(f"`method` must be one of {METHODS}, got {self.method!r}.")
         for name, value in (("seed", self.seed), ("question_seed", self.question_seed)):
@@ -81,30 +88,30 @@ class QuickstartConfig:
 
 def lora(model: str | Path, share: float) -> dict[str, Any]:
     """
-    Gives the fields of a LoRA configuration that adapts the last layers of a Llama-like model only.
+    Builds a LoRA configuration for the last layers of a Llama-like model.
 
     Args:
         model (`str` or `Path`):
-            Folder of the model.
+            Folder or Hub name of the model.
         share (`float`):
-            Share of the layers, above 0 and at most 1.
+            Share of the layers that get an adapter, in (0, 1].
 
     Returns:
         `dict`: fields of `peft.LoraConfig`.
     """
-    layers = AutoConfig.from_pretrained(model).num_hidden_layers
-    first = layers - max(1, round(share * layers))
+    num_layers = AutoConfig.from_pretrained(model).num_hidden_layers
+    first = num_layers - max(1, round(share * num_layers))
     return {
         "r": 8,
         "lora_alpha": 16,
-        "target_modules": list(TARGETS),
-        "layers_to_transform": list(range(first, layers)),
+        "target_modules": list(TARGET_MODULES),
+        "layers_to_transform": list(range(first, num_layers)),
     }
 
 
-def sampling(config: QuickstartConfig, sizes: Sizes) -> dict[str, Any]:
+def build_sampling_args(config: QuickstartConfig, sizes: Sizes) -> dict[str, Any]:
     """
-    Gives the arguments of [`sample_completions`].
+    Builds the arguments of [`sample_completions`].
 
     Args:
         config ([`QuickstartConfig`]):
@@ -113,14 +120,14 @@ def sampling(config: QuickstartConfig, sizes: Sizes) -> dict[str, Any]:
             Amounts of work.
 
     Returns:
-        `dict`.
+        `dict` with `num_generations`, `max_new_tokens` and `seed`.
     """
     return {"num_generations": sizes.num_generations, "max_new_tokens": MAX_NEW_TOKENS, "seed": config.seed}
 
 
-def pipeline_config(config: QuickstartConfig, sizes: Sizes, sft_model: Path, output_dir: Path) -> RLPConfig:
+def build_pipeline_config(config: QuickstartConfig, sizes: Sizes, sft_model: Path, output_dir: Path) -> RLPConfig:
     """
-    Gives the settings of Algorithm 1.
+    Builds the settings of Algorithm 1.
 
     Args:
         config ([`QuickstartConfig`]):
@@ -128,9 +135,9 @@ def pipeline_config(config: QuickstartConfig, sizes: Sizes, sft_model: Path, out
         sizes ([`Sizes`]):
             Amounts of work.
         sft_model (`Path`):
-            π_SFT.
+            Folder of π_SFT.
         output_dir (`Path`):
-            Folder of its stages.
+            Folder for the stages.
 
     Returns:
         [`RLPConfig`].
@@ -148,5 +155,5 @@ def pipeline_config(config: QuickstartConfig, sizes: Sizes, sft_model: Path, out
         },
         reward_peft=lora(sft_model, 1 / 2),
         policy_peft=lora(sft_model, 1 / 4),
-        **sampling(config, sizes),
+        **build_sampling_args(config, sizes),
     )

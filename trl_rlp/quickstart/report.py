@@ -1,4 +1,4 @@
-"""The page and the summary of a quickstart run; both say what the figures say and nothing else."""
+"""The HTML page and the console summary of a quickstart run. Both show the same numbers."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,98 +10,97 @@ from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
 
-from trl_rlp.quickstart.plots import POLICY_NAMES, confidence_plot, policy_plot, reward_plot
+from trl_rlp.quickstart.plots import POLICY_NAMES, plot_confidence, plot_policies, plot_reward_models
 from trl_rlp.quickstart.questions import WRONG_MAJORITY_KINDS
 
 
 TEMPLATE = Path(__file__).parent / "report.html"
 CAUTION = (
-    "A demonstration on one small model with one seed, not evidence for or against the method. The human preferences "
-    "are simulated from the known answers, with a quarter of the labels flipped."
+    "A demonstration on one small model with one seed. It is not evidence for or against the method. The human "
+    "preferences are simulated from the known answers, with a quarter of the labels flipped."
 )
 
 
-def share(value: float | None) -> str:
+def format_share(value: float | None) -> str:
     """
-    Writes a share.
+    Formats a share with three decimals.
 
     Args:
         value (`float` or `None`):
-            In [0, 1]; `None` where there was nothing to count.
+            In [0, 1]. `None` if there is nothing to count.
 
     Returns:
-        `str` with three digits, or a dash.
+        `str`: the number, or a dash for `None`.
     """
     return "–" if value is None else f"{value:.3f}"
 
 
-def reward_sets(outcome: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def format_difference(difference: float, standard_error: float | None) -> str:
     """
-    Gives the comparisons of r and r̂ in the order in which they are shown.
-
-    Args:
-        outcome (`dict`):
-            What the run came to.
-
-    Returns:
-        `dict` by a name in words: those of the gate, then those that do not gate.
-    """
-    gate = outcome["stages"]["gate"]["figures"]["figures"]
-    names = {
-        "human": "human, as labeled (gates)",
-        "policy": "policy, on unlabeled questions (gates)",
-        "synthetic": "agreement with D̂ itself (never gates)",
-    }
-    rest = outcome["rewards"]
-    return {
-        **{names[name]: gate[name] for name in ("human", "policy") if name in gate},
-        **rest,
-        **{names[name]: gate[name] for name in ("synthetic",) if name in gate},
-    }
-
-
-def plus_minus(difference: float, standard_error: float | None) -> str:
-    """
-    Writes a difference with its standard error.
+    Formats a difference with its standard error.
 
     Args:
         difference (`float`):
             After minus before.
-        standard_error (`float`, *optional*):
-            Of the difference; `None` where a single pair has none.
+        standard_error (`float` or `None`):
+            Standard error of the difference. `None` for a single pair.
 
     Returns:
-        `str`.
+        `str`, for example `+0.050 ± 0.020`.
     """
     return f"{difference:+.3f}" + ("" if standard_error is None else f" ± {standard_error:.3f}")
 
 
-def verdict(difference: float, standard_error: float | None) -> str:
+def describe_difference(difference: float, standard_error: float | None) -> str:
     """
-    Says in words what a paired difference is worth.
+    Formats a paired difference and adds whether it is better or worse.
 
     Args:
         difference (`float`):
             After minus before.
-        standard_error (`float`, *optional*):
-            Of the difference; `None` where a single pair has none.
+        standard_error (`float` or `None`):
+            Standard error of the difference. `None` for a single pair.
 
     Returns:
-        `str`.
+        `str`, for example `+0.050 ± 0.020: better`. Differences within two standard errors of 0 are marked.
     """
-    text = plus_minus(difference, standard_error)
+    text = format_difference(difference, standard_error)
     if difference == 0:
         return f"{text}: no difference"
     if standard_error is None:
-        return f"{text}: of a single pair"
+        return f"{text}: on a single pair"
     direction = "better" if difference > 0 else "worse"
     certainty = "" if abs(difference) > 2 * standard_error else ", within two standard errors of no difference"
     return f"{text}: {direction}{certainty}"
 
 
-def wrong_kinds(kinds: Sequence[dict[str, Any]]) -> list[str]:
+def collect_comparisons(outcome: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """
-    Gives the kinds on which this run's majority was wrong at least as often as right.
+    Collects the comparisons of r and r̂ in the order of the page.
+
+    Args:
+        outcome (`dict`):
+            Content of `outcome.json`.
+
+    Returns:
+        `dict` of comparisons by display name: first those that decide the gate, then the others.
+    """
+    gate = outcome["stages"]["gate"]["metrics"]["metrics"]
+    names = {
+        "human": "human, as labeled (gates)",
+        "policy": "policy, on unlabeled questions (gates)",
+        "synthetic": "agreement with D̂ itself (never gates)",
+    }
+    return {
+        **{names[name]: gate[name] for name in ("human", "policy") if name in gate},
+        **outcome["rewards"],
+        **{names[name]: gate[name] for name in ("synthetic",) if name in gate},
+    }
+
+
+def find_wrong_kinds(kinds: Sequence[dict[str, Any]]) -> list[str]:
+    """
+    Finds the kinds for which the majority was wrong at least as often as right.
 
     Args:
         kinds (`Sequence[dict]`):
@@ -113,9 +112,9 @@ def wrong_kinds(kinds: Sequence[dict[str, Any]]) -> list[str]:
     return [entry["kind"] for entry in kinds if entry["majority_right"] <= 0.5]
 
 
-def statuses(questions: Sequence[dict[str, Any]]) -> dict[str, int]:
+def count_statuses(questions: Sequence[dict[str, Any]]) -> dict[str, int]:
     """
-    Counts what became of the questions.
+    Counts the questions by status.
 
     Args:
         questions (`Sequence[dict]`):
@@ -129,21 +128,21 @@ def statuses(questions: Sequence[dict[str, Any]]) -> dict[str, int]:
     return dict(counts)
 
 
-def cuts(outcome: dict[str, Any]) -> list[str]:
+def describe_reductions(outcome: dict[str, Any]) -> list[str]:
     """
-    Says what the time budget cut.
+    Describes how the time budget reduced the work.
 
     Args:
         outcome (`dict`):
-            What the run came to.
+            Content of `outcome.json`.
 
     Returns:
-        `list[str]`: sentences; empty if nothing was cut.
+        `list[str]`: sentences. Empty if all the work was done.
     """
     texts = {"plan_preferences": "After the fine-tuning", "plan_algorithm": "Before Algorithm 1"}
     return [
-        f"{texts[name]} this machine had taken {plan['slowdown']:.1f} times as long as two free cores, so the work "
-        f"ahead was cut to {plan['share']:.0%}."
+        f"{texts[name]}, this machine had taken {plan['slowdown']:.1f} times as long as two free cores. The remaining "
+        f"work was reduced to {plan['share']:.0%}."
         for name, plan in outcome["plans"].items()
         if plan["share"] < 1
     ]
@@ -151,39 +150,39 @@ def cuts(outcome: dict[str, Any]) -> list[str]:
 
 def write_page(outcome: dict[str, Any], path: Path) -> Path:
     """
-    Writes the page: one file, with its plots inside, that loads nothing.
+    Writes the HTML page: one file with its plots inside, without scripts or external files.
 
     Args:
         outcome (`dict`):
-            What the run came to, as in `outcome.json`.
+            Content of `outcome.json`.
         path (`Path`):
-            Where to.
+            File to write.
 
     Returns:
-        `Path`: the same.
+        `Path`: the same path.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters["share"] = share
+    environment.filters["share"] = format_share
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     questions = sorted(outcome["questions"], key=lambda row: -row["confidence"])
-    rewards = reward_sets(outcome)
+    comparisons = collect_comparisons(outcome)
     page = template.render(
         outcome=outcome,
         caution=CAUTION,
-        cuts=cuts(outcome),
-        rewards=rewards,
-        verdict=verdict,
+        reductions=describe_reductions(outcome),
+        comparisons=comparisons,
+        describe_difference=describe_difference,
         names=POLICY_NAMES,
         accepted=[row for row in questions if row["status"] == "accepted"],
         rejected=[row for row in questions if row["status"] != "accepted"],
-        statuses=statuses(questions),
+        statuses=count_statuses(questions),
         kept_kinds=WRONG_MAJORITY_KINDS,
-        wrong_kinds=wrong_kinds(outcome["kinds"]),
+        wrong_kinds=find_wrong_kinds(outcome["kinds"]),
         confidence_plot=Markup(
-            confidence_plot(questions, outcome["sizes"]["num_generations"], outcome["settings"]["threshold"])
+            plot_confidence(questions, outcome["sizes"]["num_generations"], outcome["settings"]["threshold"])
         ),
-        reward_plot=Markup(reward_plot(rewards)),
-        policy_plot=Markup(policy_plot(outcome["policies"]["policies"])),
+        reward_model_plot=Markup(plot_reward_models(comparisons)),
+        policy_plot=Markup(plot_policies(outcome["policies"]["policies"])),
     )
     path.write_text(page, encoding="utf-8")
     return path
@@ -191,61 +190,33 @@ def write_page(outcome: dict[str, Any], path: Path) -> Path:
 
 def print_summary(outcome: dict[str, Any], console: Console) -> None:
     """
-    Prints the same figures in short.
+    Prints a short version of the page.
 
     Args:
         outcome (`dict`):
-            What the run came to.
+            Content of `outcome.json`.
         console (`rich.console.Console`):
-            Where to.
+            Console to print to.
     """
     console.print()
     _print_questions(outcome, console)
-    rewards = Table(title="Reward model: accuracy on labeled pairs", title_justify="left")
-    for column in ("pairs", "number", "r, before", "r̂, after", "difference"):
-        rewards.add_column(column, justify="left" if column == "pairs" else "right")
-    for name, figures in reward_sets(outcome).items():
-        before, after, difference = figures["before"], figures["after"], figures["difference"]
-        rewards.add_row(
-            name,
-            str(before["pairs"]),
-            share(before["accuracy"]),
-            share(after["accuracy"]),
-            plus_minus(difference["accuracy"], difference["standard_error"]),
-        )
-    console.print(rewards)
-    gate = outcome["stages"]["gate"]["figures"]
-    console.print("Gate: passed." if gate["passed"] else f"Gate: not passed. {'; '.join(gate['problems'])}.")
-    evaluation = outcome["policies"]
-    policies = Table(
-        title=f"Policies: right answers to {evaluation['questions']} held-out questions, "
-        f"{evaluation['outputs_per_question']} samples each at T = {outcome['settings']['evaluation_temperature']:g}",
-        title_justify="left",
-    )
-    for column in ("policy", "accuracy", "95 % interval", "KL to π_SFT"):
-        policies.add_column(column, justify="left" if column == "policy" else "right")
-    for name, figures in evaluation["policies"].items():
-        low, high = figures["interval"]
-        policies.add_row(
-            POLICY_NAMES[name], share(figures["accuracy"]), f"{low:.3f} – {high:.3f}", f"{figures['kl']:.4f}"
-        )
-    console.print(policies)
-    paired = evaluation["comparisons"]["retrained_policy - policy"]
-    console.print(f"π̂ against π: {verdict(paired['difference'], paired['standard_error'])}.")
-    for text in cuts(outcome):
+    _print_reward_models(outcome, console)
+    _print_policies(outcome, console)
+    for text in describe_reductions(outcome):
         console.print(text)
     console.print(CAUTION)
 
 
 def _print_questions(outcome: dict[str, Any], console: Console) -> None:
     questions, synthetic = outcome["questions"], outcome["synthetic"]
-    counts = ", ".join(f"{count} {status}" for status, count in statuses(questions).items())
+    counts = ", ".join(f"{count} {status}" for status, count in count_statuses(questions).items())
     accepted = [row for row in questions if row["status"] == "accepted"]
     spg, select_all = synthetic["spg"], synthetic["select_all"]
     console.print(
-        f"Synthetic preferences at γ = {outcome['settings']['threshold']:g}: {counts}, of {len(questions)} questions; "
-        f"the preferred side is the right one in {share(spg['accuracy'])} of the {spg['decided']} pairs that the "
-        f"known answers decide (select-all: {share(select_all['accuracy'])} of {select_all['decided']})."
+        f"Synthetic preferences at γ = {outcome['settings']['threshold']:g}: {counts}, of {len(questions)} questions. "
+        f"The known answers decide {spg['decided']} pairs. The chosen side is right in "
+        f"{format_share(spg['accuracy'])} of them (select_all: {format_share(select_all['accuracy'])} of "
+        f"{select_all['decided']})."
     )
     table = Table(title="Examples", title_justify="left")
     for column in ("question", "confidence", "status", "majority", "known answer"):
@@ -257,3 +228,40 @@ def _print_questions(outcome: dict[str, Any], console: Console) -> None:
             row["question"], f"{row['confidence']:.1f}", row["status"], f"{row['majority']} ({mark})", row["answer"]
         )
     console.print(table)
+
+
+def _print_reward_models(outcome: dict[str, Any], console: Console) -> None:
+    table = Table(title="Reward model: accuracy on labeled pairs", title_justify="left")
+    for column in ("pairs", "number", "r, before", "r̂, after", "difference"):
+        table.add_column(column, justify="left" if column == "pairs" else "right")
+    for name, comparison in collect_comparisons(outcome).items():
+        before, after, difference = comparison["before"], comparison["after"], comparison["difference"]
+        table.add_row(
+            name,
+            str(before["pairs"]),
+            format_share(before["accuracy"]),
+            format_share(after["accuracy"]),
+            format_difference(difference["accuracy"], difference["standard_error"]),
+        )
+    console.print(table)
+    gate = outcome["stages"]["gate"]["metrics"]
+    console.print("Gate: passed." if gate["passed"] else f"Gate: not passed. {'; '.join(gate['problems'])}.")
+
+
+def _print_policies(outcome: dict[str, Any], console: Console) -> None:
+    evaluation = outcome["policies"]
+    table = Table(
+        title=f"Policies: accuracy on {evaluation['questions']} held-out questions, "
+        f"{evaluation['outputs_per_question']} samples each at T = {outcome['settings']['evaluation_temperature']:g}",
+        title_justify="left",
+    )
+    for column in ("policy", "accuracy", "95% interval", "KL to π_SFT"):
+        table.add_column(column, justify="left" if column == "policy" else "right")
+    for name, metrics in evaluation["policies"].items():
+        low, high = metrics["interval"]
+        table.add_row(
+            POLICY_NAMES[name], format_share(metrics["accuracy"]), f"{low:.3f} – {high:.3f}", f"{metrics['kl']:.4f}"
+        )
+    console.print(table)
+    paired = evaluation["comparisons"]["retrained_policy - policy"]
+    console.print(f"π̂ against π: {describe_difference(paired['difference'], paired['standard_error'])}.")

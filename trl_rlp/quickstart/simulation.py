@@ -21,68 +21,75 @@ def simulate_preferences(
     seed: int = 0,
 ) -> Dataset:
     """
-    Pairs right with wrong outputs and labels them as a noisy annotator would: right beats wrong, some labels flipped.
+    Simulates human preferences: pairs right with wrong completions, prefers the right one, and flips some labels.
 
-    Only finished outputs are shown to the annotator. The wrong outputs of a prompt's pairs are distinct texts after
-    normalization; its right ones say the same. A prompt whose outputs are all right or all wrong makes no pair.
+    Only finished completions are used. The wrong completions of a prompt's pairs have different texts after
+    normalization. The right ones may repeat. Prompts without a right or without a wrong completion are skipped.
 
     Args:
         samples (`datasets.Dataset`):
             Samples of π_SFT: `prompt` (text), `completions`, `finished`.
         answers (`Sequence[Sequence[str]]`):
-            Accepted answers, one entry a row of `samples`.
+            Accepted answers, one entry per row of `samples`.
         pairs_per_prompt (`int`, *optional*, defaults to `2`):
-            Most pairs of one prompt.
+            Maximum number of pairs per prompt, at least 1.
         label_noise (`float`, *optional*, defaults to `0.25`):
-            Probability that a label is flipped, in [0, 1]. AlpacaFarm's.
+            Probability that a label is flipped, in [0, 1]. The default is AlpacaFarm's.
         seed (`int`, *optional*, defaults to `0`):
-            Decides the pairs and the flips; a row's depend on (seed, row) alone.
+            Seed for choosing the pairs and the flipped labels. The pairs of a row depend only on the seed and the
+            row's index.
 
     Returns:
-        `datasets.Dataset`: D in TRL's preference format, and `is_flipped`: `True` where `chosen` is the wrong output.
+        `datasets.Dataset`: D in TRL's preference format, with `is_flipped`. It is `True` where `chosen` is the wrong
+        completion.
 
     Raises:
-        ValueError: if an argument is out of range, or there is no pair.
+        ValueError: if an argument is out of range, or if no prompt yields a pair.
 
     Reference:
-        Dubois et al. 2023, https://arxiv.org/abs/2305.14387: 25 % of the simulated labels are flipped.
+        Dubois et al. 2023, https://arxiv.org/abs/2305.14387: 25% of the simulated labels are flipped.
     """
     require_samples(samples, "samples")
     if len(answers) != len(samples):
-        raise ValueError(f"`answers` has {len(answers)} entries for {len(samples)} samples. Pass one a row.")
+        raise ValueError(
+            f"`answers` has {len(answers)} entries, but `samples` has {len(samples)} rows. Pass one entry per row."
+        )
     if not 0 <= label_noise <= 1:
-        raise ValueError(f"`label_noise` is a probability, got {label_noise}. AlpacaFarm takes 0.25.")
+        raise ValueError(f"`label_noise` must be in [0, 1], got {label_noise}. AlpacaFarm uses 0.25.")
     if pairs_per_prompt < 1:
         raise ValueError(f"`pairs_per_prompt` must be at least 1, got {pairs_per_prompt}.")
     records = []
     for number, (row, accepted) in enumerate(zip(samples, answers, strict=True)):
         generator = np.random.default_rng([seed, number])
-        outputs = [text for text, done in zip(row["completions"], row["finished"], strict=True) if done]
-        right = [text for text in outputs if is_correct(text, accepted)]
-        wrong = [text for text in outputs if not is_correct(text, accepted) and text.strip()]
+        completions = [text for text, done in zip(row["completions"], row["finished"], strict=True) if done]
+        right = [text for text in completions if is_correct(text, accepted)]
+        wrong = [text for text in completions if not is_correct(text, accepted) and text.strip()]
         wrong = list({normalize_text(text): text for text in wrong}.values())
         if not right:
             continue
-        for place in generator.permutation(len(wrong))[:pairs_per_prompt]:
-            better, worse = right[generator.integers(len(right))], wrong[place]
+        for index in generator.permutation(len(wrong))[:pairs_per_prompt]:
+            better, worse = right[generator.integers(len(right))], wrong[index]
             is_flipped = bool(generator.random() < label_noise)
             chosen, rejected = (worse, better) if is_flipped else (better, worse)
             records.append({"prompt": row["prompt"], "chosen": chosen, "rejected": rejected, "is_flipped": is_flipped})
     if not records:
-        raise ValueError("No prompt of `samples` has a right and a wrong output, so there is nothing to prefer.")
+        raise ValueError(
+            "No prompt of `samples` has both a right and a wrong finished completion, so there is no pair to label. "
+            "Sample more completions per prompt, or check `answers`."
+        )
     return Dataset.from_list(records)
 
 
 def without_noise(preferences: Dataset) -> Dataset:
     """
-    Gives simulated preferences with their flipped labels put right.
+    Restores the flipped labels of simulated preferences.
 
     Args:
         preferences (`datasets.Dataset`):
-            What [`simulate_preferences`] gave.
+            Result of [`simulate_preferences`].
 
     Returns:
-        `datasets.Dataset`: `prompt`, `chosen` (right), `rejected` (wrong).
+        `datasets.Dataset` with `prompt`, `chosen` (right) and `rejected` (wrong).
     """
     rows = [
         {

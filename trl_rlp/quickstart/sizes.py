@@ -1,4 +1,4 @@
-"""How much work the quickstart does, and how it fits a time budget on a busy machine."""
+"""Amounts of work of the quickstart, and how they shrink to fit a time budget."""
 
 import statistics
 import time
@@ -11,29 +11,29 @@ import torch
 @dataclass(frozen=True)
 class Sizes:
     """
-    Amounts of work. The number of outputs a question and γ are the paper's and never shrink.
+    Amounts of work. The number of completions per question and γ are the paper's and never shrink.
 
     Args:
         demonstrations (`int`, *optional*, defaults to `72`):
-            Questions that π_SFT learns from.
+            Questions that π_SFT is trained on.
         demonstration_epochs (`int`, *optional*, defaults to `2`):
-            Passes over them.
+            Epochs of the supervised fine-tuning.
         preference_questions (`int`, *optional*, defaults to `107`):
-            Questions that D is about.
+            Questions of the human preferences D.
         unlabeled_questions (`int`, *optional*, defaults to `105`):
             Questions of U.
         heldout_questions (`int`, *optional*, defaults to `74`):
-            Questions that nothing is trained on.
+            Questions that no model is trained on.
         num_generations (`int`, *optional*, defaults to `10`):
-            n, outputs a question.
+            Completions per question. n in the paper.
         evaluation_generations (`int`, *optional*, defaults to `4`):
-            Outputs a question when a policy is evaluated.
+            Completions per question when a policy is evaluated.
         reward_epochs (`int`, *optional*, defaults to `3`):
-            Passes over the preferences.
+            Epochs of each reward model.
         policy_rollouts (`int`, *optional*, defaults to `6`):
-            Rollouts of PPO of each policy.
+            PPO rollouts of each policy.
         completions_per_rollout (`int`, *optional*, defaults to `32`):
-            Completions of a rollout, each to a question of its own; an even number.
+            Completions of a rollout, each for a different question. Must be even.
     """
 
     demonstrations: int = 72
@@ -48,23 +48,23 @@ class Sizes:
     completions_per_rollout: int = 32
 
 
-SHRINKING = {
+MINIMUM_SIZES = {
     "preference_questions": 24,
-    "unlabeled_questions": 32,  # a rollout's
+    "unlabeled_questions": 32,  # one rollout
     "heldout_questions": 16,
     "policy_rollouts": 2,
 }
-"""What a time budget may shrink, and the least that is left of it."""
+"""Sizes that the time budget may shrink, with their minimum."""
 
 PAIRS_PER_QUESTION = 1.3
-"""Pairs of D a question, about: some questions have only right or only wrong outputs."""
+"""Approximate number of pairs of D per question. Some questions have only right or only wrong completions."""
 
 SYNTHETIC_SHARE = 0.6
-"""Synthetic pairs a question of U, about."""
+"""Approximate number of synthetic pairs per question of U."""
 
 SECONDS = {
     "demonstration": 0.07,
-    "sampled output": 0.026,
+    "sampled completion": 0.026,
     "trained pair": 0.14,
     "policy completion": 0.34,
     "scored text": 0.04,
@@ -72,56 +72,56 @@ SECONDS = {
     "start": 8.0,
 }
 """
-Wall time of one unit of work on two free cores, measured; a stage loads and saves models besides, and the first one
-imports what all need.
+Measured wall time of one unit of work on two free cores. `stage` is the time to load and save the models of a stage.
+`start` is the time of the first imports.
 """
 
 
-def demonstration_seconds(sizes: Sizes) -> float:
+def estimate_demonstration_seconds(sizes: Sizes) -> float:
     """
-    Gives the time of the supervised fine-tuning on two free cores.
+    Estimates the time of the supervised fine-tuning on two free cores.
 
     Args:
         sizes ([`Sizes`]):
             Amounts of work.
 
     Returns:
-        `float`, seconds.
+        `float`, in seconds.
     """
-    read = sizes.demonstrations * sizes.demonstration_epochs
-    return SECONDS["start"] + SECONDS["stage"] + SECONDS["demonstration"] * read
+    trained = sizes.demonstrations * sizes.demonstration_epochs
+    return SECONDS["start"] + SECONDS["stage"] + SECONDS["demonstration"] * trained
 
 
-def preference_seconds(sizes: Sizes) -> float:
+def estimate_preference_seconds(sizes: Sizes) -> float:
     """
-    Gives the time to sample what the simulated preferences are about, on two free cores.
+    Estimates the time to sample completions for the simulated preferences on two free cores.
 
     Args:
         sizes ([`Sizes`]):
             Amounts of work.
 
     Returns:
-        `float`, seconds.
+        `float`, in seconds.
     """
-    outputs = sizes.num_generations * (sizes.preference_questions + sizes.heldout_questions)
-    return SECONDS["stage"] + SECONDS["sampled output"] * outputs
+    completions = sizes.num_generations * (sizes.preference_questions + sizes.heldout_questions)
+    return SECONDS["stage"] + SECONDS["sampled completion"] * completions
 
 
-def algorithm_seconds(sizes: Sizes) -> float:
+def estimate_algorithm_seconds(sizes: Sizes) -> float:
     """
-    Gives the time of Algorithm 1 and its evaluation on two free cores.
+    Estimates the time of Algorithm 1 and its evaluation on two free cores.
 
     Args:
         sizes ([`Sizes`]):
             Amounts of work.
 
     Returns:
-        `float`, seconds.
+        `float`, in seconds.
     """
     human = PAIRS_PER_QUESTION * sizes.preference_questions
     synthetic = SYNTHETIC_SHARE * sizes.unlabeled_questions
     heldout = PAIRS_PER_QUESTION * sizes.heldout_questions
-    outputs = (
+    completions = (
         sizes.num_generations * sizes.unlabeled_questions + 3 * sizes.evaluation_generations * sizes.heldout_questions
     )
     scored = 3 * sizes.unlabeled_questions + 2 * 2 * (2.5 * heldout + 0.7 * sizes.unlabeled_questions + synthetic)
@@ -129,67 +129,67 @@ def algorithm_seconds(sizes: Sizes) -> float:
         8 * SECONDS["stage"]
         + SECONDS["trained pair"] * sizes.reward_epochs * (2 * human + synthetic)
         + SECONDS["policy completion"] * 2 * sizes.policy_rollouts * sizes.completions_per_rollout
-        + SECONDS["sampled output"] * outputs
+        + SECONDS["sampled completion"] * completions
         + SECONDS["scored text"] * scored
     )
 
 
-def shrink(sizes: Sizes, share: float) -> Sizes:
+def shrink_sizes(sizes: Sizes, share: float) -> Sizes:
     """
-    Gives a share of the work.
+    Shrinks the sizes in [`MINIMUM_SIZES`] to a share of the work.
 
     Args:
         sizes ([`Sizes`]):
-            All of it.
+            Full amounts of work.
         share (`float`):
-            In [0, 1]; a quantity in [`SHRINKING`] does not fall below the value there, nor rise above what it was.
+            Share to keep, in [0, 1]. No size falls below its minimum, and none grows.
 
     Returns:
         [`Sizes`].
     """
-    values = {entry.name: vars(sizes)[entry.name] for entry in fields(sizes) if entry.name in SHRINKING}
+    values = {entry.name: vars(sizes)[entry.name] for entry in fields(sizes) if entry.name in MINIMUM_SIZES}
     return replace(
-        sizes, **{name: min(value, max(SHRINKING[name], round(share * value))) for name, value in values.items()}
+        sizes, **{name: min(value, max(MINIMUM_SIZES[name], round(share * value))) for name, value in values.items()}
     )
 
 
-def fit(
-    sizes: Sizes, seconds_left: float, slowdown: float, remaining: Callable[[Sizes], float]
+def fit_sizes(
+    sizes: Sizes, seconds_left: float, slowdown: float, estimate_seconds: Callable[[Sizes], float]
 ) -> tuple[Sizes, float]:
     """
-    Gives the largest share of the work that fits the time that is left.
+    Finds the largest share of the work that fits the remaining time.
 
     Args:
         sizes ([`Sizes`]):
-            All of it.
+            Full amounts of work.
         seconds_left (`float`):
-            Wall time to the end of the budget.
+            Wall time until the end of the budget.
         slowdown (`float`):
-            How many times longer this machine took so far than two free cores.
-        remaining (`Callable[[Sizes], float]`):
-            Seconds that the remaining work takes on two free cores.
+            Time that this machine has needed so far, divided by the time on two free cores.
+        estimate_seconds (`Callable[[Sizes], float]`):
+            Estimates the time of the remaining work on two free cores, in seconds.
 
     Returns:
         `tuple[Sizes, float]`: the sizes, and the share in [0.05, 1]. If nothing fits, the smallest share.
     """
     share = 1.0
-    while share > 0.05 and slowdown * remaining(shrink(sizes, share)) > seconds_left:
+    while share > 0.05 and slowdown * estimate_seconds(shrink_sizes(sizes, share)) > seconds_left:
         share = round(share - 0.05, 2)
-    return shrink(sizes, share), share
+    return shrink_sizes(sizes, share), share
 
 
-def fastest_threads(repeats: int = 5) -> int:
+def find_fastest_threads(repeats: int = 5) -> int:
     """
-    Gives the number of threads that multiplies matrices fastest: all, or one where other programs hold the cores.
+    Finds the number of threads that multiplies matrices fastest: PyTorch's current number, or one.
 
-    Two threads that wait for each other on a busy machine are slower than one.
+    On a busy machine two threads wait for each other and are slower than one.
 
     Args:
         repeats (`int`, *optional*, defaults to `5`):
-            Timings of each, alternating; medians are compared.
+            Number of timings for each setting. The timings alternate, and their medians are compared.
 
     Returns:
-        `int`. PyTorch's own setting is as before.
+        `int`. PyTorch's own setting is unchanged.
     """
     before = torch.get_num_threads()
     left, right = torch.randn(640, 576), torch.randn(576, 1536)

@@ -1,4 +1,4 @@
-"""A reward model as a reward function of TRL's RLOO and GRPO trainers, scored exactly as it was trained."""
+"""A reward model as a reward function for TRL's RLOO and GRPO trainers. It scores completions as in its training."""
 
 import itertools
 import math
@@ -12,50 +12,53 @@ from trl_rlp.data.scoring import batch_scoring_ids, cut_prompts
 from trl_rlp.data.token_prompts import TokenPrompt
 
 
-def nan_to_infinity(rewards: Iterable[float | None]) -> list[float | None]:
+def replace_nan_with_infinity(rewards: Iterable[float | None]) -> list[float | None]:
     """
-    Gives rewards in which what is not a number can be seen: TRL takes NaN for `None`, no opinion, and leaves it out.
+    Replaces NaN with infinity.
+
+    TRL treats NaN like `None`, which means "no reward from this function", and ignores it. Infinity stays visible.
 
     Args:
         rewards (`Iterable[float]`):
-            One a completion, `None` where a function has no opinion.
+            One reward per completion. `None` if a function has no reward for it.
 
     Returns:
-        `list[float]`.
+        `list[float]`: the rewards. `None` does not change.
     """
     return [math.inf if reward is not None and math.isnan(reward) else reward for reward in rewards]
 
 
 class RewardFunction:
     """
-    Scores completions with a reward model through the one scoring function.
+    Scores completions with a reward model. It uses the same token ids and the same scoring as [`score`].
 
-    TRL's trainers accept a reward model directly, but then score text from which EOS was stripped, while TRL's
-    `RewardTrainer` trained on text that ends in EOS. This callable puts EOS back where the policy produced one, and
-    leaves it off where a completion was cut at its length limit.
+    TRL's trainers also accept a reward model directly. But they then score text without EOS, while TRL's
+    `RewardTrainer` trained the model on text that ends with EOS. This function adds EOS to completions that the policy
+    finished with EOS. Completions that were stopped at the maximum length get no EOS.
 
     Args:
         model (`PreTrainedModel`):
-            Reward model, `num_labels=1`. Kept frozen, in evaluation mode, on the device it is on.
+            Reward model, `num_labels=1`. It is frozen and set to evaluation mode. It stays on its device.
         processing_class (`PreTrainedTokenizerBase`):
-            Its tokenizer; it may differ from the policy's.
+            Its tokenizer. It may differ from the policy's tokenizer.
         eos_token_ids (`Collection[int]`):
-            The policy's end-of-sequence ids: a completion that ends in one is finished.
-        mean (`float`, *optional*, defaults to `0.0`), deviation (`float`, *optional*, defaults to `1.0`):
-            The reward becomes (r - mean) / deviation, see
-            [`standardize`].
+            The policy's end-of-sequence ids. A completion that ends with one of them is finished.
+        mean (`float`, *optional*, defaults to `0.0`):
+            Mean of the rewards. The function returns (r - mean) / deviation. See [`standardize`].
+        deviation (`float`, *optional*, defaults to `1.0`):
+            Standard deviation of the rewards, above 0.
         max_length (`int`, *optional*):
-            As in [`score`].
+            Maximum number of tokens per row, as in [`score`].
         name (`str`, *optional*, defaults to `"reward_model"`):
             Name in the trainer's logs.
         reads_policy_tokens (`bool`, *optional*, defaults to `False`):
-            Whether its tokenizer is the policy's: prompts that are token ids, [`TokenPrompt`], are then scored as
-            they are, with the completion's ids behind them. Otherwise they are read as text.
+            Whether the tokenizer has the same token ids as the policy's tokenizer. If so, the function scores prompts
+            of token ids ([`TokenPrompt`]) directly, followed by the ids of the completion. Otherwise it scores text.
         require_finite (`bool`, *optional*, defaults to `True`):
-            Whether a reward that is NaN or infinite is an error; else it is given as infinite.
+            Whether a NaN or infinite reward is an error. If not, NaN becomes infinity.
 
     Raises:
-        ValueError: if the deviation is not positive.
+        ValueError: if `deviation` is not positive.
     """
 
     def __init__(
@@ -80,57 +83,54 @@ class RewardFunction:
 
     def set_scale(self, mean: float, deviation: float) -> None:
         """
-        Sets what the rewards are brought to one scale by.
+        Sets the mean and the standard deviation that standardize the rewards.
 
         Args:
             mean (`float`):
-                Is taken from each.
+                Subtracted from each reward.
             deviation (`float`):
-                Divides each, above 0.
+                Standard deviation, above 0. Each difference is divided by it.
 
         Raises:
-            ValueError: if the deviation is not positive.
+            ValueError: if `deviation` is not positive.
         """
         if not deviation > 0:
-            raise ValueError(
-                f"`deviation` must be positive, got {deviation}. Rewards that are all equal cannot be standardized."
-            )
+            raise ValueError(f"`deviation` must be positive, got {deviation}. Equal rewards cannot be standardized.")
         self.mean, self.deviation = mean, deviation
 
     def __call__(
         self, prompts: list, completions: list, completion_ids: list[list[int]], **kwargs: Any
     ) -> list[float]:
         """
-        Gives one reward a completion.
+        Computes one reward per completion.
 
         Args:
             prompts (`list`):
-                Text or messages.
+                Text, messages, or token ids ([`TokenPrompt`]).
             completions (`list`):
                 Text, or lists with one assistant message.
             completion_ids (`list[list[int]]`):
-                The policy's token ids, without padding; the last one tells whether the completion finished.
+                The policy's token ids, without padding. The last id shows whether the completion is finished.
             kwargs:
-                Further columns and hooks that TRL hands to reward functions; not used.
+                Further columns and hooks that TRL passes to reward functions. They are ignored.
 
         Returns:
-            `list[float]`.
+            `list[float]`: rewards, standardized with `mean` and `deviation`.
         """
         if self.reads_policy_tokens and isinstance(prompts[0], TokenPrompt):
             rows = [[*prompt.ids, *ids] for prompt, ids in zip(prompts, completion_ids, strict=True)]
-            if self.max_length is not None:
-                rows, _ = cut_prompts(rows, self.processing_class, self.max_length)
+            rows = list(cut_prompts(rows, self.processing_class, self.max_length))
         else:
             texts = [text if isinstance(text, str) else text[-1]["content"] for text in completions]
             finished = [bool(ids) and ids[-1] in self.eos_token_ids for ids in completion_ids]
             rows = batch_scoring_ids(self.processing_class, prompts, texts, finished, self.max_length)
-        # What the embedding lacks, as a pad token that was added to the policy alone, is left out.
-        size = self.model.get_input_embeddings().weight.shape[0]
-        rows = [[token for token in ids if token < size] for ids in rows]
+        # Tokens outside the model's vocabulary are removed, for example a pad token that only the policy has.
+        vocabulary_size = self.model.get_input_embeddings().weight.shape[0]
+        rows = [[token for token in ids if token < vocabulary_size] for ids in rows]
         if self.model.config.get_text_config().pad_token_id is None:
-            batches = [[row] for row in rows]  # scripts load such models, which can read one row at a time
+            batches = [[row] for row in rows]  # without a pad token, the model can read only one row at a time
         else:
             batches = [rows]
         scored = (score_rows(self.model, batch, require_finite=self.require_finite) for batch in batches)
         rewards = itertools.chain.from_iterable(scored)
-        return nan_to_infinity((reward - self.mean) / self.deviation for reward in rewards)
+        return replace_nan_with_infinity((reward - self.mean) / self.deviation for reward in rewards)

@@ -1,4 +1,4 @@
-"""Rewards brought to one scale on fixed outputs of the initial policy."""
+"""Standardization of rewards on fixed samples of the initial policy."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rlp.data.sampling.in_process import sample_completions
-from trl_rlp.data.scoring import score
+from trl_rlp.data.scoring import score_samples
 from trl_rlp.rewards.reward_function import RewardFunction
 
 
@@ -24,34 +24,30 @@ def standardize(
     sampling: dict[str, Any],
 ) -> None:
     """
-    Gives reward models mean 0 and deviation 1 on fixed outputs of a policy.
+    Scales the rewards of reward models to mean 0 and standard deviation 1 on fixed samples of a policy.
 
-    r_φ and r̂_φ differ in scale, so an equal β is not an equal KL pressure; standardized on the same outputs they are
-    comparable. Off by default: the paper says nothing of it.
+    r_φ and r̂_φ have different scales, so the same β does not mean the same KL pressure. Standardized on the same
+    samples, they are comparable. This is off by default, because the paper does not mention it.
 
     Args:
         functions (`Sequence[RewardFunction]`):
-            Their `mean` and `deviation` are set; what they were is not read.
+            Reward functions. Their `mean` and `deviation` are set. The previous values are ignored.
         policy ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            π_SFT.
+            Initial policy. π_SFT in the paper.
         processing_class (`PreTrainedTokenizerBase`):
             Its tokenizer.
         prompt_dataset (`datasets.Dataset`):
-            U, a column `prompt`; the first 256 are used.
+            Prompts with a column `prompt`. U in the paper. The first 256 are used.
         sampling (`dict`):
-            Further arguments of [`sample_completions`]; the same seed gives the same outputs.
+            Further arguments of [`sample_completions`]. The same seed gives the same samples.
 
     Raises:
         ValueError: if all rewards of a model are equal.
     """
     prompts = prompt_dataset.select(range(min(len(prompt_dataset), NUM_PROMPTS))).select_columns(["prompt"])
     samples = sample_completions(prompts, policy, processing_class, **sampling)
-    size = len(samples[0]["completions"])
-    rows = (
-        [prompt for prompt in samples["prompt"] for _ in range(size)],
-        [completion for row in samples["completions"] for completion in row],
-        [flag for row in samples["finished"] for flag in row],
-    )
     for function in functions:
-        rewards = score(function.model, function.processing_class, *rows, max_length=function.max_length)
+        rewards = np.concatenate(
+            score_samples(function.model, function.processing_class, samples, max_length=function.max_length)
+        )  # (prompts * num_generations,)
         function.set_scale(float(np.mean(rewards)), float(np.std(rewards)))

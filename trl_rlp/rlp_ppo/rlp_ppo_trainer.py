@@ -1,4 +1,4 @@
-"""PPO in the place of the trainer that TRL removed, with RLP as an option."""
+"""PPO with Algorithm 1: the policy is trained, the reward model refined, and the policy trained again."""
 
 import copy
 from pathlib import Path
@@ -17,91 +17,75 @@ from transformers import (
 )
 from transformers.trainer_utils import TrainOutput
 
+from trl_rlp.data.groups.equivalence import Equivalence
+from trl_rlp.data.preferences.holdout import hold_out
+from trl_rlp.data.token_prompts import decode_prompts
+from trl_rlp.pipeline import Refinement, refine_reward_model
 from trl_rlp.rewards.reward_sources import RewardSource, build_reward_functions
-from trl_rlp.rlp_ppo.rlp_run import RLPInputs, RLPRun
-from trl_rlp.stages.refinement_stage import Refinement
-from trl_rlp.storage.artifacts import load_reward_model
+from trl_rlp.rlp_ppo.rlp_checks import require_rlp_arguments
+from trl_rlp.rlp_ppo.rlp_ppo_config import RLPPPOConfig
+from trl_rlp.rlp_ppo.run_settings import build_refinement_settings, build_reward_config, describe_run
+from trl_rlp.storage.artifacts import load_reward_model, save_model
+from trl_rlp.storage.run_folder import RunFolder
 from trl_rlp.trainer.checkpoints import CHECKPOINTS, resolve_checkpoint, train_to_end
 from trl_rlp.trainer.citation import PAPER
-from trl_rlp.trainer.ppo.ppo_inputs import prepare_policy
+from trl_rlp.trainer.ppo.ppo_setup import prepare_policy
 from trl_rlp.trainer.ppo.ppo_trainer import PPOTrainer
-from trl_rlp.trainer.ppo.rlp_ppo_config import RLPPPOConfig
+
+
+RLP_FOLDER = "rlp"
+"""Folder of the stages in the trainer's output folder."""
 
 
 class RLPPPOTrainer(PPOTrainer):
     r"""
-    Trainer for Proximal Policy Optimization on today's TRL, in the place of the PPOTrainer that TRL removed in 1.13.
+    [`PPOTrainer`] whose `train()` can run Algorithm 1 of RLP.
 
-    $$\max_\pi E[r(x, y) - \beta KL(\pi \| \pi_{ref})]$$
-
-    It takes the former trainer's arguments, in its order. Completions are generated and scored as in
-    [`~trl.GRPOTrainer`], so text and chat prompts, reward functions, vLLM and continuous batching work as there; the
-    critic, the advantages of each token and the losses are PPO's.
-
-    With `args.rlp_method` `train()` runs Algorithm 1 of RLP: it trains the policy, samples it, refines the reward
-    model on the samples, and trains the policy again, from its start, against the refined one.
-
-    What it saves is the policy, a plain causal LM. A checkpoint holds the value model too, and all that a stopped run
-    needs to go on as if it had not been stopped.
+    With `args.rlp_method` it trains the policy, samples it, refines the reward model on the samples, and trains the
+    policy again, from its initial weights, against the refined reward model. With `rlp_method="none"` it is
+    [`PPOTrainer`].
 
     Args:
         args ([`RLPPPOConfig`]):
             Configuration.
-        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            The policy's tokenizer. If `None`, the one that was saved with it.
-        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The policy.
-        ref_model ([`~transformers.PreTrainedModel`], *optional*):
-            Reference of the KL divergence. If `None`, a copy of the policy as it starts, or a PEFT policy without its
-            adapters.
-        reward_model ([`~transformers.PreTrainedModel`], *optional*):
-            Sequence classifier with `num_labels=1`. It reads the policy's tokens unless `reward_processing_class` says
-            otherwise.
-        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
-            A column `prompt` (text or messages), or `input_ids`, which reach the policy unchanged.
-        value_model ([`~transformers.PreTrainedModel`], *optional*):
-            Sequence classifier with `num_labels=1` over the policy's tokens. If `None`, made as
-            `args.value_model_init` says.
-        data_collator ([`~transformers.DataCollator`], *optional*):
-            Not used: prompts are padded where they are sampled. The former trainer's default is accepted in silence,
-            another one with a warning.
-        eval_dataset (*optional*):
-            Prompts for `evaluate()` and `generate_completions()`.
-        optimizers (`tuple`, *optional*):
-            Optimizer and scheduler of the policy.
-        callbacks (`list[TrainerCallback]`, *optional*):
-            Further callbacks.
-        peft_config ([`~peft.PeftConfig`], *optional*):
-            Trains the policy as an adapter.
-        reward_funcs (`list`, *optional*):
-            Reward models (or their folders or Hub names) and functions, beside or instead of `reward_model`;
-            `args.reward_weights` weighs all, `reward_model` first.
-        reward_processing_class (`PreTrainedTokenizerBase` or `list`, *optional*):
-            Tokenizer of the first reward model, or one for each source of rewards, `None` for functions.
-        value_peft_config ([`~peft.PeftConfig`], *optional*):
-            Trains the value model as an adapter, with its score head.
         preference_dataset ([`~datasets.Dataset`], *optional*):
-            For `args.rlp_method`: the human preferences that `reward_model` was trained on, in TRL's format.
-        equivalence (*optional*):
-            For `args.rlp_method`: which outputs mean the same, see `trl_rlp.data.groups`.
+            D: human preferences that `reward_model` was trained on, in TRL's format. Required by `args.rlp_method`.
+        equivalence ([`Equivalence`], *optional*):
+            Decides which completions mean the same. Required by SPG and by views of one group.
+        processing_class, model, ref_model, reward_model, train_dataset, value_model, data_collator, eval_dataset, \
+        optimizers, callbacks, peft_config, reward_funcs, reward_processing_class, value_peft_config:
+            As in [`PPOTrainer`]. RLP needs `reward_model`, and a dataset instead of a stream.
 
     Attributes:
-        refinement ([`Refinement`] or `None`): after `train()` with
-            `args.rlp_method`, the folders of samples, synthetic preferences and refined reward model.
+        refinement ([`Refinement`] or `None`): Folders of samples, synthetic preferences and refined reward model. Set
+            by `train()` with `args.rlp_method`.
 
     Raises:
-        ValueError: if models, data or settings do not fit each other.
-        RuntimeError: in training, if three steps in a row are not finite; the message names the last good checkpoint.
+        ValueError: If models, datasets or settings do not fit together.
+        RuntimeError: During training, if three steps in a row are not finite.
 
     Reference:
-        [Schulman et al. 2017](https://arxiv.org/abs/1707.06347); for language models [Ziegler et al.
-        2019](https://arxiv.org/abs/1909.08593).
+        Lang, Huang, Li 2024, https://arxiv.org/abs/2403.19279, Algorithm 1.
+
+    Example:
+
+    ```python
+    trainer = RLPPPOTrainer(
+        args=RLPPPOConfig("ppo", rlp_method="spg"),
+        processing_class=tokenizer,
+        model=policy,
+        reward_model=reward_model,
+        train_dataset=prompts,
+        preference_dataset=preferences,
+        equivalence=NLIEquivalence(),
+    )
+    trainer.train()
+    ```
     """
 
     _tag_names = ["trl", "ppo", "rlp"]
     _name = "RLP-PPO"
     _paper = PAPER
-    _rlp: RLPRun | None = None
     refinement: Refinement | None = None
 
     def __init__(
@@ -123,31 +107,65 @@ class RLPPPOTrainer(PPOTrainer):
         reward_processing_class: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase | None] | None = None,
         value_peft_config: PeftConfig | None = None,
         preference_dataset: Dataset | None = None,
-        equivalence: Any | None = None,
+        equivalence: Equivalence | None = None,
     ):
         model, processing_class = prepare_policy(model, processing_class, args)
-        inputs = RLPInputs(preference_dataset, equivalence)
-        inputs.require_fit(args, model, reward_model, train_dataset, optimizers)
-        # PEFT writes the name of the base model into a config, so the user's is left alone.
+        require_rlp_arguments(args, model, reward_model, train_dataset, optimizers, preference_dataset, equivalence)
+        # PEFT writes the name of the base model into a configuration. The user's stays unchanged.
         peft_config, value_peft_config = copy.deepcopy((peft_config, value_peft_config))
-        arguments = {
+        deciding = {
             "ref_model": ref_model,
             "reward_model": reward_model,
+            "reward_funcs": reward_funcs,
+            "reward_processing_class": reward_processing_class,
+            "peft_config": peft_config,
+            "value_peft_config": value_peft_config,
+        }
+        arguments = {
+            **deciding,
             "train_dataset": train_dataset,
             "data_collator": data_collator,
             "eval_dataset": eval_dataset,
             "callbacks": callbacks,
-            "peft_config": peft_config,
-            "reward_funcs": reward_funcs,
-            "reward_processing_class": reward_processing_class,
-            "value_peft_config": value_peft_config,
         }
-        if args.rlp_method != "none":
-            deciding = {**arguments, "value_model": value_model}
-            self._rlp = RLPRun(args, inputs, model, processing_class, train_dataset, deciding)
-            self._first = {"args": args, **arguments, "value_model": copy.deepcopy(value_model)}
-            self._dtype = model.dtype
+        self._has_rlp = args.rlp_method != "none"
+        if self._has_rlp:
+            self._prepare_rlp(
+                args,
+                model,
+                processing_class,
+                decode_prompts(train_dataset, processing_class),
+                preference_dataset,
+                equivalence,
+                {**deciding, "value_model": value_model},
+            )
+            self._first_arguments = {"args": args, **arguments, "value_model": copy.deepcopy(value_model)}
         super().__init__(args, processing_class, model, value_model=value_model, optimizers=optimizers, **arguments)
+
+    def _prepare_rlp(
+        self,
+        args: RLPPPOConfig,
+        policy: PreTrainedModel,
+        processing_class: PreTrainedTokenizerBase,
+        prompt_dataset: Dataset,
+        preference_dataset: Dataset,
+        equivalence: Equivalence | None,
+        deciding: dict[str, Any],
+    ) -> None:
+        """Opens the run folder and saves the initial policy, before the trainer changes it."""
+        # A configuration resets accelerate's state, so it must be created before the trainer's accelerator.
+        reward_config = build_reward_config(args)
+        settings = describe_run(
+            args, policy, processing_class, prompt_dataset, preference_dataset, equivalence, deciding
+        )
+        self._run = RunFolder(Path(args.output_dir) / RLP_FOLDER, settings)
+        self._initial_policy = self._run.stage(
+            "initial_policy", save_model, model=policy, processing_class=processing_class
+        )
+        self._initial_dtype = policy.dtype
+        self._refinement_settings = build_refinement_settings(args, self._initial_policy, reward_config)
+        self._prompt_dataset, self._preference_dataset = prompt_dataset, preference_dataset
+        self._equivalence = equivalence
 
     def train(
         self,
@@ -156,51 +174,73 @@ class RLPPPOTrainer(PPOTrainer):
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         """
-        Trains policy and critic; with `args.rlp_method`, against a reward model refined on a first policy's samples.
+        Trains policy and critic. With `args.rlp_method` it runs Algorithm 1.
 
-        What comes before the last step of Algorithm 1 is kept in `output_dir`/rlp and is not done again.
+        Steps 1 to 4 are kept in `output_dir`/rlp. A second call skips those that are finished.
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*):
-                Folder of a checkpoint, or `True` for the last one in `args.output_dir`.
+                Folder of a checkpoint of the last step, or `True` for the last one in `args.output_dir`.
             trial (*optional*):
-                Passed on.
+                Passed to [`~transformers.Trainer.train`].
             ignore_keys_for_eval (`list[str]`, *optional*):
-                Passed on.
+                Passed to [`~transformers.Trainer.train`].
 
         Returns:
-            `TrainOutput`: optimizer steps, mean loss and metrics of the last step of Algorithm 1.
+            `TrainOutput`: Optimizer steps, mean loss and metrics of step 5.
 
         Raises:
-            RuntimeError: if three steps in a row are not finite.
-            ValueError: if there is no checkpoint, it was not written by this trainer, or the folder holds another run.
+            RuntimeError: If three steps in a row are not finite.
+            ValueError: If there is no checkpoint, or it was not written by this trainer.
         """
         checkpoint = resolve_checkpoint(resume_from_checkpoint, self.args.output_dir)
-        if self._rlp is not None and self.refinement is None:
-            function = self.reward_funcs[0]
-            self.refinement = self._rlp.refine(self._train_first, function.model, function.processing_class)
-            self._take_reward_model(self.refinement.reward_model)
-            self._first = None  # what it holds is not needed again
+        if self._has_rlp and self.refinement is None:
+            self.refinement = self._refine_reward_model()
+            self._replace_reward_model(self.refinement.reward_model)
+            self._first_arguments = None  # releases the models
+        # Step 5: retrain the policy, from its initial weights, against the refined reward model.
         return super().train(checkpoint, trial, ignore_keys_for_eval)
 
-    def _train_first(self, folder: Path) -> dict[str, float]:
-        """Step 3 of Algorithm 1: a policy from the same start, against the reward model as it is."""
-        args = copy.copy(self._first["args"])
-        args.output_dir, args.push_to_hub = str(folder / CHECKPOINTS), False
-        policy = AutoModelForCausalLM.from_pretrained(self._rlp.initial_policy, dtype=self._dtype)
-        configs = {name: copy.deepcopy(self._first[name]) for name in ("peft_config", "value_peft_config")}
-        trainer = PPOTrainer(
-            processing_class=self.processing_class, model=policy, **{**self._first, **configs, "args": args}
+    def _refine_reward_model(self) -> Refinement:
+        """Runs steps 1 to 4 of Algorithm 1."""
+        # Step 1: collect D. It is given. A part of it is held out for the gate.
+        preferences, heldout = hold_out(self._preference_dataset, self.args.rlp_heldout_share, self.args.seed)
+
+        # Step 2: train the reward model r on D. It is given.
+        given = self.reward_funcs[0]
+        reward_model = self._run.stage(
+            "reward_model", save_model, model=given.model, processing_class=given.processing_class
         )
+
+        # Step 3: train a policy from the initial one against r.
+        policy = self._run.stage("policy", self._train_first_policy)
+
+        # Step 4: sample the policy, and retrain the reward model.
+        return refine_reward_model(
+            self._run,
+            self._refinement_settings,
+            policy=policy,
+            reward_model=reward_model,
+            prompt_dataset=self._prompt_dataset,
+            equivalence=self._equivalence,
+            preference_dataset=preferences,
+            heldout_preferences=heldout,
+        )
+
+    def _train_first_policy(self, folder: Path) -> dict[str, float]:
+        args = copy.copy(self._first_arguments["args"])
+        args.output_dir, args.push_to_hub = str(folder / CHECKPOINTS), False
+        policy = AutoModelForCausalLM.from_pretrained(self._initial_policy, dtype=self._initial_dtype)
+        configs = {name: copy.deepcopy(self._first_arguments[name]) for name in ("peft_config", "value_peft_config")}
+        arguments = {**self._first_arguments, **configs, "args": args}
+        trainer = PPOTrainer(processing_class=self.processing_class, model=policy, **arguments)
         return train_to_end(trainer, folder)
 
-    def _take_reward_model(self, folder: Path) -> None:
-        """What step 5 changes: the reward model, and a critic that starts from it where none was passed."""
+    def _replace_reward_model(self, folder: Path) -> None:
+        """Replaces the reward model, and the critic, which may start from it."""
         self.reward_model, processing_class = load_reward_model(folder)
-        policy = self.processing_class, self._vocabulary_size, self._ends, self.args.device
+        policy = self.processing_class, self._vocabulary_size, self._finish_token_ids, self.args.device
         (self.reward_funcs[0],) = build_reward_functions(self.reward_model, [], processing_class, *policy)
-        self._is_standardized = False
-        self.remove_callback(self._ppo)
-        # As before the first critic, whose adapter may draw numbers.
-        set_seed(self.args.seed, device_specific=True)
+        self._are_rewards_standardized = False
+        set_seed(self.args.seed, device_specific=True)  # as before the first critic, whose adapter may be random
         self._add_critic()

@@ -1,13 +1,13 @@
-"""After step 5 of Algorithm 1: samples every policy on the same prompts, and describes what it says."""
+"""The stage after step 5 of Algorithm 1: evaluates every policy on held-out prompts."""
 
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
-from trl_rlp.evaluation.policy_metrics import describe_outputs, kl_to_reference, mean_reward
-from trl_rlp.stages.samples import draw_samples
-from trl_rlp.storage.artifacts import load_policy, load_reward_model, save_data
+from trl_rlp.evaluation import policy_report
+from trl_rlp.evaluation.policy_metrics import mean_reward
+from trl_rlp.storage.artifacts import load_reward_model
 
 
 def evaluate_policies(
@@ -19,37 +19,29 @@ def evaluate_policies(
     max_length: int | None = None,
 ) -> dict[str, dict[str, float]]:
     """
-    After step 5: samples every policy on the same prompts and describes what it says.
+    Samples every policy on the same prompts, and computes the metrics of the samples and their mean rewards.
 
     Args:
         folder (`Path`):
-            Where the outputs go, one folder a policy.
-        policies (`dict`):
-            Name to folder or Hub name; the entry `"sft"` is the reference of the KL.
-        reward_models (`dict`):
-            Name to folder or Hub name; each scores each policy.
+            Folder for the samples. Each policy gets a subfolder with its name.
+        policies (`dict[str, str]`):
+            Folder or Hub name of each policy. The policy `"sft"` is the reference of the KL divergence.
+        reward_models (`dict[str, str]`):
+            Folder or Hub name of each reward model. Each one scores all policies.
         prompt_dataset (`datasets.Dataset`):
-            Held-out prompts; a column `answers` (accepted answer or answers) adds the accuracy.
+            Held-out prompts. With a column `answers` (accepted answer or answers), the metrics include the accuracy.
         sampling (`dict`):
             Further arguments of [`sample_completions`].
         max_length (`int`, *optional*):
-            Tokens that the reward models were trained on at most.
+            Maximum input length of the reward models in their training, in tokens.
 
     Returns:
-        `dict`: a policy's figures by its name: those of
-        [`describe_outputs`], `kl` in nats an output, `reward/<name>`.
+        `dict`: metrics of each policy: those of [`describe_outputs`], `kl` in nats per completion, and
+        `reward/<reward model>`.
     """
-    answers = prompt_dataset["answers"] if "answers" in prompt_dataset.column_names else None
-    figures, samples = {}, {}
-    reference, _ = load_policy(policies["sft"])
-    for name, path in policies.items():
-        samples[name] = draw_samples(folder / name, path, prompt_dataset, sampling)
-        save_data(samples[name], folder / name)
-        policy, processing_class = load_policy(path)
-        figures[name] = describe_outputs(samples[name], answers)
-        figures[name]["kl"] = kl_to_reference(policy, reference, processing_class, samples[name])
+    metrics, samples = policy_report.evaluate_policies(folder, policies, prompt_dataset, sampling)
     for reward_name, path in reward_models.items():
         reward_model = load_reward_model(path)
         for name in policies:
-            figures[name][f"reward/{reward_name}"] = mean_reward(*reward_model, samples[name], max_length)
-    return figures
+            metrics[name][f"reward/{reward_name}"] = mean_reward(*reward_model, samples[name], max_length)
+    return metrics

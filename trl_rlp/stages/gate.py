@@ -1,4 +1,4 @@
-"""Between steps 4 and 5 of Algorithm 1: is the refined reward model worse?"""
+"""Between steps 4 and 5 of Algorithm 1: compares the refined reward model with the first one."""
 
 from pathlib import Path
 from typing import Any
@@ -22,28 +22,31 @@ def compare_reward_models(
     seed: int = 0,
 ) -> dict[str, Any]:
     """
-    Between steps 4 and 5: the gate, which warns; refusing is for who reads its figures.
+    Runs the gate, which warns about a worse reward model. The caller reads the metrics and may refuse it.
 
     Args:
         folder (`Path`):
-            Not written to.
-        before (`str` or `Path`), after (`str` or `Path`):
-            r_φ and r̂_φ.
+            Folder of the stage. Nothing but the metrics is written to it.
+        before (`str` or `Path`):
+            r_φ.
+        after (`str` or `Path`):
+            r̂_φ.
         human_pairs (`datasets.Dataset`):
             Held-out human preferences.
         samples (`Path`):
-            Folder of [`sample_policy`], whose outputs make labeled policy pairs where `answers` are known.
+            Folder of [`sample_policy`]. With `answers`, its completions become labeled policy pairs.
         answers (`list`, *optional*):
-            Accepted answer or answers, one entry a row of the samples.
+            Accepted answer or answers of each prompt of the samples.
         synthetic (`Path`, *optional*):
             Folder of [`make_synthetic_preferences`].
         max_length (`int`, *optional*):
-            Tokens that the reward models were trained on at most; more lose the beginning of their prompt.
+            Maximum number of tokens that the reward models were trained on. Longer texts lose the beginning of their
+            prompt.
         seed (`int`, *optional*, defaults to `0`):
-            Seed of the policy pairs.
+            Seed of the draw of policy pairs.
 
     Returns:
-        `dict`: [`GateReport.as_dict`].
+        `dict`: Result of [`GateReport.as_dict`].
     """
     policy_pairs = None if answers is None else answer_pairs(load_data(samples), answers, seed)
     report = gate(

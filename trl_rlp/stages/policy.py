@@ -1,4 +1,4 @@
-"""Steps 3 and 5 of Algorithm 1: training a policy, which leaves a plain model in a folder and returns its figures."""
+"""Steps 3 and 5 of Algorithm 1: trains a policy and saves it as a plain model."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,16 +14,17 @@ from trl_rlp.rewards.reward_sources import shares_token_ids
 from trl_rlp.rewards.standardization import standardize
 from trl_rlp.storage.artifacts import load_policy, load_reward_model
 from trl_rlp.trainer.checkpoints import CHECKPOINTS, train_to_end
+from trl_rlp.trainer.ppo.ppo_config import PPOConfig
 from trl_rlp.trainer.ppo.ppo_trainer import PPOTrainer
-from trl_rlp.trainer.ppo.rlp_ppo_config import RLPPPOConfig
 from trl_rlp.trainer.precision import supported_precision
 
 
 POLICY_TRAINERS = {
-    "ppo": (PPOTrainer, RLPPPOConfig),
+    "ppo": (PPOTrainer, PPOConfig),
     "rloo": (RLOOTrainer, RLOOConfig),
     "grpo": (GRPOTrainer, GRPOConfig),
 }
+"""Trainer and configuration of the policy by the name that `RLPConfig.policy_trainer` takes."""
 
 
 def train_policy(
@@ -38,34 +39,34 @@ def train_policy(
     max_length: int | None = None,
 ) -> dict[str, float]:
     """
-    Steps 3 and 5 of Algorithm 1: maximizes E[r(x, y) - β KL(π ‖ π_SFT)] from π_SFT.
+    Maximizes E[r(x, y) - β KL(π ‖ π_SFT)], starting from π_SFT.
 
     Args:
         folder (`Path`):
-            Where the plain causal LM goes. Checkpoints found here are resumed from.
+            Folder for the plain causal LM. Training resumes from the last checkpoint in it.
         sft_model (`str` or `Path`):
-            π_SFT: where training starts and what KL is measured to.
+            π_SFT: initial policy, and reference policy of the KL divergence.
         reward_model (`str` or `Path`):
             r_φ or r̂_φ.
         prompt_dataset (`datasets.Dataset`):
-            U: a `prompt` column.
+            U: prompts, a column `prompt`.
         args (`dict`):
-            Fields of the trainer's config but `output_dir`; β is `kl_coef` for PPO and `beta` for the others.
+            Fields of the trainer's configuration except `output_dir`. β is `kl_coef` for PPO and `beta` for the
+            others.
         policy_trainer (`str`, *optional*, defaults to `"ppo"`):
-            `"ppo"`, the paper's, `"rloo"` or `"grpo"`.
+            `"ppo"` (the paper's), `"rloo"` or `"grpo"`.
         peft_config (`LoraConfig`, *optional*):
-            Trains an adapter, which is merged before saving; PPO's value model gets one like it.
+            Trains an adapter, which is merged before saving. PPO's value model gets a similar one.
         standardize_with (`dict`, *optional*):
-            Arguments of `sample_completions` for [`standardize`]; `None` leaves the
-            rewards as they are.
+            Arguments of [`sample_completions`] for [`standardize`]. `None` leaves the rewards unchanged.
         max_length (`int`, *optional*):
-            Tokens that the reward model was trained on at most.
+            Maximum number of tokens that the reward model was trained on.
 
     Returns:
-        `dict[str, float]`: the last value of each logged metric.
+        `dict[str, float]`: Last value of each logged metric.
 
     Raises:
-        ValueError: if `policy_trainer` is unknown.
+        ValueError: If `policy_trainer` is unknown.
     """
     if policy_trainer not in POLICY_TRAINERS:
         raise ValueError(f"`policy_trainer` must be one of {sorted(POLICY_TRAINERS)}, got {policy_trainer!r}.")
@@ -73,13 +74,12 @@ def train_policy(
     config = config_class(**supported_precision(args), output_dir=str(folder / CHECKPOINTS))
     model, reward_processing_class = load_reward_model(reward_model)
     policy, processing_class = load_policy(sft_model)
+    vocabulary_size = policy.get_input_embeddings().weight.shape[0]
     reward = RewardFunction(
         model,
         reward_processing_class,
         get_eos_token_ids(policy, processing_class),
-        reads_policy_tokens=shares_token_ids(
-            reward_processing_class, processing_class, policy.get_input_embeddings().weight.shape[0]
-        ),
+        reads_policy_tokens=shares_token_ids(reward_processing_class, processing_class, vocabulary_size),
         max_length=max_length,
         require_finite=policy_trainer != "ppo",
     )

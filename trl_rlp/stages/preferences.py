@@ -1,4 +1,4 @@
-"""Step 4 of Algorithm 1: synthetic preferences from groups of outputs."""
+"""Step 4 of Algorithm 1: makes synthetic preferences from groups of completions."""
 
 from pathlib import Path
 
@@ -11,22 +11,22 @@ def make_synthetic_preferences(
     folder: Path, groups: Path, reward_model: str | Path, config: RLPRewardConfig, seed: int
 ) -> dict[str, int]:
     """
-    Step 4 of Algorithm 1: makes D̂ from groups of outputs and the frozen r_φ.
+    Makes D̂ from groups of completions and the frozen reward model r_φ.
 
     Args:
         folder (`Path`):
-            Where `data` goes: D̂ in TRL's preference format, with its audit columns.
+            Folder for `data`: D̂ in TRL's preference format, with its audit columns.
         groups (`Path`):
             Folder of [`group_samples`].
         reward_model (`str` or `Path`):
-            r_φ, which picks y_w.
+            r_φ, which chooses y_w.
         config ([`RLPRewardConfig`]):
-            γ, how y_w is picked, whether y_l is drawn anew each epoch, and how long a text the model reads.
+            Provides `confidence_threshold`, `chosen`, `redraw_rejected` and `max_length`.
         seed (`int`):
-            Seed of y_l.
+            Seed of the draw of y_l.
 
     Returns:
-        `dict[str, int]`: how many instructions were accepted, and how many rejected for which reason.
+        `dict[str, int]`: Number of accepted prompts, and number of rejected ones by reason.
     """
     model, processing_class = load_reward_model(reward_model)
     synthetic, counts = synthesize_preferences(

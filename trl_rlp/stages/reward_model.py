@@ -1,4 +1,4 @@
-"""Steps 2 and 4 of Algorithm 1: training a reward model, which leaves a plain model in a folder."""
+"""Steps 2 and 4 of Algorithm 1: trains a reward model and saves it as a plain model."""
 
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,33 @@ from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 from trl_rlp.trainer.reward.rlp_reward_trainer import RLPRewardTrainer
 
 
+def build_reward_trainer(
+    base_model: str | Path, config: RLPRewardConfig, preference_dataset: Dataset, **arguments: Any
+) -> RLPRewardTrainer:
+    """
+    Builds the trainer of a reward model that starts from the SFT model with a new score head.
+
+    Args:
+        base_model (`str` or `Path`):
+            Folder or Hub name of the SFT model.
+        config ([`RLPRewardConfig`]):
+            Settings of the run. `model_init_kwargs` are the options for loading the model. They are set to `None`
+            afterwards, because TRL accepts them only with the name of a model.
+        preference_dataset (`datasets.Dataset`):
+            Human preferences D in TRL's preference format.
+        arguments:
+            Other arguments of [`RLPRewardTrainer`].
+
+    Returns:
+        [`RLPRewardTrainer`]
+    """
+    model, processing_class = init_reward_model(base_model, config.seed, config.model_init_kwargs)
+    config.model_init_kwargs = None
+    return RLPRewardTrainer(
+        model=model, args=config, train_dataset=preference_dataset, processing_class=processing_class, **arguments
+    )
+
+
 def train_reward_model(
     folder: Path,
     base_model: str | Path,
@@ -21,37 +48,26 @@ def train_reward_model(
     **refinement: Any,
 ) -> dict[str, float]:
     """
-    Steps 2 and 4 of Algorithm 1: trains r_φ on D, or, with `refinement`, r̂_φ by Eq. 1.
+    Trains the reward model r_φ on D, or with `refinement` the refined reward model r̂_φ (Eq. 1).
 
     Args:
         folder (`Path`):
-            Where the plain sequence classifier goes. Checkpoints found here are resumed from.
+            Folder for the plain sequence classifier. Training resumes from the last checkpoint in it.
         base_model (`str` or `Path`):
             The SFT model that reward learning starts from.
         preference_dataset (`datasets.Dataset`):
-            D, in TRL's preference format.
+            Human preferences D in TRL's preference format.
         args (`dict`):
-            Fields of [`RLPRewardConfig`] but `output_dir`; `method` says whether
-            r_φ (`"none"`) or r̂_φ is trained.
+            Fields of [`RLPRewardConfig`] except `output_dir`. `method` is `"none"` for r_φ, and any other method for
+            r̂_φ.
         peft_config (`LoraConfig`, *optional*):
-            Trains an adapter, which is merged before saving.
+            Configuration of an adapter to train. The adapter is merged into the model before saving.
         refinement:
-            Further arguments of [`RLPRewardTrainer`]: `policy_samples`,
-            `synthetic_dataset` and so on.
+            Other arguments of [`RLPRewardTrainer`], such as `policy_samples` and `synthetic_dataset`.
 
     Returns:
         `dict[str, float]`: the last value of each logged metric.
     """
     config = RLPRewardConfig(**args, output_dir=str(folder / CHECKPOINTS))
-    kwargs = config.model_init_kwargs if isinstance(config.model_init_kwargs, dict) else None
-    config.model_init_kwargs = None
-    model, processing_class = init_reward_model(base_model, config.seed, kwargs)
-    trainer = RLPRewardTrainer(
-        model=model,
-        args=config,
-        train_dataset=preference_dataset,
-        processing_class=processing_class,
-        peft_config=peft_config,
-        **refinement,
-    )
+    trainer = build_reward_trainer(base_model, config, preference_dataset, peft_config=peft_config, **refinement)
     return train_to_end(trainer, folder)

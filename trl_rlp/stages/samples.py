@@ -1,4 +1,4 @@
-"""Step 4 of Algorithm 1: samples of the policy, and their groups of equal meaning."""
+"""Step 4 of Algorithm 1: samples the policy, and groups completions with the same meaning."""
 
 from pathlib import Path
 from typing import Any
@@ -7,6 +7,7 @@ import numpy as np
 from datasets import Dataset
 
 from trl_rlp.data.groups.clustering import cluster
+from trl_rlp.data.groups.equivalence import Equivalence
 from trl_rlp.data.sampling.in_process import sample_completions
 from trl_rlp.evaluation.policy_metrics import describe_outputs
 from trl_rlp.storage.artifacts import load_data, load_policy, save_data
@@ -16,6 +17,22 @@ SHARDS = "shards"
 
 
 def draw_samples(folder: Path, policy: str | Path, prompts: Dataset, sampling: dict[str, Any]) -> Dataset:
+    """
+    Samples completions from a saved policy. An interrupted call resumes from the shards in the folder.
+
+    Args:
+        folder (`Path`):
+            Folder for the shards.
+        policy (`str` or `Path`):
+            Folder or Hub name of a causal LM.
+        prompts (`datasets.Dataset`):
+            Prompts, a column `prompt`.
+        sampling (`dict`):
+            Further arguments of [`sample_completions`].
+
+    Returns:
+        `datasets.Dataset`: `prompt`, `completions` and `finished`.
+    """
     model, processing_class = load_policy(policy)
     return sample_completions(
         prompts.select_columns(["prompt"]), model, processing_class, output_dir=str(folder / SHARDS), **sampling
@@ -26,20 +43,20 @@ def sample_policy(
     folder: Path, policy: str | Path, prompt_dataset: Dataset, sampling: dict[str, Any]
 ) -> dict[str, float]:
     """
-    Step 4 of Algorithm 1: samples P from the policy, going on from the shards in the folder.
+    Samples P from the policy.
 
     Args:
         folder (`Path`):
-            Where `data` (P: `prompt`, `completions`, `finished`) and the shards go.
+            Folder for the shards and for `data`: P with `prompt`, `completions` and `finished`.
         policy (`str` or `Path`):
             π_θ: folder or Hub name of a causal LM.
         prompt_dataset (`datasets.Dataset`):
-            U: a `prompt` column.
+            U: prompts, a column `prompt`.
         sampling (`dict`):
             Further arguments of [`sample_completions`].
 
     Returns:
-        `dict[str, float]`: [`describe_outputs`].
+        `dict[str, float]`: Result of [`describe_outputs`].
     """
     samples = draw_samples(folder, policy, prompt_dataset, sampling)
     save_data(samples, folder)
@@ -47,25 +64,25 @@ def sample_policy(
 
 
 def group_samples(
-    folder: Path, samples: Path, equivalence: Any, threshold: float, complete_groups: bool
+    folder: Path, samples: Path, equivalence: Equivalence, threshold: float, complete_groups: bool
 ) -> dict[str, float]:
     """
-    Step 4 of Algorithm 1: groups the outputs of each instruction by meaning.
+    Groups the completions of each prompt by meaning.
 
     Args:
         folder (`Path`):
-            Where `data` goes: P with `cluster_ids` and `confidence`.
+            Folder for `data`: P with `cluster_ids` and `confidence`.
         samples (`Path`):
             Folder of [`sample_policy`].
-        equivalence:
-            See `trl_rlp.data.groups`.
+        equivalence ([`Equivalence`]):
+            Decides which completions mean the same.
         threshold (`float`):
             γ in [0, 1].
         complete_groups (`bool`):
-            Whether to finish all groups, which views of one group need.
+            Whether to complete all groups, which views of one group need.
 
     Returns:
-        `dict[str, float]`: `accepted`, the share of instructions whose confidence reaches γ.
+        `dict[str, float]`: `accepted`, the share of prompts whose confidence is at least γ.
     """
     groups = cluster(load_data(samples), equivalence, threshold=threshold, complete_groups=complete_groups)
     save_data(groups, folder)

@@ -1,4 +1,4 @@
-"""Loading and saving the plain models and data sets that pass from stage to stage."""
+"""Loads and saves the models and datasets that one stage passes to the next."""
 
 import gc
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ DATA = "data"
 
 
 def release_memory() -> None:
-    """Frees what the last stage held, before the next one loads its models."""
+    """Frees the memory of the last stage before the next stage loads its models."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -34,7 +34,7 @@ def release_memory() -> None:
 
 @contextmanager
 def explain_missing_model(path: str | Path) -> Iterator[None]:
-    """transformers' own message says that a connection failed, but not for which of several models."""
+    """Adds the name of the model to loading errors, because transformers only reports a failed connection."""
     try:
         yield
     except OSError as error:
@@ -43,79 +43,86 @@ def explain_missing_model(path: str | Path) -> Iterator[None]:
         ) from error
 
 
-def _whole(auto: type, path: str | Path, kind: str, **options: Any) -> PreTrainedModel:
-    """Loads all weights; a folder of another kind of model would get random ones for its head, with a mere report."""
+def _load_model(auto_class: type, path: str | Path, kind: str, **options: Any) -> PreTrainedModel:
+    """
+    Loads a model and checks that the checkpoint holds all of its weights.
+
+    A checkpoint of another kind of model would get a head with random weights, and transformers would only log it.
+    """
     with explain_missing_model(path):
         adapter = PeftConfig.from_pretrained(path) if find_adapter_config_file(str(path)) else None
         try:
-            model, report = auto.from_pretrained(path, dtype="auto", output_loading_info=True, **options)
-        except RuntimeError as error:  # weights of other shapes
-            raise ValueError(f"'{path}' is no {kind} ({' '.join(str(error).split())[:120]}). Pass one.") from error
-    wrong = [*report["missing_keys"], *(name for name in report["unexpected_keys"] if name.startswith("score."))]
-    if adapter is not None:  # of which nothing is reported
-        scores = adapter.task_type == "SEQ_CLS" or "score" in (adapter.modules_to_save or [])
-        wrong = [] if scores == (auto is AutoModelForSequenceClassification) else [f"adapter of {adapter.task_type}"]
-    if wrong:
-        raise ValueError(f"'{path}' is no {kind}: {min(wrong)!r} is what differs. Pass the folder or name of one.")
+            model, report = auto_class.from_pretrained(path, dtype="auto", output_loading_info=True, **options)
+        except RuntimeError as error:  # the shapes of the weights differ
+            raise ValueError(f"'{path}' is not {kind} ({' '.join(str(error).split())[:120]}). Pass one.") from error
+    differences = [*report["missing_keys"], *(key for key in report["unexpected_keys"] if key.startswith("score."))]
+    if adapter is not None:  # the report says nothing about adapters
+        has_score_head = adapter.task_type == "SEQ_CLS" or "score" in (adapter.modules_to_save or [])
+        is_right_kind = has_score_head == (auto_class is AutoModelForSequenceClassification)
+        differences = [] if is_right_kind else [f"adapter of {adapter.task_type}"]
+    if differences:
+        raise ValueError(
+            f"'{path}' is not {kind}. The first difference is {min(differences)!r}. Pass the folder or name of one."
+        )
     return model.eval().to(process_state().device)
 
 
-def _tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+def _load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     with explain_missing_model(path):
         return AutoTokenizer.from_pretrained(path)
 
 
 def load_policy(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
-    Loads a causal LM and its tokenizer onto this process's device.
+    Loads a causal LM and its tokenizer to the device of this process.
 
     Args:
         path (`str` or `Path`):
-            Folder or Hub name.
+            Folder or Hub name of a causal LM, or of an adapter for one.
 
     Returns:
-        `tuple[PreTrainedModel, PreTrainedTokenizerBase]`, the model in evaluation mode and in the precision it was
-        saved in.
+        `tuple[PreTrainedModel, PreTrainedTokenizerBase]`: the model and its tokenizer. The model is in evaluation mode
+        and in the precision in which it was saved.
 
     Raises:
-        OSError: if there is no model of that name.
+        OSError: if there is no model with this name.
         ValueError: if it is another kind of model.
     """
-    model = _whole(AutoModelForCausalLM, path, "causal LM")
-    return model, _tokenizer(path)
+    model = _load_model(AutoModelForCausalLM, path, "a causal LM")
+    return model, _load_tokenizer(path)
 
 
 def load_reward_model(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
-    Loads a trained reward model and its tokenizer onto this process's device.
+    Loads a trained reward model and its tokenizer to the device of this process.
 
     Args:
         path (`str` or `Path`):
-            Folder or Hub name of a sequence classifier.
+            Folder or Hub name of a sequence classifier with one label, or of an adapter for one.
 
     Returns:
-        `tuple[PreTrainedModel, PreTrainedTokenizerBase]`, the model in evaluation mode and in the precision it was
-        saved in.
+        `tuple[PreTrainedModel, PreTrainedTokenizerBase]`: the model and its tokenizer. The model is in evaluation mode
+        and in the precision in which it was saved.
 
     Raises:
-        OSError: if there is no model of that name.
+        OSError: if there is no model with this name.
         ValueError: if it is another kind of model.
     """
-    model = _whole(AutoModelForSequenceClassification, path, "reward model of one label", num_labels=1)
-    return model, _tokenizer(path)
+    model = _load_model(AutoModelForSequenceClassification, path, "a reward model with one label", num_labels=1)
+    return model, _load_tokenizer(path)
 
 
 def save_model(folder: Path, model: PreTrainedModel, processing_class: PreTrainedTokenizerBase) -> None:
     """
-    Saves a plain model with its tokenizer; with several processes the main one writes.
+    Saves a model and its tokenizer. With several processes, only the main process writes.
 
     Args:
         folder (`Path`):
-            Where to.
+            Output folder.
         model (`PreTrainedModel`):
-            Not wrapped.
+            The model, not wrapped for distributed training.
         processing_class (`PreTrainedTokenizerBase`):
-            Its tokenizer.
+            Tokenizer of the model.
     """
     if process_state().is_main_process:
         model.save_pretrained(folder)
@@ -125,13 +132,13 @@ def save_model(folder: Path, model: PreTrainedModel, processing_class: PreTraine
 
 def save_plain(trainer: Trainer, folder: Path) -> None:
     """
-    Saves a trained model as a plain one: adapters merged, tokenizer beside it.
+    Saves the model and the tokenizer of a trainer. Adapters are merged into the model.
 
     Args:
         trainer (`transformers.Trainer`):
-            After `train()`.
+            The trainer, after `train()`.
         folder (`Path`):
-            Where to.
+            Output folder.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     if isinstance(model, PeftModel):
@@ -142,13 +149,13 @@ def save_plain(trainer: Trainer, folder: Path) -> None:
 
 def save_data(rows: Dataset, folder: Path) -> None:
     """
-    Writes the data set of a stage; with several processes the main one writes.
+    Saves the dataset of a stage. With several processes, only the main process writes.
 
     Args:
         rows (`datasets.Dataset`):
-            What the stage made.
+            Result of the stage.
         folder (`Path`):
-            The stage's folder.
+            Folder of the stage.
     """
     if process_state().is_main_process:
         rows.save_to_disk(str(folder / DATA))
@@ -157,13 +164,13 @@ def save_data(rows: Dataset, folder: Path) -> None:
 
 def load_data(folder: Path) -> Dataset:
     """
-    Reads the data set of a finished stage.
+    Loads the dataset of a finished stage.
 
     Args:
         folder (`Path`):
-            The stage's folder.
+            Folder of the stage.
 
     Returns:
-        `datasets.Dataset`.
+        `datasets.Dataset`: the result of the stage.
     """
     return load_from_disk(str(folder / DATA))

@@ -1,4 +1,4 @@
-"""Fingerprints that tell one policy, tokenizer or set of prompts from another."""
+"""Fingerprints of models, tokenizers and plain values. Equal fingerprints mean equal contents."""
 
 import json
 from typing import Any
@@ -12,15 +12,16 @@ from transformers import PreTrainedTokenizerBase
 
 def weights_fingerprint(model: nn.Module) -> str:
     """
-    Gives a fingerprint of a model: names, types, shapes and bytes of all its tensors, and which adapters are in use.
+    Computes a fingerprint of a model from the names, types, shapes and bytes of its tensors and its active adapters.
 
-    It does not know the model's config: the same weights read another way (a changed RoPE scaling) look the same.
-    About 0.2 s a gigabyte on a CPU; weights on an accelerator are copied to the host, one tensor at a time.
+    It does not include the config of the model. Two models with the same weights but different configs, such as
+    another RoPE scaling, have the same fingerprint. It takes about 0.2 s per gigabyte on a CPU. Weights on an
+    accelerator are copied to the host, one tensor at a time.
 
     Args:
         model (`torch.nn.Module`):
-            A model with its weights in memory. A PEFT model with its adapters disabled differs from one with them
-            enabled.
+            A model with its weights in memory. A PEFT model has different fingerprints with its adapters enabled and
+            disabled.
 
     Returns:
         `str`: 32 hexadecimal digits.
@@ -38,7 +39,7 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 def tokenizer_fingerprint(processing_class: PreTrainedTokenizerBase) -> str:
     """
-    Gives a fingerprint of a tokenizer: its vocabulary and its chat template.
+    Computes a fingerprint of a tokenizer from its vocabulary and its chat template.
 
     Args:
         processing_class (`transformers.PreTrainedTokenizerBase`):
@@ -52,11 +53,13 @@ def tokenizer_fingerprint(processing_class: PreTrainedTokenizerBase) -> str:
 
 def value_fingerprint(value: Any) -> str:
     """
-    Gives a fingerprint of plain values, such as a list of prompts. Order counts in lists, not in dictionaries.
+    Computes a fingerprint of plain values, such as a list of prompts.
+
+    The order of lists matters. The order of dictionaries does not.
 
     Args:
         value:
-            Anything `json` can write.
+            Any value that `json` can write.
 
     Returns:
         `str`: 32 hexadecimal digits.

@@ -1,4 +1,4 @@
-"""One way to name a data set: a JSON-lines file, a folder written by `Dataset.save_to_disk`, or a name on the Hub."""
+"""Loads a dataset from a JSON-lines file, a folder written by `Dataset.save_to_disk`, or the Hub."""
 
 import json
 from pathlib import Path
@@ -9,21 +9,21 @@ from datasets import Dataset, load_dataset, load_from_disk
 
 def load_rows(name: str, split: str = "train") -> Dataset:
     """
-    Loads a data set by the kind of name it has.
+    Loads a dataset from a local file, a local folder or the Hub.
 
     Args:
         name (`str`):
-            Path of a `.json` or `.jsonl` file, path of a folder written by `Dataset.save_to_disk`, or a data set's
-            name on the Hub.
+            Path of a `.json` or `.jsonl` file, path of a folder written by `Dataset.save_to_disk`, or name of a
+            dataset on the Hub.
         split (`str`, *optional*, defaults to `"train"`):
-            Split of a Hub data set. Local files have one split and ignore it.
+            Split of a Hub dataset. Local data has one split and ignores it.
 
     Returns:
-        `datasets.Dataset`.
+        `datasets.Dataset`: the rows. Keys that are missing in a row are `None`.
 
     Raises:
-        FileNotFoundError: if the name looks like a local path and nothing is there.
-        ValueError: if the file is empty or holds something else.
+        FileNotFoundError: if the name looks like a local path that does not exist.
+        ValueError: if the file is empty, is not JSON, or its rows are not a table.
 
     Example:
 
@@ -33,39 +33,40 @@ def load_rows(name: str, split: str = "train") -> Dataset:
     >>> load_rows("no_such_file.jsonl")
     Traceback (most recent call last):
         ...
-    FileNotFoundError: No data set at 'no_such_file.jsonl'. Pass a JSON-lines file, a folder of `save_to_disk`, or a \
+    FileNotFoundError: No dataset at 'no_such_file.jsonl'. Pass a JSON-lines file, a folder of `save_to_disk`, or a \
 Hub name.
+
     ```
     """
     path = Path(name)
     if path.is_file():
-        columns = _columns(path)
+        columns = _read_columns(path)
         try:
             return Dataset.from_dict(columns)
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"The data set at '{path}' has several kinds of values in one column ({error}). Write one kind a "
+                f"The dataset at '{path}' has several kinds of values in one column ({error}). Write one kind per "
                 "column, for example messages for every prompt."
             ) from error
     if path.is_dir():
         return load_from_disk(str(path))
     if path.suffix in {".json", ".jsonl"} or name.startswith((".", "/", "~")):
         raise FileNotFoundError(
-            f"No data set at '{name}'. Pass a JSON-lines file, a folder of `save_to_disk`, or a Hub name."
+            f"No dataset at '{name}'. Pass a JSON-lines file, a folder of `save_to_disk`, or a Hub name."
         )
     return load_dataset(name, split=split)
 
 
-def _columns(path: Path) -> dict[str, list[Any]]:
-    """Read as JSON says: `load_dataset` would make dates of texts that look like one."""
+def _read_columns(path: Path) -> dict[str, list[Any]]:
+    """Reads a JSON file without `load_dataset`, which would convert text that looks like a date into a date."""
     text = path.read_text(encoding="utf-8")
     try:
         is_array = text.lstrip().startswith("[")
         rows = json.loads(text) if is_array else [json.loads(row) for row in text.split("\n") if row.strip()]
     except json.JSONDecodeError as error:
-        raise ValueError(f"The data set at '{path}' is not JSON ({error}). Write one JSON object a line.") from error
+        raise ValueError(f"The dataset at '{path}' is not JSON ({error}). Write one JSON object per line.") from error
     if not rows:
-        raise ValueError(f"The data set at '{path}' is empty. Write one JSON object a line.")
+        raise ValueError(f"The dataset at '{path}' is empty. Write one JSON object per line.")
     if not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"The data set at '{path}' has rows that are no objects. Write one JSON object a line.")
+        raise ValueError(f"The dataset at '{path}' has rows that are not objects. Write one JSON object per line.")
     return {name: [row.get(name) for row in rows] for name in dict.fromkeys(key for row in rows for key in row)}

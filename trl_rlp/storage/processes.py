@@ -1,4 +1,4 @@
-"""Which of how many processes this is."""
+"""The number of processes and the rank of this one."""
 
 import torch
 from accelerate import PartialState
@@ -6,16 +6,16 @@ from accelerate import PartialState
 
 def process_state() -> PartialState:
     """
-    Gives accelerate's process state, right on machines without an accelerator too.
+    Returns accelerate's process state. It is also correct on machines without an accelerator.
 
-    There a plain `PartialState()` under `torchrun` starts the process group and then reports one process, so that
-    every process does all of the work. A state that exists already is taken as it is, if it counts right.
+    On such a machine, a plain `PartialState()` under `torchrun` starts the process group but reports one process, so
+    every process would do all the work. An existing state is reused if its number of processes is correct.
 
     Returns:
-        [`~accelerate.PartialState`].
+        [`~accelerate.PartialState`]: the process state.
 
     Raises:
-        RuntimeError: if the existing state counts other processes than the process group has.
+        RuntimeError: if the existing state and the process group have different numbers of processes.
 
     Example:
 
@@ -24,6 +24,7 @@ def process_state() -> PartialState:
 
     >>> process_state().num_processes
     1
+
     ```
     """
     state = PartialState(cpu=not torch.accelerator.is_available())
@@ -39,9 +40,9 @@ def process_state() -> PartialState:
 
 def leave_process_group() -> None:
     """
-    Ends the process group at the end of a program that ran in several processes; otherwise does nothing.
+    Destroys the process group at the end of a program. It does nothing if there is no process group.
 
-    A program that ends without it now and then aborts, after all its work is done.
+    Without this call, a program with several processes sometimes aborts after all its work is done.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         process_state().destroy_process_group()

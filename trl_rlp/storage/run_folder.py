@@ -1,15 +1,17 @@
-"""A folder of stages: each is written whole or not at all, and a second run goes on after the last finished one."""
+"""The output folder of a run. Each stage is written completely or not at all, and a second run resumes the first."""
 
-import json
 import logging
-import math
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+from trl_rlp.storage.json_files import read_json, replace_nan, write_json
+from trl_rlp.storage.manifest import claim_folder
 from trl_rlp.storage.processes import process_state
 
 
@@ -18,102 +20,34 @@ logger = logging.getLogger(__name__)
 MANIFEST = "run.json"
 RESULT = "stage.json"
 
-
-def read_json(path: Path) -> Any:
-    """
-    Reads a JSON file.
-
-    Args:
-        path (`Path`):
-            The file.
-
-    Returns:
-        What it holds.
-    """
-    return json.loads(Path(path).read_text(encoding="utf-8"))
-
-
-def replace_nan(value: Any) -> Any:
-    """
-    Gives the same value with `None` for numbers that JSON does not have.
-
-    Args:
-        value:
-            Dicts, lists and plain values.
-
-    Returns:
-        What JSON can write.
-    """
-    if isinstance(value, dict):
-        return {key: replace_nan(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [replace_nan(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_json(path: Path, value: Any) -> None:
-    """
-    Writes a JSON file whole or not at all.
-
-    Args:
-        path (`Path`):
-            The file.
-        value:
-            Anything `json` can write.
-    """
-    partial = Path(path).with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+_start_callbacks: ContextVar[tuple[Callable[[str], None], ...]] = ContextVar("start_callbacks", default=())
 
 
 class RunFolder:
     """
-    The output folder of one run, which knows what is finished and refuses the leftovers of another run.
+    The output folder of one run, with one subfolder for each stage.
+
+    It knows which stages are finished, and it refuses a folder that belongs to another run.
 
     Args:
         path (`str` or `Path`):
-            The folder; made if it is not there.
+            The folder. It is created if it does not exist.
         settings (`dict`):
-            Everything that decides the results, as plain values. Written on the first run, compared on later ones.
+            Everything that decides the results, as plain values by name. The first run writes them to the folder.
+            Later runs compare theirs with them.
 
     Raises:
-        ValueError: if the folder holds files of something else, or of a run with other settings.
+        ValueError: if the folder belongs to a run with other settings, or holds files of unknown origin.
     """
 
     def __init__(self, path: str | Path, settings: dict[str, Any]):
         self.path = Path(path)
         self.state = process_state()
-        settings = json.loads(json.dumps(settings))  # tuples become lists, as they will be when read back
-        with self.state.main_process_first():
-            self._claim(settings)
+        self._is_new = claim_folder(self.path, MANIFEST, settings)
 
-    def _claim(self, settings: dict[str, Any]) -> None:
-        manifest = self.path / MANIFEST
-        if manifest.exists():
-            try:
-                known = dict(read_json(manifest))
-            except (ValueError, TypeError):
-                raise ValueError(
-                    f"{manifest} is damaged, so that nothing says whose run `output_dir` holds. Choose another "
-                    "`output_dir`, or delete this one to start again."
-                ) from None
-            changed = sorted(key for key in known.keys() | settings.keys() if known.get(key) != settings.get(key))
-            if changed:
-                raise ValueError(
-                    f"`output_dir` {self.path} holds a run with other settings ({', '.join(changed)} differ). Choose "
-                    "another `output_dir`, or delete this one to start again."
-                )
-        elif self.path.exists() and any(self.path.iterdir()):
-            raise ValueError(
-                f"`output_dir` {self.path} is not empty and holds no {MANIFEST}. Choose an empty folder for the run."
-            )
-        else:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_json(manifest, settings)
-
-    def finished(self, name: str) -> bool:
+    def is_finished(self, name: str) -> bool:
         """
-        Says whether a stage has its result.
+        Checks whether a stage is finished.
 
         Args:
             name (`str`):
@@ -126,56 +60,102 @@ class RunFolder:
 
     def stage(self, name: str, work: Callable[..., dict[str, Any] | None], **arguments: Any) -> Path:
         """
-        Does a stage once: later calls find its folder and return at once.
+        Runs a stage once. Later calls find its folder and return immediately.
 
-        The work is done in `<name>.partial`, which takes its name only when all is written. What an interrupted stage
-        left there stays for it to go on from: checkpoints, shards of samples.
+        The work writes to `<name>.partial`. This folder is renamed to `<name>` when everything is written. After an
+        interruption it keeps its files, such as checkpoints and shards of samples. The next call resumes from them.
 
         Args:
             name (`str`):
                 Name of the stage and of its folder.
             work (`Callable[..., dict | None]`):
-                Called as `work(folder, **arguments)`: writes the stage's files into the folder and returns its
-                figures; NaN and infinity are written as null. With several processes each calls it.
+                Called as `work(folder, **arguments)`. It writes the files of the stage to the folder and returns its
+                metrics. NaN and infinity are saved as null. With several processes, each process calls it.
             arguments:
-                For `work`.
+                Keyword arguments of `work`.
 
         Returns:
-            `Path` of the finished stage; its `stage.json` holds the figures and `seconds`.
+            `Path`: the folder of the finished stage. Its `stage.json` holds `metrics` and `seconds`.
         """
         folder = self.path / name
-        if not self.finished(name):
+        if not self.is_finished(name):
             partial = self.path / f"{name}.partial"
             partial.mkdir(exist_ok=True)
             logger.info("%s: started", name)
+            for callback in _start_callbacks.get():
+                callback(name)
             start = time.perf_counter()
-            figures = work(partial, **arguments) or {}
+            metrics = work(partial, **arguments) or {}
             self.state.wait_for_everyone()
             if self.state.is_main_process:
-                write_json(partial / RESULT, {"figures": replace_nan(figures), "seconds": time.perf_counter() - start})
+                write_json(partial / RESULT, {"metrics": replace_nan(metrics), "seconds": time.perf_counter() - start})
                 shutil.rmtree(folder, ignore_errors=True)
                 os.replace(partial, folder)
             self.state.wait_for_everyone()
         return folder
 
-    def figures(self, name: str) -> dict[str, Any]:
+    def metrics(self, name: str) -> dict[str, Any]:
         """
-        Gives the figures of a finished stage.
+        Reads the metrics of a finished stage.
 
         Args:
             name (`str`):
                 Name of the stage.
 
         Returns:
-            `dict`: what its work returned.
+            `dict`: the return value of the work of the stage, with `None` for NaN and infinity.
         """
-        return read_json(self.path / name / RESULT)["figures"]
+        return read_json(self.path / name / RESULT)["metrics"]
 
     def results(self) -> dict[str, dict[str, Any]]:
         """
-        Gives what every finished stage left.
+        Reads the results of all finished stages.
 
         Returns:
-            `dict`: by the stage's name, its `figures` and `seconds` (wall time of the call that finished it).
+            `dict`: by the name of the stage, its `metrics` and its `seconds`. The latter is the wall time of the call
+            that finished the stage.
         """
         return {file.parent.name: read_json(file) for file in sorted(self.path.glob(f"*/{RESULT}"))}
+
+    def release(self) -> None:
+        """
+        Gives up the folder if it is still empty, so that a run with other settings can use it.
+
+        It deletes the manifest only if this object wrote it and the folder holds nothing else. Otherwise it does
+        nothing. Call it when a run fails before its first result.
+        """
+        manifest = self.path / MANIFEST
+        if self.state.is_main_process and self._is_new and list(self.path.iterdir()) == [manifest]:
+            manifest.unlink()
+            self._is_new = False
+
+    @staticmethod
+    @contextmanager
+    def notify_on_start(callback: Callable[[str], None]) -> Iterator[None]:
+        """
+        Calls a function whenever a stage starts inside a `with` block.
+
+        This includes the stages of run folders that other functions create, such as [`run_rlp`]. Finished stages do
+        not start again.
+
+        Args:
+            callback (`Callable[[str], None]`):
+                Called with the name of the stage, on every process.
+
+        Example:
+
+        ```python
+        >>> import tempfile
+        >>> from trl_rlp.storage.run_folder import RunFolder
+
+        >>> with tempfile.TemporaryDirectory() as folder, RunFolder.notify_on_start(print):
+        ...     _ = RunFolder(folder, {"seed": 0}).stage("policy", lambda folder: {"reward": 1.0})
+        policy
+
+        ```
+        """
+        token = _start_callbacks.set((*_start_callbacks.get(), callback))
+        try:
+            yield
+        finally:
+            _start_callbacks.reset(token)

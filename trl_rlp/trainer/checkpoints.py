@@ -1,4 +1,4 @@
-"""Checkpoints: which one a run goes on from, and training a stage's model past them to its end."""
+"""Checkpoints: finds the one to resume from, and trains a stage's model to the end."""
 
 from pathlib import Path
 
@@ -8,60 +8,64 @@ from trl_rlp.storage.artifacts import save_plain
 
 
 CHECKPOINTS = "checkpoints"
-"""Folder of a stage's checkpoints in the stage's own."""
+"""Name of the folder inside a stage's folder that holds the stage's checkpoints."""
 
 
 def last_checkpoint(folder: str | Path) -> str | None:
     """
-    Gives the newest checkpoint in a folder that was written to its end, which is the trainer's state.
+    Returns the newest complete checkpoint in a folder.
+
+    A checkpoint is complete when it has a trainer state, because the trainer writes the state last.
 
     Args:
         folder (`str` or `Path`):
-            `output_dir` of a trainer, which may not exist yet.
+            `output_dir` of a trainer. It does not have to exist.
 
     Returns:
-        `str`, or `None` if there is none.
+        `str`, or `None` if there is no complete checkpoint.
     """
-    steps = [path.parent.name.rpartition("-")[2] for path in Path(folder).glob("checkpoint-*/trainer_state.json")]
-    whole = [int(step) for step in steps if step.isdecimal()]
-    return str(Path(folder) / f"checkpoint-{max(whole)}") if whole else None
+    names = [path.parent.name.rpartition("-")[2] for path in Path(folder).glob("checkpoint-*/trainer_state.json")]
+    steps = [int(name) for name in names if name.isdecimal()]
+    return str(Path(folder) / f"checkpoint-{max(steps)}") if steps else None
 
 
 def resolve_checkpoint(resume_from_checkpoint: str | bool | None, output_dir: str) -> str | None:
     """
-    Gives the folder that `train()` goes on from.
+    Returns the checkpoint that `train()` resumes from.
 
     Args:
         resume_from_checkpoint (`str` or `bool`, *optional*):
-            What the trainer was told: a folder, or `True` (or `"True"`) for the last one.
+            Argument of `train()`: a folder, or `True` (or `"True"`) for the last checkpoint in `output_dir`.
         output_dir (`str`):
-            The trainer's folder.
+            Output folder of the trainer.
 
     Returns:
-        `str`, or `None` if training starts anew.
+        `str`, or `None` if training starts from the beginning.
 
     Raises:
-        ValueError: if there is no checkpoint to go on from.
+        ValueError: if there is no checkpoint to resume from.
     """
-    # A command line gives text.
-    told = {"true": True, "false": None, "none": None}.get(str(resume_from_checkpoint).lower(), resume_from_checkpoint)
-    if told is not True:
-        return told or None
+    # A command line passes booleans as text.
+    booleans = {"true": True, "false": None, "none": None}
+    requested = booleans.get(str(resume_from_checkpoint).lower(), resume_from_checkpoint)
+    if requested is not True:
+        return requested or None
     checkpoint = last_checkpoint(output_dir)
     if checkpoint is None:
         raise ValueError(
-            f"`resume_from_checkpoint` is True, but '{output_dir}' holds no checkpoint. Leave it out to start anew."
+            f"`resume_from_checkpoint` is True, but '{output_dir}' contains no checkpoint. Leave it out to start from "
+            "the beginning."
         )
     return checkpoint
 
 
 def completed_steps(checkpoint: str) -> int:
     """
-    Says how far a run had come.
+    Returns the number of optimizer steps that a run had completed when it wrote a checkpoint.
 
     Args:
         checkpoint (`str`):
-            Folder of a checkpoint.
+            Folder of the checkpoint.
 
     Returns:
         `int`: optimizer steps.
@@ -71,20 +75,22 @@ def completed_steps(checkpoint: str) -> int:
 
 def train_to_end(trainer: Trainer, folder: Path) -> dict[str, float]:
     """
-    Trains a stage's model, from its last checkpoint if there is one, and saves it as a plain one.
+    Trains a stage's model to the end and saves it as a plain model.
+
+    Training resumes from the last checkpoint if there is one.
 
     Args:
         trainer (`transformers.Trainer`):
-            Its `output_dir` is [`CHECKPOINTS`] in the stage's folder.
+            Trainer whose `output_dir` is the folder [`CHECKPOINTS`] inside the stage's folder.
         folder (`Path`):
-            Where the plain model goes.
+            Folder that the plain model is saved to.
 
     Returns:
         `dict[str, float]`: the last logged value of each metric.
     """
     trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args.output_dir))
     save_plain(trainer, folder)
-    figures = {}
+    metrics = {}
     for entry in trainer.state.log_history:
-        figures |= {key: value for key, value in entry.items() if isinstance(value, (int, float))}
-    return figures
+        metrics |= {key: value for key, value in entry.items() if isinstance(value, (int, float))}
+    return metrics

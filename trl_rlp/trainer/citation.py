@@ -1,4 +1,4 @@
-"""The paper that model cards name."""
+"""The paper that model cards cite."""
 
 PAPER = {
     "title": "Fine-Tuning Language Models with Reward Learning on Policy",
@@ -6,4 +6,4 @@ PAPER = {
     "citation": "@inproceedings{lang2024fine, title={Fine-Tuning Language Models with Reward Learning on Policy}, "
     "author={Lang, Hao and Huang, Fei and Li, Yongbin}, booktitle={NAACL}, year={2024}}",
 }
-"""As TRL's trainers hold theirs: https://arxiv.org/abs/2403.19279."""
+"""https://arxiv.org/abs/2403.19279, in the format of the `_paper` attribute of TRL's trainers."""

@@ -1,4 +1,4 @@
-"""Gradients of modules that no wrapper distributes."""
+"""Averages the gradients of modules that no distributed wrapper handles."""
 
 from collections.abc import Iterable
 
@@ -9,15 +9,16 @@ from torch import nn
 
 def average_gradients(parameters: Iterable[nn.Parameter], accelerator: Accelerator) -> None:
     """
-    Averages gradients over processes, once a step; all processes must call it together.
+    Averages gradients over processes.
 
-    Unlike DDP it needs no backward pass on each process: one without gradients counts as zeros and holds nobody up.
+    All processes must call it together, once per optimizer step. Unlike DDP, it does not need a backward pass on every
+    process. A process without gradients counts as zeros and does not block the others.
 
     Args:
         parameters (`Iterable[nn.Parameter]`):
-            The same on every process, in one order. Their gradients are replaced.
+            The same parameters in the same order on every process. Their gradients are replaced.
         accelerator (`accelerate.Accelerator`):
-            The trainer's.
+            The trainer's accelerator.
     """
     parameters = list(parameters)
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]

@@ -1,4 +1,4 @@
-"""Fields of configurations that are mappings."""
+"""Reads the fields of a configuration that are mappings."""
 
 import json
 from dataclasses import fields
@@ -7,20 +7,20 @@ from typing import Any
 
 def mapping(name: str, value: dict[str, Any] | str | None) -> dict[str, Any] | None:
     """
-    Gives a field that a command line gives as JSON text and Python as a dict.
+    Converts the value of a mapping field to a dict. A command line passes JSON text, Python passes a dict.
 
     Args:
         name (`str`):
-            Name of the field, for the message.
+            Name of the field, for the error message.
         value (`dict` or `str`, *optional*):
-            What was given.
+            Value that the user passed.
 
     Returns:
         `dict` or `None`.
 
     Raises:
-        TypeError: if it is no mapping.
-        ValueError: if it is text that is not JSON.
+        TypeError: if the value is not a mapping.
+        ValueError: if the value is text that is not JSON.
     """
     if isinstance(value, str):
         try:
@@ -34,21 +34,21 @@ def mapping(name: str, value: dict[str, Any] | str | None) -> dict[str, Any] | N
 
 def parse_numbers(name: str, values: dict[str, Any], config_class: type) -> dict[str, Any]:
     """
-    Makes numbers of text where a configuration has numbers: YAML reads `1e-5` as text.
+    Converts text to floats for the float fields of a configuration. YAML reads `1e-5` as text.
 
     Args:
         name (`str`):
-            Name of the field, for the message.
+            Name of the mapping field, for the error message.
         values (`dict`):
             Fields of the configuration.
         config_class (`type`):
-            A dataclass.
+            Dataclass that declares the fields.
 
     Returns:
-        `dict`: the same, with floats where the class has nothing but floats.
+        `dict`: the same fields, with floats where the dataclass declares `float` or `float | None`.
 
     Raises:
-        ValueError: if such text is no number.
+        ValueError: if the text for such a field is not a number.
     """
     types = {entry.name: entry.type for entry in fields(config_class)}
     converted = dict(values)

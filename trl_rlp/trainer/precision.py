@@ -1,4 +1,4 @@
-"""Which precision a configuration gets when its user named none."""
+"""Chooses the precision of a run whose user did not set one."""
 
 from typing import Any
 
@@ -8,14 +8,15 @@ from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_availab
 
 def default_precision(config: TrainingArguments) -> bool:
     """
-    Gives the value that `bf16` should take: the user's choice, else whether this machine trains in bf16.
+    Returns the value for `bf16`: the user's choice, or whether this machine can train in bf16.
 
-    TRL's configurations take bf16 unless `fp16` is set, and then fail on a machine without an accelerator. This one
-    leaves fp32 there. What the user set stays as it is, and fails as TRL's does where it cannot work.
+    TRL's configurations turn on bf16 unless `fp16` is set, and then fail on a machine without an accelerator. This
+    function keeps fp32 on such a machine. A value that the user set is kept, and fails as in TRL if the machine does
+    not support it.
 
     Args:
         config (`transformers.TrainingArguments`):
-            A configuration of TRL's kind, whose `bf16` may be `None`, before its `__post_init__`.
+            A TRL configuration before its `__post_init__`. Its `bf16` may be `None`.
 
     Returns:
         `bool`: whether to train in bf16.
@@ -28,19 +29,19 @@ def default_precision(config: TrainingArguments) -> bool:
         super().__post_init__()
     ```
     """
-    return _bf16(config.bf16, config.fp16, config.use_cpu)
+    return _should_use_bf16(config.bf16, config.fp16, config.use_cpu)
 
 
 def supported_precision(args: dict[str, Any]) -> dict[str, Any]:
     """
-    Gives the arguments for one of TRL's own configurations with `bf16` set as [`default_precision`] would.
+    Adds `bf16` to the arguments of one of TRL's own configurations, with the value of [`default_precision`].
 
     Args:
         args (`dict[str, Any]`):
-            Fields of a configuration.
+            Fields of the configuration.
 
     Returns:
-        `dict[str, Any]`: the same, and `bf16`.
+        `dict[str, Any]`: the same fields and `bf16`.
 
     Example:
 
@@ -49,10 +50,11 @@ def supported_precision(args: dict[str, Any]) -> dict[str, Any]:
     {'use_cpu': True, 'bf16': False}
     ```
     """
-    return {**args, "bf16": _bf16(args.get("bf16"), args.get("fp16", False), args.get("use_cpu", False))}
+    bf16 = _should_use_bf16(args.get("bf16"), args.get("fp16", False), args.get("use_cpu", False))
+    return {**args, "bf16": bf16}
 
 
-def _bf16(bf16: bool | None, fp16: bool, use_cpu: bool) -> bool:
+def _should_use_bf16(bf16: bool | None, fp16: bool, use_cpu: bool) -> bool:
     if bf16 is not None:
         return bf16
     return not (fp16 or use_cpu) and (is_torch_bf16_gpu_available() or is_torch_xla_available())

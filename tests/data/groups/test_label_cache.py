@@ -3,13 +3,13 @@ import pytest
 from trl_rlp.data.groups.label_cache import LabelCache
 
 
-def test_labels_survive_the_object_and_unknown_keys_are_absent(tmp_path):
+def test_labels_outlive_the_object_and_unknown_keys_are_not_returned(tmp_path):
     path = tmp_path / "new folder" / "labels.sqlite"
     LabelCache(path).store({b"a": 2, b"b": 0})
     assert LabelCache(path).find([b"b", b"c", b"a"]) == {b"a": 2, b"b": 0}
 
 
-def test_a_lookup_may_be_larger_than_one_statement(tmp_path):
+def test_a_lookup_can_have_more_keys_than_one_statement(tmp_path):
     cache = LabelCache(tmp_path / "labels.sqlite")
     labels = {index.to_bytes(4): index % 3 for index in range(5000)}
     cache.store(labels)
@@ -17,15 +17,15 @@ def test_a_lookup_may_be_larger_than_one_statement(tmp_path):
     assert cache.find([]) == {}
 
 
-def test_two_writers_share_a_file_and_may_store_the_same_label(tmp_path):
+def test_two_writers_can_share_a_file_and_store_the_same_label(tmp_path):
     first, second = (LabelCache(tmp_path / "labels.sqlite") for _ in range(2))
     first.store({b"a": 1})
     second.store({b"a": 1, b"b": 2})
     assert first.find([b"a", b"b"]) == {b"a": 1, b"b": 2}
 
 
-@pytest.mark.parametrize("content", ["not a data base, but long enough for a header " * 40, None])
-def test_another_file_is_refused(tmp_path, content):
+@pytest.mark.parametrize("content", ["not a database, but long enough for a header " * 40, None])
+def test_a_file_that_is_not_a_label_cache_raises(tmp_path, content):
     import sqlite3
 
     path = tmp_path / "other"
@@ -34,10 +34,10 @@ def test_another_file_is_refused(tmp_path, content):
             connection.execute("CREATE TABLE labels (name TEXT)")
     else:
         path.write_text(content)
-    with pytest.raises(ValueError, match="`cache`=.*other' is no label cache"):
+    with pytest.raises(ValueError, match="`cache`=.*other' is not a label cache"):
         LabelCache(path)
 
 
-def test_a_folder_is_refused(tmp_path):
+def test_a_folder_raises(tmp_path):
     with pytest.raises(ValueError, match="`cache`=.* is a folder. Name a file in it"):
         LabelCache(tmp_path)

@@ -9,8 +9,8 @@ from trl_rlp.data.groups.pair_encoding import PairEncoder
 WORDS = ["who", "is", "it", "annie", "henry", "the", "green", "coach", "?"]
 
 
-def word_tokenizer(template):
-    """One id a word; `template` names the special tokens of a pair, as RoBERTa and BERT differ in them."""
+def build_word_tokenizer(template):
+    """Builds a tokenizer with one id per word. `template` sets the special tokens of a pair."""
     names = ["<pad>", "<s>", "</s>", "<unk>", *WORDS]
     backend = Tokenizer(models.WordLevel({name: index for index, name in enumerate(names)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -28,26 +28,29 @@ TEMPLATES = {
 
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
-def test_a_pair_equals_what_the_tokenizer_makes_of_it(template):
-    tokenizer = word_tokenizer(template)
+def test_a_pair_is_encoded_as_the_tokenizer_encodes_it(template):
+    tokenizer = build_word_tokenizer(template)
     (pair,) = PairEncoder(tokenizer, 64).encode(["who is it ?"], ["annie"], ["the green coach"])
     expected = tokenizer("who is it ? annie", "who is it ? the green coach", return_token_type_ids=True)
     assert list(pair.input_ids) == expected["input_ids"]
     assert list(pair.token_type_ids) == expected["token_type_ids"]
-    assert not pair.is_cut
+    assert not pair.is_truncated
 
 
-def test_a_byte_level_tokenizer_puts_a_space_between_instruction_and_output():
+def test_a_byte_level_tokenizer_keeps_the_space_between_prompt_and_completion():
     tokenizer = tiny_tokenizer()
     (pair,) = PairEncoder(tokenizer, 64).encode(["q?"], ["a"], ["b c"])
     assert tokenizer.decode(pair.input_ids) == "q? aq? b c"
 
 
-def test_a_long_pair_loses_the_beginning_of_the_instruction_and_then_the_end_of_the_output():
-    """BERT's template takes 3 tokens, so 15 leave 12, six a side. The sides have 5 + 6, 5 + 7 and 5 + 13 tokens: only
-    the last pair is too long, and its second side keeps six tokens of its nine of output. 14 leave 11, five a side: of
-    5 + 7 the second side keeps three of output and two of instruction."""
-    tokenizer = word_tokenizer(TEMPLATES["bert"])
+def test_a_long_pair_loses_the_start_of_the_prompt_and_then_the_end_of_the_completion():
+    """
+    BERT's template takes 3 tokens, so a limit of 15 leaves 12 tokens, six per side. The sides have 5 + 6, 5 + 7 and
+    5 + 13 tokens. Only the last pair is too long, and its second side keeps six of the nine tokens of its completion.
+    A limit of 14 leaves 11 tokens, five per side. Of the pair with 5 + 7 tokens, the second side keeps three tokens of
+    the completion and two of the prompt.
+    """
+    tokenizer = build_word_tokenizer(TEMPLATES["bert"])
     nine = "the green coach henry annie the green coach henry"
     pairs = PairEncoder(tokenizer, 15).encode(
         ["who is it ?"] * 3, ["annie"] * 3, ["the green", "the green coach", nine]
@@ -57,25 +60,25 @@ def test_a_long_pair_loses_the_beginning_of_the_instruction_and_then_the_end_of_
         "<s> who is it ? annie </s> who is it ? the green coach </s>",
         "<s> who is it ? annie </s> the green coach henry annie the </s>",
     ]
-    assert [pair.is_cut for pair in pairs] == [False, False, True]
+    assert [pair.is_truncated for pair in pairs] == [False, False, True]
     (pair,) = PairEncoder(tokenizer, 14).encode(["who is it ?"], ["annie"], ["the green coach"])
     assert tokenizer.decode(pair.input_ids) == "<s> who is it ? annie </s> it ? the green coach </s>"
-    assert pair.is_cut
+    assert pair.is_truncated
 
 
-def test_equal_pairs_are_equal_and_no_pair_is_none():
-    encoder = PairEncoder(word_tokenizer(TEMPLATES["bert"]), 64)
+def test_equal_inputs_give_equal_pairs_and_no_input_gives_no_pair():
+    encoder = PairEncoder(build_word_tokenizer(TEMPLATES["bert"]), 64)
     first, second = encoder.encode(["who"] * 2, ["annie"] * 2, ["henry"] * 2)
     assert first == second and hash(first) == hash(second)
     assert encoder.encode([], [], []) == []
 
 
-def test_no_room_and_slow_tokenizers_are_refused():
-    with pytest.raises(ValueError, match="`max_length`=4 tokens leave nothing"):
-        PairEncoder(word_tokenizer(TEMPLATES["bert"]), 4)
+def test_too_little_room_and_slow_tokenizers_raise():
+    with pytest.raises(ValueError, match="`max_length`=4 tokens leaves no room"):
+        PairEncoder(build_word_tokenizer(TEMPLATES["bert"]), 4)
 
-    class Slow:
+    class SlowTokenizer:
         is_fast = False
 
-    with pytest.raises(ValueError, match=r"`processing_class` is a slow tokenizer \(`Slow`\)"):
-        PairEncoder(Slow(), 64)
+    with pytest.raises(ValueError, match=r"`processing_class` is a slow tokenizer \(`SlowTokenizer`\)"):
+        PairEncoder(SlowTokenizer(), 64)

@@ -14,7 +14,7 @@ FIRSTS, SECONDS = ["Ada", "4"], ["Charles Babbage, I think", "{prompt} {first}"]
 
 
 def probability_of_a(model, tokenizer, text):
-    """p(A) against p(B) as the next byte after `text`, one text a call, without padding."""
+    """Returns p(A) against p(B) for the next byte after one text, without padding."""
     with torch.no_grad():
         logits = model(torch.tensor([tokenizer(text)["input_ids"]])).logits[0, -1]
     a, b = (logits[tokenizer.convert_tokens_to_ids(label)] for label in "AB")
@@ -22,7 +22,7 @@ def probability_of_a(model, tokenizer, text):
 
 
 @pytest.mark.parametrize("chat", [False, True])
-def test_a_language_model_judge_averages_the_label_over_both_orders(chat):
+def test_a_language_model_judge_averages_the_probability_over_both_orders(chat):
     tokenizer = tiny_tokenizer(chat=chat)
     model = tiny_causal_lm(tokenizer, initializer_range=1.0)
     expected = []
@@ -38,13 +38,13 @@ def test_a_language_model_judge_averages_the_label_over_both_orders(chat):
     for tokens_per_batch in (1, 8192):
         judge = language_model_judge(model, tokenizer, tokens_per_batch=tokens_per_batch)
         assert judge(TEXTS, FIRSTS, SECONDS) == pytest.approx(expected, abs=1e-5)
-    # Swapping the outputs swaps the verdict, and one text against itself is a tie.
+    # Swapped completions give the opposite probability, and a text against itself is a tie.
     assert judge(TEXTS, SECONDS, FIRSTS) == pytest.approx([1 - p for p in expected], abs=1e-5)
     assert judge(TEXTS, FIRSTS, FIRSTS) == [0.5, 0.5]
     assert judge([], [], []) == []
 
 
-def test_labels_that_the_tokenizer_merges_with_the_space_before_them_are_read_as_it_reads_them():
+def test_labels_may_be_merged_with_the_space_before_them():
     tokenizer = tiny_tokenizer(chat=False)
     merging = json.loads(tokenizer.backend_tokenizer.to_str())
     merging["model"]["vocab"] |= {"ĠA": len(tokenizer), "ĠB": len(tokenizer) + 1}
@@ -62,7 +62,7 @@ def test_labels_that_the_tokenizer_merges_with_the_space_before_them_are_read_as
     assert abs(expected[0] - expected[1]) > 1e-3
 
 
-def test_the_roles_of_a_conversation_are_shown():
+def test_a_conversation_is_rendered_with_its_roles():
     tokenizer = tiny_tokenizer(chat=False)
     model = tiny_causal_lm(tokenizer, initializer_range=1.0)
     judge = language_model_judge(model, tokenizer)
@@ -76,7 +76,7 @@ def test_the_roles_of_a_conversation_are_shown():
     assert judge([messages[-1:]], ["Ada"], ["Bob"]) == judge(["Who?"], ["Ada"], ["Bob"])
 
 
-def test_an_adapter_judges_and_modes_come_back():
+def test_a_peft_model_can_judge_and_its_mode_is_restored():
     tokenizer = tiny_tokenizer()
     config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])
     base = language_model_judge(tiny_causal_lm(tokenizer), tokenizer)(TEXTS, FIRSTS, SECONDS)
@@ -85,7 +85,7 @@ def test_an_adapter_judges_and_modes_come_back():
     assert model.training
 
 
-def test_what_a_judge_cannot_work_with_is_named():
+def test_bad_templates_long_questions_and_nan_are_errors():
     tokenizer = tiny_tokenizer()
     with pytest.raises(ValueError, match=r"`template` lacks \['\{second\}'\]"):
         language_model_judge(tiny_causal_lm(tokenizer), tokenizer, template="{prompt} {first}")
@@ -99,24 +99,24 @@ def test_what_a_judge_cannot_work_with_is_named():
 
 
 def test_answers_that_are_neither_letter_are_counted(caplog):
-    """The likeliest token is "?" whatever is read; of A and B the likelier one still counts."""
+    """The most likely token is always "?". The more likely one of A and B still counts."""
     tokenizer = tiny_tokenizer(chat=False)
-    likeliest, model = tokenizer.convert_tokens_to_ids("?"), tiny_causal_lm(tokenizer, initializer_range=1.0)
+    top_token, model = tokenizer.convert_tokens_to_ids("?"), tiny_causal_lm(tokenizer, initializer_range=1.0)
     judge = language_model_judge(model, tokenizer)
     expected = judge(TEXTS, FIRSTS, SECONDS)
 
-    def with_bias(module, inputs, logits):
-        logits[..., likeliest] = 1e4
+    def add_bias(module, inputs, logits):
+        logits[..., top_token] = 1e4
         return logits
 
-    model.lm_head.register_forward_hook(with_bias)
+    model.lm_head.register_forward_hook(add_bias)
     judge = language_model_judge(model, tokenizer)
     assert judge(TEXTS, FIRSTS, SECONDS) == pytest.approx(expected, abs=1e-6)
     assert (judge.asked, judge.unreadable) == (4, 4)
-    assert "4 of 4 answers of the judge name neither A nor B alone, such as '?'. Of their two letters" in caplog.text
+    assert "4 of 4 answers of the judge name neither A nor B alone, such as '?'. The more likely" in caplog.text
     with pytest.raises(ValueError, match="4 of 4 answers .* more than `tolerance`=0.5"):
         language_model_judge(model, tokenizer, tolerance=0.5)(TEXTS, FIRSTS, SECONDS)
-    likeliest = tokenizer.convert_tokens_to_ids("B")
+    top_token = tokenizer.convert_tokens_to_ids("B")
     judge = language_model_judge(model, tokenizer, tolerance=0.0)
     judge(TEXTS, FIRSTS, SECONDS)
     assert (judge.asked, judge.unreadable) == (4, 0)

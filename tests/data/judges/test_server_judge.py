@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from tests.servers import needs_serving, serving
+from tests.servers import needs_serving, run_server
 from tests.tiny_models import save, tiny_causal_lm, tiny_tokenizer
 from trl_rlp.data.judges.server_judge import ServerJudge
 
@@ -11,8 +11,8 @@ from trl_rlp.data.judges.server_judge import ServerJudge
 PROMPTS = ["2 + 2?", [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "It was"}]]
 
 
-def answering(fake, answer):
-    """Lets the server answer a question by `answer(question)`."""
+def set_answer(fake, answer):
+    """Makes the server answer each question with `answer(question)`."""
 
     def respond(request, number):
         choice = {"message": {"content": answer(request["messages"][0]["content"])}, "finish_reason": "stop"}
@@ -21,13 +21,13 @@ def answering(fake, answer):
     fake.respond = respond
 
 
-def place_of(text, question):
-    """A or B: where the question shows an output."""
+def find_label(text, question):
+    """Returns the label, A or B, of the completion that contains `text`."""
     return "A" if text in question.split("Response B:")[0].split("Response A:")[1] else "B"
 
 
-def test_an_output_wins_that_is_better_in_both_orders(fake):
-    answering(fake, lambda question: place_of("good", question))
+def test_a_completion_wins_if_it_is_better_in_both_orders(fake):
+    set_answer(fake, lambda question: find_label("good", question))
     judge = ServerJudge(fake.url, "judge")
     assert judge(["?"] * 2, ["good", "bad"], ["bad", "good"]) == [1.0, 0.0]
     assert (judge.asked, judge.unreadable) == (4, 0)
@@ -37,41 +37,41 @@ def test_an_output_wins_that_is_better_in_both_orders(fake):
 
 
 @pytest.mark.parametrize("letter", ["A", "B"])
-def test_a_judge_that_hears_nothing_but_position_gives_draws(fake, letter):
-    answering(fake, lambda question: letter)
+def test_answers_that_depend_on_the_position_only_are_ties(fake, letter):
+    set_answer(fake, lambda question: letter)
     assert ServerJudge(fake.url, "judge")(["?"], ["good"], ["bad"]) == [0.5]
 
 
-def test_the_question_is_the_template_s_with_whole_turns(fake):
-    answering(fake, lambda question: "A")
+def test_the_template_is_filled_with_whole_turns(fake):
+    set_answer(fake, lambda question: "A")
     ServerJudge(fake.url, "judge", template="{prompt}|{first}|{second}")(PROMPTS, ["4", " Ada"], ["5", " Bob"])
-    asked = {request["messages"][0]["content"] for request in fake.requests}
-    assert asked == {"2 + 2?|4|5", "2 + 2?|5|4", "Who?|It was Ada|It was Bob", "Who?|It was Bob|It was Ada"}
+    questions = {request["messages"][0]["content"] for request in fake.requests}
+    assert questions == {"2 + 2?|4|5", "2 + 2?|5|4", "Who?|It was Ada|It was Bob", "Who?|It was Bob|It was Ada"}
 
 
-@pytest.mark.parametrize(("answer", "found"), [("Response {} is better.", 1.0), ("Response {} is worse.", 0.5)])
-def test_what_cannot_be_read_is_a_draw(fake, answer, found):
-    answering(fake, lambda question: answer.format(place_of("good", question)))
+@pytest.mark.parametrize(("answer", "expected"), [("Response {} is better.", 1.0), ("Response {} is worse.", 0.5)])
+def test_an_unreadable_answer_is_a_tie(fake, answer, expected):
+    set_answer(fake, lambda question: answer.format(find_label("good", question)))
     judge = ServerJudge(fake.url, "judge", tolerance=1.0)
-    assert judge(["?"], ["good"], ["bad"]) == [found]
-    assert judge.unreadable == (0 if found == 1.0 else 2)
+    assert judge(["?"], ["good"], ["bad"]) == [expected]
+    assert judge.unreadable == (0 if expected == 1.0 else 2)
 
 
-def test_a_message_without_content_is_counted(fake):
-    answering(fake, lambda question: None)
+def test_a_message_without_content_is_counted_as_unreadable(fake):
+    set_answer(fake, lambda question: None)
     judge = ServerJudge(fake.url, "judge", tolerance=1.0)
     assert judge(["?"], ["good"], ["bad"]) == [0.5] and judge.unreadable == 2
 
 
-def test_unreadable_answers_are_counted_and_an_error_past_the_tolerance(fake, caplog):
-    answering(fake, lambda question: "I cannot" if "odd" in question else place_of("good", question))
-    outputs = [f"good {row}" for row in range(4)]
+def test_unreadable_answers_are_counted_and_more_than_the_tolerance_is_an_error(fake, caplog):
+    set_answer(fake, lambda question: "I cannot" if "odd" in question else find_label("good", question))
+    completions = [f"good {row}" for row in range(4)]
     judge = ServerJudge(fake.url, "judge", tolerance=0.25)
-    assert judge(["odd", "?", "?", "?"], outputs, ["bad"] * 4) == [0.5, 1.0, 1.0, 1.0]
+    assert judge(["odd", "?", "?", "?"], completions, ["bad"] * 4) == [0.5, 1.0, 1.0, 1.0]
     assert (judge.asked, judge.unreadable) == (8, 2)
     assert "2 of 8 answers of the judge name neither A nor B alone, such as 'I cannot'" in caplog.text
     with pytest.raises(ValueError, match="4 of 8 answers .* more than `tolerance`=0.25. Use another model"):
-        judge(["odd", "odd", "?", "?"], outputs, ["bad"] * 4)
+        judge(["odd", "odd", "?", "?"], completions, ["bad"] * 4)
     assert (judge.asked, judge.unreadable) == (16, 6)
 
 
@@ -85,14 +85,14 @@ def test_unreadable_answers_are_counted_and_an_error_past_the_tolerance(fake, ca
         ({"tolerance": 1.5}, r"`tolerance` is a share of the answers, in \[0, 1\], got 1.5"),
     ],
 )
-def test_bad_settings_are_named(setting, match):
+def test_bad_settings_are_errors(setting, match):
     with pytest.raises(ValueError, match=match):
         ServerJudge("http://127.0.0.1:1/v1", "judge", **setting)
 
 
 @needs_serving
-def test_a_real_server_is_asked_in_both_orders(tmp_path):
-    """A model that reads one token says A after x, B after y, ? after ?; the output called A comes last."""
+def test_a_real_server_answers_in_both_orders(tmp_path):
+    """The model answers A after x, B after y and ? after ?. The question ends with the completion called A."""
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     model = tiny_causal_lm(tokenizer, max_position_embeddings=1024)
@@ -102,11 +102,11 @@ def test_a_real_server_is_asked_in_both_orders(tmp_path):
             layer.mlp.down_proj.weight.zero_()
         for weight in (model.model.embed_tokens.weight, model.lm_head.weight):
             weight.zero_()
-        for place, (read, said) in enumerate(("xA", "yB", "??")):
-            model.model.embed_tokens.weight[tokenizer.convert_tokens_to_ids(read), place] = 1.0
-            model.lm_head.weight[tokenizer.convert_tokens_to_ids(said), place] = 1.0
+        for index, (last, answer) in enumerate(("xA", "yB", "??")):
+            model.model.embed_tokens.weight[tokenizer.convert_tokens_to_ids(last), index] = 1.0
+            model.lm_head.weight[tokenizer.convert_tokens_to_ids(answer), index] = 1.0
     save(model, tokenizer, tmp_path)
-    with serving(tmp_path) as url:
+    with run_server(tmp_path) as url:
         judge = ServerJudge(
             url, str(tmp_path), template="{prompt}: B is {second}, A is {first}", max_tokens=1, tolerance=0.5
         )

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from trl_rlp.data.judges.verdicts import verdict
+from trl_rlp.data.judges.verdicts import read_verdict
 
 
 FOR_A = [
@@ -110,11 +110,11 @@ FOR_NEITHER = [
 
 
 @pytest.mark.parametrize("answer", FOR_A)
-def test_a_plain_verdict_is_read(answer):
-    assert verdict(answer) == "A"
-    assert verdict(re.sub(r"\b[AB]\b", lambda letter: "BA"["AB".index(letter[0])], answer)) == "B"
+def test_a_clear_verdict_is_read(answer):
+    assert read_verdict(answer) == "A"
+    assert read_verdict(re.sub(r"\b[AB]\b", lambda letter: "BA"["AB".index(letter[0])], answer)) == "B"
 
 
 @pytest.mark.parametrize("answer", FOR_NEITHER)
-def test_headings_blame_ties_and_articles_are_no_verdicts(answer):
-    assert verdict(answer) is None
+def test_headings_criticism_ties_and_articles_are_not_verdicts(answer):
+    assert read_verdict(answer) is None

@@ -15,21 +15,21 @@ from trl_rlp.data.preferences.views import ViewSampler
 PLAIN = [{"chosen_ids": [1, 2, 3], "rejected_ids": [4, 5]}, {"chosen_ids": [6], "rejected_ids": [7, 8, 9, 1]}]
 
 
-def records(rows=12, candidates=6, **columns):
-    """Record r has y_w [r + 10] and candidates [20, r], [21, r], ...; its frozen y_l is the first of them."""
+def build_records(rows=12, candidates=6, **columns):
+    """Builds records. Record r has y_w [r + 10] and candidates [20, r], [21, r], ... The first of them is its y_l."""
     return Dataset.from_dict(
         {
             "chosen_ids": [[row + 10] for row in range(rows)],
             "rejected_ids": [[20, row] for row in range(rows)],
-            "candidate_ids": [[[20 + place, row] for place in range(candidates)] for row in range(rows)],
+            "candidate_ids": [[[20 + index, row] for index in range(candidates)] for row in range(rows)],
             "record": list(range(rows)),
             **columns,
         }
     )
 
 
-def rejected_of(batch):
-    """The drawn y_l by record: which candidate stands beside each y_w."""
+def read_rejected(batch):
+    """Returns the index of the drawn candidate for each record of a batch."""
     chosen, rejected = batch["input_ids"].chunk(2)
     return {int(w[0]) - 10: int(y[0]) - 20 for w, y in zip(chosen, rejected, strict=True)}
 
@@ -40,7 +40,7 @@ def set_epoch(collator, epoch):
 
 @pytest.mark.parametrize("pad_to_multiple_of", [None, 8])
 @pytest.mark.parametrize("margin", [None, [0.5, 2.0]])
-def test_plain_records_are_collated_as_by_trl(pad_to_multiple_of, margin):
+def test_records_without_candidates_are_collated_as_by_trl(pad_to_multiple_of, margin):
     examples = [dict(example) for example in PLAIN]
     if margin:
         examples = [{**example, "margin": value} for example, value in zip(examples, margin, strict=True)]
@@ -53,21 +53,21 @@ def test_plain_records_are_collated_as_by_trl(pad_to_multiple_of, margin):
             assert torch.equal(batch[name], expected[name]) and batch[name].dtype == expected[name].dtype
 
 
-@pytest.mark.parametrize("named", [True, False])
-def test_the_rejected_output_is_drawn_anew_each_epoch(named):
-    rows = records() if named else records().remove_columns("record")
+@pytest.mark.parametrize("has_numbers", [True, False])
+def test_the_rejected_completion_is_drawn_again_in_each_epoch(has_numbers):
+    rows = build_records() if has_numbers else build_records().remove_columns("record")
     collator = SyntheticPreferenceCollator(pad_token_id=0, seed=3)
     epochs = []
-    for epoch in (0, 1.0, 2.5):  # the trainer counts in fractions
+    for epoch in (0, 1.0, 2.5):  # The trainer counts epochs in fractions.
         set_epoch(collator, epoch)
-        epochs.append(rejected_of(collator(list(rows))))
+        epochs.append(read_rejected(collator(list(rows))))
         reversed_batch = collator(list(rows)[::-1])
-        assert rejected_of(reversed_batch) == epochs[-1]  # whatever stands around a record
+        assert read_rejected(reversed_batch) == epochs[-1]  # A draw does not depend on other records.
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
     again = SyntheticPreferenceCollator(pad_token_id=0, seed=3)
     set_epoch(again, 1)
-    assert rejected_of(again(list(rows))) == epochs[1]
-    assert rejected_of(SyntheticPreferenceCollator(pad_token_id=0, seed=4)(list(rows))) != epochs[0]
+    assert read_rejected(again(list(rows))) == epochs[1]
+    assert read_rejected(SyntheticPreferenceCollator(pad_token_id=0, seed=4)(list(rows))) != epochs[0]
 
 
 def test_draws_are_uniform():
@@ -75,39 +75,39 @@ def test_draws_are_uniform():
     counts = torch.zeros(4)
     for epoch in range(100):
         set_epoch(collator, epoch)
-        drawn = rejected_of(collator(list(records(rows=8, candidates=4))))
+        drawn = read_rejected(collator(list(build_records(rows=8, candidates=4))))
         counts += torch.bincount(torch.tensor(list(drawn.values())), minlength=4)
-    assert all(150 < count < 250 for count in counts)  # 200 expected, deviation 12
+    assert all(150 < count < 250 for count in counts)  # The expected count is 200, with a standard deviation of 12.
 
 
 @pytest.mark.parametrize(("workers", "persistent"), [(0, False), (2, False), (2, True)])
 def test_draws_are_the_same_in_any_number_of_workers(workers, persistent):
     collator = SyntheticPreferenceCollator(pad_token_id=0)
     loader = DataLoader(
-        records(), batch_size=4, collate_fn=collator, num_workers=workers, persistent_workers=persistent
+        build_records(), batch_size=4, collate_fn=collator, num_workers=workers, persistent_workers=persistent
     )
-    alone = SyntheticPreferenceCollator(pad_token_id=0)
+    reference = SyntheticPreferenceCollator(pad_token_id=0)
     for epoch in range(3):
         set_epoch(collator, epoch)
-        set_epoch(alone, epoch)
-        drawn = [pair for batch in loader for pair in rejected_of(batch).items()]
-        assert dict(drawn) == rejected_of(alone(list(records())))
+        set_epoch(reference, epoch)
+        drawn = [pair for batch in loader for pair in read_rejected(batch).items()]
+        assert dict(drawn) == read_rejected(reference(list(build_records())))
 
 
-class Recorder(SyntheticPreferenceCollator):
-    """Sees in the main process what the trainer is fed."""
+class RecordingCollator(SyntheticPreferenceCollator):
+    """Records the epoch and the drawn candidates of each batch that the trainer gets."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.seen = []
+        self.batches = []
 
     def __call__(self, examples):
         batch = super().__call__(examples)
-        self.seen.append((int(self._epoch), rejected_of(batch)))
+        self.batches.append((int(self._epoch), read_rejected(batch)))
         return batch
 
 
-def reward_trainer(collator, folder, epochs, save_steps=500, **overrides):
+def build_reward_trainer(collator, folder, epochs, save_steps=500, **overrides):
     tokenizer = tiny_tokenizer()
     args = RewardConfig(
         str(folder),
@@ -124,38 +124,38 @@ def reward_trainer(collator, folder, epochs, save_steps=500, **overrides):
         tiny_reward_model(tokenizer),
         args,
         data_collator=collator,
-        train_dataset=records(),
+        train_dataset=build_records(),
         processing_class=tokenizer,
         callbacks=[collator.epoch_callback],
     )
 
 
-def test_an_unmodified_reward_trainer_draws_anew_each_epoch_and_goes_on_after_a_resume(tmp_path):
-    straight = Recorder(pad_token_id=0, seed=1)
-    reward_trainer(straight, tmp_path, epochs=3, save_steps=2).train()
-    assert [epoch for epoch, _ in straight.seen] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+def test_an_unmodified_reward_trainer_draws_again_in_each_epoch_and_after_a_resume(tmp_path):
+    uninterrupted = RecordingCollator(pad_token_id=0, seed=1)
+    build_reward_trainer(uninterrupted, tmp_path, epochs=3, save_steps=2).train()
+    assert [epoch for epoch, _ in uninterrupted.batches] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     by_epoch = {epoch: {} for epoch in range(3)}
-    for epoch, drawn in straight.seen:
+    for epoch, drawn in uninterrupted.batches:
         by_epoch[epoch] |= drawn
     for epoch, drawn in by_epoch.items():
-        alone = SyntheticPreferenceCollator(pad_token_id=0, seed=1)
-        set_epoch(alone, epoch)
-        assert drawn == rejected_of(alone(list(records())))
-    # Three steps an epoch: step 4 is within the second epoch, step 6 at its end.
+        reference = SyntheticPreferenceCollator(pad_token_id=0, seed=1)
+        set_epoch(reference, epoch)
+        assert drawn == read_rejected(reference(list(build_records())))
+    # An epoch has three steps. Step 4 is in the middle of the second epoch, and step 6 is at its end.
     for step in (4, 6):
-        resumed = Recorder(pad_token_id=0, seed=1)
-        trainer = reward_trainer(resumed, tmp_path, epochs=3, save_steps=100)
+        resumed = RecordingCollator(pad_token_id=0, seed=1)
+        trainer = build_reward_trainer(resumed, tmp_path, epochs=3, save_steps=100)
         trainer.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
         assert trainer.state.global_step == 9
-        assert resumed.seen[-(9 - step) :] == straight.seen[step:]
+        assert resumed.batches[-(9 - step) :] == uninterrupted.batches[step:]
 
 
 @pytest.mark.parametrize("persistent", [False, True])
-def test_workers_of_the_trainer_hear_of_the_epoch(persistent, tmp_path):
+def test_data_loader_workers_of_the_trainer_know_the_epoch(persistent, tmp_path):
     losses = []
     for workers in (0, 2):
         collator = SyntheticPreferenceCollator(pad_token_id=0, seed=1)
-        trainer = reward_trainer(
+        trainer = build_reward_trainer(
             collator,
             tmp_path,
             epochs=3,
@@ -182,11 +182,11 @@ def sampler():
     return ViewSampler(samples, tiny_tokenizer())
 
 
-def test_views_come_first_of_all_then_second_of_all(sampler):
+def test_a_batch_holds_all_first_views_and_then_all_second_views(sampler):
     collator = SyntheticPreferenceCollator(0, views=sampler, view_prompts_per_device=4, records_per_batch=4)
     set_epoch(collator, 2)
-    batch = collator(list(records())[4:8])
-    # c = ceil(4 / 4) = 1: records 4 to 7 bring slots 4 to 7.
+    batch = collator(list(build_records())[4:8])
+    # Each record owns c = ceil(4 / 4) = 1 slot, so records 4 to 7 take the slots 4 to 7.
     views = sampler.views(2, [4, 5, 6, 7])
     assert batch["view_instruction_ids"].tolist() == [view.instruction for view in views]
     assert batch["view_input_ids"].shape == batch["view_attention_mask"].shape
@@ -198,27 +198,28 @@ def test_views_come_first_of_all_then_second_of_all(sampler):
     assert batch["input_ids"].shape[0] == 8
 
 
-def test_a_small_batch_takes_more_slots_of_each_record_and_a_large_one_is_cut(sampler):
-    def instructions(batch_records, **settings):
+def test_a_small_batch_takes_more_slots_per_record_and_a_large_batch_is_limited(sampler):
+    def collate_prompt_rows(batch_records, **settings):
         collator = SyntheticPreferenceCollator(0, views=sampler, **settings)
-        return collator([records(20)[record] for record in batch_records])["view_instruction_ids"].tolist()
+        return collator([build_records(20)[record] for record in batch_records])["view_instruction_ids"].tolist()
 
-    def of_slots(*slots):
+    def draw_prompt_rows(*slots):
         return [view.instruction for view in sampler.views(0, list(slots))]
 
-    # V = 5 of 2 records: c = 3 slots each, record 1 brings 3 to 5 and record 0 0 to 2; cut from six to five.
+    # V = 5 and 2 records per batch: each record owns c = 3 slots. Record 0 takes the slots 0 to 2 and record 1 takes
+    # 3 to 5. Five of these six are kept.
     settings = {"view_prompts_per_device": 5, "records_per_batch": 2}
-    assert instructions([0, 1], **settings) == of_slots(0, 3, 1, 4, 2)
-    # The last batch of an epoch holds one record, which brings all five.
-    assert instructions([1], **settings) == of_slots(3, 4, 5, 6, 7)
-    # V = 2 of 4 records: one slot each, cut to two.
-    assert instructions([3, 4, 5, 6], view_prompts_per_device=2, records_per_batch=4) == of_slots(3, 4)
+    assert collate_prompt_rows([0, 1], **settings) == draw_prompt_rows(0, 3, 1, 4, 2)
+    # The last batch of an epoch has one record, which takes all five slots.
+    assert collate_prompt_rows([1], **settings) == draw_prompt_rows(3, 4, 5, 6, 7)
+    # V = 2 and 4 records per batch: each record owns one slot. Two of these four are kept.
+    assert collate_prompt_rows([3, 4, 5, 6], view_prompts_per_device=2, records_per_batch=4) == draw_prompt_rows(3, 4)
 
 
-def test_an_instruction_comes_once_a_batch_with_the_views_of_its_first_slot(sampler):
-    # Slots 0 to 9 are one round of the ten instructions and 10 to 19 another: each comes twice in 0 to 19.
+def test_a_prompt_appears_once_per_batch_with_the_views_of_its_first_slot(sampler):
+    # Slots 0 to 9 and slots 10 to 19 are two rounds of the ten prompts, so each prompt has two slots.
     collator = SyntheticPreferenceCollator(0, views=sampler, view_prompts_per_device=20, records_per_batch=2)
-    batch = collator([records()[0], records()[1]])
+    batch = collator([build_records()[0], build_records()[1]])
     ids = batch["view_instruction_ids"].tolist()
     assert sorted(ids) == list(range(10))
     order = [slot for pair in zip(range(10), range(10, 20), strict=True) for slot in pair]
@@ -230,7 +231,7 @@ def test_an_instruction_comes_once_a_batch_with_the_views_of_its_first_slot(samp
     assert batch["view_input_ids"][0, :length].tolist() == first[ids[0]].first
 
 
-def test_records_without_a_number_bring_no_views(sampler):
+def test_records_without_a_number_add_no_views(sampler):
     collator = SyntheticPreferenceCollator(0, views=sampler, records_per_batch=2)
     assert set(collator(PLAIN)) == {"input_ids", "attention_mask"}
 
@@ -242,18 +243,18 @@ def test_records_without_a_number_bring_no_views(sampler):
         ({"view_prompts_per_device": 1}, "`view_prompts_per_device` must be at least 2, got 1"),
     ],
 )
-def test_settings_out_of_range_are_named(settings, match):
+def test_settings_out_of_range_raise(settings, match):
     with pytest.raises(ValueError, match=match):
         SyntheticPreferenceCollator(0, **settings)
 
 
 @pytest.mark.parametrize("records_per_batch", [None, 0])
-def test_views_need_the_size_of_a_batch(records_per_batch, sampler):
+def test_views_need_records_per_batch(records_per_batch, sampler):
     with pytest.raises(ValueError, match="`records_per_batch` must be at least 1 with `views`, got (None|0). Pass"):
         SyntheticPreferenceCollator(0, views=sampler, records_per_batch=records_per_batch)
 
 
-def test_candidates_that_nobody_tokenized_are_named():
+def test_candidates_without_token_ids_raise():
     record = {"chosen_ids": [1, 2], "rejected_ids": [3], "candidates": ["a", "b"]}
     with pytest.raises(ValueError, match="no `candidate_ids` to draw from.* Call `tokenize_preferences`"):
         SyntheticPreferenceCollator(pad_token_id=0)([record])

@@ -5,8 +5,7 @@ from datasets import Dataset, concatenate_datasets
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 
 from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
-from trl_rlp.data.groups.clustering import cluster
-from trl_rlp.data.groups.equivalence import ExactMatch
+from trl_rlp.data.groups import ExactMatch, cluster
 from trl_rlp.data.preferences.preferences import GENERATORS, REJECTIONS, synthesize_preferences, tokenize_preferences
 from trl_rlp.data.scoring import score, scoring_ids
 
@@ -16,7 +15,7 @@ COMPLETIONS = [["4", "four", "5", "4."], ["Ada", "Bob", "Cyd", "Dan"], ["so", "s
 GROUPS = [[0, 0, 1, 0], [0, 1, 2, 3], [0, 0, 0, 0]]
 
 
-def samples(form="text", finished=None, **overrides):
+def build_samples(form="text", finished=None, **overrides):
     prompts = [[{"role": "user", "content": prompt}] for prompt in PROMPTS] if form == "chat" else PROMPTS
     columns = {
         "prompt": prompts,
@@ -29,7 +28,7 @@ def samples(form="text", finished=None, **overrides):
     return Dataset.from_dict(columns)
 
 
-def always_first(prompts, firsts, seconds):
+def prefer_first(prompts, firsts, seconds):
     return [0.8] * len(prompts)
 
 
@@ -45,14 +44,14 @@ def model(tokenizer):
 
 @pytest.fixture
 def labelers(model, tokenizer):
-    return {"reward_model": model, "reward_processing_class": tokenizer, "judge": always_first}
+    return {"reward_model": model, "reward_processing_class": tokenizer, "judge": prefer_first}
 
 
-def test_spg_labels_by_the_reward_model_and_keeps_the_audit_columns(model, tokenizer, labelers):
-    pairs, rejections = synthesize_preferences(samples(), "spg", **labelers)
+def test_spg_labels_with_the_reward_model_and_fills_the_audit_columns(model, tokenizer, labelers):
+    pairs, rejections = synthesize_preferences(build_samples(), "spg", **labelers)
     (pair,) = pairs
     rewards = score(model, tokenizer, ["2 + 2 = "] * 4, COMPLETIONS[0])
-    best = max((0, 1, 3), key=lambda place: rewards[place])
+    best = max((0, 1, 3), key=lambda index: rewards[index])
     assert (pair["prompt"], pair["chosen"], pair["rejected"]) == ("2 + 2 = ", COMPLETIONS[0][best], "5")
     audit = {
         "sample_row": 0,
@@ -72,24 +71,24 @@ def test_spg_labels_by_the_reward_model_and_keeps_the_audit_columns(model, token
 
 
 @pytest.mark.parametrize("method", GENERATORS)
-def test_every_prompt_is_a_pair_or_counted(method, labelers):
-    pairs, rejections = synthesize_preferences(samples(), method, **labelers)
+def test_every_prompt_has_a_pair_or_is_counted(method, labelers):
+    pairs, rejections = synthesize_preferences(build_samples(), method, **labelers)
     assert set(rejections) == set(REJECTIONS)
     assert len(pairs) + sum(rejections.values()) == 3
-    again, _ = synthesize_preferences(samples(), method, **labelers)
+    again, _ = synthesize_preferences(build_samples(), method, **labelers)
     assert again.to_list() == pairs.to_list()
 
 
 def test_reward_labels_agree_with_the_reward_model(labelers):
-    pairs, _ = synthesize_preferences(samples(), "reward", **labelers)
+    pairs, _ = synthesize_preferences(build_samples(), "reward", **labelers)
     assert all(pair["chosen_reward"] > pair["rejected_reward"] for pair in pairs)
     assert all(pair["label_probability"] > 0.5 and pair["confidence"] is None for pair in pairs)
 
 
 def test_without_a_reward_model_the_reward_columns_are_empty_but_typed(labelers):
-    rewarded, _ = synthesize_preferences(samples(), "spg", chosen="random", **labelers)
-    for method, arguments in (("spg", {"chosen": "random"}), ("rlaif", {"judge": always_first})):
-        pairs, _ = synthesize_preferences(samples(), method, **arguments)
+    rewarded, _ = synthesize_preferences(build_samples(), "spg", chosen="random", **labelers)
+    for method, arguments in (("spg", {"chosen": "random"}), ("rlaif", {"judge": prefer_first})):
+        pairs, _ = synthesize_preferences(build_samples(), method, **arguments)
         assert set(pairs["chosen_reward"]) == {None}
         assert pairs.features == rewarded.features
         concatenate_datasets([pairs, rewarded])
@@ -97,8 +96,8 @@ def test_without_a_reward_model_the_reward_columns_are_empty_but_typed(labelers)
 
 @pytest.mark.parametrize("keep_candidates", [False, True])
 @pytest.mark.parametrize("form", ["text", "chat"])
-def test_the_result_trains_trls_own_trainers(form, keep_candidates, tokenizer, model, tmp_path, labelers):
-    pairs, _ = synthesize_preferences(samples(form), "select_all", keep_candidates=keep_candidates, **labelers)
+def test_the_result_trains_the_trainers_of_trl(form, keep_candidates, tokenizer, model, tmp_path, labelers):
+    pairs, _ = synthesize_preferences(build_samples(form), "select_all", keep_candidates=keep_candidates, **labelers)
     assert len(pairs) == 2
     if form == "chat":
         assert pairs[0]["chosen"][0]["role"] == "assistant"
@@ -114,11 +113,12 @@ def test_the_result_trains_trls_own_trainers(form, keep_candidates, tokenizer, m
     policy = save(tiny_causal_lm(tokenizer), tokenizer, tmp_path / "policy")
     trainer = DPOTrainer(policy, args=args, train_dataset=pairs, processing_class=tokenizer)
     trainer.train()
-    assert trainer.state.log_history[0]["loss"] == pytest.approx(0.6931, abs=1e-3)  # ln 2: policy equals reference
+    # The loss is ln 2, because policy and reference are equal.
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
 
 
-def test_candidates_are_all_outputs_outside_the_group(labelers):
-    rows = samples(
+def test_candidates_are_all_completions_outside_the_group(labelers):
+    rows = build_samples(
         finished=[[True, True, False, True]] * 3,
         cluster_ids=[[0, 1, 2, 1], [0, 1, 2, 3], [0] * 4],
         confidence=[0.5, 0.25, 1.0],
@@ -129,33 +129,31 @@ def test_candidates_are_all_outputs_outside_the_group(labelers):
     assert pair["rejected"] in pair["candidates"] and pair["chosen"] in ("four", "4.")
 
 
-def test_an_unfinished_output_is_chosen_only_where_that_is_asked_for(labelers):
-    rows = samples(finished=[[False, False, True, True]] * 3)
+def test_an_unfinished_completion_is_chosen_only_if_allowed(labelers):
+    rows = build_samples(finished=[[False, False, True, True]] * 3)
     (pair,), _ = synthesize_preferences(rows, "spg", **labelers)
     assert pair["chosen"] == "4." and pair["chosen_finished"]
-    rows = samples(finished=[[False, False, True, False]] * 3)
+    rows = build_samples(finished=[[False, False, True, False]] * 3)
     with pytest.raises(ValueError, match="allow_unfinished_chosen=True"):
         synthesize_preferences(rows.select([0]), "spg", **labelers)
     (pair,), _ = synthesize_preferences(rows, "spg", allow_unfinished_chosen=True, **labelers)
     assert not pair["chosen_finished"] and pair["rejected_finished"]
 
 
-def test_no_preference_at_all_is_an_error_with_counts_and_remedy(labelers):
-    message = (
-        r"No preference was accepted from 3 prompts, rejected: \{'below_threshold': 2, 'all_agree': 1\}. Lower `th"
-    )
+def test_a_result_without_pairs_raises_with_counts_and_remedy(labelers):
+    message = r"None of 3 prompts has a pair. Rejected: \{'below_threshold': 2, 'all_agree': 1\}. Lower `threshold`"
     with pytest.raises(ValueError, match=message):
-        synthesize_preferences(samples(), "spg", threshold=0.8, **labelers)
+        synthesize_preferences(build_samples(), "spg", threshold=0.8, **labelers)
     with pytest.raises(ValueError, match="Sample at a higher temperature"):
-        synthesize_preferences(samples().select([2]), "spg", **labelers)
+        synthesize_preferences(build_samples().select([2]), "spg", **labelers)
 
 
-def test_a_threshold_that_one_output_reaches_is_doubtful(labelers, caplog):
+def test_a_threshold_of_at_most_one_completion_logs_a_warning(labelers, caplog):
     with caplog.at_level(logging.WARNING):
-        synthesize_preferences(samples(), "spg", threshold=0.5, **labelers)
+        synthesize_preferences(build_samples(), "spg", threshold=0.5, **labelers)
         assert not caplog.records
-        synthesize_preferences(samples(), "spg", threshold=0.25, **labelers)
-    assert "`threshold`=0.25 of 4 completions is at most one output" in caplog.text
+        synthesize_preferences(build_samples(), "spg", threshold=0.25, **labelers)
+    assert "`threshold`=0.25 of 4 completions is at most one completion" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -163,7 +161,7 @@ def test_a_threshold_that_one_output_reaches_is_doubtful(labelers, caplog):
     [
         ("best", {}, r"`method` must be one of \['reward', 'rlaif', 'select_all', 'spg'\], got 'best'"),
         ("spg", {"chosen": "longest"}, r"`chosen` must be one of \['random', 'reward'\], got 'longest'"),
-        ("spg", {"threshold": 1.5}, "`threshold` is a share of the completions, between 0 and 1, got 1.5"),
+        ("spg", {"threshold": 1.5}, r"`threshold` is a share of the completions and must be in \[0, 1\], got 1.5"),
         ("spg", {"seed": -1}, "`seed` must be at least 0, got -1"),
         ("reward", {"keep_candidates": True}, "`keep_candidates` must be False with `method`='reward'"),
         ("spg", {"reward_model": None}, "`reward_model` is None, but `method`='spg' with `chosen`='reward' scores"),
@@ -172,34 +170,34 @@ def test_a_threshold_that_one_output_reaches_is_doubtful(labelers, caplog):
         ("spg", {"reward_processing_class": None}, "`reward_processing_class` is None. Pass the tokenizer"),
     ],
 )
-def test_arguments_that_cannot_work_are_named(method, overrides, match, labelers):
+def test_invalid_arguments_raise(method, overrides, match, labelers):
     with pytest.raises(ValueError, match=match):
-        synthesize_preferences(samples(), method, **{**labelers, **overrides})
+        synthesize_preferences(build_samples(), method, **{**labelers, **overrides})
 
 
 @pytest.mark.parametrize("method", ["spg", "select_all"])
-def test_samples_are_grouped_where_they_are_not(method, labelers):
-    plain = samples().remove_columns(["cluster_ids", "confidence"])
-    pairs, rejections = synthesize_preferences(plain, method, equivalence=ExactMatch(), **labelers)
-    complete = cluster(plain, ExactMatch(), complete_groups=True)
+def test_samples_without_groups_are_clustered(method, labelers):
+    ungrouped = build_samples().remove_columns(["cluster_ids", "confidence"])
+    pairs, rejections = synthesize_preferences(ungrouped, method, equivalence=ExactMatch(), **labelers)
+    complete = cluster(ungrouped, ExactMatch(), complete_groups=True)
     expected, expected_rejections = synthesize_preferences(complete, method, **labelers)
     compared = ["prompt", "chosen", "rejected", "confidence", "chosen_reward", "rejected_reward"]
     assert pairs.select_columns(compared).to_list() == expected.select_columns(compared).to_list()
     assert rejections == expected_rejections
-    # Two of four say "4" (at .5), four different names, and four times the same.
+    # Row 0: two of four completions are "4", with a confidence of 0.5. Row 1: four different names. Row 2: all agree.
     assert rejections["all_agree"] == 1 and rejections["below_threshold"] == (1 if method == "spg" else 0)
 
 
 def test_samples_without_groups_need_an_equivalence(labelers):
-    with pytest.raises(ValueError, match="`equivalence` is None, but `method`='spg' groups outputs by meaning"):
-        synthesize_preferences(samples().remove_columns(["cluster_ids", "confidence"]), "spg", **labelers)
+    with pytest.raises(ValueError, match="`equivalence` is None, but `method`='spg' groups completions by meaning"):
+        synthesize_preferences(build_samples().remove_columns(["cluster_ids", "confidence"]), "spg", **labelers)
     with pytest.raises(ValueError, match="`samples` lacks the columns"):
-        synthesize_preferences(samples().remove_columns("finished"), "spg", **labelers)
+        synthesize_preferences(build_samples().remove_columns("finished"), "spg", **labelers)
 
 
 @pytest.mark.parametrize("form", ["text", "chat"])
-def test_tokenized_pairs_have_eos_where_the_output_was_finished(form, tokenizer, labelers):
-    rows = samples(form, finished=[[True, True, False, True]] * 3)
+def test_tokenized_pairs_have_eos_for_finished_completions(form, tokenizer, labelers):
+    rows = build_samples(form, finished=[[True, True, False, True]] * 3)
     pairs, _ = synthesize_preferences(rows, "spg", keep_candidates=True, **labelers)
     (pair,) = tokenize_preferences(pairs, tokenizer)
     prompt = rows[0]["prompt"]
@@ -211,7 +209,7 @@ def test_tokenized_pairs_have_eos_where_the_output_was_finished(form, tokenizer,
     assert pair["rejected_ids"][-1] != tokenizer.eos_token_id
 
 
-def test_tokenized_pairs_equal_trls_and_are_taken_as_they_are(tokenizer, tmp_path):
+def test_tokenized_pairs_equal_those_of_trl_and_are_not_tokenized_again(tokenizer, tmp_path):
     explicit = {"prompt": PROMPTS, "chosen": ["4", "Ada", "so"], "rejected": ["5", "Bob", ""]}
     implicit = {
         side: [prompt + text for prompt, text in zip(PROMPTS, explicit[side], strict=True)]
@@ -230,7 +228,7 @@ def test_tokenized_pairs_equal_trls_and_are_taken_as_they_are(tokenizer, tmp_pat
         assert [*trainer.train_dataset["rejected_ids"]] == [*pairs["rejected_ids"]]
 
 
-def test_implicit_chats_are_tokenized_too(tokenizer):
+def test_chats_with_implicit_prompts_are_tokenized(tokenizer):
     prompt = [{"role": "user", "content": "Who?"}]
     sides = [[{"role": "assistant", "content": text}] for text in ("Ada", "Bob")]
     implicit = Dataset.from_dict({"chosen": [prompt + sides[0]], "rejected": [prompt + sides[1]]})
@@ -239,16 +237,19 @@ def test_implicit_chats_are_tokenized_too(tokenizer):
     assert ids[0] == ids[1] == scoring_ids(tokenizer, prompt, "Ada")
 
 
-def test_pairs_that_the_cut_made_equal_are_dropped_and_both_counts_are_logged(tokenizer, caplog):
+def test_pairs_that_become_equal_by_truncation_are_dropped_and_counted(tokenizer, caplog):
     rows = {"prompt": ["aaaaaa", "b", "c"], "chosen": ["xxxxy", "u", "w"], "rejected": ["zxxxy", "v", "w"]}
     with caplog.at_level(logging.WARNING):
         pairs = tokenize_preferences(Dataset.from_dict(rows), tokenizer, max_length=5)
-    assert pairs["prompt"][:] == ["b", "c"]  # equal from the start is not the cut's doing
+    assert pairs["prompt"][:] == ["b", "c"]  # The third pair is kept, because its sides were equal before.
     assert "2 of 6 texts are longer than `max_length`=5" in caplog.text
-    assert "1 of 3 pairs are equal on both sides once cut to `max_length`=5 tokens, and were dropped" in caplog.text
+    assert (
+        "1 of 3 pairs are equal on both sides after truncation to `max_length`=5 tokens. They are dropped"
+        in caplog.text
+    )
     assert pairs.column_names == ["prompt", "chosen", "rejected", "chosen_ids", "rejected_ids"]
 
 
-def test_pairs_without_both_sides_are_named(tokenizer):
+def test_pairs_with_only_one_side_raise(tokenizer):
     with pytest.raises(ValueError, match=r"`dataset` lacks the columns \['rejected'\]"):
         tokenize_preferences(Dataset.from_dict({"prompt": ["a"], "chosen": ["b"]}), tokenizer)

@@ -20,7 +20,7 @@ from trl_rlp.data.validation import require_samples
 
 TEXTS = ["One?", "What is two and two?", "No", "Three, four,", "Name a colour of the sky at noon."]
 CHATS = [[{"role": "system", "content": "Be brief."}, {"role": "user", "content": text}] for text in TEXTS]
-# A tiny random model draws one token as often as another: with 60 of 261 as EOS tokens, some samples end.
+# A tiny random model draws all tokens about equally often. With 60 of 261 tokens as EOS, some samples end.
 MANY_EOS = list(range(1, 61))
 SMALL = {"num_generations": 3, "max_new_tokens": 8, "shard_size": 2, "tokens_per_batch": 200}
 
@@ -41,8 +41,8 @@ def prompts(rows=TEXTS, **columns):
     return Dataset.from_dict({"prompt": rows, **columns})
 
 
-def by_hand(model, tokenizer, rows, seed, n, max_new_tokens, shard):
-    """Samples of one shard that is one batch, longest prompt first, from plain `generate`; cut and decoded by hand."""
+def sample_by_hand(model, tokenizer, rows, seed, n, max_new_tokens, shard):
+    """Samples one shard that is one batch with plain `generate`. The longest prompt comes first."""
     ids = [tokenizer(row)["input_ids"] for row in rows]
     length = max(map(len, ids))
     model.generation_config = GenerationConfig()
@@ -67,21 +67,21 @@ def by_hand(model, tokenizer, rows, seed, n, max_new_tokens, shard):
     return [(texts[i * n : i * n + n], finished[i * n : i * n + n]) for i in range(len(rows))]
 
 
-def test_samples_equal_plain_generate_cut_at_eos_and_decoded(model, tokenizer):
+def test_samples_equal_those_of_plain_generate_truncated_at_eos(model, tokenizer):
     rows = sorted(TEXTS, key=len, reverse=True)
     samples = sample_completions(
         prompts(rows), model, tokenizer, num_generations=4, max_new_tokens=3, tokens_per_batch=10_000, seed=5
     )
     require_samples(samples)
-    expected = by_hand(model, tokenizer, rows, seed=5, n=4, max_new_tokens=3, shard=0)
+    expected = sample_by_hand(model, tokenizer, rows, seed=5, n=4, max_new_tokens=3, shard=0)
     assert list(zip(samples["completions"], samples["finished"], strict=True)) == expected
-    ended = np.array(samples["finished"])
-    assert ended.any() and not ended.all()
+    finished = np.array(samples["finished"])
+    assert finished.any() and not finished.all()
 
 
 @pytest.mark.parametrize("rows", [TEXTS, CHATS], ids=["text", "chat"])
 def test_rows_keep_their_order_and_their_columns(model, tokenizer, rows):
-    model.lm_head.weight.data.zero_()  # all tokens are equally likely, so a sample tells nothing of its prompt
+    model.lm_head.weight.data.zero_()  # all tokens are equally likely, so samples do not depend on the prompt
     data = prompts(rows, answer=[str(row) for row in range(5)], finished=["stale"] * 5)
     samples = sample_completions(data, model, tokenizer, **SMALL)
     assert samples.column_names == ["prompt", "answer", "completions", "finished"]
@@ -90,7 +90,7 @@ def test_rows_keep_their_order_and_their_columns(model, tokenizer, rows):
 
 
 def test_each_prompt_gets_its_own_samples(tokenizer):
-    """Token t is followed by t + 1, whatever came before: a prompt that ends with "a" continues with "bcd"."""
+    """The model always continues token t with t + 1, so a prompt that ends with "a" continues with "bcd"."""
     model = tiny_causal_lm(tokenizer, num_hidden_layers=0, hidden_size=300, tie_word_embeddings=False)
     size = len(tokenizer)
     model.model.embed_tokens.weight.data.copy_(torch.eye(size, 300))
@@ -102,7 +102,7 @@ def test_each_prompt_gets_its_own_samples(tokenizer):
     assert samples["finished"][:] == [[False] * 3] * 4
 
 
-def test_chat_prompts_open_an_assistant_turn_or_continue_it(model, tokenizer, monkeypatch):
+def test_chat_prompts_open_or_continue_an_assistant_turn(model, tokenizer, monkeypatch):
     seen = []
 
     def record(model, prompt_ids, *args):
@@ -111,12 +111,12 @@ def test_chat_prompts_open_an_assistant_turn_or_continue_it(model, tokenizer, mo
 
     monkeypatch.setattr(trl_rlp.data.sampling.in_process, "generate_samples", record)
     question = [{"role": "user", "content": "Who?"}]
-    half = [*question, {"role": "assistant", "content": "It was"}]
-    sample_completions(prompts([question, half]), model, tokenizer, **SMALL)
+    prefilled = [*question, {"role": "assistant", "content": "It was"}]
+    sample_completions(prompts([question, prefilled]), model, tokenizer, **SMALL)
     assert sorted(seen) == ["<|user|>Who?<|assistant|>", "<|user|>Who?<|assistant|>It was"]
 
 
-def test_the_seed_decides_and_global_generators_are_left_alone(model, tokenizer):
+def test_samples_depend_on_the_seed_only_and_the_global_random_state_is_kept(model, tokenizer):
     torch.manual_seed(0)
     state = torch.get_rng_state()
     first = sample_completions(prompts(), model, tokenizer, **SMALL)
@@ -126,48 +126,49 @@ def test_the_seed_decides_and_global_generators_are_left_alone(model, tokenizer)
     assert sample_completions(prompts(), model, tokenizer, seed=1, **SMALL).to_list() != first.to_list()
 
 
-def test_equal_prompts_of_different_shards_get_different_samples(model, tokenizer):
+def test_equal_prompts_in_different_shards_get_different_samples(model, tokenizer):
     samples = sample_completions(prompts(["Who?"] * 4), model, tokenizer, **SMALL)
     assert len({tuple(row) for row in samples["completions"]}) == 4
 
 
 @pytest.mark.parametrize("policy", ["folder", "classifier", "bare"])
-def test_what_is_no_policy_is_named(model, tokenizer, policy):
+def test_a_model_that_is_not_a_causal_lm_is_an_error(model, tokenizer, policy):
     others = {"folder": "some/folder", "classifier": tiny_reward_model(tokenizer), "bare": model.model}
     with pytest.raises(TypeError, match="`model` must be a causal LM, got `(str|LlamaForSeq.*|LlamaModel)`. Load it"):
         sample_completions(prompts(), others[policy], tokenizer, **SMALL)
 
 
-def test_a_compiled_policy_samples(model, tokenizer):
+def test_a_compiled_policy_can_be_sampled(model, tokenizer):
     compiled = torch.compile(model, backend="eager")
     assert len(sample_completions(prompts(), compiled, tokenizer, **SMALL)) == len(prompts())
 
 
-def test_pad_tokens_do_not_matter(model):
+def test_samples_do_not_depend_on_the_pad_token(model):
     distinct, equal, missing = tiny_tokenizer(), tiny_tokenizer(pad_is_eos=True), tiny_tokenizer()
     missing.pad_token = None
     model.generation_config.pad_token_id = None
-    rows = [sample_completions(prompts(), model, each, **SMALL).to_list() for each in (distinct, equal, missing)]
+    tokenizers = (distinct, equal, missing)
+    rows = [sample_completions(prompts(), model, tokenizer, **SMALL).to_list() for tokenizer in tokenizers]
     assert rows[0] == rows[1] == rows[2]
     assert missing.pad_token is None and missing.padding_side == distinct.padding_side
 
 
-@pytest.mark.parametrize("own", [None, 42, [42, 43]])
-def test_samples_end_with_the_tokenizers_eos_and_those_of_the_generation_config(tokenizer, own, monkeypatch):
-    """The tokens drawn are given: a sample ends at the first of them that is an EOS token."""
+@pytest.mark.parametrize("model_eos", [None, 42, [42, 43]])
+def test_eos_of_the_tokenizer_and_of_the_generation_config_end_a_sample(tokenizer, model_eos, monkeypatch):
+    """`generate_samples` returns fixed tokens. A sample ends at the first EOS token."""
     model = tiny_causal_lm(tokenizer)
-    model.generation_config.eos_token_id = own
+    model.generation_config.eos_token_id = model_eos
     letters = tokenizer("abc")["input_ids"]
-    drawn = [[*letters, tokenizer.eos_token_id, 0], [*letters, 42, 43], [*letters, 43, 43], letters + letters[:2]]
-    monkeypatch.setattr(trl_rlp.data.sampling.in_process, "generate_samples", lambda *_: torch.tensor([drawn]))
+    tokens = [[*letters, tokenizer.eos_token_id, 0], [*letters, 42, 43], [*letters, 43, 43], letters + letters[:2]]
+    monkeypatch.setattr(trl_rlp.data.sampling.in_process, "generate_samples", lambda *_: torch.tensor([tokens]))
     samples = sample_completions(prompts(["x"]), model, tokenizer, num_generations=4, max_new_tokens=5)
-    assert samples[0]["finished"] == [True, own is not None, isinstance(own, list), False]
+    assert samples[0]["finished"] == [True, model_eos is not None, isinstance(model_eos, list), False]
     assert samples[0]["completions"][0] == "abc" and samples[0]["completions"][3] == "abcab"
-    assert (samples[0]["completions"][1] == "abc") == (own is not None)
+    assert (samples[0]["completions"][1] == "abc") == (model_eos is not None)
 
 
 def test_white_space_at_the_start_of_a_completion_is_kept(monkeypatch):
-    """SentencePiece decodes the token of " Paris" alone to "Paris", but after the prompt it is " Paris"."""
+    """SentencePiece decodes the token of " Paris" to "Paris" if it is alone, and to " Paris" after the prompt."""
     vocabulary = {token: index for index, token in enumerate(["<unk>", "</s>", "▁Capital", ":", "▁Paris", "Lyon"])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -184,20 +185,20 @@ def test_white_space_at_the_start_of_a_completion_is_kept(monkeypatch):
     assert samples[0]["completions"] == [" Paris", "Lyon"]
 
 
-def test_the_model_comes_back_as_it_was(model, tokenizer):
-    own = model.generation_config
+def test_modes_and_generation_config_of_the_model_are_restored(model, tokenizer):
+    config = model.generation_config
     model.train()
     model.model.layers[0].eval()
     modes = [module.training for module in model.modules()]
-    seen = []
-    model.register_forward_pre_hook(lambda module, _: seen.append(any(each.training for each in module.modules())))
+    is_training = []
+    model.register_forward_pre_hook(lambda model, _: is_training.append(any(m.training for m in model.modules())))
     sample_completions(prompts(), model, tokenizer, **SMALL)
-    assert not any(seen) and seen
+    assert is_training and not any(is_training)
     assert [module.training for module in model.modules()] == modes
-    assert model.generation_config is own
+    assert model.generation_config is config
 
 
-def test_settings_of_the_model_do_not_leak(model, tokenizer):
+def test_the_models_own_generation_settings_have_no_effect(model, tokenizer):
     expected = sample_completions(prompts(), model, tokenizer, **SMALL).to_list()
     model.generation_config = GenerationConfig(
         eos_token_id=MANY_EOS, top_k=1, repetition_penalty=5.0, min_new_tokens=8, num_beams=2, do_sample=False
@@ -210,22 +211,22 @@ def test_settings_of_the_model_do_not_leak(model, tokenizer):
 def test_a_lora_policy_is_sampled_with_its_adapter(model, tokenizer, tmp_path):
     base = sample_completions(prompts(), model, tokenizer, **SMALL).to_list()
     policy = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=64, init_lora_weights=False))
-    own = sample_completions(prompts(), policy, tokenizer, output_dir=tmp_path, **SMALL).to_list()
-    assert own != base
+    adapted = sample_completions(prompts(), policy, tokenizer, output_dir=tmp_path, **SMALL).to_list()
+    assert adapted != base
     with policy.disable_adapter():
         assert sample_completions(prompts(), policy, tokenizer, **SMALL).to_list() == base
         with pytest.raises(ValueError, match="`policy` was"):
             sample_completions(prompts(), policy, tokenizer, output_dir=tmp_path, **SMALL)
 
 
-def test_an_interrupted_run_continues_to_the_same_samples(model, tokenizer, tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes_to_the_same_samples(model, tokenizer, tmp_path, monkeypatch):
     settings = {**SMALL, "tokens_per_batch": 1}
-    straight = sample_completions(prompts(), model, tokenizer, **settings).to_list()
+    expected = sample_completions(prompts(), model, tokenizer, **settings).to_list()
     calls = []
 
     def interrupted(*args):
         calls.append(args)
-        if len(calls) == 4:  # in the middle of the second shard: it has two prompts, a batch one
+        if len(calls) == 4:  # in the middle of the second shard, which has two prompts in two batches
             raise KeyboardInterrupt
         return generate_samples(*args)
 
@@ -233,7 +234,7 @@ def test_an_interrupted_run_continues_to_the_same_samples(model, tokenizer, tmp_
         patch.setattr(trl_rlp.data.sampling.in_process, "generate_samples", interrupted)
         sample_completions(prompts(), model, tokenizer, output_dir=tmp_path, **settings)
     assert len(list(tmp_path.glob("shard-*.jsonl"))) == 1
-    assert sample_completions(prompts(), model, tokenizer, output_dir=tmp_path, **settings).to_list() == straight
+    assert sample_completions(prompts(), model, tokenizer, output_dir=tmp_path, **settings).to_list() == expected
     assert not model.training
 
 
@@ -247,7 +248,7 @@ def test_an_interrupted_run_continues_to_the_same_samples(model, tokenizer, tmp_
         ({"rows": TEXTS[:4]}, "`prompts` was"),
     ],
 )
-def test_a_folder_of_another_run_is_refused(model, tokenizer, tmp_path, change, match):
+def test_a_folder_of_another_run_is_an_error(model, tokenizer, tmp_path, change, match):
     sample_completions(prompts(), model, tokenizer, output_dir=tmp_path, **SMALL)
     settings = {**SMALL, **change}
     if settings.pop("model", None):
@@ -268,30 +269,30 @@ def test_a_folder_of_another_run_is_refused(model, tokenizer, tmp_path, change, 
         (
             prompts(["a", "b" * 300]),
             {"max_new_tokens": 213},
-            "`prompts` row 1 has 300 tokens, which with `max_new_tokens`=213 is more than the model's context of 512",
+            "`prompts` row 1 has 300 tokens. With `max_new_tokens`=213 this is more than the model's context of 512",
         ),
     ],
 )
-def test_bad_input_is_named(model, tokenizer, data, settings, match):
+def test_bad_arguments_are_errors(model, tokenizer, data, settings, match):
     with pytest.raises(ValueError, match=match):
         sample_completions(data, model, tokenizer, **settings)
 
 
-def test_a_prompt_may_fill_the_context_to_the_last_token(model, tokenizer):
+def test_prompt_and_completion_may_fill_the_whole_context(model, tokenizer):
     samples = sample_completions(prompts(["b" * 300]), model, tokenizer, num_generations=2, max_new_tokens=212)
     assert len(samples[0]["completions"]) == 2
 
 
-def test_tokenizers_without_eos_or_chat_template_are_refused(model, tokenizer):
+def test_a_missing_eos_token_or_chat_template_is_an_error(model, tokenizer):
     no_template = tiny_tokenizer(chat=False)
     with pytest.raises(ValueError, match="no chat template, but the prompts are messages"):
         sample_completions(prompts(CHATS), model, no_template)
     tokenizer.eos_token = None
-    with pytest.raises(ValueError, match="no EOS token, so no sample could end"):
+    with pytest.raises(ValueError, match="no EOS token, so no completion could end"):
         sample_completions(prompts(), model, tokenizer)
 
 
-def test_an_encoder_decoder_is_refused(tokenizer):
+def test_an_encoder_decoder_is_an_error(tokenizer):
     config = T5Config(vocab_size=300, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, decoder_start_token_id=0)
     with pytest.raises(ValueError, match="must be a decoder-only causal LM"):
         sample_completions(prompts(), T5ForConditionalGeneration(config), tokenizer)
@@ -316,17 +317,17 @@ for output_dir in (None, folder + "/shards", folder + "/shards"):
     samples = sample_completions(prompts, model, tokenizer, output_dir=output_dir, **{settings!r})
     samples.to_json(f"{{folder}}/{{output_dir is None}}-{{PartialState().process_index}}.jsonl")
 assert torch.distributed.get_world_size() == PartialState().num_processes == 2
-# Three shards, dealt 0, 1, 0: two or one of them twice, none in the third call.
+# Three shards go to processes 0, 1, 0. The first two calls sample them, the third loads them.
 assert len(calls) == [4, 2][PartialState().process_index], calls
 try:
     sample_completions(prompts, model, tokenizer, output_dir=folder + "/shards", seed=7, **{settings!r})
 except ValueError as error:
-    sys.stdout.write(f"refused: {{error}}\\n")  # in one write, so that the other process's stays whole
+    sys.stdout.write(f"refused: {{error}}\\n")  # one write, so that the lines of both processes do not mix
 leave_process_group()
 """
 
 
-def test_two_processes_share_the_work_and_return_the_same_whole(model, tokenizer, tmp_path):
+def test_two_processes_share_the_work_and_return_the_whole_dataset(model, tokenizer, tmp_path):
     expected = sample_completions(prompts(), model, tokenizer, **{**SMALL, "tokens_per_batch": 10_000})
     folder = save(model, tokenizer, tmp_path)
     script = tmp_path / "script.py"

@@ -7,7 +7,7 @@ import time
 import pytest
 from datasets import Dataset
 
-from tests.servers import needs_serving, serving
+from tests.servers import needs_serving, run_server
 from tests.tiny_models import save, tiny_causal_lm, tiny_tokenizer
 from trl_rlp.data.sampling.server import sample_from_server
 from trl_rlp.data.validation import require_samples
@@ -22,7 +22,7 @@ def sample(server, rows=TEXTS, n=4, **settings):
 
 
 @pytest.mark.parametrize(("rows", "path"), [(TEXTS, "/v1/completions"), (CHATS, "/v1/chat/completions")])
-def test_n_choices_are_asked_for_in_one_request(fake, rows, path):
+def test_one_request_asks_for_n_choices(fake, rows, path):
     samples = sample(fake, rows, temperature=0.7, top_p=0.9, max_tokens=17, extra_body={"top_k": -1})
     require_samples(samples)
     assert samples["prompt"][:] == rows
@@ -35,20 +35,20 @@ def test_n_choices_are_asked_for_in_one_request(fake, rows, path):
     assert len({request["seed"] for request in fake.requests}) == 3
 
 
-@pytest.mark.parametrize("given", [1, 3])
-def test_missing_choices_are_asked_for_one_by_one(fake, given):
-    """n = 4 and one prompt at a time: the first request gives some, the rest of that row and all others are single."""
-    fake.choices = lambda request: min(given, request.get("n", 1))
+@pytest.mark.parametrize("returned", [1, 3])
+def test_missing_choices_are_requested_one_by_one(fake, returned):
+    """n = 4, one prompt at a time. Only the first request asks for several choices. All later requests are single."""
+    fake.choices = lambda request: min(returned, request.get("n", 1))
     samples = sample(fake, max_concurrency=1, shard_size=1)
     require_samples(samples)
-    assert ["n" in request for request in fake.requests] == [True] + [False] * (4 - given) + [False] * 8
+    assert ["n" in request for request in fake.requests] == [True] + [False] * (4 - returned) + [False] * 8
     seeds = [request["seed"] for request in fake.requests]
     assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2**31 for seed in seeds)
     assert all(len(set(row)) == 4 for row in samples["completions"])
 
 
 @pytest.mark.parametrize("status", [400, 422])
-def test_a_server_that_refuses_n_is_asked_one_by_one(fake, status):
+def test_a_server_that_refuses_n_gets_single_requests(fake, status):
     fake.respond = lambda request, number: (status, '{"error": "n must be 1"}', {}) if "n" in request else None
     require_samples(sample(fake, shard_size=1))
     assert len(fake.requests) == 1 + 3 * 4
@@ -56,54 +56,54 @@ def test_a_server_that_refuses_n_is_asked_one_by_one(fake, status):
 
 def test_seeds_depend_on_the_seed_the_row_and_the_sample(fake):
     fake.choices = lambda request: 1
-    first, again, other = sample(fake), sample(fake), sample(fake, seed=1)
-    assert first.to_list() == again.to_list()
+    first, repeated, other = sample(fake), sample(fake), sample(fake, seed=1)
+    assert first.to_list() == repeated.to_list()
     texts = [text for samples in (first, other) for row in samples["completions"] for text in row]
     assert len(set(texts)) == 24
 
 
-def test_no_more_requests_are_under_way_than_allowed(fake):
+def test_the_number_of_concurrent_requests_is_limited(fake):
     fake.choices = lambda request: 1
     fake.delay = 0.02
     require_samples(sample(fake, max_concurrency=3))
-    assert fake.most_at_once == 3
+    assert fake.max_concurrent == 3
 
 
-def test_failures_that_pass_are_repeated(fake):
-    passing = {0: 503, 1: 429, 2: 500}
-    fake.respond = lambda request, number: (passing[number], "busy", {}) if number in passing else None
+def test_temporary_failures_are_retried(fake):
+    failures = {0: 503, 1: 429, 2: 500}
+    fake.respond = lambda request, number: (failures[number], "busy", {}) if number in failures else None
     require_samples(sample(fake, max_concurrency=1))
     assert len(fake.requests) == 3 + 3
 
 
-def test_failures_that_stay_are_named_after_the_retries(fake):
+def test_permanent_failures_are_errors_after_the_retries(fake):
     fake.respond = lambda request, number: (503, "<html>\n  overloaded\n</html>", {})
     with pytest.raises(RuntimeError, match="still fails after 2 retries \\(status 503: <html> overloaded </html>\\)"):
         sample(fake, TEXTS[:1], max_retries=2)
     assert len(fake.requests) == 3
 
 
-def test_a_refused_request_is_named_and_not_repeated(fake):
+def test_a_refused_request_is_an_error_without_retries(fake):
     fake.respond = lambda request, number: (404, '{"error": "no model called policy"}', {})
     with pytest.raises(ValueError, match="refused a request \\(status 404: .*no model called policy.*Check `model`"):
         sample(fake, TEXTS[:1])
     assert len(fake.requests) == 1
 
 
-def test_a_server_that_is_not_there_is_named_at_once():
+def test_a_missing_server_is_an_error_at_once():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     begin = time.monotonic()
     with pytest.raises(
-        ConnectionError, match=rf"No server answers at `base_url`=http://127\.0\.0\.1:{port}/v1.*Start one"
+        ConnectionError, match=rf"No server answers at `base_url`=http://127\.0\.0\.1:{port}/v1.*Start a server"
     ) as caught:
         sample_from_server(Dataset.from_dict({"prompt": TEXTS}), f"http://127.0.0.1:{port}/v1", "policy")
     assert time.monotonic() - begin < 5
     assert "\n" not in str(caught.value)
 
 
-RUBBISH = {
+INVALID_BODIES = {
     "html": ("<!doctype html>\n<p>Welcome to nginx</p>", "Welcome to nginx"),
     "not json": ("{'choices':", "choices"),
     "no choices": ('{"choices": []}', "choices"),
@@ -118,34 +118,34 @@ RUBBISH = {
 
 
 @pytest.mark.parametrize("rows", [TEXTS, CHATS], ids=["text", "chat"])
-@pytest.mark.parametrize("kind", RUBBISH)
-def test_rubbish_is_one_clear_line(fake, rows, kind):
-    body, match = RUBBISH[kind]
+@pytest.mark.parametrize("kind", INVALID_BODIES)
+def test_a_response_that_is_not_a_completion_is_a_one_line_error(fake, rows, kind):
+    body, match = INVALID_BODIES[kind]
     fake.respond = lambda request, number: (
         200,
         body,
         {"Content-Type": "text/html" if kind == "html" else "application/json"},
     )
-    with pytest.raises(ValueError, match=f"answered something that is not a completion.*{match}") as caught:
+    with pytest.raises(ValueError, match=f"The response of the server at .* is not a completion.*{match}") as caught:
         sample(fake, rows)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
-def test_a_message_without_content_is_no_sample(fake):
+def test_a_message_without_content_is_an_error(fake):
     choice = {"message": {"content": None, "reasoning": "Let me see"}, "finish_reason": "length"}
     fake.respond = lambda request, number: (200, json.dumps({"choices": [choice]}), {})
     with pytest.raises(ValueError, match=r"row \d with a message that has no content. .* raise `max_tokens`"):
         sample(fake, CHATS)
 
 
-def test_it_works_inside_a_running_event_loop(fake):
-    async def cell_of_a_notebook():
+def test_sampling_works_inside_a_running_event_loop(fake):
+    async def notebook_cell():
         return sample(fake)
 
-    assert asyncio.run(cell_of_a_notebook()).to_list() == sample(fake).to_list()
+    assert asyncio.run(notebook_cell()).to_list() == sample(fake).to_list()
 
 
-def test_an_interrupted_run_goes_on_after_the_last_shard(fake, tmp_path):
+def test_an_interrupted_run_resumes_after_the_last_shard(fake, tmp_path):
     expected = sample(fake).to_list()
     fake.requests.clear()
     fake.respond = lambda request, number: (404, "gone", {}) if number == 2 else None
@@ -166,13 +166,13 @@ def test_an_interrupted_run_goes_on_after_the_last_shard(fake, tmp_path):
         ({"rows": TEXTS[:2]}, "`prompts` was"),
     ],
 )
-def test_a_folder_of_another_run_is_refused(fake, tmp_path, change, match):
+def test_a_folder_of_another_run_is_an_error(fake, tmp_path, change, match):
     sample(fake, output_dir=tmp_path)
     with pytest.raises(ValueError, match=match):
         sample(fake, output_dir=tmp_path, **change)
 
 
-def test_a_key_of_the_environment_is_not_sent(fake, monkeypatch):
+def test_an_api_key_in_the_environment_is_not_sent(fake, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "private")
     sample(fake)
     assert fake.headers["Authorization"] == "Bearer none"
@@ -180,7 +180,7 @@ def test_a_key_of_the_environment_is_not_sent(fake, monkeypatch):
     assert fake.headers["Authorization"] == "Bearer given"
 
 
-def test_open_assistant_turns_need_the_servers_word_for_it(fake):
+def test_an_assistant_prefill_needs_continue_final_message(fake):
     rows = [[{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "It was"}]]
     with pytest.raises(ValueError, match="`prompts` row 0 ends with an assistant message"):
         sample(fake, rows)
@@ -188,7 +188,7 @@ def test_open_assistant_turns_need_the_servers_word_for_it(fake):
     require_samples(sample(fake, rows, extra_body={"continue_final_message": True, "add_generation_prompt": False}))
 
 
-def test_bad_settings_and_a_missing_package_are_named(fake, monkeypatch):
+def test_bad_settings_and_a_missing_package_are_errors(fake, monkeypatch):
     with pytest.raises(ValueError, match="`num_generations` must be at least 2"):
         sample(fake, n=1)
     with pytest.raises(ValueError, match="`max_concurrency` must be at least 1"):
@@ -202,13 +202,13 @@ def test_bad_settings_and_a_missing_package_are_named(fake, monkeypatch):
 
 @pytest.fixture(scope="module")
 def serve(tmp_path_factory):
-    """A served tiny model that samples by default; gives the URL and the folder it serves."""
+    """Serves a tiny model that samples by default. Yields the URL and the model folder."""
     folder = tmp_path_factory.mktemp("policy")
     tokenizer = tiny_tokenizer()
     model = tiny_causal_lm(tokenizer)
     model.generation_config.update(do_sample=True, top_k=0, eos_token_id=list(range(1, 31)), pad_token_id=0)
     save(model, tokenizer, folder)
-    with serving(folder) as url:
+    with run_server(folder) as url:
         yield url, str(folder)
 
 
@@ -217,12 +217,13 @@ def serve(tmp_path_factory):
 def test_transformers_serve_samples_text_and_chats(serve, rows):
     url, folder = serve
     prompts = Dataset.from_dict({"prompt": rows})
-    settings = {"num_generations": 4, "max_tokens": 6, "max_concurrency": 1}  # seeds hold for one request at a time
+    # This server follows the seeds only if it gets one request at a time.
+    settings = {"num_generations": 4, "max_tokens": 6, "max_concurrency": 1}
     samples = sample_from_server(prompts, url, folder, **settings)
     require_samples(samples)
     completions = [text for row in samples["completions"] for text in row]
     finished = [value for row in samples["finished"] for value in row]
-    assert len(set(completions)) > 6, "samples differ, so the server did sample"
+    assert len(set(completions)) > 6, "all samples are equal, so the server did not sample"
     assert any(finished) and not all(finished)
     assert not any("<eos>" in text or "<|" in text for text in completions)
     assert sample_from_server(prompts, url, folder, **settings).to_list() == samples.to_list()
@@ -230,13 +231,13 @@ def test_transformers_serve_samples_text_and_chats(serve, rows):
 
 
 @needs_serving
-def test_transformers_serve_refuses_a_field_it_does_not_know(serve):
+def test_transformers_serve_refuses_an_unknown_field(serve):
     url, folder = serve
     with pytest.raises(ValueError, match="refused a request .*Unexpected fields"):
         sample_from_server(Dataset.from_dict({"prompt": TEXTS}), url, folder, extra_body={"no_such_field": 1})
 
 
-def test_half_of_a_character_becomes_the_replacement_character(fake, tmp_path):
+def test_half_surrogate_pairs_become_the_replacement_character(fake, tmp_path):
     fake.answer = lambda request: {
         "choices": [{"text": text, "finish_reason": "stop"} for text in ("a\ud83d", "\ud83d\ude00", "\udc00b", "c")]
     }

@@ -11,7 +11,7 @@ def test_the_papers_settings_pass():
 @pytest.mark.parametrize(
     ("name", "value", "match"),
     [
-        ("num_generations", 1, "`num_generations` must be at least 2, as RLP compares outputs .* Got 1"),
+        ("num_generations", 1, "`num_generations` must be at least 2, because RLP compares completions .* Got 1"),
         ("temperature", 0.0, r"`temperature` must be above 0 .* Got 0\.0"),
         ("temperature", float("nan"), "Got nan"),
         ("temperature", float("inf"), "Got inf"),
@@ -26,7 +26,7 @@ def test_the_papers_settings_pass():
         ("max_retries", -1, "`max_retries` must be at least 0"),
     ],
 )
-def test_values_out_of_range_are_named(name, value, match):
+def test_values_out_of_range_are_errors(name, value, match):
     with pytest.raises(ValueError, match=match):
         require_settings(**{name: value})
 
@@ -34,6 +34,6 @@ def test_values_out_of_range_are_named(name, value, match):
 @pytest.mark.parametrize(
     ("name", "value"), [("num_generations", 2.0), ("seed", "1"), ("temperature", None), ("top_k", True)]
 )
-def test_values_of_another_type_are_named(name, value):
+def test_values_of_the_wrong_type_are_errors(name, value):
     with pytest.raises(TypeError, match=f"`{name}` must be an? (integer|number), got {value!r}"):
         require_settings(**{name: value})

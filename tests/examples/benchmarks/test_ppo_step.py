@@ -34,12 +34,12 @@ def benchmark():
     return module
 
 
-def measured(speed=1.0, memory=400.0, tokens=TOKENS):
+def make_measurement(speed=1.0, memory=400.0, tokens=TOKENS):
     keys = ("episodes_per_second", "peak_memory", "memory_in_training", "tokens", "versions")
     return dict(zip(keys, (speed, memory, memory / 2, tokens, "trl"), strict=True))
 
 
-def test_a_worker_of_ours_measures_and_full_completions_are_trained_on(benchmark):
+def test_worker_of_ours_measures_and_trains_on_full_completions(benchmark):
     ours = benchmark.measure("ours", sys.executable, SIZES)
     assert ours["tokens"] == TOKENS
     assert ours["episodes_per_second"] > 0
@@ -48,19 +48,19 @@ def test_a_worker_of_ours_measures_and_full_completions_are_trained_on(benchmark
     benchmark.require_equal_work({"ours": ours}, SIZES)
 
 
-def test_it_writes_its_figures(benchmark, tmp_path, monkeypatch, capsys):
-    """Ratios of speeds: 1.5, 3, 2; their median is 2. The former trainer is not run."""
+def test_results_are_written(benchmark, tmp_path, monkeypatch, capsys):
+    """The ratios of the speeds are 1.5, 3 and 2, so their median is 2. The trainer of TRL 1.12 is not run."""
     speeds = {"ours": iter([3.0, 6.0, 4.0]), "former": iter([2.0, 2.0, 2.0])}
     calls = []
 
     def measure(side, python, sizes):
         calls.append((side, python))
         assert sizes == SIZES
-        return measured(next(speeds[side]), 300.0 if side == "ours" else 400.0)
+        return make_measurement(next(speeds[side]), 300.0 if side == "ours" else 400.0)
 
     monkeypatch.setattr(benchmark, "measure", measure)
     monkeypatch.setattr(benchmark, "make_environment", lambda folder: str(folder / "python"))
-    output, environment = tmp_path / "figures.json", tmp_path / "former"
+    output, environment = tmp_path / "results.json", tmp_path / "former"
     options = ["--output", str(output), "--rounds", "3", "--former_environment", str(environment)]
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *options, *OPTIONS])
     benchmark.main()
@@ -75,20 +75,22 @@ def test_it_writes_its_figures(benchmark, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("side", ["ours", "former"])
 def test_unequal_work_is_an_error(benchmark, side):
-    one_round = {"ours": measured(), "former": measured()}
-    one_round[side] = measured(tokens=[TOKENS[0], TOKENS[1] - 1, TOKENS[2]])
-    with pytest.raises(SystemExit, match=rf"'{side}' has .* \[2, 47, 176\], not \[2, 48, 176\]"):
-        benchmark.require_equal_work(one_round, SIZES)
+    round_results = {"ours": make_measurement(), "former": make_measurement()}
+    round_results[side] = make_measurement(tokens=[TOKENS[0], TOKENS[1] - 1, TOKENS[2]])
+    with pytest.raises(SystemExit, match=rf"'{side}' has \[2, 47, 176\] .*, expected \[2, 48, 176\]"):
+        benchmark.require_equal_work(round_results, SIZES)
 
 
-def test_a_worker_that_fails_is_an_error(benchmark):
+def test_failed_worker_is_an_error(benchmark):
     with pytest.raises(SystemExit, match=r"The worker of 'ours' failed.\n(.|\n)*--layers"):
         benchmark.measure("ours", sys.executable, {**SIZES, "layers": "many"})
 
 
-def test_the_environment_is_made_once_and_taken_up_again_if_broken_off(benchmark, tmp_path, monkeypatch):
-    made, installed = [], []
-    monkeypatch.setattr(venv, "create", lambda folder, **options: (made.append(folder), folder.mkdir(exist_ok=True)))
+def test_environment_is_created_once_and_again_after_an_interruption(benchmark, tmp_path, monkeypatch):
+    created, installed = [], []
+    monkeypatch.setattr(
+        venv, "create", lambda folder, **options: (created.append(folder), folder.mkdir(exist_ok=True))
+    )
 
     def fail(command, check):
         raise subprocess.CalledProcessError(1, command)
@@ -100,5 +102,5 @@ def test_the_environment_is_made_once_and_taken_up_again_if_broken_off(benchmark
     monkeypatch.setattr(subprocess, "run", lambda command, check: installed.append(command[4:]))
     for _ in range(2):
         assert benchmark.make_environment(folder) == str(folder / "bin/python")
-    assert made == [folder, folder]
+    assert created == [folder, folder]
     assert installed == [["--quiet", "torch==2.13.0"], ["--quiet", "trl==1.12.0", "transformers==5.24.0"]]

@@ -9,17 +9,17 @@ from tests.tiny_models import save, tiny_causal_lm, tiny_tokenizer
 SCRIPT = Path(__file__).parents[3] / "examples/benchmarks/sampling.py"
 
 
-def test_it_writes_its_figures(tmp_path, monkeypatch):
+def test_results_are_written(tmp_path, monkeypatch):
     tokenizer = tiny_tokenizer()
     folder = save(tiny_causal_lm(tokenizer), tokenizer, tmp_path / "policy")
     questions = tmp_path / "questions.jsonl"
     questions.write_text(
         "".join(json.dumps({"question": f"{row}?", "answers": [str(row)]}) + "\n" for row in range(7))
     )
-    output = tmp_path / "figures.json"
+    output = tmp_path / "results.json"
     options = ["--model", folder, "--questions", str(questions), "--prompts", "2", "--num_generations", "2"]
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *options, "--rounds", "1", "--output", str(output)])
     runpy.run_path(str(SCRIPT), run_name="__main__")
-    figures = json.loads(output.read_text())["figures"]
-    assert figures.keys() == {"shared_prefill_speed_up_few_shot", "shared_prefill_speed_up_plain"}
-    assert all(figure["better"] == "higher" and figure["value"] > 0 for figure in figures.values())
+    results = json.loads(output.read_text())["figures"]
+    assert results.keys() == {"shared_prefill_speed_up_few_shot", "shared_prefill_speed_up_plain"}
+    assert all(result["better"] == "higher" and result["value"] > 0 for result in results.values())

@@ -1,4 +1,4 @@
-"""The script trains, saves and prints, with whole models and with an adapter; `trl_rlp` is in one import alone."""
+"""The script trains, saves and prints, with full models and with an adapter. Only one line imports `trl_rlp`."""
 
 import json
 import runpy
@@ -29,47 +29,47 @@ def options(tmp_path):
     return [*SMALL.split(), *QUIET.split(), *folders]
 
 
-def logged(folder: Path, step: int = 8) -> list[dict]:
+def read_log(folder: Path, step: int = 8) -> list[dict]:
     return json.loads((folder / f"checkpoint-{step}" / "trainer_state.json").read_text())["log_history"]
 
 
 @pytest.mark.parametrize("column, value", [("prompt", "Name a river:"), ("turns", ["Name a river:", "Another:"])])
-def test_it_trains_saves_and_prints(tmp_path, monkeypatch, capsys, options, column, value):
+def test_the_script_trains_saves_and_prints(tmp_path, monkeypatch, capsys, options, column, value):
     data = tmp_path / "prompts.jsonl"
     Dataset.from_list([{"id": row, column: value} for row in range(20)]).to_json(data)
-    words = [*options, "--dataset_name", str(data), "--prompt_column", column]
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *words])
+    arguments = [*options, "--dataset_name", str(data), "--prompt_column", column]
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
     runpy.run_path(str(SCRIPT), run_name="__main__")
-    rows = [row for row in logged(tmp_path / "ppo") if "objective/kl" in row]
+    rows = [row for row in read_log(tmp_path / "ppo") if "objective/kl" in row]
     assert [row["episode"] for row in rows] == [4, 8]
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "ppo") and AutoTokenizer.from_pretrained(tmp_path / "ppo")
     printed = capsys.readouterr().out
     assert "model response" in printed and "Name a river:" in printed
 
 
-def test_it_trains_an_adapter(tmp_path, monkeypatch, options):
+def test_the_script_trains_an_adapter(tmp_path, monkeypatch, options):
     data = tmp_path / "prompts.jsonl"
     Dataset.from_dict({"prompt": [f"{row}:" for row in range(20)]}).to_json(data)
     peft = "--use_peft --lora_r 2 --lora_target_modules q_proj v_proj".split()
-    words = [*options, *peft, "--dataset_name", str(data)]
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *words])
+    arguments = [*options, *peft, "--dataset_name", str(data)]
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
     runpy.run_path(str(SCRIPT), run_name="__main__")
     assert (tmp_path / "ppo" / "adapter_model.safetensors").is_file()
 
 
-def test_trl_rlp_is_in_the_import_of_configuration_and_trainer_alone():
+def test_only_one_line_imports_trl_rlp():
     code = SCRIPT.read_text().split('"""', 2)[2]
     assert [line for line in code.splitlines() if "trl_rlp" in line or "RLP" in line] == [
-        "from trl_rlp import RLPPPOConfig as PPOConfig, RLPPPOTrainer as PPOTrainer  # isort: skip"
+        "from trl_rlp import PPOConfig, PPOTrainer  # isort: skip"
     ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name, column", [("vicuna_80", "turns"), ("self_instruct_252", "instruction")])
-def test_it_runs_on_the_prompts_that_it_names(tmp_path, options, name, column):
+def test_the_script_runs_on_the_prompts_of_its_docstring(tmp_path, options, name, column):
     data = PROMPTS / f"{name}.jsonl"
     if not data.is_file():
-        pytest.skip(f"{data} is not there")
-    words = [*options, "--dataset_name", str(data), "--prompt_column", column]
-    subprocess.run([sys.executable, str(SCRIPT), *words], check=True, cwd=ROOT, timeout=240)
-    assert [row["episode"] for row in logged(tmp_path / "ppo") if "objective/kl" in row] == [4, 8]
+        pytest.skip(f"{data} does not exist")
+    arguments = [*options, "--dataset_name", str(data), "--prompt_column", column]
+    subprocess.run([sys.executable, str(SCRIPT), *arguments], check=True, cwd=ROOT, timeout=240)
+    assert [row["episode"] for row in read_log(tmp_path / "ppo") if "objective/kl" in row] == [4, 8]

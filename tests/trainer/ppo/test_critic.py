@@ -3,8 +3,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from tests.tiny_models import tiny_causal_lm, tiny_nli, tiny_reward_model, tiny_tokenizer
-from trl_rlp.trainer.ppo.completion_log_probs import position_ids_from_mask
-from trl_rlp.trainer.ppo.critic import Critic, init_value_model
+from trl_rlp.trainer.ppo.ppo_setup import init_value_model
+from trl_rlp.trainer.ppo.token_models import Critic, position_ids_from_mask
 
 
 TOKENIZER = tiny_tokenizer()

@@ -6,21 +6,23 @@ import pytest
 import torch
 
 from tests.ppo_runs import ppo_config
-from trl_rlp.trainer.ppo.ppo_losses import LOSS_TERMS, ppo_loss
+from tests.trainer.ppo.test_rollout import experience
+from trl_rlp.trainer.ppo.ppo_losses import LOSS_METRICS, ppo_loss
+from trl_rlp.trainer.ppo.rollout import MicroBatch
 
 
-def batch(**overrides) -> dict[str, torch.Tensor]:
+def batch(normalizers: tuple[float, float] = (3.0, 3.0), **overrides) -> MicroBatch:
     mask = torch.tensor([[True, True], [True, False]])
-    return {
+    values = {
         "completion_mask": mask,
         "value_mask": mask,
         "old_log_probs": torch.zeros(2, 2),
         "advantages": torch.tensor([[1.0, -1.0], [2.0, 5.0]]),
         "old_values": torch.zeros(2, 2),
         "returns": torch.tensor([[1.0, 0.0], [1.0, 7.0]]),
-        "normalizers": torch.tensor([3.0, 3.0]),
-        **overrides,
+        "importance_sampling_ratio": None,
     }
+    return MicroBatch(experience(**{**values, **overrides}), *torch.tensor(normalizers))
 
 
 LOG_PROBS = torch.tensor([[math.log(1.5), math.log(0.5)], [0.0, 3.0]])
@@ -45,12 +47,12 @@ def test_numbers_worked_by_hand(tmp_path):
     assert terms["val/ratio"].item() == pytest.approx(1.0)
     squares = (math.log(1.5) ** 2 + math.log(0.5) ** 2) / 2
     assert terms["policy/approxkl_avg"].item() == pytest.approx(squares / 3)
-    assert tuple(terms) == LOSS_TERMS
+    assert tuple(terms) == LOSS_METRICS
 
 
 def test_it_is_a_part_of_its_step(tmp_path):
     """Over the 6 and 12 tokens of a larger step it weighs a half and a quarter as much."""
-    loss, terms = loss_of(tmp_path, batch(normalizers=torch.tensor([6.0, 12.0])))
+    loss, terms = loss_of(tmp_path, batch(normalizers=(6.0, 12.0)))
     assert loss.item() == pytest.approx(-0.8 / 2 + 0.1 * 0.215 / 4)
     assert terms["loss/policy_avg"].item() == pytest.approx(-0.8)
 

@@ -4,8 +4,8 @@ import pytest
 
 from tests.ppo_runs import SETTINGS, logged, ppo_trainer
 from tests.tiny_models import tiny_tokenizer
+from trl_rlp.trainer.ppo.ppo_config import PPOConfig
 from trl_rlp.trainer.ppo.ppo_presets import PRESETS
-from trl_rlp.trainer.ppo.rlp_ppo_config import RLPPPOConfig
 
 
 MACHINE = {name: SETTINGS[name] for name in ("use_cpu", "report_to")}
@@ -13,7 +13,7 @@ MACHINE = {name: SETTINGS[name] for name in ("use_cpu", "report_to")}
 
 def test_alpacafarm_s_rollouts_and_steps(tmp_path):
     """On 8 devices 8 x 2 x 32 = 512 completions a rollout and 256 a step; 2 epochs make 4 steps."""
-    args = RLPPPOConfig.from_preset("alpacafarm", str(tmp_path), **MACHINE)
+    args = PPOConfig.from_preset("alpacafarm", str(tmp_path), **MACHINE)
     assert 8 * args.per_device_train_batch_size * args.steps_per_generation == 512
     assert 8 * args.per_device_train_batch_size * args.gradient_accumulation_steps == 256
     assert args.steps_per_rollout == 4
@@ -32,7 +32,7 @@ def test_alpacafarm_s_rollouts_and_steps(tmp_path):
 
 
 def test_trl_1_12_s_numbers(tmp_path):
-    args = RLPPPOConfig.from_preset("trl-1.12", str(tmp_path), **MACHINE)
+    args = PPOConfig.from_preset("trl-1.12", str(tmp_path), **MACHINE)
     assert (args.num_ppo_epochs, args.num_mini_batches, args.response_length) == (4, 1, 53)
     assert (args.kl_coef, args.kl_estimator, args.gamma, args.lam) == (0.05, "k1", 1.0, 0.95)
     assert (args.vf_coef, args.cliprange, args.cliprange_value, args.learning_rate) == (0.1, 0.2, 0.2, 3e-6)
@@ -49,9 +49,9 @@ def test_every_preset_trains(tmp_path, name):
 
 
 def test_values_may_be_overridden_and_names_must_be_known(tmp_path):
-    assert RLPPPOConfig.from_preset("alpacafarm", str(tmp_path), kl_coef=0.02, **MACHINE).kl_coef == 0.02
+    assert PPOConfig.from_preset("alpacafarm", str(tmp_path), kl_coef=0.02, **MACHINE).kl_coef == 0.02
     with pytest.raises(ValueError, match=r"`name` must be one of \['alpacafarm', 'trl-1.12'\], got 'ppo'"):
-        RLPPPOConfig.from_preset("ppo", str(tmp_path))
+        PPOConfig.from_preset("ppo", str(tmp_path))
 
 
 def test_where_pad_is_eos_the_former_trainer_s_numbers_leave_eos_out(tmp_path):
@@ -66,5 +66,5 @@ def test_where_pad_is_eos_the_former_trainer_s_numbers_leave_eos_out(tmp_path):
             None,
         )
         trainer.train()
-        counted[name] = trainer._rollout.tensors["completion_mask"].sum(dim=1).tolist()
+        counted[name] = trainer._rollout.experience.completion_mask.sum(dim=1).tolist()
     assert counted == {"former": [1] * 4, "default": [2] * 4}

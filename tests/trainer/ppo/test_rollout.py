@@ -3,85 +3,101 @@ import torch
 from accelerate import Accelerator
 
 from tests.ppo_runs import ppo_config
-from trl_rlp.trainer.ppo.rollout import Rollout
+from trl_rlp.trainer.ppo.experience import Experience
+from trl_rlp.trainer.ppo.rollout import MicroBatch, Rollout
 
 
 LENGTHS = [3, 1, 2, 4]
 
 
-def tensors() -> dict[str, torch.Tensor]:
-    """Four completions; the row number stands in every tensor. Prompts are 2, 1, 2 and 1 tokens long."""
+def experience(**overrides) -> Experience:
+    """Four completions. Most tensors hold the row number. Prompts are 2, 1, 2 and 1 tokens long."""
     rows = torch.arange(4)[:, None]
     mask = torch.arange(5) < torch.tensor(LENGTHS)[:, None]
-    return {
+    tokens = rows.expand(4, 5).clone()
+    values = {
         "prompt_ids": rows.expand(4, 3).clone(),
         "prompt_mask": torch.tensor([[0, 1, 1], [0, 0, 1], [0, 1, 1], [0, 0, 1]]),
-        "completion_ids": rows.expand(4, 5).clone(),
+        "completion_ids": tokens,
         "completion_mask": mask,
-        "value_mask": mask,
+        "old_log_probs": tokens.float(),
+        "advantages": tokens.float(),
         "importance_sampling_ratio": rows.float(),
+        "old_values": tokens.float(),
+        "returns": tokens.float(),
+        "value_mask": mask,
+        "scores": rows[:, 0].float(),
+        "finished": rows[:, 0] > 0,
+        "kl": tokens.float(),
+        "kl_rewards": tokens.float(),
     }
+    return Experience(**{**values, **overrides})
 
 
 def rollout(tmp_path, **settings) -> Rollout:
-    return Rollout(tensors(), ppo_config(tmp_path, **settings), Accelerator(cpu=True))
+    return Rollout(experience(), ppo_config(tmp_path, **settings), Accelerator(cpu=True))
+
+
+def normalizers(batch: MicroBatch) -> list[float]:
+    return [batch.policy_normalizer.item(), batch.value_normalizer.item()]
 
 
 def test_each_epoch_deals_out_all_rows_once_in_an_order_of_its_own(tmp_path):
     torch.manual_seed(1)
     dealt, deal = [], rollout(tmp_path, num_ppo_epochs=6)
     while not deal.is_used_up:
-        dealt += deal.take()["completion_ids"][:, 0].tolist()
+        dealt += deal.next_micro_batch().experience.completion_ids[:, 0].tolist()
     epochs = [dealt[start : start + 4] for start in range(0, 24, 4)]
     assert all(sorted(epoch) == [0, 1, 2, 3] for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
-def test_rows_stay_together_and_columns_of_padding_go(tmp_path):
+def test_rows_stay_together_and_padding_columns_are_removed(tmp_path):
     deal = rollout(tmp_path)
     for _ in range(4):
-        batch = deal.take()
-        rows = batch["completion_ids"][:, 0]
-        assert (batch["prompt_ids"] == rows[:, None]).all() and (batch["completion_ids"] == rows[:, None]).all()
-        assert batch["importance_sampling_ratio"].tolist() == [[float(row)] for row in rows]
+        batch = deal.next_micro_batch().experience
+        rows = batch.completion_ids[:, 0]
         longest = max(LENGTHS[row] for row in rows)
-        assert batch["completion_ids"].shape == batch["completion_mask"].shape == (2, longest)
-        assert batch["completion_mask"].sum(dim=1).tolist() == [LENGTHS[row] for row in rows]
-        assert batch["prompt_ids"].shape[1] == max([2, 1, 2, 1][row] for row in rows)
+        for name in ("completion_ids", "old_log_probs", "advantages", "old_values", "returns", "kl", "kl_rewards"):
+            tensor = getattr(batch, name)
+            assert tensor.shape == (2, longest) and (tensor == rows[:, None]).all(), name
+        assert (batch.prompt_ids == rows[:, None]).all() and batch.scores.tolist() == rows.tolist()
+        assert batch.importance_sampling_ratio.tolist() == [[float(row)] for row in rows]
+        assert batch.completion_mask.sum(dim=1).tolist() == [LENGTHS[row] for row in rows]
+        assert batch.prompt_ids.shape[1] == max([2, 1, 2, 1][row] for row in rows)
 
 
 def test_a_step_is_divided_by_all_of_its_tokens(tmp_path):
     """Both micro-batches make one step, so each is divided by 3 + 1 + 2 + 4 = 10."""
     deal = rollout(tmp_path)
-    assert [deal.take()["normalizers"].tolist() for _ in range(4)] == [[10.0, 10.0]] * 4
+    assert [normalizers(deal.next_micro_batch()) for _ in range(4)] == [[10.0, 10.0]] * 4
 
 
 def test_with_two_mini_batches_a_step_is_one_micro_batch(tmp_path):
     deal = rollout(tmp_path, num_mini_batches=2)
     for _ in range(4):
-        batch = deal.take()
-        assert batch["normalizers"].tolist() == [batch["completion_mask"].sum()] * 2
+        batch = deal.next_micro_batch()
+        assert normalizers(batch) == [batch.experience.completion_mask.sum()] * 2
 
 
-def test_micro_batches_may_count_alike_as_in_the_former_trainer(tmp_path):
+def test_micro_batches_may_have_equal_weights_as_in_trl_1_12(tmp_path):
     """Two micro-batches a step: each is the mean over its own tokens, times one half."""
     deal = rollout(tmp_path, loss_normalization="micro_batch")
     for _ in range(4):
-        batch = deal.take()
-        assert batch["normalizers"].tolist() == [2 * batch["completion_mask"].sum()] * 2
+        batch = deal.next_micro_batch()
+        assert normalizers(batch) == [2 * batch.experience.completion_mask.sum()] * 2
 
 
 def test_values_have_a_mask_of_their_own(tmp_path):
-    data = tensors()
-    data["value_mask"] = torch.ones(4, 5, dtype=torch.bool)
-    batch = Rollout(data, ppo_config(tmp_path), Accelerator(cpu=True)).take()
-    assert batch["completion_ids"].shape[1] == 5
-    assert batch["normalizers"].tolist() == [10.0, 20.0]
+    data = experience(value_mask=torch.ones(4, 5, dtype=torch.bool))
+    batch = Rollout(data, ppo_config(tmp_path), Accelerator(cpu=True)).next_micro_batch()
+    assert batch.experience.completion_ids.shape[1] == 5
+    assert normalizers(batch) == [10.0, 20.0]
 
 
-def test_more_is_not_to_be_had(tmp_path):
+def test_a_used_up_rollout_has_no_micro_batch(tmp_path):
     deal = rollout(tmp_path, num_ppo_epochs=1)
-    deal.take(), deal.take()
+    deal.next_micro_batch(), deal.next_micro_batch()
     assert deal.is_used_up
     with pytest.raises(IndexError):
-        deal.take()
+        deal.next_micro_batch()

@@ -70,8 +70,8 @@ def test_completions_of_the_evaluation_prompts_are_printed(tmp_path, capsys):
 def test_the_table_of_completions_has_ppo_s_advantages(tmp_path):
     trainer = ppo_trainer(tmp_path, total_episodes=4)
     trainer.train()
-    tensors = trainer._rollout.tensors
-    means = tensors["advantages"].sum(dim=1) / tensors["completion_mask"].sum(dim=1)
+    experience = trainer._rollout.experience
+    means = experience.advantages.sum(dim=1) / experience.completion_mask.sum(dim=1)
     assert list(trainer._logs["advantages"]) == pytest.approx(means.tolist())
 
 

@@ -2,7 +2,7 @@ import io
 
 from rich.console import Console
 
-from trl_rlp.trainer.ppo.sample_generations import MOST_ROWS, print_table
+from trl_rlp.trainer.ppo.sample_generations import MAX_ROWS, print_table
 
 
 def printed(rows: list[dict]) -> str:
@@ -18,6 +18,6 @@ def test_text_is_printed_as_it_is():
 
 def test_messages_are_printed_line_by_line_and_not_too_many_rows():
     chat = [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "cd"}]
-    text = printed([{"query": chat, "score": float(row)} for row in range(MOST_ROWS + 1)])
-    assert text.count("ab") == text.count("cd") == MOST_ROWS
+    text = printed([{"query": chat, "score": float(row)} for row in range(MAX_ROWS + 1)])
+    assert text.count("ab") == text.count("cd") == MAX_ROWS
     assert printed([]) == ""

@@ -1,4 +1,4 @@
-"""A method gets what it needs, and nothing that it would ignore."""
+"""Each method accepts the inputs that it needs, and no others."""
 
 import pytest
 from datasets import Dataset
@@ -7,10 +7,10 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 from tests.reward_runs import SameText, policy_samples, preferences, rlp_trainer, synthetic_preferences
 from tests.tiny_models import tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.preferences.collator import SyntheticPreferenceCollator
-from trl_rlp.trainer.reward.refinement_inputs import require_pairs
+from trl_rlp.trainer.reward.refinement_inputs import check_preferences
 
 
-USELESS = {
+INPUTS = {
     "policy_samples": policy_samples,
     "equivalence": SameText,
     "labeling_reward_model": lambda: tiny_reward_model(tiny_tokenizer()),
@@ -19,14 +19,14 @@ USELESS = {
 }
 
 
-@pytest.mark.parametrize("name", USELESS)
-def test_none_takes_nothing_that_it_would_ignore(tmp_path, name):
-    with pytest.raises(ValueError, match=f"`{name}` has no use with `method`='none'. Leave it out"):
-        rlp_trainer(tmp_path, method="none", **{name: USELESS[name]()})
+@pytest.mark.parametrize("name", INPUTS)
+def test_none_accepts_no_inputs(tmp_path, name):
+    with pytest.raises(ValueError, match=f"`{name}` is not used with `method`='none'. Leave it out"):
+        rlp_trainer(tmp_path, method="none", **{name: INPUTS[name]()})
 
 
 @pytest.mark.parametrize(
-    "method, given",
+    "method, arguments",
     [
         ("uml", {"synthetic_dataset": synthetic_preferences()}),
         ("uml", {"labeling_reward_model": tiny_reward_model(tiny_tokenizer())}),
@@ -35,13 +35,13 @@ def test_none_takes_nothing_that_it_would_ignore(tmp_path, name):
         ("spg", {"labeling_processing_class": tiny_tokenizer()}),
     ],
 )
-def test_other_methods_take_nothing_that_they_would_ignore_either(tmp_path, method, given):
-    (name,) = given
-    with pytest.raises(ValueError, match=f"`{name}` has no use with `method`='{method}'"):
-        rlp_trainer(tmp_path, method=method, **given)
+def test_other_methods_do_not_accept_unused_inputs(tmp_path, method, arguments):
+    (name,) = arguments
+    with pytest.raises(ValueError, match=f"`{name}` is not used with `method`='{method}'"):
+        rlp_trainer(tmp_path, method=method, **arguments)
 
 
-OF_ANOTHER_TYPE = {
+WRONG_TYPES = {
     "labeler": (
         {"labeling_reward_model": "reward"},
         TypeError,
@@ -51,24 +51,24 @@ OF_ANOTHER_TYPE = {
 }
 
 
-@pytest.mark.parametrize("given, error, match", OF_ANOTHER_TYPE.values(), ids=OF_ANOTHER_TYPE)
-def test_arguments_of_another_type_are_named(tmp_path, given, error, match):
-    ready = {"policy_samples": policy_samples(), "synthetic_dataset": None, "equivalence": SameText()}
+@pytest.mark.parametrize("arguments, error, match", WRONG_TYPES.values(), ids=WRONG_TYPES)
+def test_inputs_of_a_wrong_type_are_an_error(tmp_path, arguments, error, match):
+    valid = {"policy_samples": policy_samples(), "synthetic_dataset": None, "equivalence": SameText()}
     with pytest.raises(error, match=match):
-        rlp_trainer(tmp_path, method="spg", **{**ready, **given})
+        rlp_trainer(tmp_path, method="spg", **{**valid, **arguments})
 
 
-def test_pairs_and_an_end_of_text_are_needed():
+def test_pairs_and_an_eos_token_are_required():
     with pytest.raises(ValueError, match="`train_dataset` is empty"):
-        require_pairs(preferences(4).select([]), None)
+        check_preferences(preferences(4).select([]), None)
     with pytest.raises(ValueError, match=r"`train_dataset` lacks the columns \['chosen'\]"):
-        require_pairs(preferences(4).remove_columns("chosen"), None)
-    for name in ("chosen_ids", "chosen_input_ids"):  # what TRL takes tokenized, under its new name and its old one
-        require_pairs(Dataset.from_dict({name: [[1]], name.replace("chosen", "rejected"): [[2]]}), None)
+        check_preferences(preferences(4).remove_columns("chosen"), None)
+    for name in ("chosen_ids", "chosen_input_ids"):  # TRL's new and old name for tokenized pairs
+        check_preferences(Dataset.from_dict({name: [[1]], name.replace("chosen", "rejected"): [[2]]}), None)
     tokenizer = tiny_tokenizer()
     tokenizer.eos_token = None
     with pytest.raises(ValueError, match="`processing_class` has no EOS token"):
-        require_pairs(preferences(4), tokenizer)
+        check_preferences(preferences(4), tokenizer)
 
 
 MISSING = {
@@ -81,7 +81,7 @@ MISSING = {
     "equivalence for spg": (
         "spg",
         {"synthetic_dataset": None, "policy_samples": policy_samples()},
-        "`equivalence` is None, but `method`='spg' groups outputs by meaning",
+        "`equivalence` is None, but `method`='spg' groups completions by meaning",
     ),
     "labeler for spg": (
         "spg",
@@ -102,20 +102,20 @@ MISSING = {
         {"views_from": "group"},
         "`equivalence` is None, but `views_from`='group' needs groups",
     ),
-    "one output a prompt": (
+    "one completion per prompt": (
         "uml",
         {
             "policy_samples": policy_samples().map(
                 lambda row: {key: row[key][:1] for key in ("completions", "finished")}
             )
         },
-        "`policy_samples` has 1 completions a prompt.*at least 2",
+        "`policy_samples` has 1 completions per prompt.*at least 2",
     ),
 }
 
 
 @pytest.mark.parametrize("method, arguments, message", MISSING.values(), ids=MISSING)
-def test_what_is_missing_is_named(tmp_path, method, arguments, message):
+def test_a_missing_input_is_named(tmp_path, method, arguments, message):
     with pytest.raises(ValueError, match=message):
         rlp_trainer(tmp_path, method=method, **arguments)
 
@@ -125,10 +125,10 @@ def test_a_stream_cannot_be_mixed_with_synthetic_pairs(tmp_path):
         rlp_trainer(tmp_path, method="spg", data=preferences().to_iterable_dataset())
 
 
-def test_the_labeler_is_never_the_trained_model(tmp_path):
+def test_the_labeling_model_must_not_be_the_model_to_train(tmp_path):
     tokenizer = tiny_tokenizer()
     model = tiny_reward_model(tokenizer)
-    with pytest.raises(ValueError, match="`labeling_reward_model` is the model that is trained"):
+    with pytest.raises(ValueError, match="`labeling_reward_model` is the model to train"):
         rlp_trainer(
             tmp_path,
             method="spg",
@@ -140,14 +140,14 @@ def test_the_labeler_is_never_the_trained_model(tmp_path):
         )
 
 
-def test_views_need_a_collator_that_brings_them(tmp_path):
-    with pytest.raises(ValueError, match="`data_collator` is a `DataCollatorForPreference`, which brings no views"):
+def test_views_need_a_collator_that_adds_them(tmp_path):
+    with pytest.raises(ValueError, match="`data_collator` is a `DataCollatorForPreference`, which adds no views"):
         rlp_trainer(tmp_path, data_collator=DataCollatorForPreference(pad_token_id=0))
-    with pytest.raises(ValueError, match="`data_collator` has no `views`.*Give it a `ViewSampler`"):
+    with pytest.raises(ValueError, match="`data_collator` has no `views`.*Pass it a `ViewSampler`"):
         rlp_trainer(tmp_path, data_collator=SyntheticPreferenceCollator(pad_token_id=0))
 
 
-def test_redrawing_needs_a_collator_that_draws(tmp_path):
+def test_redrawing_needs_a_collator_that_draws_candidates(tmp_path):
     with pytest.raises(ValueError, match="`redraw_rejected` is True, but `data_collator` is a `DataCollatorForPref"):
         rlp_trainer(
             tmp_path, method="spg", redraw_rejected=True, data_collator=DataCollatorForPreference(pad_token_id=0)

@@ -1,4 +1,4 @@
-"""The refinement of a reward model: what is learnt, logged, saved, resumed and refused."""
+"""The refinement of a reward model: what it trains, logs and saves, and what is an error."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from trl import RewardConfig
 
 from tests.reward_runs import (
     SameText,
-    logged,
+    get_logged,
     policy_samples,
     preferences,
     rlp_trainer,
@@ -38,25 +38,25 @@ TERMS = {
 TEXTS = (["Colour? ", "Colour? "], ["red", "no idea"])
 
 
-def clone(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+def copy_weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: weight.detach().clone() for name, weight in module.named_parameters()}
 
 
-def unchanged(before: dict[str, torch.Tensor], module: torch.nn.Module) -> list[str]:
+def find_unchanged(before: dict[str, torch.Tensor], module: torch.nn.Module) -> list[str]:
     return [name for name, weight in module.named_parameters() if torch.equal(weight, before[name])]
 
 
-# What is learnt and logged
+# Training and logging
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_each_loss_trains_model_and_heads_and_logs_its_terms(tmp_path, loss):
     trainer = rlp_trainer(tmp_path, representation_loss=loss)
     heads = trainer.representation_term.heads_callback.heads
-    model_before, heads_before = clone(trainer.model), clone(heads)
+    model_before, heads_before = copy_weights(trainer.model), copy_weights(heads)
     trainer.train()
-    assert unchanged(model_before, trainer.model) == []
-    assert unchanged(heads_before, heads) == []
+    assert find_unchanged(model_before, trainer.model) == []
+    assert find_unchanged(heads_before, heads) == []
     first = trainer.state.log_history[0]
     common = {"preference_loss", "representation_loss", "skipped_view_batches", "accuracy", "margin"}
     assert TERMS[loss] | common <= set(first)
@@ -67,8 +67,8 @@ def test_each_loss_trains_model_and_heads_and_logs_its_terms(tmp_path, loss):
 
 @pytest.mark.parametrize("estimator", LOWER_BOUNDS)
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_each_estimator_and_recipe_gives_the_paper_s_sum(tmp_path, estimator, recipe):
-    """mib: the loss is -mi + weight * (kl_12 + kl_21) / 2."""
+def test_the_logged_loss_is_the_sum_of_its_terms(tmp_path, estimator, recipe):
+    """For mib, the loss is -mi + weight * (kl_12 + kl_21) / 2."""
     trainer = rlp_trainer(tmp_path, mi_estimator=estimator, representation_recipe=recipe, max_steps=2)
     trainer.train()
     for entry in trainer.state.log_history[:2]:
@@ -78,12 +78,12 @@ def test_each_estimator_and_recipe_gives_the_paper_s_sum(tmp_path, estimator, re
 
 
 def test_gradients_of_the_representation_loss_reach_the_trunk(tmp_path):
-    """Without pairs that differ, the preference loss has no gradient, so what moves is moved by the views."""
+    """Both sides of each pair are equal, so the preference loss has no gradient. Only the views can move weights."""
     pairs = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "b"}] * 4)
     for coef in (0.0, 0.5):
         settings = {"representation_coef": coef, "max_steps": 1, "optim": "sgd", "learning_rate": 1.0}
         trainer = rlp_trainer(tmp_path / str(coef), data=pairs, **settings)
-        before = clone(trainer.model)
+        before = copy_weights(trainer.model)
         trainer.train()
         moved = {name: (weight - before[name]).abs().max().item() for name, weight in trainer.model.named_parameters()}
         is_moved = {name for name, largest in moved.items() if largest > 1e-6}
@@ -91,10 +91,10 @@ def test_gradients_of_the_representation_loss_reach_the_trunk(tmp_path):
 
 
 def test_the_kl_weight_rises_over_the_ramp(tmp_path):
-    """Weight 2 over 4 steps: 0, 0.5, 1, 1.5 at optimizer steps 0 to 3, then 2."""
+    """The weight is 2 and the ramp has 4 steps: 0, 0.5, 1, 1.5 at optimizer steps 0 to 3, then 2."""
     trainer = rlp_trainer(tmp_path, kl_weight=2.0, kl_ramp_steps=4)
     term = trainer.representation_term
-    assert [term.kl_weight(step) for step in (0, 1, 2, 3, 4, 9)] == [0.0, 0.5, 1.0, 1.5, 2.0, 2.0]
+    assert [term.compute_kl_weight(step) for step in (0, 1, 2, 3, 4, 9)] == [0.0, 0.5, 1.0, 1.5, 2.0, 2.0]
     trainer.train()
     for step, entry in enumerate(trainer.state.log_history[:4]):
         expected = -entry["mi"] + step / 2 * (entry["kl_12"] + entry["kl_21"]) / 2
@@ -106,23 +106,23 @@ def test_the_kl_weight_rises_over_the_ramp(tmp_path):
     [{"joint_forward": False}, {"gradient_checkpointing": False}, {"dataloader_num_workers": 2}],
     ids=str,
 )
-def test_how_a_step_is_run_does_not_change_its_losses(tmp_path, settings):
+def test_execution_settings_do_not_change_the_losses(tmp_path, settings):
     runs = []
     for name, extra in (("default", {}), ("other", settings)):
         runs.append(rlp_trainer(tmp_path / name, **extra))
         runs[-1].train()
     for key in ("preference_loss", "representation_loss", "mi"):
-        assert logged(runs[0], key) == pytest.approx(logged(runs[1], key), abs=1e-4), key
+        assert get_logged(runs[0], key) == pytest.approx(get_logged(runs[1], key), abs=1e-4), key
 
 
 @pytest.mark.parametrize("dtype, settings", [("float32", {"bf16": True}), ("bfloat16", {})], ids=["autocast", "pure"])
-def test_heads_stay_in_fp32_beside_a_model_in_bf16(tmp_path, dtype, settings):
+def test_heads_stay_in_fp32_with_a_model_in_bf16(tmp_path, dtype, settings):
     model = tiny_reward_model(tiny_tokenizer()).to(getattr(torch, dtype))
     trainer = rlp_trainer(tmp_path, model=model, **settings)
     trainer.train()
     heads = trainer.representation_term.heads_callback.heads
     assert {weight.dtype for weight in heads.parameters()} == {torch.float32}
-    assert all(math.isfinite(value) for value in logged(trainer, "loss") + logged(trainer, "kl_12"))
+    assert all(math.isfinite(value) for value in get_logged(trainer, "loss") + get_logged(trainer, "kl_12"))
 
 
 def test_accumulation_averages_the_gradients_of_the_heads(tmp_path):
@@ -161,47 +161,47 @@ def test_gradients_of_the_heads_are_clipped(tmp_path):
     assert norms == [pytest.approx(1e-3, rel=1e-3)]
 
 
-def test_the_heads_have_a_rate_of_their_own(tmp_path):
-    """AdamW's first step moves a weight by its rate, whatever the gradient."""
+def test_the_heads_use_heads_learning_rate(tmp_path):
+    """AdamW's first step moves each weight by the learning rate, for any gradient."""
     trainer = rlp_trainer(tmp_path, heads_learning_rate=3e-3, max_steps=1)
     heads = trainer.representation_term.heads_callback.heads
-    before = clone(heads)
+    before = copy_weights(heads)
     trainer.train()
     largest = max((weight - before[name]).abs().max().item() for name, weight in heads.named_parameters())
     assert largest == pytest.approx(3e-3, rel=1e-3)
 
 
-class OneInstruction(SyntheticPreferenceCollator):
-    """Brings views of a single instruction, as a batch may that was put together unluckily."""
+class OnePromptCollator(SyntheticPreferenceCollator):
+    """Returns views of a single prompt, as can happen by chance."""
 
     def __call__(self, examples):
         batch = super().__call__(examples)
         return {**batch, "view_instruction_ids": torch.zeros_like(batch["view_instruction_ids"])}
 
 
-def test_a_batch_with_one_instruction_is_skipped_and_counted(tmp_path):
+def test_a_batch_with_one_prompt_is_skipped_and_counted(tmp_path):
     tokenizer = tiny_tokenizer()
     views = ViewSampler(policy_samples(), tokenizer)
-    collator = OneInstruction(tokenizer.pad_token_id, views=views, records_per_batch=2)
+    collator = OnePromptCollator(tokenizer.pad_token_id, views=views, records_per_batch=2)
     trainer = rlp_trainer(tmp_path, tokenizer=tokenizer, data_collator=collator, gradient_accumulation_steps=2)
     trainer.train()
-    assert logged(trainer, "skipped_view_batches") == [2.0] * 4
-    assert logged(trainer, "representation_loss") == []
-    assert logged(trainer, "loss") == pytest.approx(logged(trainer, "preference_loss"))
+    assert get_logged(trainer, "skipped_view_batches") == [2.0] * 4
+    assert get_logged(trainer, "representation_loss") == []
+    assert get_logged(trainer, "loss") == pytest.approx(get_logged(trainer, "preference_loss"))
 
 
-def test_an_estimate_that_stays_at_zero_information_is_warned_of_once(tmp_path, caplog):
-    """With a vanishing rate the JSD estimate stays where it starts, at -2 ln 2."""
+def test_one_warning_is_logged_if_mi_stays_at_its_zero_information_value(tmp_path, caplog):
+    """With a tiny learning rate, the JSD estimate stays at its initial value, -2 ln 2."""
     settings = {"learning_rate": 1e-9, "heads_learning_rate": 1e-9, "max_steps": MI_PATIENCE + 2}
     trainer = rlp_trainer(tmp_path, **settings)
     trainer.train()
     messages = [record.message for record in caplog.records if "zero-information" in record.message]
     assert len(messages) == 1
     assert 'representation_recipe="cosine"' in messages[0]
-    assert logged(trainer, "mi") == pytest.approx(logged(trainer, "mi_zero"), abs=0.01)
+    assert get_logged(trainer, "mi") == pytest.approx(get_logged(trainer, "mi_zero"), abs=0.01)
 
 
-def test_evaluation_measures_pairs_alone(tmp_path):
+def test_evaluation_measures_only_pairs(tmp_path):
     ours = rlp_trainer(tmp_path / "ours", eval_dataset=preferences(5))
     theirs = trl_trainer(tmp_path / "theirs", eval_dataset=preferences(5))
     metrics, expected = ours.evaluate(), theirs.evaluate()
@@ -210,15 +210,15 @@ def test_evaluation_measures_pairs_alone(tmp_path):
     assert "eval_representation_loss" not in metrics
 
 
-def test_an_evaluation_set_may_bring_views_for_nothing(tmp_path):
-    """A column called `record` makes the collator bring views."""
+def test_evaluation_ignores_views(tmp_path):
+    """A column named `record` makes the collator add views."""
     data = preferences(4).add_column("record", [0, 1, 2, 3])
     ours = rlp_trainer(tmp_path / "ours", eval_dataset=data)
     assert ours.evaluate()["eval_loss"] == trl_trainer(tmp_path / "theirs", eval_dataset=data).evaluate()["eval_loss"]
 
 
 @pytest.mark.parametrize("chat", [False, True], ids=["text", "chat"])
-def test_both_terms_at_once_on_either_format(tmp_path, chat):
+def test_both_terms_together_in_each_format(tmp_path, chat):
     trainer = rlp_trainer(
         tmp_path,
         method="uml+spg",
@@ -229,23 +229,23 @@ def test_both_terms_at_once_on_either_format(tmp_path, chat):
     )
     assert len(trainer.train_dataset) == 8 + 6
     trainer.train()
-    assert len(logged(trainer, "representation_loss")) == 4
+    assert len(get_logged(trainer, "representation_loss")) == 4
 
 
-def test_a_stream_of_human_pairs_takes_views(tmp_path):
+def test_a_stream_of_human_pairs_works_with_views(tmp_path):
     trainer = rlp_trainer(tmp_path, data=preferences().to_iterable_dataset())
     trainer.train()
-    assert len(logged(trainer, "mi")) == 4
+    assert len(get_logged(trainer, "mi")) == 4
 
 
 class AllButDull(SameText):
-    """All outputs but the dull one mean the same, whatever their text."""
+    """All completions have the same meaning, except the dull one."""
 
     def same(self, prompts, firsts, seconds):
         return [("dull" in first) == ("dull" in second) for first, second in zip(firsts, seconds, strict=True)]
 
 
-def test_views_of_one_group_are_grouped_where_they_are_not(tmp_path):
+def test_samples_without_groups_are_grouped_for_views_from_one_group(tmp_path):
     samples = Dataset.from_dict(
         {
             "prompt": ["A red: ", "A blue: "],
@@ -260,35 +260,35 @@ def test_views_of_one_group_are_grouped_where_they_are_not(tmp_path):
         f"A blue: {word}<eos>" for word in ("sky", "sea", "ink")
     }
     trainer.train()
-    assert len(logged(trainer, "mi")) == 1
+    assert len(get_logged(trainer, "mi")) == 1
 
 
-@pytest.mark.parametrize("joint", [True, False])
-def test_a_classifier_that_pools_trains_too(tmp_path, joint):
+@pytest.mark.parametrize("joint_forward", [True, False])
+def test_a_classifier_that_pools_can_be_trained(tmp_path, joint_forward):
     tokenizer = tiny_tokenizer()
     model = tiny_nli(tokenizer, labels=("score",))
-    trainer = rlp_trainer(tmp_path, model=model, tokenizer=tokenizer, joint_forward=joint, max_steps=2)
+    trainer = rlp_trainer(tmp_path, model=model, tokenizer=tokenizer, joint_forward=joint_forward, max_steps=2)
     trainer.train()
-    assert len(logged(trainer, "mi")) == 2
+    assert len(get_logged(trainer, "mi")) == 2
 
 
 # Synthetic pairs
 
 
-def decoded(trainer, column: str) -> list[str]:
+def decode(trainer, column: str) -> list[str]:
     return [trainer.processing_class.decode(ids) for ids in trainer.train_dataset[column]]
 
 
-def test_a_ready_data_set_joins_the_human_pairs(tmp_path):
+def test_a_ready_dataset_is_added_to_the_human_pairs(tmp_path):
     trainer = rlp_trainer(tmp_path, method="spg", data=preferences(margin=True))
-    assert decoded(trainer, "chosen_ids")[8:] == [
-        f"Name colour {i}: {w}<eos>" for i, w in enumerate(["red", "blue", "green"])
+    assert decode(trainer, "chosen_ids")[8:] == [
+        f"Name colour {i}: {word}<eos>" for i, word in enumerate(["red", "blue", "green"])
     ]
     assert trainer.train_dataset["margin"][8:] == [0.0, 0.0, 0.0]
     assert trainer.train_dataset["margin"][:2] == [0.0, 0.1]
     trainer.train()
     assert trainer.representation_term is None
-    assert len(logged(trainer, "loss")) == 4
+    assert len(get_logged(trainer, "loss")) == 4
 
 
 def test_synthetic_pairs_are_labeled_by_the_frozen_model(tmp_path):
@@ -312,19 +312,19 @@ def test_synthetic_pairs_are_labeled_by_the_frozen_model(tmp_path):
         seed=42,
     )
     pairs = [row["prompt"] + row["chosen"] + "<eos>" for row in expected]
-    assert decoded(trainer, "chosen_ids")[8:] == pairs
+    assert decode(trainer, "chosen_ids")[8:] == pairs
     assert len(pairs) == 6
 
 
-def test_the_share_of_synthetic_pairs_is_what_was_asked_for(tmp_path):
-    """8 human pairs at a share of 0.6 take 12 synthetic ones; with 3 at hand each comes four times."""
+def test_the_share_of_synthetic_pairs_is_synthetic_share(tmp_path):
+    """A share of 0.6 with 8 human pairs needs 12 synthetic pairs. There are 3, so each is repeated four times."""
     trainer = rlp_trainer(tmp_path, method="spg", synthetic_share=0.6)
-    chosen = decoded(trainer, "chosen_ids")[8:]
+    chosen = decode(trainer, "chosen_ids")[8:]
     assert len(chosen) == 12
     assert {chosen.count(text) for text in chosen} == {4}
 
 
-def test_rejected_outputs_are_drawn_anew_each_epoch(tmp_path):
+def test_rejected_completions_are_redrawn_in_each_epoch(tmp_path):
     samples = Dataset.from_dict(
         {
             "prompt": [f"Name colour {i}: " for i in range(4)],
@@ -348,10 +348,10 @@ def test_rejected_outputs_are_drawn_anew_each_epoch(tmp_path):
     assert trainer.data_collator(rows)["input_ids"][4:].tolist() == draws[0]
 
 
-# What is saved
+# Saving
 
 
-def test_the_saved_model_is_a_plain_classifier_with_bit_equal_scores(tmp_path):
+def test_the_saved_model_is_a_plain_classifier_with_identical_scores(tmp_path):
     trainer = rlp_trainer(tmp_path, method="uml+spg")
     trainer.train()
     trainer.save_model(str(tmp_path / "final"))
@@ -370,9 +370,9 @@ def test_an_adapter_keeps_its_score_head(tmp_path, settings):
     trainer = rlp_trainer(
         tmp_path / "run", model=base, peft_config=LoraConfig(r=2, target_modules=["q_proj"], **settings)
     )
-    before = clone(trainer.model)
+    before = copy_weights(trainer.model)
     trainer.train()
-    trained = set(before) - set(unchanged(before, trainer.model))
+    trained = set(before) - set(find_unchanged(before, trainer.model))
     assert any("score" in name for name in trained)
     assert all("lora" in name or "score" in name for name in trained)
     trainer.save_model(str(tmp_path / "final"))
@@ -386,23 +386,23 @@ def test_an_adapter_keeps_its_score_head(tmp_path, settings):
     assert score(plain, tokenizer, *TEXTS) == pytest.approx(expected, abs=1e-6)
 
 
-# What is warned of and refused
+# Warnings and errors
 
 
-def test_a_frozen_score_head_is_warned_of(tmp_path, caplog):
+def test_a_frozen_score_head_logs_a_warning(tmp_path, caplog):
     trainer = rlp_trainer(tmp_path, method="none", peft_config=LoraConfig(r=2, target_modules=["q_proj"]))
     assert any("score head is frozen" in record.message for record in caplog.records)
     assert not any(weight.requires_grad for name, weight in trainer.model.named_parameters() if "score" in name)
 
 
-def test_pad_that_equals_eos_is_warned_of(tmp_path, caplog):
-    rlp_trainer(tmp_path / "apart", method="none")
+def test_a_pad_token_that_equals_eos_logs_a_warning(tmp_path, caplog):
+    rlp_trainer(tmp_path / "different", method="none")
     assert not any("pad token is the EOS" in record.message for record in caplog.records)
     rlp_trainer(tmp_path / "equal", method="none", tokenizer=tiny_tokenizer(pad_is_eos=True))
     assert any("ensure_pad_token" in record.message for record in caplog.records)
 
 
-def test_another_configuration_is_refused(tmp_path):
+def test_another_configuration_class_is_an_error(tmp_path):
     tokenizer = tiny_tokenizer()
     with pytest.raises(TypeError, match="`args` must be an `RLPRewardConfig`, got `RewardConfig`"):
         RLPRewardTrainer(
@@ -413,7 +413,7 @@ def test_another_configuration_is_refused(tmp_path):
         )
 
 
-def test_without_arguments_the_configuration_is_ours(tmp_path, monkeypatch):
+def test_the_default_configuration_is_ours(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tokenizer = tiny_tokenizer()
     folder = save(tiny_reward_model(tokenizer), tokenizer, tmp_path / "some" / "model")
@@ -423,6 +423,6 @@ def test_without_arguments_the_configuration_is_ours(tmp_path, monkeypatch):
     assert "rlp" in trainer.model.model_tags
 
 
-def test_a_ready_data_set_without_candidates_cannot_be_redrawn(tmp_path):
+def test_a_ready_dataset_without_candidates_cannot_be_redrawn(tmp_path):
     with pytest.raises(ValueError, match="`redraw_rejected` is True, but `synthetic_dataset` has no `candidates`"):
         rlp_trainer(tmp_path, method="spg", redraw_rejected=True)

@@ -8,7 +8,7 @@ from trl_rlp.trainer.reward.representation_log import SKIPPED, TERMS
 PAGE = Path(__file__).parents[3] / "docs" / "rlp_reward_trainer.md"
 
 
-def test_the_snippets_run(tmp_path, monkeypatch):
+def test_the_snippet_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tokenizer = tiny_tokenizer()
     save(tiny_causal_lm(tokenizer), tokenizer, tmp_path / "sft_model")
@@ -17,6 +17,6 @@ def test_the_snippets_run(tmp_path, monkeypatch):
     assert (tmp_path / "refined" / "final" / "model.safetensors").is_file()
 
 
-def test_every_logged_term_is_on_the_page():
+def test_the_page_names_every_logged_term():
     for name in (*TERMS, SKIPPED):
         assert f"`{name}`" in PAGE.read_text(), name

@@ -1,0 +1,23 @@
+"""Groups of completions with the same meaning: the equivalences that compare completions, and the clustering."""
+
+from trl_rlp.data.groups.clustering import cluster, largest_group
+from trl_rlp.data.groups.equivalence import (
+    EQUIVALENCES,
+    RULES,
+    EmbeddingEquivalence,
+    Equivalence,
+    ExactMatch,
+    NLIEquivalence,
+)
+
+
+__all__ = [
+    "EQUIVALENCES",
+    "RULES",
+    "EmbeddingEquivalence",
+    "Equivalence",
+    "ExactMatch",
+    "NLIEquivalence",
+    "cluster",
+    "largest_group",
+]

@@ -1,4 +1,4 @@
-"""Groups of equal meaning among the outputs for each prompt, and the confidence that the largest one gives."""
+"""Clustering of completions: groups with the same meaning, and the confidence of the largest group."""
 
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -15,7 +15,8 @@ from trl_rlp.data.validation import prompt_text, require_samples
 
 logger = logging.get_logger(__name__)
 
-# Prompts that are searched at the same time: enough to fill batches of one length, few enough to keep in memory.
+# Number of prompts that are searched at the same time. It is large enough to fill batches of similar lengths, and
+# small enough to keep in memory.
 _PROMPTS_AT_ONCE = 1024
 
 
@@ -23,41 +24,51 @@ def cluster(
     samples: Dataset, equivalence: Equivalence, *, threshold: float = 0.5, complete_groups: bool = False
 ) -> Dataset:
     """
-    Groups the outputs for each prompt by meaning and gives the share of the largest group, the confidence.
+    Groups the completions of each prompt by meaning, and computes the confidence of each prompt.
 
-    An output joins the first group, in the order of opening, whose first output means the same, and opens a new one if
-    there is none. confidence = |g̃| / |y|, with g̃ the largest group (of equally large ones the first opened) and y all
-    outputs. A prompt is accepted if its confidence reaches `threshold`. Outputs that are equal after
-    `equivalence.normalize` are compared once, empty ones belong to no group, and comparing stops as soon as the
-    decision and g̃ are certain; both are exactly those of the full loop over the distinct outputs.
+    A completion joins the first group, in the order of opening, whose first completion means the same. If there is no
+    such group, it opens a new one.
+
+    confidence = |g̃| / |y|
+
+    g̃ is the largest group, and y are all completions of the prompt. If several groups are equally large, g̃ is the one
+    that was opened first. A prompt is accepted if its confidence is at least `threshold`.
+
+    Completions that are equal after `equivalence.normalize` are compared once. Empty completions belong to no group.
+    Comparing stops as soon as the decision and g̃ are certain. Both are exactly those of the full loop over the
+    distinct completions.
 
     Args:
         samples (`datasets.Dataset`):
             Policy samples: `prompt`, `completions` and `finished`.
         equivalence ([`Equivalence`]):
-            Judge of equal meaning, for example [`NLIEquivalence`]. It gets the questions of many prompts at once.
+            Decides which completions mean the same, for example [`NLIEquivalence`]. It gets pairs of many prompts in
+            one call.
         threshold (`float`, *optional*, defaults to `0.5`):
-            Smallest confidence that is accepted, in [0, 1] (gamma in the paper). At 0 every prompt is accepted.
+            Smallest confidence that is accepted, in [0, 1] (γ in the paper). At 0 every prompt is accepted.
         complete_groups (`bool`, *optional*, defaults to `False`):
-            Whether to finish all groups of all prompts, which costs more comparisons. Without it only the largest
-            group of an accepted prompt is whole.
+            Whether to find all groups of all prompts, which needs more comparisons. Without it, only the largest group
+            of an accepted prompt is complete.
 
     Returns:
-        `datasets.Dataset`: `samples` with `cluster_ids` (`list[int]`, numbered in the order of opening; -1 for an
-        output that is empty or was not needed), `confidence` and `confidence_upper` (`float`, in [0, 1]). The two are
-        equal for an accepted prompt and with `complete_groups`; for a rejected one they are bounds, both below
-        `threshold`. Existing columns of these names are replaced.
+        `datasets.Dataset`: `samples` with three more columns. Existing columns with these names are replaced.
+            - `cluster_ids` (`list[int]`): the group of each completion, numbered in the order of opening. It is -1 for
+              a completion that is empty or was not needed.
+            - `confidence` (`float`, in [0, 1]): the share of the largest group. For a rejected prompt it is a lower
+              bound, unless `complete_groups` is set.
+            - `confidence_upper` (`float`, in [0, 1]): equal to `confidence` for an accepted prompt and with
+              `complete_groups`. For a rejected prompt it is an upper bound below `threshold`.
 
     Raises:
         TypeError: if `samples` is not a `datasets.Dataset`.
-        ValueError: if `threshold` lies outside [0, 1], or `samples` are no policy samples, see [`require_samples`].
+        ValueError: if `threshold` is outside [0, 1], or `samples` are not policy samples, see [`require_samples`].
 
     Relations:
-        [`ExactMatch`] as the equivalence makes this majority voting.
+        With [`ExactMatch`] as the equivalence, this is majority voting.
 
     Reference:
-        https://arxiv.org/abs/2403.19279, section on synthetic preference generation (gamma); the loop is algorithm 1
-        of Kuhn et al. 2023, https://arxiv.org/abs/2302.09664.
+        https://arxiv.org/abs/2403.19279, section on synthetic preference generation (γ). The loop is algorithm 1 of
+        Kuhn et al. 2023, https://arxiv.org/abs/2302.09664.
 
     Example:
 
@@ -70,12 +81,13 @@ def cluster(
     """
     require_samples(samples, "samples")
     num_generations = len(samples[0]["completions"])
-    needed = _needed_weight(threshold, num_generations)
+    needed_weight = _compute_needed_weight(threshold, num_generations)
     columns = {"cluster_ids": [], "confidence": [], "confidence_upper": []}
     rows = zip(samples["prompt"], samples["completions"], strict=True)
-    outputs = [_distinct(prompt_text(prompt), completions, equivalence) for prompt, completions in rows]
-    for distinct, groups in zip(outputs, _search_all(outputs, equivalence, needed, complete_groups), strict=True):
-        columns["cluster_ids"].append(_cluster_ids(distinct, groups, num_generations))
+    inputs = [_merge_duplicates(prompt_text(prompt), completions, equivalence) for prompt, completions in rows]
+    found = _run_searches(inputs, equivalence, needed_weight, complete_groups)
+    for distinct, groups in zip(inputs, found, strict=True):
+        columns["cluster_ids"].append(_build_cluster_ids(distinct, groups, num_generations))
         columns["confidence"].append(max((group.lower for group in groups), default=0) / num_generations)
         columns["confidence_upper"].append(max((group.upper for group in groups), default=0) / num_generations)
     accepted = sum(confidence >= threshold for confidence in columns["confidence"])
@@ -88,15 +100,17 @@ def cluster(
 
 def largest_group(cluster_ids: list[int]) -> list[int]:
     """
-    Gives the members of the largest group, of equally large ones the first opened (g̃ in the paper).
+    Returns the members of the largest group (g̃ in the paper).
+
+    If several groups are equally large, it is the one that was opened first.
 
     Args:
         cluster_ids (`list[int]`):
-            Group of each output as [`cluster`] numbers them; -1 stands for none.
+            Group of each completion, as numbered by [`cluster`]. -1 means no group.
 
     Returns:
-        `list[int]`: positions of its outputs, in order; empty if no output has a group. For a rejected prompt whose
-        groups were left unfinished it means nothing.
+        `list[int]`: positions of the members, in order. Empty if no completion has a group. The result has no meaning
+        for a rejected prompt with incomplete groups.
 
     Example:
 
@@ -110,47 +124,48 @@ def largest_group(cluster_ids: list[int]) -> list[int]:
     return [position for position, cluster_id in enumerate(cluster_ids) if cluster_id == largest]
 
 
-def _needed_weight(threshold: float, num_generations: int) -> int:
-    """The smallest group that is accepted, counted in outputs."""
+def _compute_needed_weight(threshold: float, num_generations: int) -> int:
+    """Returns the size of the smallest group that is accepted, in completions."""
     if not 0 <= threshold <= 1:
-        raise ValueError(f"`threshold` is a share of the outputs and must lie in [0, 1], got {threshold}.")
+        raise ValueError(f"`threshold` is a share of the completions and must be in [0, 1], got {threshold}.")
     if 0 < threshold * num_generations <= 1:
         logger.warning(
-            f"`threshold`={threshold} of {num_generations} outputs is at most one output, so any group will do. "
-            "Raise `threshold` or sample more outputs."
+            f"`threshold`={threshold} of {num_generations} completions is at most one completion, so a group of any "
+            "size is accepted. Raise `threshold` or sample more completions."
         )
     return next(weight for weight in range(1, num_generations + 1) if weight / num_generations >= threshold)
 
 
 @dataclass(frozen=True)
-class _Outputs:
-    """The distinct outputs for one prompt: the text that stands for each, and the positions that it stands for."""
+class _DistinctCompletions:
+    """The distinct completions of one prompt: the first text of each, and the positions of all its copies."""
 
     prompt: str
     texts: list[str]
     positions: list[list[int]]
 
 
-def _distinct(prompt: str, completions: list[str], equivalence: Equivalence) -> _Outputs:
+def _merge_duplicates(prompt: str, completions: list[str], equivalence: Equivalence) -> _DistinctCompletions:
     positions: dict[str, list[int]] = {}
     for position, completion in enumerate(completions):
         positions.setdefault(equivalence.normalize(completion), []).append(position)
     positions.pop("", None)
-    return _Outputs(prompt, [completions[places[0]] for places in positions.values()], list(positions.values()))
+    texts = [completions[copies[0]] for copies in positions.values()]
+    return _DistinctCompletions(prompt, texts, list(positions.values()))
 
 
-def _search_all(
-    outputs: list[_Outputs], equivalence: Equivalence, needed: int, complete_groups: bool
+def _run_searches(
+    inputs: list[_DistinctCompletions], equivalence: Equivalence, needed_weight: int, complete_groups: bool
 ) -> list[list[Group]]:
-    """Runs the searches of all prompts side by side and puts their questions to the judge in one call a round."""
-    found: list[list[Group]] = [[] for _ in outputs]
+    """Runs the searches of all prompts side by side. Each round makes one call of the equivalence for all of them."""
+    found: list[list[Group]] = [[] for _ in inputs]
     searches: dict[int, tuple[Generator[list[Pair], list[bool], list[Group]], list[Pair]]] = {}
-    waiting = iter(enumerate(outputs))
-    with tqdm(total=len(outputs), desc="Clustering", unit="prompt") as progress:
+    waiting = iter(enumerate(inputs))
+    with tqdm(total=len(inputs), desc="Clustering", unit="prompt") as progress:
 
-        def advance(row, search, answers):
+        def advance(row, search, verdicts):
             try:
-                searches[row] = search, search.send(answers)
+                searches[row] = search, search.send(verdicts)
             except StopIteration as end:
                 searches.pop(row, None)
                 found[row] = end.value
@@ -159,27 +174,27 @@ def _search_all(
         while True:
             while len(searches) < _PROMPTS_AT_ONCE and (entry := next(waiting, None)) is not None:
                 row, distinct = entry
-                weights = [len(places) for places in distinct.positions]
-                advance(row, search_groups(weights, needed, complete_groups), None)
+                weights = [len(copies) for copies in distinct.positions]
+                advance(row, search_groups(weights, needed_weight, complete_groups), None)
             if not searches:
                 return found
-            asked = [(outputs[row], *pair) for row, (_, pairs) in searches.items() for pair in pairs]
-            answers = iter(
+            requests = [(inputs[row], *pair) for row, (_, pairs) in searches.items() for pair in pairs]
+            verdicts = iter(
                 equivalence.same(
-                    [distinct.prompt for distinct, _, _ in asked],
-                    [distinct.texts[first] for distinct, first, _ in asked],
-                    [distinct.texts[second] for distinct, _, second in asked],
+                    [distinct.prompt for distinct, _, _ in requests],
+                    [distinct.texts[first] for distinct, first, _ in requests],
+                    [distinct.texts[second] for distinct, _, second in requests],
                 )
             )
             for row, (search, pairs) in list(searches.items()):
-                advance(row, search, list(islice(answers, len(pairs))))
+                advance(row, search, list(islice(verdicts, len(pairs))))
 
 
-def _cluster_ids(outputs: _Outputs, groups: list[Group], num_generations: int) -> list[int]:
-    """The number of each output's group, where both are certain, else -1."""
+def _build_cluster_ids(inputs: _DistinctCompletions, groups: list[Group], num_generations: int) -> list[int]:
+    """Returns the group of each completion, or -1 where the group or the membership is not certain."""
     cluster_ids = [-1] * num_generations
     for cluster_id, group in enumerate(group for group in groups if group.is_certain):
-        for item in [group.leader, *group.members]:
-            for position in outputs.positions[item]:
+        for completion in [group.leader, *group.members]:
+            for position in inputs.positions[completion]:
                 cluster_ids[position] = cluster_id
     return cluster_ids

@@ -1,4 +1,4 @@
-"""Similar embeddings: two outputs mean the same when their vectors point the same way."""
+"""Equivalence by embeddings: two completions mean the same when their embedding vectors are similar."""
 
 import hashlib
 from functools import cached_property
@@ -8,31 +8,35 @@ from torch import nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rlp.data.batching import eval_mode, pad_right, token_budget_batches
-from trl_rlp.data.groups.encoders import context_length, default_tokens_per_batch, hash_weights, load_encoder
+from trl_rlp.data.groups.encoders import choose_tokens_per_batch, get_context_length, load_encoder
 from trl_rlp.data.normalization import normalize_text
+from trl_rlp.storage.fingerprints import weights_fingerprint
 
 
 class EmbeddingEquivalence:
     """
-    Judges whether two outputs mean the same by the cosine of their embeddings (masked mean of the last layer).
+    Compares two completions by the cosine similarity of their embeddings (masked mean of the last layer).
 
-    The instruction is left out: it would make all outputs alike. Each output is embedded once and its vector kept for
-    as long as this object lives. Cosine is no entailment: it hardly sees negation and numbers, and on short answers no
-    threshold separates same from different; use [`NLIEquivalence`] or [`ExactMatch`] there.
+    The prompt is left out, because it would make all completions look alike. Each completion is embedded once. Its
+    vector is kept as long as this object exists.
+
+    Cosine similarity is not entailment. It hardly sees negation and numbers, and no threshold separates short answers
+    with the same meaning from short answers with different meanings. Use [`NLIEquivalence`] or [`ExactMatch`] for
+    short answers.
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`]):
-            Encoder, or its name or folder, for example of a sentence-transformers model with mean pooling.
+            Encoder, or its name or folder. For example a sentence-transformers model with mean pooling.
         processing_class (`transformers.PreTrainedTokenizerBase`, *optional*):
-            Its tokenizer. Defaults to the one under the model's name.
+            Tokenizer of the encoder. Defaults to the tokenizer under the model's name.
         threshold (`float`):
-            Smallest cosine of two outputs that mean the same, in [-1, 1]. It has no default, since none serves every
-            model and kind of text: choose it on pairs whose answer you know.
+            Smallest cosine similarity of two completions that mean the same, in [-1, 1]. There is no default, because
+            no value works for every model and every kind of text. Choose it on pairs that you have labeled yourself.
         tokens_per_batch (`int`, *optional*):
-            Tokens a batch holds, padding included. Defaults to 512 on a CPU and 16,384 on an accelerator.
+            Tokens per batch, including padding. Defaults to 512 on a CPU and 16,384 on an accelerator.
 
     Raises:
-        ValueError: if `threshold` lies outside [-1, 1].
+        ValueError: if `threshold` is outside [-1, 1].
 
     Example:
 
@@ -52,46 +56,46 @@ class EmbeddingEquivalence:
         tokens_per_batch: int | None = None,
     ):
         if not -1 <= threshold <= 1:
-            raise ValueError(f"`threshold` is a cosine and must lie in [-1, 1], got {threshold}.")
+            raise ValueError(f"`threshold` is a cosine similarity and must be in [-1, 1], got {threshold}.")
         self.threshold = threshold
         self.model, self.processing_class = load_encoder(AutoModel, model, processing_class)
-        self._tokens_per_batch = tokens_per_batch or default_tokens_per_batch(self.model)
+        self._tokens_per_batch = tokens_per_batch or choose_tokens_per_batch(self.model)
         self._vectors: dict[str, torch.Tensor] = {}
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of all that a judgement depends on: weights, tokenizer, threshold."""
+        """A hash of everything that a verdict depends on: weights, tokenizer and threshold."""
         vocabulary = sorted(self.processing_class.get_vocab().items())
-        parts = [hash_weights(self.model), vocabulary, self.threshold]
+        parts = [weights_fingerprint(self.model), vocabulary, self.threshold]
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
     def normalize(self, text: str) -> str:
         """
-        Gives the form under which two texts are the same without asking the model.
+        Normalizes a completion. Completions that are equal after that need no call of the model.
 
         Args:
             text (`str`):
-                An output.
+                A completion.
 
         Returns:
-            `str`: [`normalize_text`] of it.
+            `str`: the text after [`normalize_text`].
         """
         return normalize_text(text)
 
     def same(self, prompts: list[str], firsts: list[str], seconds: list[str]) -> list[bool]:
         """
-        Judges pairs of outputs; the order of the two does not matter.
+        Checks which pairs of completions mean the same. The order within a pair does not matter.
 
         Args:
             prompts (`list[str]`):
-                Instruction of each pair; not used.
+                Prompt of each pair. Not used.
             firsts (`list[str]`):
-                One output of each pair.
+                First completion of each pair.
             seconds (`list[str]`):
-                The other output of each pair.
+                Second completion of each pair.
 
         Returns:
-            `list[bool]`: whether the cosine reaches `threshold`.
+            `list[bool]`: one per pair, whether the cosine similarity is at least `threshold`.
         """
         if not firsts:
             return []
@@ -102,11 +106,11 @@ class EmbeddingEquivalence:
 
     @torch.inference_mode()
     def _embed(self, texts: list[str]) -> None:
-        """Embeds texts and keeps their vectors, of length one, in fp32 on the CPU."""
+        """Embeds texts. Keeps the vectors on the CPU, in fp32 and with length one."""
         if not texts:
             return
-        longest = context_length(self.model, self.processing_class)
-        rows = self.processing_class(texts, truncation=True, max_length=longest)["input_ids"]
+        max_length = get_context_length(self.model, self.processing_class)
+        rows = self.processing_class(texts, truncation=True, max_length=max_length)["input_ids"]
         batches = token_budget_batches([len(row) for row in rows], self._tokens_per_batch)
         with eval_mode(self.model):
             for batch in batches:

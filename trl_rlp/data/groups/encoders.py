@@ -1,13 +1,11 @@
-"""Loading and measuring encoders (NLI classifiers, sentence embedders): what both equivalences need of a model."""
-
-import hashlib
+"""Loading of encoders (NLI classifiers and sentence embedders), and their limits. Two equivalences share it."""
 
 import torch
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 
-# A core is busy with a few hundred tokens; more only fall out of its cache.
+# A few hundred tokens keep a CPU core busy. Larger batches no longer fit in its cache.
 _CPU_TOKENS_PER_BATCH = 512
 _ACCELERATOR_TOKENS_PER_BATCH = 16384
 
@@ -16,19 +14,19 @@ def load_encoder(
     auto_class: type, model: str | PreTrainedModel, processing_class: PreTrainedTokenizerBase | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
-    Gives a model and its tokenizer.
+    Loads a model and its tokenizer.
 
     Args:
         auto_class (`type`):
-            Class that loads a named model, for example `transformers.AutoModel`.
+            Class that loads a model by name, for example `transformers.AutoModel`.
         model (`str` or [`~transformers.PreTrainedModel`]):
-            Name or folder, loaded in fp32 on a CPU or in its own dtype on an accelerator; or a loaded model, which
-            stays as and where it is.
+            Name or folder of a model, or a loaded model. A named model is loaded in fp32 on a CPU and in its own dtype
+            on an accelerator. A loaded model keeps its dtype and its device.
         processing_class (`transformers.PreTrainedTokenizerBase`, *optional*):
-            Its tokenizer. Defaults to the one under the model's name.
+            Tokenizer of the model. Defaults to the tokenizer under the model's name.
 
     Returns:
-        `tuple`: model and tokenizer.
+        `tuple`: the model and the tokenizer.
 
     Raises:
         TypeError: if `model` is neither a name nor a `transformers` model.
@@ -47,54 +45,36 @@ def load_encoder(
     return model, processing_class
 
 
-def context_length(model: PreTrainedModel, processing_class: PreTrainedTokenizerBase) -> int:
+def get_context_length(model: PreTrainedModel, processing_class: PreTrainedTokenizerBase) -> int:
     """
-    Gives the longest input that both model and tokenizer allow.
+    Returns the longest input that both the model and the tokenizer allow.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
             Encoder.
         processing_class (`transformers.PreTrainedTokenizerBase`):
-            Its tokenizer.
+            Tokenizer of the encoder.
 
     Returns:
-        `int`: tokens, special tokens included.
+        `int`: length in tokens, including special tokens.
     """
     positions = model.config.to_dict().get("max_position_embeddings") or processing_class.model_max_length
-    # RoBERTa counts positions from after its padding index, so the table has rows that no token can use.
+    # RoBERTa starts counting positions after its padding index, so no token can use the first rows of the table.
     for module in model.modules():
         if isinstance(module, nn.Embedding) and module.num_embeddings == positions and module.padding_idx is not None:
             return min(positions - module.padding_idx - 1, processing_class.model_max_length)
     return min(positions, processing_class.model_max_length)
 
 
-def default_tokens_per_batch(model: PreTrainedModel) -> int:
+def choose_tokens_per_batch(model: PreTrainedModel) -> int:
     """
-    Gives a batch size that keeps the model's device busy.
+    Returns a batch size that keeps the model's device busy.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
-            Encoder, where it will run.
+            Encoder, on the device where it will run.
 
     Returns:
-        `int`: tokens a batch, padding included: 512 on a CPU, 16,384 on an accelerator.
+        `int`: tokens per batch, including padding: 512 on a CPU, 16,384 on an accelerator.
     """
     return _CPU_TOKENS_PER_BATCH if model.device.type == "cpu" else _ACCELERATOR_TOKENS_PER_BATCH
-
-
-def hash_weights(model: PreTrainedModel) -> str:
-    """
-    Gives a hash that two models share only if class, weights and dtypes are equal.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]):
-            Any model. All its weights are read once, about a second per gigabyte.
-
-    Returns:
-        `str`: 32 hexadecimal digits.
-    """
-    digest = hashlib.blake2b(type(model).__name__.encode(), digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()

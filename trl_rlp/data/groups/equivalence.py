@@ -1,4 +1,4 @@
-"""Which outputs mean the same: what clustering asks for, and the three judges that answer."""
+"""The equivalences: objects that decide whether two completions mean the same."""
 
 from typing import Protocol
 
@@ -20,47 +20,50 @@ __all__ = [
 
 class Equivalence(Protocol):
     """
-    What [`cluster`] needs of a judge. Any object with these three will do; the relation must be symmetric, and equal
-    outputs the same, but it need not be transitive.
+    Protocol of the equivalences that [`cluster`] accepts.
+
+    Any object with these three members works. The relation must be symmetric, and equal completions must be
+    equivalent. It need not be transitive.
     """
 
     @property
     def fingerprint(self) -> str:
-        """A text that differs whenever judgements may differ."""
+        """A text that differs whenever verdicts may differ."""
 
     def normalize(self, text: str) -> str:
         """
-        Gives the form under which two texts are the same without asking; empty for an output that says nothing.
+        Normalizes a completion. Completions that are equal after that mean the same, and [`same`] is not called.
 
         Args:
             text (`str`):
-                An output.
+                A completion.
 
         Returns:
-            `str`: its form.
+            `str`: the normalized text. It is empty for a completion that says nothing.
         """
 
     def same(self, prompts: list[str], firsts: list[str], seconds: list[str]) -> list[bool]:
         """
-        Judges many pairs at once, of any prompts.
+        Checks which pairs of completions mean the same. One call may hold pairs of many prompts.
 
         Args:
             prompts (`list[str]`):
-                Instruction of each pair.
+                Prompt of each pair.
             firsts (`list[str]`):
-                One output of each pair.
+                First completion of each pair.
             seconds (`list[str]`):
-                The other output of each pair.
+                Second completion of each pair.
 
         Returns:
-            `list[bool]`: whether the two mean the same.
+            `list[bool]`: one per pair, whether the two mean the same.
         """
 
 
 class ExactMatch:
     """
-    Judges that two outputs mean the same when they are equal after [`normalize_text`]. It asks no model, so it suits
-    answers of a word or a number; sentences hardly ever match.
+    Treats two completions as the same when they are equal after [`normalize_text`].
+
+    It uses no model. It suits answers of one word or one number. Sentences hardly ever match.
 
     Example:
 
@@ -74,31 +77,31 @@ class ExactMatch:
 
     def normalize(self, text: str) -> str:
         """
-        Gives the form that is compared.
+        Normalizes a completion before the comparison.
 
         Args:
             text (`str`):
-                An output.
+                A completion.
 
         Returns:
-            `str`: [`normalize_text`] of it.
+            `str`: the text after [`normalize_text`].
         """
         return normalize_text(text)
 
     def same(self, prompts: list[str], firsts: list[str], seconds: list[str]) -> list[bool]:
         """
-        Compares pairs of outputs.
+        Compares pairs of completions.
 
         Args:
             prompts (`list[str]`):
-                Instruction of each pair; not used.
+                Prompt of each pair. Not used.
             firsts (`list[str]`):
-                One output of each pair.
+                First completion of each pair.
             seconds (`list[str]`):
-                The other output of each pair.
+                Second completion of each pair.
 
         Returns:
-            `list[bool]`: whether they are equal after normalization.
+            `list[bool]`: one per pair, whether the two are equal after normalization.
         """
         return [normalize_text(a) == normalize_text(b) for a, b in zip(firsts, seconds, strict=True)]
 

@@ -1,4 +1,4 @@
-"""The order in which the outputs of one prompt are compared, so that few comparisons settle which group is largest."""
+"""The search for the largest group among the completions of one prompt, with as few comparisons as possible."""
 
 from collections.abc import Generator
 from dataclasses import dataclass, field
@@ -10,21 +10,21 @@ Pair = tuple[int, int]
 @dataclass
 class Group:
     """
-    What is known of a group that one output may have opened.
+    What is known about a group that one completion may have opened.
 
     Args:
         leader (`int`):
-            The output that opens it, to which later ones are compared.
+            Completion that opens the group. Later completions are compared with it.
         is_certain (`bool`):
-            Whether the leader surely opens a group: no earlier group takes it.
+            Whether the leader certainly opens a group, because no earlier group takes it.
         lower (`int`):
-            Weight of the outputs that surely belong to it.
+            Weight of the completions that certainly belong to the group.
         upper (`int`):
-            Weight of the outputs that may belong to it.
+            Weight of the completions that may belong to the group.
         members (`list[int]`):
-            The other outputs that surely belong to it.
+            Other completions that certainly belong to the group.
         candidates (`list[int]`):
-            The outputs that may belong to it.
+            Completions that may belong to the group.
     """
 
     leader: int
@@ -35,100 +35,107 @@ class Group:
     candidates: list[int] = field(default_factory=list)
 
 
-def possible_groups(weights: list[int], same: dict[Pair, bool]) -> list[Group]:
+def find_possible_groups(weights: list[int], same: dict[Pair, bool]) -> list[Group]:
     """
-    Gives what some comparisons say about the groups of the leader loop: each output joins the first group, in the
-    order of opening, whose leader means the same, and opens a new one if there is none.
+    Returns what some comparisons reveal about the groups of the leader loop.
 
-    Nothing is concluded from transitivity, which a judge need not have.
+    In the leader loop, each completion joins the first group, in the order of opening, whose leader means the same. If
+    there is no such group, it opens a new one. Transitivity is never assumed, because an equivalence need not have it.
 
     Args:
         weights (`list[int]`):
-            How often each distinct output was drawn, in the order of the outputs.
+            Number of copies of each distinct completion, in the order of the completions.
         same (`dict`):
-            Answers so far: `(earlier, later)` output to whether they mean the same.
+            Known comparisons. Maps `(earlier, later)` completions to whether they mean the same.
 
     Returns:
-        `list[Group]`: one for each output that opens a group or may do so, in the order of the outputs.
+        `list[Group]`: one group per completion that opens a group or may open one, in the order of the completions.
     """
     groups: list[Group] = []
-    for item, weight in enumerate(weights):
-        takers, is_taken = [], False
+    for completion, weight in enumerate(weights):
+        possible_homes, is_taken = [], False
         for group in groups:
-            answer = same.get((group.leader, item))
-            if answer is not False:
-                takers.append(group)
-            if answer and group.is_certain:
+            is_same = same.get((group.leader, completion))
+            if is_same is not False:
+                possible_homes.append(group)
+            if is_same and group.is_certain:
                 is_taken = True
                 break
-        is_settled = is_taken and len(takers) == 1
-        for group in takers:
-            (group.members if is_settled else group.candidates).append(item)
+        is_settled = is_taken and len(possible_homes) == 1
+        for group in possible_homes:
+            (group.members if is_settled else group.candidates).append(completion)
             group.lower += weight if is_settled else 0
             group.upper += weight
         if not is_taken:
-            groups.append(Group(item, is_certain=not takers, lower=0 if takers else weight, upper=weight))
+            is_certain = not possible_homes
+            groups.append(Group(completion, is_certain, lower=weight if is_certain else 0, upper=weight))
     return groups
 
 
 def search_groups(
-    weights: list[int], needed: int, complete_groups: bool = False
+    weights: list[int], needed_weight: int, complete_groups: bool = False
 ) -> Generator[list[Pair], list[bool], list[Group]]:
     """
-    Asks for comparisons until it is certain whether a group reaches a weight and, if one does, which is the largest.
+    Requests comparisons until it is certain whether a group reaches `needed_weight` and, if so, which is the largest.
 
-    It goes through the groups in the order of opening, as the leader loop does, but compares heavy outputs first and
-    leaves a group as soon as it cannot win; what a winner owes to earlier groups is asked at the end. Of equally large
-    groups the one that was opened first wins.
+    The search visits the groups in the order of opening, as the leader loop does. But it compares the completions with
+    the most copies first, and it leaves a group as soon as that group cannot win. Comparisons with earlier groups,
+    which may take completions from the winner, come last. If several groups are equally large, the first opened wins.
 
     Args:
         weights (`list[int]`):
-            How often each distinct output was drawn, in the order of the outputs.
-        needed (`int`):
+            Number of copies of each distinct completion, in the order of the completions.
+        needed_weight (`int`):
             Weight that a group must reach, at least 1.
         complete_groups (`bool`, *optional*, defaults to `False`):
-            Whether to go on until the group of every output is certain.
+            Whether to continue until the group of every completion is certain.
 
     Yields:
-        `list[tuple[int, int]]`: pairs `(earlier, later)` to compare; send one boolean each.
+        `list[tuple[int, int]]`: pairs `(earlier, later)` to compare. Send back one boolean per pair.
 
     Returns:
-        `list[Group]`: what is known at the end. If the largest `lower` reaches `needed`, the first group that has it
-        is the largest one, and known to the last member; else no group can reach `needed`.
+        `list[Group]`: what is known at the end. If the largest `lower` is at least `needed_weight`, the first group
+        with this `lower` is the largest group, and all its members are known. Otherwise no group reaches
+        `needed_weight`.
     """
     same: dict[Pair, bool] = {}
-    while groups := possible_groups(weights, same):
+    while groups := find_possible_groups(weights, same):
         best = max(groups, key=lambda group: group.lower)
-        goals = {group.leader: 0 if complete_groups else _goal(group, best, needed) for group in groups}
+        goals = {group.leader: 0 if complete_groups else _compute_goal(group, best, needed_weight) for group in groups}
         target = next((group for group in groups if group.lower < group.upper >= goals[group.leader]), None)
         if target is None:
             break
-        pairs = _row(target, goals[target.leader], weights, same) or [_contest(target, groups, same)]
-        answers = yield pairs
-        same.update(zip(pairs, answers, strict=True))
+        pairs = _pair_with_leader(target, goals[target.leader], weights, same)
+        pairs = pairs or [_pair_with_earlier_leader(target, groups, same)]
+        verdicts = yield pairs
+        same.update(zip(pairs, verdicts, strict=True))
     return groups
 
 
-def _goal(group: Group, best: Group, needed: int) -> int:
-    """The weight with which the group would win: enough, and more than the best has if that was opened first."""
-    return max(needed, best.lower + (group.leader > best.leader))
+def _compute_goal(group: Group, best: Group, needed_weight: int) -> int:
+    """Returns the weight with which the group wins. It must exceed the best group's if that one was opened earlier."""
+    return max(needed_weight, best.lower + (group.leader > best.leader))
 
 
-def _row(target: Group, goal: int, weights: list[int], same: dict[Pair, bool]) -> list[Pair]:
-    """Comparisons with the group's leader, heavy outputs first: as many as surely stand between it and its end."""
-    unknown = [item for item in target.candidates if (target.leader, item) not in same]
+def _pair_with_leader(target: Group, goal: int, weights: list[int], same: dict[Pair, bool]) -> list[Pair]:
+    """
+    Pairs the group's leader with its candidates, those with the most copies first.
+
+    The list ends where the group could no longer reach its goal if all pairs in the list differ.
+    """
+    unknown = [completion for completion in target.candidates if (target.leader, completion) not in same]
     pairs, upper = [], target.upper
-    for item in sorted(unknown, key=lambda item: -weights[item]):
+    for completion in sorted(unknown, key=lambda completion: -weights[completion]):
         if upper < goal:
             break
-        pairs.append((target.leader, item))
-        upper -= weights[item]
+        pairs.append((target.leader, completion))
+        upper -= weights[completion]
     return pairs
 
 
-def _contest(target: Group, groups: list[Group], same: dict[Pair, bool]) -> Pair:
-    """A comparison with an earlier leader that may still take the group's leader or one of its outputs."""
+def _pair_with_earlier_leader(target: Group, groups: list[Group], same: dict[Pair, bool]) -> Pair:
+    """Returns a pair with an earlier leader, which may still take the group's leader or one of its candidates."""
     earlier = [group.leader for group in groups if group.leader < target.leader]
     contested = [target.leader, *target.candidates, *earlier]
-    pairs = ((leader, item) for item in contested for leader in earlier if leader < item)
+    pairs = ((leader, completion) for completion in contested for leader in earlier if leader < completion)
     return next(pair for pair in pairs if pair not in same)

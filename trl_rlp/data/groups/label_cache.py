@@ -1,4 +1,4 @@
-"""Labels of NLI pairs on disk, so that an interrupted or repeated run asks the model only what is new."""
+"""A cache of NLI labels on disk. With it, an interrupted or repeated run asks the model only about new pairs."""
 
 import os
 import sqlite3
@@ -6,23 +6,23 @@ from pathlib import Path
 
 
 # SQLite accepts at least this many parameters in one statement.
-_LOOKUP_SIZE = 900
+_KEYS_PER_STATEMENT = 900
 
 
 class LabelCache:
     """
-    Keeps labels under hashes in an SQLite file; several processes may share it.
+    Stores labels under hashed keys in an SQLite file. Several processes may share the file.
 
-    It knows nothing of models or texts: what makes two questions the same question is for the caller to put into the
-    key ([`NLIEquivalence`] hashes the classifier's weights and the token ids, not the rule). It never forgets; delete
-    the file to empty it.
+    The cache knows nothing about models and texts. The caller puts everything that a label depends on into the key.
+    [`NLIEquivalence`] hashes the classifier's weights and the token ids, but not the rule. Entries are never removed.
+    Delete the file to empty the cache.
 
     Args:
         path (`str` or `os.PathLike`):
             File to open or create. Its folder is created too.
 
     Raises:
-        ValueError: if the path is that of a folder, or the file exists and is no such cache.
+        ValueError: if the path is a folder, or the file exists and is not a label cache.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -37,30 +37,30 @@ class LabelCache:
             self._connection.execute("SELECT key, label FROM labels LIMIT 1")
         except sqlite3.DatabaseError as error:
             raise ValueError(
-                f"`cache`={str(path)!r} is no label cache ({error}). Name another file or delete it."
+                f"`cache`={str(path)!r} is not a label cache ({error}). Name another file or delete this one."
             ) from error
 
     def find(self, keys: list[bytes]) -> dict[bytes, int]:
         """
-        Gives the labels that are known.
+        Looks up labels.
 
         Args:
             keys (`list[bytes]`):
-                What to look up.
+                Keys to look up.
 
         Returns:
-            `dict[bytes, int]`: label of each key that has one.
+            `dict[bytes, int]`: the label of each key that is in the cache.
         """
         found = {}
-        for start in range(0, len(keys), _LOOKUP_SIZE):
-            part = keys[start : start + _LOOKUP_SIZE]
+        for start in range(0, len(keys), _KEYS_PER_STATEMENT):
+            part = keys[start : start + _KEYS_PER_STATEMENT]
             marks = ",".join("?" * len(part))
             found.update(self._connection.execute(f"SELECT key, label FROM labels WHERE key IN ({marks})", part))
         return found
 
     def store(self, labels: dict[bytes, int]) -> None:
         """
-        Writes labels to disk; they survive the process from here on.
+        Writes labels to disk. They survive a crash of the process after this call.
 
         Args:
             labels (`dict[bytes, int]`):

@@ -1,4 +1,4 @@
-"""Bidirectional entailment: two outputs mean the same when a natural language inference model says so both ways."""
+"""Equivalence by bidirectional entailment, judged by a natural language inference (NLI) classifier."""
 
 import hashlib
 import os
@@ -9,43 +9,46 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig, P
 from transformers.utils import logging
 
 from trl_rlp.data.batching import eval_mode, pad_right, token_budget_batches
-from trl_rlp.data.groups.encoders import context_length, default_tokens_per_batch, hash_weights, load_encoder
+from trl_rlp.data.groups.encoders import choose_tokens_per_batch, get_context_length, load_encoder
 from trl_rlp.data.groups.label_cache import LabelCache
 from trl_rlp.data.groups.pair_encoding import EncodedPair, PairEncoder
 from trl_rlp.data.normalization import normalize_text
+from trl_rlp.storage.fingerprints import weights_fingerprint
 
 
 logger = logging.get_logger(__name__)
 
-# Labels reach the disk whenever so many are new.
+# Number of new labels after which they are written to disk.
 _PAIRS_PER_WRITE = 1024
 
 
 def entails(label: str) -> bool:
     """
-    The rule `strict`, of Kuhn et al.'s paper: each output must entail the other.
+    Checks one direction under the rule `strict`: each completion must entail the other (Kuhn et al.'s paper).
 
     Args:
         label (`str`):
-            `"entailment"`, `"contradiction"` or `"neutral"`, of one direction.
+            Label of one direction: `"entailment"`, `"contradiction"` or `"neutral"`.
 
     Returns:
-        `bool`: whether this direction lets the two outputs be the same.
+        `bool`: whether this direction allows the two completions to be the same.
     """
     return label == "entailment"
 
 
 def does_not_contradict(label: str) -> bool:
     """
-    The rule `no_contradiction`, of Kuhn et al.'s code: neither output may contradict the other. Two outputs that say
-    nothing about each other count as the same, so its groups are larger than those of `strict`.
+    Checks one direction under the rule `no_contradiction`: neither completion may contradict the other (Kuhn et al.'s
+    code).
+
+    Two completions that say nothing about each other count as the same. So the groups are larger than with `strict`.
 
     Args:
         label (`str`):
-            `"entailment"`, `"contradiction"` or `"neutral"`, of one direction.
+            Label of one direction: `"entailment"`, `"contradiction"` or `"neutral"`.
 
     Returns:
-        `bool`: whether this direction lets the two outputs be the same.
+        `bool`: whether this direction allows the two completions to be the same.
     """
     return label != "contradiction"
 
@@ -55,32 +58,34 @@ RULES = {"strict": entails, "no_contradiction": does_not_contradict}
 
 class NLIEquivalence:
     """
-    Judges whether two outputs mean the same by bidirectional entailment, the instruction standing before each.
+    Decides whether two completions mean the same by bidirectional entailment, with the prompt before each completion.
 
-    Any sequence classifier with an entailment label will do (DeBERTa, RoBERTa, BERT, ...); the labels are read from
-    its config. Both directions must pass the rule, so the relation is symmetric; it need not be transitive. The second
-    direction is asked only where the first one passes, and the first one takes the longer output as hypothesis, which
-    fails more often. Pairs longer than the context are cut, each side to its half and the instruction before the
-    output; `cut_pairs` counts them. The logits are compared as they are: no threshold, no calibration.
+    Any sequence classifier with an entailment label works (DeBERTa, RoBERTa, BERT, ...). The label names are read from
+    its config. Both directions must pass the rule, so the relation is symmetric. It need not be transitive.
+
+    The first direction takes the longer completion as the hypothesis, because this direction fails more often. The
+    second direction is classified only where the first one passes. A pair longer than the context is truncated: each
+    side is limited to half of the context, and the prompt loses tokens before the completion does. `truncated_pairs`
+    counts these pairs. The class with the highest logit is the label. There is no threshold and no calibration.
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`], *optional*, defaults to `"microsoft/deberta-large-mnli"`):
-            Classifier, or its name or folder. A named one is loaded in fp32 on a CPU and in its own dtype on an
-            accelerator; a loaded one stays as and where it is.
+            Classifier, or its name or folder. A named model is loaded in fp32 on a CPU and in its own dtype on an
+            accelerator. A loaded model keeps its dtype and its device.
         processing_class (`transformers.PreTrainedTokenizerBase`, *optional*):
-            Its tokenizer. Defaults to the one under the model's name.
+            Tokenizer of the classifier. Defaults to the tokenizer under the model's name.
         rule (`str`, *optional*, defaults to `"strict"`):
-            Key of `RULES`: `"strict"` (both directions entail) or `"no_contradiction"` (neither contradicts).
+            Key of `RULES`: `"strict"` (both directions entail) or `"no_contradiction"` (no direction contradicts).
         max_length (`int`, *optional*):
-            Longest pair in tokens. Defaults to the context of model and tokenizer.
+            Longest pair in tokens. Defaults to the context of the model and the tokenizer.
         tokens_per_batch (`int`, *optional*):
-            Tokens a batch holds, padding included. Defaults to 512 on a CPU and 16,384 on an accelerator.
+            Tokens per batch, including padding. Defaults to 512 on a CPU and 16,384 on an accelerator.
         cache (`str` or `os.PathLike`, *optional*):
-            File that keeps the labels, for any rule and any number of models, see [`LabelCache`].
+            File that stores the labels, see [`LabelCache`]. One file serves all rules and any number of models.
 
     Raises:
         ValueError: if `rule` is unknown, the classifier has no entailment label (or no contradiction label where the
-            rule needs it), `max_length` is beyond the context or too small, or `cache` is another kind of file.
+            rule needs one), `max_length` is beyond the context or too small, or `cache` is not a label cache.
 
     Reference:
         Kuhn et al. 2023, https://arxiv.org/abs/2302.09664, section 3.2 and algorithm 1.
@@ -108,112 +113,114 @@ class NLIEquivalence:
             raise ValueError(f"`rule` must be one of {sorted(RULES)}, got {rule!r}.")
         self.rule = rule
         self.model, self.processing_class = load_encoder(AutoModelForSequenceClassification, model, processing_class)
-        self._label_names = _label_names(self.model.config, needs_contradiction=rule == "no_contradiction")
-        self._encoder = PairEncoder(self.processing_class, _pair_length(self.model, self.processing_class, max_length))
-        self._tokens_per_batch = tokens_per_batch or default_tokens_per_batch(self.model)
+        self._label_names = _read_label_names(self.model.config, needs_contradiction=rule == "no_contradiction")
+        max_length = _resolve_max_length(self.model, self.processing_class, max_length)
+        self._encoder = PairEncoder(self.processing_class, max_length)
+        self._tokens_per_batch = tokens_per_batch or choose_tokens_per_batch(self.model)
         self._cache = None if cache is None else LabelCache(cache)
-        self.cut_pairs = 0
+        self.truncated_pairs = 0
 
     @cached_property
     def model_fingerprint(self) -> str:
-        """A hash of the classifier's class and weights; the rule has no part in it."""
-        return hash_weights(self.model)
+        """A hash of the classifier's weights. It does not depend on the rule."""
+        return weights_fingerprint(self.model)
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of all that a judgement depends on: weights, tokenizer, length limit, rule."""
+        """A hash of everything that a verdict depends on: weights, tokenizer, longest pair and rule."""
         vocabulary = sorted(self.processing_class.get_vocab().items())
         parts = [self.model_fingerprint, vocabulary, self._encoder.max_length, self.rule]
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
     def normalize(self, text: str) -> str:
         """
-        Gives the form under which two texts are the same without asking the model.
+        Normalizes a completion. Completions that are equal after that need no call of the model.
 
         Args:
             text (`str`):
-                An output.
+                A completion.
 
         Returns:
-            `str`: [`normalize_text`] of it.
+            `str`: the text after [`normalize_text`].
         """
         return normalize_text(text)
 
     def same(self, prompts: list[str], firsts: list[str], seconds: list[str]) -> list[bool]:
         """
-        Judges pairs of outputs; the order of the two does not matter.
+        Checks which pairs of completions mean the same. The order within a pair does not matter.
 
         Args:
             prompts (`list[str]`):
-                Instruction of each pair, as plain text.
+                Prompt of each pair, as plain text.
             firsts (`list[str]`):
-                One output of each pair.
+                First completion of each pair.
             seconds (`list[str]`):
-                The other output of each pair.
+                Second completion of each pair.
 
         Returns:
-            `list[bool]`: whether the two mean the same under the rule.
+            `list[bool]`: one per pair, whether the two mean the same under the rule.
         """
         passes = RULES[self.rule]
         pairs = [sorted(pair, key=lambda text: (len(text), text)) for pair in zip(firsts, seconds, strict=True)]
         shorts, longs = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-        same = [passes(label) for label in self.labels(prompts, shorts, longs)]
-        rows = [row for row, passed in enumerate(same) if passed]
-        backward = self.labels(*([texts[row] for row in rows] for texts in (prompts, longs, shorts)))
+        same = [passes(label) for label in self.classify(prompts, shorts, longs)]
+        rows = [row for row, has_passed in enumerate(same) if has_passed]
+        backward = self.classify(*([texts[row] for row in rows] for texts in (prompts, longs, shorts)))
         for row, label in zip(rows, backward, strict=True):
             same[row] = passes(label)
         return same
 
-    def labels(self, prompts: list[str], premises: list[str], hypotheses: list[str]) -> list[str]:
+    def classify(self, prompts: list[str], premises: list[str], hypotheses: list[str]) -> list[str]:
         """
-        Gives the classifier's label of each pair in one direction, the instruction before both sides.
+        Classifies pairs in one direction, with the prompt before both sides.
 
         Args:
             prompts (`list[str]`):
-                Instruction of each pair.
+                Prompt of each pair.
             premises (`list[str]`):
-                Output that is taken as true.
+                Completion that is taken as true.
             hypotheses (`list[str]`):
-                Output that may follow from it.
+                Completion that may follow from it.
 
         Returns:
-            `list[str]`: `"entailment"`, `"contradiction"`, or `"neutral"` for every other label.
+            `list[str]`: one label per pair: `"entailment"`, `"contradiction"`, or `"neutral"` for any other class.
         """
         pairs = self._encoder.encode(prompts, premises, hypotheses)
-        self._count_cut_pairs(pairs)
-        label_ids = self._label_ids(list(dict.fromkeys(pairs)))
+        self._count_truncated_pairs(pairs)
+        label_ids = self._find_label_ids(list(dict.fromkeys(pairs)))
         return [self._label_names[label_ids[pair]] for pair in pairs]
 
-    def _count_cut_pairs(self, pairs: list[EncodedPair]) -> None:
-        cut = sum(pair.is_cut for pair in pairs)
-        if cut and not self.cut_pairs:
+    def _count_truncated_pairs(self, pairs: list[EncodedPair]) -> None:
+        count = sum(pair.is_truncated for pair in pairs)
+        if count and not self.truncated_pairs:
             logger.warning(
-                f"Some NLI pairs are longer than {self._encoder.max_length} tokens and are cut, the instruction "
-                "before the output (said once; `cut_pairs` counts them). Use a classifier with a longer context."
+                f"Some NLI pairs are longer than {self._encoder.max_length} tokens. They are truncated, the prompt "
+                "before the completion. `truncated_pairs` counts them, and this warning is logged once. Use a "
+                "classifier with a longer context."
             )
-        self.cut_pairs += cut
+        self.truncated_pairs += count
 
-    def _label_ids(self, pairs: list[EncodedPair]) -> dict[EncodedPair, int]:
-        """The class of each distinct pair, from the cache where it is known, else from the model."""
+    def _find_label_ids(self, pairs: list[EncodedPair]) -> dict[EncodedPair, int]:
+        """Returns the class of each distinct pair. Known classes come from the cache, the others from the model."""
         if self._cache is None:
-            return self._classify(pairs)
-        keys = {pair: self._key(pair) for pair in pairs}
+            return self._run_model(pairs)
+        keys = {pair: self._hash_pair(pair) for pair in pairs}
         found = self._cache.find(list(keys.values()))
         label_ids = {pair: found[key] for pair, key in keys.items() if key in found}
         unknown = [pair for pair in pairs if pair not in label_ids]
         for start in range(0, len(unknown), _PAIRS_PER_WRITE):
-            part = self._classify(unknown[start : start + _PAIRS_PER_WRITE])
-            self._cache.store({keys[pair]: label_id for pair, label_id in part.items()})
-            label_ids.update(part)
+            new_label_ids = self._run_model(unknown[start : start + _PAIRS_PER_WRITE])
+            self._cache.store({keys[pair]: label_id for pair, label_id in new_label_ids.items()})
+            label_ids.update(new_label_ids)
         return label_ids
 
-    def _key(self, pair: EncodedPair) -> bytes:
-        # Token ids rather than texts: they already say which tokenizer read the pair and where it was cut.
+    def _hash_pair(self, pair: EncodedPair) -> bytes:
+        # Token ids also depend on the tokenizer and on the truncation, so these need no place of their own in the key.
         question = repr((self.model_fingerprint, pair.input_ids, pair.token_type_ids))
         return hashlib.blake2b(question.encode(), digest_size=16).digest()
 
     @torch.inference_mode()
-    def _classify(self, pairs: list[EncodedPair]) -> dict[EncodedPair, int]:
+    def _run_model(self, pairs: list[EncodedPair]) -> dict[EncodedPair, int]:
         label_ids = {}
         batches = token_budget_batches([len(pair.input_ids) for pair in pairs], self._tokens_per_batch)
         with eval_mode(self.model):
@@ -221,7 +228,7 @@ class NLIEquivalence:
                 batch = [pairs[row] for row in rows]
                 logits = self.model(**self._collate(batch)).logits  # (batch, labels)
                 if not logits.isfinite().all():
-                    raise ValueError("`model` gives NaN or infinite logits. Load it in fp32 (`dtype=torch.float32`).")
+                    raise ValueError("`model` returns NaN or infinite logits. Load it with `dtype=torch.float32`.")
                 label_ids.update(zip(batch, logits.argmax(dim=-1).tolist(), strict=True))
         return label_ids
 
@@ -234,28 +241,31 @@ class NLIEquivalence:
         return inputs
 
 
-def _label_names(config: PreTrainedConfig, needs_contradiction: bool) -> list[str]:
-    """The name of each class: "entailment", "contradiction", or "neutral" for any other."""
-    names = ["neutral"] * config.num_labels
-    # Either of the two may hold nothing but LABEL_0, LABEL_1, ..., and `label2id` may be None.
-    named = [(label, label_id) for label_id, label in config.id2label.items()]
-    for label, label_id in [*named, *(config.label2id or {}).items()]:
+def _read_label_names(config: PreTrainedConfig, needs_contradiction: bool) -> list[str]:
+    """Returns the name of each class: "entailment", "contradiction", or "neutral" for any other."""
+    label_names = ["neutral"] * config.num_labels
+    # One of the two mappings may hold only LABEL_0, LABEL_1, ..., and `label2id` may be None. So both are read.
+    labels = [(label, label_id) for label_id, label in config.id2label.items()]
+    for label, label_id in [*labels, *(config.label2id or {}).items()]:
         for name in ("entailment", "contradiction"):
             if label.casefold().startswith(name.removesuffix("ment").removesuffix("ion")):
-                names[label_id] = name
+                label_names[label_id] = name
     for name in ["entailment", "contradiction"] if needs_contradiction else ["entailment"]:
-        if names.count(name) != 1:
+        if label_names.count(name) != 1:
             raise ValueError(
-                f"`model` must have one {name} label, its labels are {list(config.id2label.values())}. Pass an NLI "
-                "classifier, or name the labels in its config (`id2label`, `label2id`)."
+                f"`model` must have one {name} label, but its labels are {list(config.id2label.values())}. Pass an "
+                "NLI classifier, or name the labels in its config (`id2label`, `label2id`)."
             )
-    return names
+    return label_names
 
 
-def _pair_length(model: PreTrainedModel, processing_class: PreTrainedTokenizerBase, max_length: int | None) -> int:
-    longest = context_length(model, processing_class)
-    if max_length is not None and max_length > longest:
+def _resolve_max_length(
+    model: PreTrainedModel, processing_class: PreTrainedTokenizerBase, max_length: int | None
+) -> int:
+    context_length = get_context_length(model, processing_class)
+    if max_length is not None and max_length > context_length:
         raise ValueError(
-            f"`max_length`={max_length} tokens is beyond the classifier's context of {longest}. Lower it."
+            f"`max_length`={max_length} tokens is beyond the classifier's context of {context_length} tokens. Lower "
+            "`max_length`."
         )
-    return longest if max_length is None else max_length
+    return context_length if max_length is None else max_length

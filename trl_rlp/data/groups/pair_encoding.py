@@ -1,4 +1,4 @@
-"""Two texts as the token ids of a pair, each side cut on its own terms."""
+"""Encoding of two texts as one pair of token ids. Each side is truncated separately."""
 
 from dataclasses import dataclass
 
@@ -8,39 +8,40 @@ from transformers import PreTrainedTokenizerBase
 @dataclass(frozen=True)
 class EncodedPair:
     """
-    A pair, ready for a classifier.
+    A pair of texts as the input of a classifier.
 
     Args:
         input_ids (`tuple[int, ...]`):
-            Token ids with the special tokens of a pair.
+            Token ids, including the special tokens of a pair.
         token_type_ids (`tuple[int, ...]`):
-            Which side each token belongs to, in the tokenizer's own numbers.
-        is_cut (`bool`):
-            Whether a side lost tokens.
+            Side of each token, with the tokenizer's own numbers.
+        is_truncated (`bool`):
+            Whether at least one side lost tokens.
     """
 
     input_ids: tuple[int, ...]
     token_type_ids: tuple[int, ...]
-    is_cut: bool
+    is_truncated: bool
 
 
 class PairEncoder:
     """
-    Encodes (instruction + output, instruction + output) pairs the way the tokenizer encodes a pair of texts.
+    Encodes (prompt + completion, prompt + completion) pairs as the tokenizer encodes a pair of texts.
 
-    The special tokens around the two sides are read from an example that the tokenizer encodes, so each side is
-    tokenized once and put into as many pairs as need it. A pair longer than `max_length` is cut: a side that is longer
-    than its half keeps the first tokens of its output and, before them, as many of the last tokens of the instruction
-    as fit.
+    The special tokens around the two sides are read from an example that the tokenizer encodes. So each text is
+    tokenized once and used in as many pairs as need it.
+
+    A pair longer than `max_length` is truncated. A side longer than its half keeps the first tokens of its completion
+    and, before them, as many of the last tokens of the prompt as fit.
 
     Args:
         processing_class (`transformers.PreTrainedTokenizerBase`):
-            Tokenizer of the classifier, a fast one.
+            Tokenizer of the classifier. It must be a fast tokenizer.
         max_length (`int`):
-            Longest pair in tokens, special tokens included.
+            Longest pair in tokens, including special tokens.
 
     Raises:
-        ValueError: if the tokenizer is a slow one, or `max_length` leaves no token for each side.
+        ValueError: if the tokenizer is a slow one, or `max_length` does not leave one token for each side.
     """
 
     def __init__(self, processing_class: PreTrainedTokenizerBase, max_length: int):
@@ -57,24 +58,27 @@ class PairEncoder:
         )
         self._room = max_length - sum(side is None for _, side, _ in self._template)
         if self._room < 2:
-            raise ValueError(f"`max_length`={max_length} tokens leave nothing for the two texts of a pair. Raise it.")
+            raise ValueError(
+                f"`max_length`={max_length} tokens leaves no room for the two texts of a pair. Raise `max_length`."
+            )
 
     def encode(self, prompts: list[str], firsts: list[str], seconds: list[str]) -> list[EncodedPair]:
         """
-        Encodes pairs; the instruction and a space stand before both outputs.
+        Encodes pairs. The prompt and a space stand before both completions.
 
         Args:
             prompts (`list[str]`):
-                Instruction of each pair.
+                Prompt of each pair.
             firsts (`list[str]`):
-                Output on the first side (the premise).
+                Completion on the first side (the premise).
             seconds (`list[str]`):
-                Output on the second side (the hypothesis).
+                Completion on the second side (the hypothesis).
 
         Returns:
-            `list[EncodedPair]`: one a row, at most `max_length` tokens each.
+            `list[EncodedPair]`: one per pair, with at most `max_length` tokens each.
         """
-        # Word-piece tokenizers ignore the space, byte-level and SentencePiece ones make it part of the first word.
+        # Word-piece tokenizers ignore the space. Byte-level and SentencePiece tokenizers make it part of the first
+        # word.
         texts = list(dict.fromkeys([*prompts, *(f" {text}" for text in firsts), *(f" {text}" for text in seconds)]))
         if not texts:
             return []
@@ -86,18 +90,21 @@ class PairEncoder:
         ]
 
     def _join(self, prompt: list[int], first: list[int], second: list[int]) -> EncodedPair:
-        is_cut = 2 * len(prompt) + len(first) + len(second) > self._room
+        is_truncated = 2 * len(prompt) + len(first) + len(second) > self._room
         half = self._room // 2
-        sides = [_cut(prompt, output, half) if is_cut else prompt + output for output in (first, second)]
-        input_ids, token_type_ids, last = [], [], None
+        sides = [
+            _truncate(prompt, completion, half) if is_truncated else prompt + completion
+            for completion in (first, second)
+        ]
+        input_ids, token_type_ids, last_side = [], [], None
         for token, side, token_type in self._template:
-            piece = [token] if side is None else sides[side] if side != last else []
+            piece = [token] if side is None else sides[side] if side != last_side else []
             input_ids += piece
             token_type_ids += [token_type] * len(piece)
-            last = side
-        return EncodedPair(tuple(input_ids), tuple(token_type_ids), is_cut)
+            last_side = side
+        return EncodedPair(tuple(input_ids), tuple(token_type_ids), is_truncated)
 
 
-def _cut(prompt: list[int], output: list[int], half: int) -> list[int]:
-    room = max(half - len(output), 0)
-    return prompt[max(len(prompt) - room, 0) :] + output[:half]
+def _truncate(prompt: list[int], completion: list[int], half: int) -> list[int]:
+    room = max(half - len(completion), 0)
+    return prompt[max(len(prompt) - room, 0) :] + completion[:half]

@@ -1,4 +1,4 @@
-"""What judges that are asked a question have in common: not every answer says which output is better."""
+"""The base class of judges that ask a model a question. Some answers cannot be read."""
 
 from abc import ABC, abstractmethod
 
@@ -9,20 +9,20 @@ from trl_rlp.data.turns import Messages
 
 logger = logging.get_logger(__name__)
 
-ADVICE = "Use another model or template, let a server's model say more (`max_tokens`), or raise `tolerance`."
+ADVICE = "Use another model or template, allow a server's model longer answers (`max_tokens`), or raise `tolerance`."
 
 
 class AskedJudge(ABC):
     """
-    Counts the answers that name neither of the two outputs, and is an error past a share of them.
+    Counts unreadable answers: those that name neither of the two completions. Too many are an error.
 
     Args:
         tolerance (`float`):
-            Share of a call's answers that may be unreadable, in [0, 1].
+            Maximum share of unreadable answers in one call, in [0, 1].
 
     Attributes:
-        asked (`int`): answers so far, two a pair.
-        unreadable (`int`): how many of them name neither A nor B.
+        asked (`int`): number of answers so far, two per pair.
+        unreadable (`int`): number of answers so far that name neither A nor B.
 
     Raises:
         ValueError: if `tolerance` is out of range.
@@ -37,30 +37,30 @@ class AskedJudge(ABC):
     @abstractmethod
     def __call__(self, prompts: list[str | Messages], firsts: list[str], seconds: list[str]) -> list[float]:
         """
-        Compares outputs.
+        Compares pairs of completions.
 
         Args:
             prompts (`list`):
                 Text or messages.
             firsts (`list[str]`):
-                One output a prompt.
+                First completion of each prompt.
             seconds (`list[str]`):
-                The other output of each prompt.
+                Second completion of each prompt.
 
         Returns:
-            `list[float]`: probabilities in [0, 1] that the first output is better.
+            `list[float]`: probabilities in [0, 1] that the first completion is better.
         """
 
     def require_readable(self, tolerance: float) -> None:
         """
-        Checks all answers so far.
+        Checks the share of unreadable answers among all answers so far.
 
         Args:
             tolerance (`float`):
-                Share of them that may name neither A nor B, in [0, 1].
+                Maximum share of answers that name neither A nor B, in [0, 1].
 
         Raises:
-            ValueError: if more of them do.
+            ValueError: if the share is larger.
         """
         if self.unreadable > tolerance * self.asked:
             raise ValueError(
@@ -68,8 +68,20 @@ class AskedJudge(ABC):
                 f"`tolerance`={tolerance}. {ADVICE}"
             )
 
-    def _count(self, unreadable: list[str], asked: int, consequence: str) -> None:
-        """Adds a call's answers, the unreadable ones as they are; too many are an error, any a warning."""
+    def _count_answers(self, unreadable: list[str], asked: int, consequence: str) -> None:
+        """
+        Adds the answers of one call to the counts.
+
+        Unreadable answers raise an error if their share exceeds the tolerance, and a warning otherwise.
+
+        Args:
+            unreadable (`list[str]`):
+                The unreadable answers.
+            asked (`int`):
+                Number of answers.
+            consequence (`str`):
+                What happens to pairs with unreadable answers, for the warning.
+        """
         self.asked += asked
         self.unreadable += len(unreadable)
         if not unreadable:

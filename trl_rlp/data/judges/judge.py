@@ -1,4 +1,4 @@
-"""Who of two outputs is better: callables that give the probability that the first is."""
+"""Judges from reward models and Python functions, and the check of a judge's probabilities."""
 
 import math
 from collections.abc import Callable
@@ -12,46 +12,50 @@ from trl_rlp.data.turns import Messages
 
 
 Judge = Callable[[list[str | Messages], list[str], list[str]], list[float]]
-"""`judge(prompts, firsts, seconds)`: probabilities in [0, 1] that the first output is better; one half is a tie."""
+"""`judge(prompts, firsts, seconds)`: probabilities in [0, 1] that the first completion is better. 0.5 is a tie."""
 
 
 def judge_pairs(judge: Judge, prompts: list[str | Messages], firsts: list[str], seconds: list[str]) -> list[float]:
     """
-    Asks a judge, whoever wrote it, and checks what it says.
+    Calls a judge and checks its result. The judge may be a function of the user's.
 
     Args:
         judge (`Callable`):
-            See [`Judge`].
+            The judge, see [`Judge`].
         prompts (`list`):
             Text or messages.
         firsts (`list[str]`):
-            One output a prompt.
+            First completion of each prompt.
         seconds (`list[str]`):
-            The other output of each prompt.
+            Second completion of each prompt.
 
     Returns:
-        `list[float]`: probabilities that the first output is better; none of no pairs, about which it is not asked.
+        `list[float]`: probabilities that the first completion is better. Without pairs the judge is not called, and
+        the list is empty.
 
     Raises:
-        ValueError: if there is not one a pair, or one is no number in [0, 1].
+        ValueError: if the judge does not return one number in [0, 1] per pair.
     """
     if not prompts:
         return []
-    said = judge(prompts, firsts, seconds)
-    if not hasattr(said, "__len__"):
-        raise ValueError(f"`judge` gave {said!r}. Let it give a list of probabilities, one a pair.")
-    if len(said) != len(prompts):
-        raise ValueError(f"`judge` gave {len(said)} probabilities for {len(prompts)} pairs. Let it give one a pair.")
-    for pair, value in enumerate(said):
+    probabilities = judge(prompts, firsts, seconds)
+    if not hasattr(probabilities, "__len__"):
+        raise ValueError(f"`judge` returned {probabilities!r}. It must return a list with one probability per pair.")
+    if len(probabilities) != len(prompts):
+        raise ValueError(
+            f"`judge` returned {len(probabilities)} probabilities for {len(prompts)} pairs. It must return one per "
+            "pair."
+        )
+    for pair, value in enumerate(probabilities):
         if value is None or isinstance(value, str | list | tuple) or not 0 <= value <= 1:
             raise ValueError(
-                f"`judge` said {value!r} of pair {pair}, but must give the probability in [0, 1] that the first "
-                "output is better."
+                f"`judge` returned {value!r} for pair {pair}. It must return the probability in [0, 1] that the first "
+                "completion is better."
             )
-    return [float(value) for value in said]
+    return [float(value) for value in probabilities]
 
 
-# Probabilities this close to one half differ from it by rounding only, and are given as one half.
+# Probabilities this close to 0.5 differ from it by rounding only. They are returned as 0.5.
 TIE = 1e-6
 
 
@@ -63,19 +67,19 @@ def reward_judge(
     tokens_per_batch: int = 8192,
 ) -> Judge:
     r"""
-    Makes a judge of a reward model: $p = \sigma(r(x, y_1) - r(x, y_2))$, the Bradley-Terry probability.
+    Creates a judge from a reward model, with the Bradley-Terry probability $p = \sigma(r(x, y_1) - r(x, y_2))$.
 
-    Outputs are taken as finished, since a judge sees text alone.
+    A judge gets text only, so all completions are scored as finished.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Reward model, a sequence classifier with `num_labels=1`.
         processing_class (`transformers.PreTrainedTokenizerBase`):
-            Its tokenizer.
+            Tokenizer of `model`.
         max_length (`int`, *optional*):
-            Longest input in tokens; what is longer loses the beginning of its prompt.
+            Maximum number of tokens per row. Longer rows lose the beginning of their prompt.
         tokens_per_batch (`int`, *optional*, defaults to `8192`):
-            Tokens a batch holds, padding included.
+            Maximum number of tokens per batch, padding included.
 
     Returns:
         `Callable`: `judge(prompts, firsts, seconds)`.
@@ -98,30 +102,30 @@ def reward_judge(
 
 def function_judge(function: Callable[[str | Messages, str], float]) -> Judge:
     """
-    Makes a judge of a Python function that scores one output: the higher score is better, equal ones are a tie.
+    Creates a judge from a Python function that scores one completion. The higher score wins, equal scores are a tie.
 
-    A function that compares two outputs by itself needs nothing of this: it is a judge if it takes lists of prompts,
-    first and second outputs and gives a list of probabilities.
+    A function that compares two completions itself does not need this. It is a judge if it takes lists of prompts,
+    first and second completions, and returns a list of probabilities.
 
     Args:
         function (`Callable`):
-            Called as `function(prompt, output)`; gives a number.
+            Called as `function(prompt, completion)`. Returns a number.
 
     Returns:
-        `Callable`: `judge(prompts, firsts, seconds)`, which gives 1, 0 or one half.
+        `Callable`: `judge(prompts, firsts, seconds)`, which returns 1, 0 or 0.5 for each pair.
 
     Raises:
-        ValueError: when called, if a score is NaN.
+        ValueError: when the judge is called, if a score is NaN.
     """
 
     def judge(prompts: list[str | Messages], firsts: list[str], seconds: list[str]) -> list[float]:
         scores = [
-            [float(function(prompt, output)) for prompt, output in zip(prompts, outputs, strict=True)]
-            for outputs in (firsts, seconds)
+            [float(function(prompt, completion)) for prompt, completion in zip(prompts, completions, strict=True)]
+            for completions in (firsts, seconds)
         ]
         for row, pair in enumerate(zip(*scores, strict=True)):
             if any(math.isnan(value) for value in pair):
-                raise ValueError(f"The function's score of pair {row} is NaN. Let it give a number for every output.")
+                raise ValueError(f"The function's score of pair {row} is NaN. It must return a number.")
         return [(first > second) + 0.5 * (first == second) for first, second in zip(*scores, strict=True)]
 
     return judge
@@ -129,36 +133,36 @@ def function_judge(function: Callable[[str | Messages, str], float]) -> Judge:
 
 def with_user_turns(judge: Judge) -> Judge:
     """
-    Gives a judge that reads prompts of text as a user's message, for a reward model with a chat template.
+    Creates a judge that converts text prompts to a user message, for a reward model with a chat template.
 
     Args:
         judge (`Callable`):
-            One that reads messages.
+            Judge that reads messages.
 
     Returns:
         `Callable`: `judge(prompts, firsts, seconds)`.
     """
 
-    def turned(prompts: list[str | Messages], firsts: list[str], seconds: list[str]) -> list[float]:
-        turns = [[{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt for prompt in prompts]
-        return judge(turns, firsts, seconds)
+    def judge_messages(prompts: list[str | Messages], firsts: list[str], seconds: list[str]) -> list[float]:
+        messages = [[{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt for prompt in prompts]
+        return judge(messages, firsts, seconds)
 
-    return turned
+    return judge_messages
 
 
 def snap_ties(probabilities: torch.Tensor) -> list[float]:
     """
-    Gives probabilities that differ from one half by rounding only as one half.
+    Replaces probabilities that differ from 0.5 by rounding only with 0.5.
 
     Args:
         probabilities (`torch.Tensor` of shape `(pairs,)`):
-            In [0, 1].
+            Probabilities in [0, 1].
 
     Returns:
-        `list[float]`.
+        `list[float]`: the probabilities.
 
     Raises:
-        ValueError: if one is NaN.
+        ValueError: if a probability is NaN.
     """
     if probabilities.isnan().any():
         row = int(probabilities.isnan().nonzero()[0])

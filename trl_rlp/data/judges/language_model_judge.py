@@ -1,4 +1,4 @@
-"""A language model as a judge: what it is asked about two outputs, and what its next token says."""
+"""A language model as a judge. Its next-token probabilities tell which of two completions is better."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Response B:
 {second}
 
 Say which response is better, with one letter, A or B."""
-"""What a language model is asked. With a chat template it is the user's turn, else "Better response:" follows."""
+"""The default question. With a chat template it is the user's turn, otherwise "Better response:" follows it."""
 
 
 def language_model_judge(
@@ -38,39 +38,40 @@ def language_model_judge(
     tolerance: float = 1.0,
 ) -> LanguageModelJudge:
     """
-    Makes a judge of a causal LM: the probability it gives to the label of an output, averaged over both orders.
+    Creates a judge from a causal LM, which reads each pair in both orders.
 
-    The model reads the pair once in each order; p(A) is taken from its next-token logits of the two labels alone.
-    Where both labels begin with the same tokens, the first token that differs counts. Averaging cancels a preference
-    for one position; a judge that hears nothing but position gives one half.
+    In each order, the model's next-token logits of the labels A and B give the probability of A against B. The judge
+    returns the mean probability of the first completion over both orders. The mean cancels a preference for one
+    position: a model that only looks at the position gives 0.5. If both labels begin with the same tokens, the first
+    token that differs counts.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            Causal LM; for the paper's RLAIF the policy.
+            Causal LM. For the paper's RLAIF, it is the policy.
         processing_class (`transformers.PreTrainedTokenizerBase`):
-            Its tokenizer. With a chat template the question is the user's turn.
+            Tokenizer of `model`. If it has a chat template, the question is the user's turn.
         template (`str`, *optional*, defaults to `JUDGE_TEMPLATE`):
-            Question with `{prompt}`, `{first}` and `{second}` that is answered with A or B. A prompt of several
-            messages is written as one line a message, with its role.
+            Question with `{prompt}`, `{first}` and `{second}`, to be answered with A or B. A prompt of several
+            messages is written with one line per message, which starts with the role.
         tokens_per_batch (`int`, *optional*, defaults to `8192`):
-            Tokens a batch holds, padding included.
-
+            Maximum number of tokens per batch, padding included.
         tolerance (`float`, *optional*, defaults to `1.0`):
-            Share of questions, in [0, 1], to which some other token than the two labels may be the likeliest answer
-            before a call is an error. Their probabilities count as all others do.
+            Maximum share of questions in one call, in [0, 1], whose most likely next token is neither label. A larger
+            share is an error. Their probabilities count like all others.
 
     Returns:
-        [`LanguageModelJudge`]: `judge(prompts, firsts, seconds)`, with `asked` and `unreadable`.
+        [`LanguageModelJudge`]: `judge(prompts, firsts, seconds)`, with the attributes `asked` and `unreadable`.
 
     Raises:
-        ValueError: if `template` lacks a field or `tolerance` is out of range; when called, if a question is longer
-            than the model's context, a probability is NaN, or more answers than `tolerance` are neither A nor B.
+        ValueError: if `template` lacks a field or `tolerance` is out of range. When the judge is called, if a question
+            is longer than the model's context, a probability is NaN, or the share of answers that are neither A nor B
+            exceeds `tolerance`.
     """
     return LanguageModelJudge(model, processing_class, template, tokens_per_batch, tolerance)
 
 
 class LanguageModelJudge(AskedJudge):
-    """What [`language_model_judge`] makes; it has its arguments."""
+    """The judge that [`language_model_judge`] returns. It takes the same arguments."""
 
     def __init__(
         self,
@@ -89,64 +90,65 @@ class LanguageModelJudge(AskedJudge):
         if not prompts:
             return []
         orders = [*zip(prompts, firsts, seconds, strict=True), *zip(prompts, seconds, firsts, strict=True)]
-        questions = [_rendered(self.processing_class, judge_question(self.template, *order)) for order in orders]
-        stems, labels = _stems_and_labels(self.processing_class, questions)
-        probabilities, likeliest = _label_probabilities(self.model, stems, labels, self.tokens_per_batch)
-        said = [self.processing_class.decode(token) for token in likeliest]
-        unreadable = [text for text in said if text.strip() not in ("A", "B")]
-        self._count(unreadable, len(questions), "Of their two letters the likelier one counts.")
+        questions = [build_question(self.template, *order) for order in orders]
+        texts = [_render_question(self.processing_class, question) for question in questions]
+        stems, labels = _tokenize_questions(self.processing_class, texts)
+        probabilities, top_tokens = _compute_label_probabilities(self.model, stems, labels, self.tokens_per_batch)
+        answers = [self.processing_class.decode(token) for token in top_tokens]
+        unreadable = [text for text in answers if text.strip() not in ("A", "B")]
+        self._count_answers(unreadable, len(questions), "The more likely of the two letters counts.")
         first_wins, second_wins = probabilities.view(2, len(prompts))
         return snap_ties((first_wins + 1 - second_wins) / 2)
 
 
 def require_template(template: str) -> None:
     """
-    Checks that a question has a place for all that it is about.
+    Checks that a question template has all of its fields.
 
     Args:
         template (`str`):
             Question with `{prompt}`, `{first}` and `{second}`.
 
     Raises:
-        ValueError: if one is missing.
+        ValueError: if a field is missing.
     """
     missing = [field for field in ("{prompt}", "{first}", "{second}") if field not in template]
     if missing:
-        raise ValueError(f"`template` lacks {missing}. Write them where the prompt and the two outputs belong.")
+        raise ValueError(f"`template` lacks {missing}. Add the fields for the prompt and the two completions.")
 
 
-def judge_question(template: str, prompt: str | Messages, first: str, second: str) -> str:
+def build_question(template: str, prompt: str | Messages, first: str, second: str) -> str:
     """
-    Gives what a language model is asked about two outputs.
+    Fills a question template with a prompt and two completions.
 
     Args:
         template (`str`):
             Question with `{prompt}`, `{first}` and `{second}`.
         prompt (`str` or `list[dict[str, str]]`):
-            Text, or messages: one alone is written as it is, several one a line with their roles.
+            Text or messages. One message is written without its role, several with one line and role per message.
         first (`str`):
-            Output that is called A.
+            Completion that is called A.
         second (`str`):
-            Output that is called B.
+            Completion that is called B.
 
     Returns:
-        `str`.
+        `str`: the question.
     """
-    prompt, begun = split_assistant_prefill(prompt)
-    fields = {"{prompt}": _conversation(prompt), "{first}": begun + first, "{second}": begun + second}
-    # Split, not formatted: outputs may hold braces, and must not be searched for fields.
+    prompt, prefill = split_assistant_prefill(prompt)
+    fields = {"{prompt}": _render_prompt(prompt), "{first}": prefill + first, "{second}": prefill + second}
+    # Completions may contain braces, which str.format or repeated str.replace would treat as fields.
     pieces = re.split(r"(\{prompt\}|\{first\}|\{second\})", template)
     return "".join(fields.get(piece, piece) for piece in pieces)
 
 
-def _rendered(processing_class: PreTrainedTokenizerBase, question: str) -> str:
+def _render_question(processing_class: PreTrainedTokenizerBase, question: str) -> str:
     if processing_class.chat_template is None:
         return question + "\n\nBetter response: "
     messages = [{"role": "user", "content": question}]
     return processing_class.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
-def _conversation(prompt: str | Messages) -> str:
+def _render_prompt(prompt: str | Messages) -> str:
     if isinstance(prompt, str):
         return prompt
     if len(prompt) == 1:
@@ -154,10 +156,15 @@ def _conversation(prompt: str | Messages) -> str:
     return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
 
 
-def _stems_and_labels(
+def _tokenize_questions(
     processing_class: PreTrainedTokenizerBase, questions: list[str]
 ) -> tuple[list[list[int]], list[tuple[int, int]]]:
-    """What the model reads, and the two tokens that tell A from B after it, whatever the tokenizer merges."""
+    """
+    Returns the token ids of each question and of its two labels.
+
+    Both answers, A and B, are tokenized together with the question. The stem is their common beginning, and the labels
+    are the first tokens that differ. This also works for tokenizers that merge a label with the text before it.
+    """
     add_special_tokens = processing_class.chat_template is None
     with_a, with_b = (
         processing_class(text=[question + label for question in questions], add_special_tokens=add_special_tokens)
@@ -171,25 +178,25 @@ def _stems_and_labels(
     return stems, labels
 
 
-def _label_probabilities(
+def _compute_label_probabilities(
     model: PreTrainedModel, stems: list[list[int]], labels: list[tuple[int, int]], tokens_per_batch: int
 ) -> tuple[torch.Tensor, list[int]]:
-    """After each stem the probability of A against B, `torch.Tensor` of shape `(rows,)`, and the likeliest token."""
+    """Returns the probability of A against B after each stem, of shape `(rows,)`, and the most likely next tokens."""
     lengths = [len(stem) for stem in stems]
     require_context(model.config, lengths)
     probabilities = torch.empty(len(stems), dtype=torch.float64)
-    likeliest = torch.empty(len(stems), dtype=torch.long)
+    top_tokens = torch.empty(len(stems), dtype=torch.long)
     with eval_mode(model):
         for batch in token_budget_batches(lengths, tokens_per_batch):
-            # Attention is causal, so what pads on the right is never seen.
+            # Attention is causal, so tokens never attend to padding on the right.
             input_ids, attention_mask = pad_right([stems[row] for row in batch], 0, model.device)
             last = torch.tensor([lengths[row] - 1 for row in batch], device=model.device)  # (batch,)
-            kept, place = last.unique(return_inverse=True)
+            kept, index = last.unique(return_inverse=True)
             outputs = model(
                 input_ids=input_ids, attention_mask=attention_mask, logits_to_keep=kept, use_cache=False
             )  # logits: (batch, kept, vocabulary)
-            logits = outputs.logits[torch.arange(len(batch), device=model.device), place]  # (batch, vocabulary)
+            logits = outputs.logits[torch.arange(len(batch), device=model.device), index]  # (batch, vocabulary)
             pair = logits.gather(1, torch.tensor([labels[row] for row in batch], device=model.device))  # (batch, 2)
             probabilities[batch] = pair.double().softmax(dim=1)[:, 0].cpu()
-            likeliest[batch] = logits.argmax(dim=1).cpu()
-    return probabilities, likeliest.tolist()
+            top_tokens[batch] = logits.argmax(dim=1).cpu()
+    return probabilities, top_tokens.tolist()

@@ -1,0 +1,17 @@
+"""Preferences for reward model training: human pairs, synthetic pairs and their mixture, and views for UML."""
+
+from trl_rlp.data.preferences.collator import SyntheticPreferenceCollator
+from trl_rlp.data.preferences.holdout import hold_out
+from trl_rlp.data.preferences.mixing import mix_preferences
+from trl_rlp.data.preferences.preferences import synthesize_preferences, tokenize_preferences
+from trl_rlp.data.preferences.views import ViewSampler
+
+
+__all__ = [
+    "SyntheticPreferenceCollator",
+    "ViewSampler",
+    "hold_out",
+    "mix_preferences",
+    "synthesize_preferences",
+    "tokenize_preferences",
+]

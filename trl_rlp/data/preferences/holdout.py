@@ -1,4 +1,4 @@
-"""Human pairs held out from training."""
+"""The split of human preferences into a training set and a held-out set."""
 
 from collections import defaultdict
 from typing import Any
@@ -12,45 +12,48 @@ from trl_rlp.storage.fingerprints import value_fingerprint
 
 def hold_out(preferences: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
     """
-    Parts human pairs into those that are trained on and those that the gate compares on; a prompt's stay together.
+    Splits human preferences into a training set and a held-out set for the gate.
+
+    Pairs of one prompt stay in the same set. If all pairs have the same prompt, each pair is placed on its own.
 
     Args:
         preferences (`datasets.Dataset`):
-            D, in TRL's preference format. Where prompts are implicit, a pair's prompt is what both sides begin with;
-            a pair without one stands for itself. If all are of one prompt, each does.
+            Human preferences D, in TRL's preference format. If prompts are implicit, the prompt of a pair is the
+            common beginning of both sides. A pair without a prompt is placed on its own.
         share (`float`):
-            Share of the pairs that is kept from training, in (0, 1), or less where prompts do not add up to it; at
-            least the prompt with the fewest pairs is.
+            Share of the pairs to hold out, in (0, 1). Fewer pairs are held out if whole prompts do not add up to the
+            share. At least one prompt is held out, if necessary the one with the fewest pairs.
         seed (`int`):
-            Decides which.
+            Seed that selects the held-out prompts.
 
     Returns:
-        `tuple[datasets.Dataset, datasets.Dataset]`: to train on, and held out.
+        `tuple[datasets.Dataset, datasets.Dataset]`: the training set and the held-out set.
 
     Raises:
-        ValueError: if there is one pair only.
+        ValueError: if there is only one pair.
     """
-    rows = range(len(preferences))
-    if len(rows) < 2:
+    num_pairs = len(preferences)
+    if num_pairs < 2:
         raise ValueError(
-            "`preference_dataset` has one row, none is left for the gate. Pass more, or an evaluation set."
+            "`preference_dataset` has only one row, so no pair is left for the gate. Pass more pairs or an evaluation "
+            "set."
         )
-    of_prompt = defaultdict(list)
+    rows_of_prompt = defaultdict(list)
     for row, pair in enumerate(preferences):
-        of_prompt[_prompt_key(pair, row)].append(row)
-    if len(of_prompt) == 1:
-        of_prompt = {row: [row] for row in rows}
-    groups = list(of_prompt.values())
-    held, most = [], min(len(rows) - 1, round(share * len(rows)))
-    for number in np.random.default_rng(seed).permutation(len(groups)):
-        if len(held) + len(groups[number]) <= most:
-            held += groups[number]
-    held = sorted(held or min(groups, key=len))
-    return preferences.select(sorted(set(rows) - set(held))), preferences.select(held)
+        rows_of_prompt[_get_prompt_key(pair, row)].append(row)
+    prompts = list(rows_of_prompt.values())
+    if len(prompts) == 1:
+        prompts = [[row] for row in range(num_pairs)]
+    heldout, max_heldout = [], min(num_pairs - 1, round(share * num_pairs))
+    for index in np.random.default_rng(seed).permutation(len(prompts)):
+        if len(heldout) + len(prompts[index]) <= max_heldout:
+            heldout += prompts[index]
+    heldout = sorted(heldout or min(prompts, key=len))
+    return preferences.select(sorted(set(range(num_pairs)) - set(heldout))), preferences.select(heldout)
 
 
-def _prompt_key(pair: dict[str, Any], row: int) -> str | int:
+def _get_prompt_key(pair: dict[str, Any], row: int) -> str | int:
     if "prompt" not in pair and not (pair["chosen"] and pair["rejected"]):
-        return row  # TRL reads what both sides begin with, and takes neither to be empty
+        return row  # TRL looks for the common beginning of both sides and fails if one of them is empty.
     prompt = maybe_extract_prompt(pair)["prompt"]
     return value_fingerprint(prompt) if prompt else row

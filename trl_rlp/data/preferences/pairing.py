@@ -1,4 +1,4 @@
-"""Which two outputs of a prompt make a synthetic pair, and which of them is preferred: the methods of Table 5."""
+"""The methods of the paper's Table 5. They decide which two completions form a pair, and which one is preferred."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from datasets import Dataset
 from trl_rlp.data.groups.clustering import cluster, largest_group
 from trl_rlp.data.judges.judge import TIE, Judge, judge_pairs
 from trl_rlp.data.normalization import normalize_text
-from trl_rlp.data.preferences.output_rewards import OutputRewards
+from trl_rlp.data.preferences.completion_rewards import CompletionRewards
 
 
 Row = dict[str, Any]
@@ -23,10 +23,23 @@ Row = dict[str, Any]
 
 class Pair(NamedTuple):
     """
-    A synthetic preference. Outputs are named by their place among the `completions` of their row.
+    A synthetic preference. Completions are given by their index in the `completions` of the row.
 
-    `alternatives` are the outputs that may stand in for `rejected`, itself included; `probability` is the label's, and
-    `cluster_ids` and `confidence` the row's, where the method knows them.
+    Args:
+        row (`int`):
+            Row of the samples.
+        chosen (`int`):
+            Preferred completion, y_w.
+        rejected (`int`):
+            Other completion, y_l.
+        alternatives (`list[int]`):
+            Completions that could be `rejected`, including itself.
+        cluster_ids (`list[int]`, *optional*):
+            Group of each completion of the row. None for a method without groups.
+        confidence (`float`, *optional*):
+            Confidence of the row, in [0, 1]. None for a method without groups.
+        probability (`float`, *optional*):
+            Probability that the label is right, in [0.5, 1]. None for a method with groups.
     """
 
     row: int
@@ -39,139 +52,140 @@ class Pair(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Request:
-    """What [`synthesize_preferences`] was asked for; the fields are its arguments."""
+class PairingSettings:
+    """The arguments of [`synthesize_preferences`] that the methods read, with the fields named as the arguments."""
 
     equivalence: Any
-    rewards: OutputRewards | None
+    rewards: CompletionRewards | None
     judge: Judge | None
     threshold: float
     chosen: str
     allow_unfinished_chosen: bool
     seed: int
 
-    def may_be_chosen(self, row: Row, index: int) -> bool:
-        """An unfinished output may be preferred only where that was asked for."""
+    def is_eligible(self, row: Row, index: int) -> bool:
+        """Checks whether a completion may be preferred. An unfinished one may only with `allow_unfinished_chosen`."""
         return row["finished"][index] or self.allow_unfinished_chosen
 
 
-def _every_member(members: list[int], generator: np.random.Generator) -> list[int]:
+def _keep_all_members(members: list[int], generator: np.random.Generator) -> list[int]:
     return members
 
 
-def _random_member(members: list[int], generator: np.random.Generator) -> list[int]:
+def _draw_member(members: list[int], generator: np.random.Generator) -> list[int]:
     return [int(generator.choice(members))]
 
 
 CHOSEN: dict[str, Callable[[list[int], np.random.Generator], list[int]]] = {
-    "reward": _every_member,
-    "random": _random_member,
+    "reward": _keep_all_members,
+    "random": _draw_member,
 }
-"""How y_w is picked: by name, the members of the largest group of which the one with the highest reward is taken."""
+"""How y_w is picked. Each function returns a shortlist of group members. The one with the highest reward is y_w."""
 
 
-def spg(samples: Dataset, request: Request) -> tuple[list[Pair], Counter]:
+def spg(samples: Dataset, settings: PairingSettings) -> tuple[list[Pair], Counter]:
     """
-    SPG: a member of the largest group is preferred to an output outside it, where the group is large enough.
+    Prefers a member of the largest group to a completion outside it, if the group is large enough (SPG).
 
     Args:
         samples (`datasets.Dataset`):
             Policy samples, clustered or not.
-        request ([`Request`]):
-            `threshold` is γ.
+        settings ([`PairingSettings`]):
+            Settings. `threshold` is γ.
 
     Returns:
-        `tuple[list[Pair], Counter]`: the pairs in the order of the rows, and how many rows made none for which reason.
+        `tuple[list[Pair], Counter]`: the pairs in the order of the rows, and the number of rows without a pair for
+        each reason.
     """
-    return _pairs_from_groups(samples, request, request.threshold, smallest_group=2)
+    return _pair_by_groups(samples, settings, settings.threshold, min_group_size=2)
 
 
-def select_all(samples: Dataset, request: Request) -> tuple[list[Pair], Counter]:
+def select_all(samples: Dataset, settings: PairingSettings) -> tuple[list[Pair], Counter]:
     """
-    SPG without selection.
+    Applies SPG to all prompts, without a threshold.
 
     Args:
         samples (`datasets.Dataset`):
             Policy samples, clustered or not.
-        request ([`Request`]):
-            Its `threshold` is not used.
+        settings ([`PairingSettings`]):
+            Settings. `threshold` is not used.
 
     Returns:
         `tuple[list[Pair], Counter]`: as [`spg`].
 
     Relations:
-        [`spg`] at γ = 0, with groups of one member admitted.
+        Equal to [`spg`] at γ = 0, except that groups of one member are accepted.
     """
-    return _pairs_from_groups(samples, request, 0.0, smallest_group=1)
+    return _pair_by_groups(samples, settings, 0.0, min_group_size=1)
 
 
-def reward(samples: Dataset, request: Request) -> tuple[list[Pair], Counter]:
+def reward(samples: Dataset, settings: PairingSettings) -> tuple[list[Pair], Counter]:
     """
-    Two random outputs of different text, labeled by the reward model r_φ.
+    Draws two completions with different texts, and labels them with the reward model r_φ.
 
     Args:
         samples (`datasets.Dataset`):
             Policy samples.
-        request ([`Request`]):
-            `rewards` label.
+        settings ([`PairingSettings`]):
+            Settings. `rewards` supplies the labels.
 
     Returns:
         `tuple[list[Pair], Counter]`: as [`spg`].
     """
 
-    def prefer(drawn: list[tuple[int, int, int]]) -> list[float]:
-        firsts = request.rewards.fetch([(number, i) for number, i, _ in drawn])
-        seconds = request.rewards.fetch([(number, j) for number, _, j in drawn])
+    def compute_probabilities(drawn: list[tuple[int, int, int]]) -> list[float]:
+        firsts = settings.rewards.fetch([(row, i) for row, i, _ in drawn])
+        seconds = settings.rewards.fetch([(row, j) for row, _, j in drawn])
         return torch.sigmoid(torch.tensor(firsts).double() - torch.tensor(seconds).double()).tolist()
 
-    return _labeled_pairs(samples, request, prefer)
+    return _pair_by_labels(samples, settings, compute_probabilities)
 
 
-def rlaif(samples: Dataset, request: Request) -> tuple[list[Pair], Counter]:
+def rlaif(samples: Dataset, settings: PairingSettings) -> tuple[list[Pair], Counter]:
     """
-    Two random outputs of different text, labeled by a judge; the paper's judge is the policy.
+    Draws two completions with different texts, and labels them with a judge. In the paper, the judge is the policy.
 
     Args:
         samples (`datasets.Dataset`):
             Policy samples.
-        request ([`Request`]):
-            `judge` labels.
+        settings ([`PairingSettings`]):
+            Settings. `judge` supplies the labels.
 
     Returns:
         `tuple[list[Pair], Counter]`: as [`spg`].
     """
 
-    def prefer(drawn: list[tuple[int, int, int]]) -> list[float]:
-        rows = [samples[number] for number, _, _ in drawn]
+    def compute_probabilities(drawn: list[tuple[int, int, int]]) -> list[float]:
+        rows = [samples[row] for row, _, _ in drawn]
         return judge_pairs(
-            request.judge,
+            settings.judge,
             [row["prompt"] for row in rows],
             [row["completions"][i] for row, (_, i, _) in zip(rows, drawn, strict=True)],
             [row["completions"][j] for row, (_, _, j) in zip(rows, drawn, strict=True)],
         )
 
-    return _labeled_pairs(samples, request, prefer)
+    return _pair_by_labels(samples, settings, compute_probabilities)
 
 
-GENERATORS: dict[str, Callable[[Dataset, Request], tuple[list[Pair], Counter]]] = {
+GENERATORS: dict[str, Callable[[Dataset, PairingSettings], tuple[list[Pair], Counter]]] = {
     "spg": spg,
     "select_all": select_all,
     "reward": reward,
     "rlaif": rlaif,
 }
-"""The methods by the name that `synthesize_preferences` takes."""
+"""The methods, under the names that `synthesize_preferences` accepts."""
 
 GROUP_METHODS = ("spg", "select_all")
-"""The methods that group outputs by meaning."""
+"""The methods that group completions by meaning."""
 
 
-def group_sizes(cluster_ids: list[int]) -> dict[int, int]:
+def count_group_sizes(cluster_ids: list[int]) -> dict[int, int]:
     """
-    Gives the size of each group.
+    Counts the members of each group.
 
     Args:
         cluster_ids (`list[int]`):
-            Group of each output; -1 is none.
+            Group of each completion. -1 means no group.
 
     Returns:
         `dict[int, int]`: number of members by group id, in the order in which the groups were opened.
@@ -179,42 +193,42 @@ def group_sizes(cluster_ids: list[int]) -> dict[int, int]:
     return dict(Counter(cluster_id for cluster_id in cluster_ids if cluster_id >= 0))
 
 
-def _pairs_from_groups(
-    samples: Dataset, request: Request, threshold: float, smallest_group: int
+def _pair_by_groups(
+    samples: Dataset, settings: PairingSettings, threshold: float, min_group_size: int
 ) -> tuple[list[Pair], Counter]:
     drafts, rejections = [], Counter()
-    for number, row in enumerate(_grouped(samples, request.equivalence, threshold)):
+    for number, row in enumerate(_ensure_groups(samples, settings.equivalence, threshold)):
         group = largest_group(row["cluster_ids"])
-        members = [i for i in group if request.may_be_chosen(row, i)]
+        members = [i for i in group if settings.is_eligible(row, i)]
         outside = [i for i in range(len(row["completions"])) if i not in group]
-        reason = _why_rejected(row["confidence"], threshold, group, smallest_group, members, outside)
+        reason = _find_rejection_reason(row["confidence"], threshold, group, min_group_size, members, outside)
         if reason:
             rejections[reason] += 1
             continue
-        generator = _row_generator(request.seed, row)
+        generator = _build_row_generator(settings.seed, row)
         rejected = int(generator.choice(outside))
-        shortlist = CHOSEN[request.chosen](members, generator)
+        shortlist = CHOSEN[settings.chosen](members, generator)
         drafts.append((shortlist, Pair(number, -1, rejected, outside, row["cluster_ids"], row["confidence"])))
-    return _with_best(drafts, request.rewards), rejections
+    return _pick_chosen(drafts, settings.rewards), rejections
 
 
-def _why_rejected(
-    confidence: float, threshold: float, group: list[int], smallest_group: int, members: list[int], outside: list[int]
+def _find_rejection_reason(
+    confidence: float, threshold: float, group: list[int], min_group_size: int, members: list[int], outside: list[int]
 ) -> str | None:
     if confidence < threshold:
         return "below_threshold"
-    if group and len(group) < smallest_group:
+    if group and len(group) < min_group_size:
         return "single_member"
     if not outside:
         return "all_agree"
     return None if members else "nothing_left"
 
 
-def _with_best(drafts: list[tuple[list[int], Pair]], rewards: OutputRewards | None) -> list[Pair]:
-    """Puts the member with the highest reward, of equal ones the first, into each pair."""
+def _pick_chosen(drafts: list[tuple[list[int], Pair]], rewards: CompletionRewards | None) -> list[Pair]:
+    """Sets `chosen` of each pair to the member with the highest reward. Of equal rewards, the first member counts."""
     if rewards is None:
         return [pair._replace(chosen=shortlist[0]) for shortlist, pair in drafts]
-    # One call for all that will be needed: the shortlists, and the rejected ones for the audit columns.
+    # One call scores everything: the shortlists, and the rejected completions for the audit columns.
     rewards.fetch([(pair.row, i) for shortlist, pair in drafts for i in (*shortlist, pair.rejected)])
     pairs = []
     for shortlist, pair in drafts:
@@ -223,35 +237,39 @@ def _with_best(drafts: list[tuple[list[int], Pair]], rewards: OutputRewards | No
     return pairs
 
 
-def _grouped(samples: Dataset, equivalence: Any, threshold: float) -> Dataset:
-    """The samples with groups on which the decision at this threshold and the largest group are certain."""
+def _ensure_groups(samples: Dataset, equivalence: Any, threshold: float) -> Dataset:
+    """Returns samples with groups. The decision at this threshold and the largest group are certain."""
     if not {"cluster_ids", "confidence"} <= set(samples.column_names):
         return cluster(samples, equivalence, threshold=threshold)
     upper = samples["confidence_upper" if "confidence_upper" in samples.column_names else "confidence"]
-    for number, (low, high) in enumerate(zip(samples["confidence"], upper, strict=True)):
+    for row, (low, high) in enumerate(zip(samples["confidence"], upper, strict=True)):
         if low < high and high >= threshold:
             raise ValueError(
-                f"`samples` row {number} was clustered for another threshold: its confidence is between {low} and "
-                f"{high}, so {threshold} decides nothing. Cluster with this `threshold` or `complete_groups=True`."
+                f"`samples` row {row} was clustered for another threshold. Its confidence is between {low} and "
+                f"{high}, so it is unknown whether it reaches {threshold}. Cluster with this `threshold` or with "
+                "`complete_groups=True`."
             )
     return samples
 
 
-def _labeled_pairs(
-    samples: Dataset, request: Request, prefer: Callable[[list[tuple[int, int, int]]], list[float]]
+def _pair_by_labels(
+    samples: Dataset,
+    settings: PairingSettings,
+    compute_probabilities: Callable[[list[tuple[int, int, int]]], list[float]],
 ) -> tuple[list[Pair], Counter]:
+    """Draws one pair per row. Labels it with `compute_probabilities`, the probability that the first is better."""
     drawn, rejections = [], Counter()
     for number, row in enumerate(samples):
         texts = [normalize_text(completion) for completion in row["completions"]]
-        eligible = [bool(text) and request.may_be_chosen(row, i) for i, text in enumerate(texts)]
+        eligible = [bool(text) and settings.is_eligible(row, i) for i, text in enumerate(texts)]
         distinct = [(i, j) for i, j in combinations(range(len(texts)), 2) if texts[i] != texts[j]]
         usable = [(i, j) for i, j in distinct if eligible[i] or eligible[j]]
         if usable:
-            choice = _row_generator(request.seed, row).integers(len(usable))
+            choice = _build_row_generator(settings.seed, row).integers(len(usable))
             drawn.append((eligible, (number, *usable[choice])))
         else:
             rejections["nothing_left" if distinct else "all_agree"] += 1
-    probabilities = prefer([places for _, places in drawn]) if drawn else []
+    probabilities = compute_probabilities([indices for _, indices in drawn]) if drawn else []
     pairs = []
     for (eligible, (number, first, second)), probability in zip(drawn, probabilities, strict=True):
         chosen, rejected = (first, second) if probability > 0.5 else (second, first)
@@ -264,7 +282,7 @@ def _labeled_pairs(
     return pairs, rejections
 
 
-def _row_generator(seed: int, row: Row) -> np.random.Generator:
-    """Randomness that depends on the seed and the row's content alone, whatever rows stand around it."""
+def _build_row_generator(seed: int, row: Row) -> np.random.Generator:
+    """Builds a generator that depends only on the seed and the content of the row, not on other rows."""
     content = json.dumps([row["prompt"], row["completions"]], sort_keys=True).encode()
     return np.random.default_rng([seed, int.from_bytes(hashlib.blake2b(content, digest_size=16).digest())])

@@ -1,5 +1,6 @@
-"""Two outputs of one instruction as two views of it."""
+"""The sampler of views. Two views of a prompt are two different completions of it."""
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from trl_rlp.data.normalization import normalize_text
-from trl_rlp.data.scoring import batch_scoring_ids, cut_prompts, warn_of_cut_prompts
+from trl_rlp.data.scoring import batch_scoring_ids, cut_prompts
 from trl_rlp.data.validation import require_columns, require_samples
 
 
@@ -19,7 +20,17 @@ _ROWS_PER_CALL = 100
 
 
 class View(NamedTuple):
-    """Two views of an instruction: its row among the samples, and the token ids of both."""
+    """
+    Two views of a prompt.
+
+    Args:
+        instruction (`int`):
+            Row of the prompt in the samples.
+        first (`list[int]`):
+            Token ids of the first view.
+        second (`list[int]`):
+            Token ids of the second view.
+    """
 
     instruction: int
     first: list[int]
@@ -28,30 +39,30 @@ class View(NamedTuple):
 
 class ViewSampler:
     """
-    Draws two views of an instruction: two of its outputs, not empty and of different text after normalization.
+    Draws two views of a prompt: two of its completions that are not empty and differ after normalization.
 
-    It has no state: what slot `s` of an epoch holds is a function of (seed, epoch, s). Slots 0 to N - 1 are the N
-    instructions in a random order, slots N to 2N - 1 the same in another order, and so on; the two outputs are drawn
-    for each slot, uniformly from all pairs of outputs whose texts differ, in random order.
+    The sampler has no state. The content of slot `s` in an epoch is a function of (seed, epoch, s). Slots 0 to N - 1
+    hold the N prompts in a random order, slots N to 2N - 1 hold them in another order, and so on. The two completions
+    are drawn again for each slot, uniformly from all pairs of completions with different texts, in random order.
 
     Args:
         samples (`datasets.Dataset`):
-            Policy samples: `prompt`, `completions`, `finished`; with `same_group` also `cluster_ids`.
+            Policy samples: `prompt`, `completions` and `finished`. With `same_group` also `cluster_ids`.
         processing_class (`transformers.PreTrainedTokenizerBase`):
-            Tokenizer of the reward model. All outputs are tokenized once, as [`scoring_ids`].
+            Tokenizer of the reward model. All completions are tokenized once, with [`scoring_ids`].
         seed (`int`, *optional*, defaults to `0`):
-            Decides every draw, at least 0.
+            Seed of all draws, at least 0.
         same_group (`bool`, *optional*, defaults to `False`):
-            Whether both views come from one group of equal meaning. The groups should be complete
-            (`complete_groups=True`); outputs with id -1 are in none.
+            Whether both views come from one group of completions with the same meaning. The groups should be complete
+            (`complete_groups=True`). Completions with id -1 belong to no group.
         max_length (`int`, *optional*):
-            Longest view, in tokens; what is longer loses the beginning of its prompt.
+            Longest view, in tokens. A longer view loses the beginning of its prompt.
 
     Attributes:
-        skipped (`int`): instructions that are left out because no two of their outputs can be views.
+        skipped (`int`): number of prompts that are left out because no two of their completions can be views.
 
     Raises:
-        ValueError: if the samples are not policy samples, or fewer than two instructions have two views.
+        ValueError: if `samples` are not policy samples, or fewer than two prompts have two views.
     """
 
     def __init__(
@@ -69,36 +80,36 @@ class ViewSampler:
         if seed < 0:
             raise ValueError(f"`seed` must be at least 0, got {seed}.")
         self.seed = seed
-        self._texts, self._groups = _text_and_group_numbers(samples, same_group)  # (rows, n) each
+        self._texts, self._groups = _number_texts_and_groups(samples, same_group)  # (rows, n) each
         incomplete = int(((self._texts >= 0) & (self._groups < 0)).any(axis=1).sum())
         if incomplete:
             logger.warning(
-                f"{incomplete} of {len(samples)} instructions have outputs that were not grouped, which are no views. "
-                "Cluster with `complete_groups=True`."
+                f"{incomplete} of {len(samples)} prompts have completions without a group. These completions are not "
+                "used as views. Cluster with `complete_groups=True`."
             )
-        usable = [bool(len(_view_pairs(*row))) for row in zip(self._texts, self._groups, strict=True)]
-        self._instructions = np.flatnonzero(usable)  # (instructions,)
+        has_views = [bool(len(_find_view_pairs(*row))) for row in zip(self._texts, self._groups, strict=True)]
+        self._rows = np.flatnonzero(has_views)  # (prompts with views,)
         self.skipped = len(samples) - len(self)
+        where = " in one group" if same_group else ""
         if self.skipped:
             logger.warning(
-                f"{self.skipped} of {len(samples)} instructions have no two different non-empty outputs"
-                f"{' in one group' if same_group else ''} and bring no views."
+                f"{self.skipped} of {len(samples)} prompts do not have two different non-empty completions{where}. "
+                "They are skipped."
             )
         if len(self) < 2:
             raise ValueError(
-                f"{len(self)} of {len(samples)} instructions have two different non-empty outputs"
-                f"{' in one group' if same_group else ''}; the loss compares at least 2. Sample at a higher "
-                "temperature or pass more prompts."
+                f"{len(self)} of {len(samples)} prompts have two different non-empty completions{where}, but the loss "
+                "compares at least 2 prompts. Sample at a higher temperature or pass more prompts."
             )
-        self._ids, self._starts = _flat_ids(samples, processing_class, max_length)
+        self._ids, self._starts = _tokenize(samples, processing_class, max_length)
 
     def __len__(self) -> int:
-        """Number of instructions that have two views."""
-        return len(self._instructions)
+        """Returns the number of prompts that have two views."""
+        return len(self._rows)
 
     def views(self, epoch: int, slots: list[int]) -> list[View]:
         """
-        Gives the views of some slots.
+        Draws the views of some slots.
 
         Args:
             epoch (`int`):
@@ -107,31 +118,37 @@ class ViewSampler:
                 Slots, at least 0.
 
         Returns:
-            `list[View]`: one a slot. Two slots of one round hold different instructions.
+            `list[View]`: one per slot. Two slots of one round hold different prompts.
         """
-        return [self._view(epoch, slot) for slot in slots]
+        return [self._draw_view(epoch, slot) for slot in slots]
 
-    def _view(self, epoch: int, slot: int) -> View:
+    def _draw_view(self, epoch: int, slot: int) -> View:
         turn, place = divmod(slot, len(self))
-        row = int(self._instructions[_permutation(self.seed, epoch, turn, len(self))[place]])
-        pairs = _view_pairs(self._texts[row], self._groups[row])  # (pairs, 2)
+        row = int(self._rows[_draw_permutation(self.seed, epoch, turn, len(self))[place]])
+        pairs = _find_view_pairs(self._texts[row], self._groups[row])  # (pairs, 2)
         generator = np.random.default_rng([self.seed, epoch, slot])
         first, second = generator.permutation(pairs[generator.integers(len(pairs))])
-        return View(row, self._output(row, first), self._output(row, second))
+        return View(row, self._get_token_ids(row, first), self._get_token_ids(row, second))
 
-    def _output(self, row: int, place: int) -> list[int]:
-        output = row * self._texts.shape[1] + place
-        return self._ids[self._starts[output] : self._starts[output + 1]].tolist()
+    def _get_token_ids(self, row: int, index: int) -> list[int]:
+        completion = row * self._texts.shape[1] + index
+        return self._ids[self._starts[completion] : self._starts[completion + 1]].tolist()
 
 
 @lru_cache(maxsize=8)
-def _permutation(seed: int, epoch: int, turn: int, size: int) -> np.ndarray:
-    # The fourth number keeps this stream apart from the one of the slots.
+def _draw_permutation(seed: int, epoch: int, turn: int, size: int) -> np.ndarray:
+    # The fourth number keeps these draws independent of the draws of the slots.
     return np.random.default_rng([seed, epoch, turn, 1]).permutation(size)
 
 
-def _text_and_group_numbers(samples: Dataset, same_group: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Both of shape `(rows, n)`: outputs with equal numbers have equal text, or are in one group; -1 is none."""
+def _number_texts_and_groups(samples: Dataset, same_group: bool) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Numbers the texts and the groups of all completions.
+
+    Returns:
+        Two arrays of shape `(rows, n)`. In the first, equal numbers mean equal texts, and -1 means an empty text. In
+        the second, equal numbers mean one group, and -1 means no group.
+    """
     texts, groups = [], []
     for row in samples:
         normalized = [normalize_text(completion) for completion in row["completions"]]
@@ -141,26 +158,31 @@ def _text_and_group_numbers(samples: Dataset, same_group: bool) -> tuple[np.ndar
     return np.array(texts), np.array(groups)
 
 
-def _view_pairs(texts: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Pairs of outputs that can be the two views, by place: `np.ndarray` of shape `(pairs, 2)`."""
-    is_some = (texts >= 0) & (groups >= 0)  # (n,)
-    fits = (texts[:, None] != texts) & (groups[:, None] == groups) & is_some[:, None] & is_some  # (n, n)
-    return np.argwhere(np.triu(fits))
+def _find_view_pairs(texts: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Returns the pairs of completions that can be the two views, as indices of shape `(pairs, 2)`."""
+    is_usable = (texts >= 0) & (groups >= 0)  # (n,)
+    is_pair = (texts[:, None] != texts) & (groups[:, None] == groups) & is_usable[:, None] & is_usable  # (n, n)
+    return np.argwhere(np.triu(is_pair))
 
 
-def _flat_ids(
+def _tokenize(
     samples: Dataset, processing_class: PreTrainedTokenizerBase, max_length: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids of all outputs one after the other, and where each begins: compact, and shared by loader workers."""
-    chunks, lengths, overlong = [], [0], 0
+    """
+    Tokenizes all completions with their prompts.
+
+    Returns:
+        The token ids of all completions in one array, and the position where each completion starts. Arrays are
+        compact, and data-loader workers share them.
+    """
+    rows = cut_prompts(_tokenize_in_batches(samples, processing_class), processing_class, max_length)
+    chunks = [np.array(row, dtype=np.int32) for row in rows]
+    return np.concatenate(chunks), np.cumsum([0, *map(len, chunks)])
+
+
+def _tokenize_in_batches(samples: Dataset, processing_class: PreTrainedTokenizerBase) -> Iterator[list[int]]:
     for batch in samples.select_columns(["prompt", "completions", "finished"]).iter(_ROWS_PER_CALL):
         prompts = [prompt for prompt, texts in zip(batch["prompt"], batch["completions"], strict=True) for _ in texts]
-        rows = batch_scoring_ids(processing_class, prompts, sum(batch["completions"], []), sum(batch["finished"], []))
-        if max_length is not None:
-            rows, cut = cut_prompts(rows, processing_class, max_length)
-            overlong += cut
-        chunks += [np.array(row, dtype=np.int32) for row in rows]
-        lengths += [len(row) for row in rows]
-    if max_length is not None:
-        warn_of_cut_prompts(overlong, len(lengths) - 1, max_length)
-    return np.concatenate(chunks), np.cumsum(lengths)
+        yield from batch_scoring_ids(
+            processing_class, prompts, sum(batch["completions"], []), sum(batch["finished"], [])
+        )

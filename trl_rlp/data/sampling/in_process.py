@@ -1,4 +1,4 @@
-"""Policy samples P: n completions of every prompt, from a transformers model in process."""
+"""Policy samples P (n completions of every prompt) from a transformers model in the same process."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,48 +42,51 @@ def sample_completions(
     """
     Samples n completions of every prompt from a policy: P of Algorithm 1, step 4.
 
-    A prompt is read once for its n samples ([`generate_samples`]). Prompts are sorted by
-    length and cut into shards, longest first, and each shard draws from a random generator of its own: so the same
-    arguments give the same samples, in one go or continued, with one process or several. The model's own
-    `generation_config` gives EOS tokens and nothing else. Under `torchrun` or `accelerate launch` every process calls
-    this with a whole copy of the model; models sharded over processes (FSDP, ZeRO-3) are not supported.
+    The model reads each prompt once for its n samples, see [`generate_samples`]. Prompts are sorted by length and
+    split into shards, longest first. Each shard has its own random generator, so the same arguments give the same
+    samples. Resumed runs and runs with several processes give the same samples too.
+
+    The model's own `generation_config` is used for its EOS tokens only. Under `torchrun` or `accelerate launch`, every
+    process calls this function with a whole copy of the model. Models that are sharded over processes (FSDP, ZeRO-3)
+    are not supported.
 
     Args:
         prompts (`datasets.Dataset`):
             Column `prompt`: text, or messages with `role` and `content`. Messages get the chat template and a new
-            assistant turn; if the last one is the assistant's, it is continued. Other columns are kept.
+            assistant turn. If the last message is the assistant's, it is continued instead. Other columns are kept.
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             The policy, a decoder-only causal LM, on the device to sample on.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
-            Its tokenizer. A pad token is not needed.
+            The policy's tokenizer. It does not need a pad token.
         num_generations (`int`, *optional*, defaults to `10`):
-            n in the paper, at least 2.
+            n in the paper: completions per prompt, at least 2.
         temperature (`float`, *optional*, defaults to `1.0`):
-            Divides the logits; above 0.
+            Divides the logits. Above 0.
         top_p (`float`, *optional*, defaults to `1.0`):
-            Probability mass to sample from, in (0, 1]; 1 is all of it.
+            Probability mass to sample from, in (0, 1]. 1 samples from the whole distribution.
         top_k (`int`, *optional*, defaults to `0`):
-            Tokens to sample from; 0 is all of them.
+            Number of tokens to sample from. 0 samples from all tokens.
         max_new_tokens (`int`, *optional*, defaults to `256`):
-            Longest completion, in tokens.
+            Maximum length of a completion, in tokens.
         seed (`int`, *optional*, defaults to `0`):
-            Seed of all draws. PyTorch's generators are left as they were found.
+            Seed of all draws. PyTorch's global random state does not change.
         tokens_per_batch (`int`, *optional*, defaults to `8192`):
-            Tokens a batch may grow to: `num_generations` times the longest prompt and `max_new_tokens`. A batch has
-            one prompt or more. Samples depend on it, since a batch draws together.
+            Token budget of a batch: `num_generations` times the prompts and completions at their maximum length. Each
+            batch has at least one prompt. The samples depend on this setting, because the prompts of a batch are drawn
+            together.
         output_dir (`str` or `Path`, *optional*):
-            Folder for finished shards; an interrupted run goes on from there.
+            Folder for finished shards. An interrupted run resumes from it.
         shard_size (`int`, *optional*, defaults to `64`):
-            Prompts a shard.
+            Number of prompts per shard.
 
     Returns:
         `datasets.Dataset`: the prompts in their order, with `completions` (n texts without special tokens) and
-        `finished` (n booleans: ended with EOS within `max_new_tokens`).
+        `finished` (n booleans: whether the completion ended with EOS within `max_new_tokens`).
 
     Raises:
         TypeError: if an argument has the wrong type.
-        ValueError: if a setting is out of range, there is no prompt or an empty one, a prompt leaves no room for
-            `max_new_tokens`, the tokenizer lacks the EOS token or a needed chat template, or `output_dir` holds
+        ValueError: if a setting is out of range, there are no prompts, a prompt is empty or leaves no room for
+            `max_new_tokens`, the tokenizer lacks the EOS token or a required chat template, or `output_dir` holds
             samples of another policy, tokenizer, setting or set of prompts.
 
     Reference:
@@ -111,17 +114,17 @@ def sample_completions(
     require_prompts(prompts)
     texts = prompts["prompt"][:]
     eos_token_ids = get_eos_token_ids(model, processing_class)
-    prompt_ids = _fitting_prompt_ids(texts, processing_class, max_new_tokens, model)
-    config = _generation_config(settings, eos_token_ids)
-    fingerprint = None if output_dir is None else _fingerprint(model, processing_class, texts, config, settings)
+    prompt_ids = _tokenize_prompts(texts, processing_class, max_new_tokens, model)
+    config = _build_generation_config(settings, eos_token_ids)
+    fingerprint = None if output_dir is None else _build_fingerprint(model, processing_class, texts, config, settings)
 
     def sample_shard(index: int, rows: list[int], advance: Callable[[int], Any]) -> list[Record]:
         records = {}
-        with _seeded(seed, index, model):
-            for batch in _batches(rows, prompt_ids, settings):
+        with _seed_shard(seed, index, model):
+            for batch in _build_batches(rows, prompt_ids, settings):
                 samples = generate_samples(model, [prompt_ids[row] for row in batch], num_generations, config)
                 for row, tokens in zip(batch, samples.tolist(), strict=True):
-                    records[row] = _record(tokens, texts[row], prompt_ids[row], eos_token_ids, processing_class)
+                    records[row] = _build_record(tokens, texts[row], prompt_ids[row], eos_token_ids, processing_class)
                 advance(len(batch))
         return [records[row] for row in rows]
 
@@ -139,7 +142,7 @@ def add_completions(prompts: Dataset, records: list[Record]) -> Dataset:
 
     Args:
         prompts (`datasets.Dataset`):
-            Column `prompt`. Columns called `completions` or `finished` are replaced.
+            Dataset with a column `prompt`. Existing columns `completions` and `finished` are replaced.
         records (`list[dict]`):
             `completions` and `finished` of each row.
 
@@ -155,25 +158,27 @@ def add_completions(prompts: Dataset, records: list[Record]) -> Dataset:
 
 def get_eos_token_ids(model: PreTrainedModel | PeftModel, processing_class: PreTrainedTokenizerBase) -> list[int]:
     """
-    Gives the tokens that end a sample: those of the model's generation config, and the one that training appends.
+    Returns the tokens that end a completion: the tokenizer's EOS token and those of the model's generation config.
+
+    Training appends the tokenizer's EOS token, so it ends a completion even if the generation config does not name it.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             The policy.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
-            Its tokenizer.
+            The policy's tokenizer.
 
     Returns:
         `list[int]`: token ids, the tokenizer's EOS token first.
 
     Raises:
-        TypeError: if the model is not one that generates.
-        ValueError: if the model is an encoder-decoder or the tokenizer lacks an EOS token.
+        TypeError: if the model cannot generate.
+        ValueError: if the model is an encoder-decoder, or the tokenizer lacks an EOS token.
     """
     # torch.compile wraps a model in another class.
     is_module = isinstance(model, torch.nn.Module)
-    whole = extract_model_from_parallel(model, keep_torch_compile=False) if is_module else model
-    if not isinstance(whole, PreTrainedModel | PeftModel) or not whole.can_generate():
+    unwrapped = extract_model_from_parallel(model, keep_torch_compile=False) if is_module else model
+    if not isinstance(unwrapped, PreTrainedModel | PeftModel) or not unwrapped.can_generate():
         raise TypeError(
             f"`model` must be a causal LM, got `{type(model).__name__}`. Load it with "
             "`AutoModelForCausalLM.from_pretrained`."
@@ -181,13 +186,13 @@ def get_eos_token_ids(model: PreTrainedModel | PeftModel, processing_class: PreT
     if model.config.is_encoder_decoder:
         raise ValueError("`model` is an encoder-decoder, but a policy must be a decoder-only causal LM. Pass one.")
     if processing_class.eos_token_id is None:
-        raise ValueError("`processing_class` has no EOS token, so no sample could end. Set its `eos_token`.")
-    own = model.generation_config.eos_token_id
-    own = [] if own is None else own if isinstance(own, list) else [own]
-    return list(dict.fromkeys([processing_class.eos_token_id, *own]))
+        raise ValueError("`processing_class` has no EOS token, so no completion could end. Set its `eos_token`.")
+    model_ids = model.generation_config.eos_token_id
+    model_ids = [] if model_ids is None else model_ids if isinstance(model_ids, list) else [model_ids]
+    return list(dict.fromkeys([processing_class.eos_token_id, *model_ids]))
 
 
-def _generation_config(settings: dict[str, Any], eos_token_ids: list[int]) -> GenerationConfig:
+def _build_generation_config(settings: dict[str, Any], eos_token_ids: list[int]) -> GenerationConfig:
     return GenerationConfig(
         do_sample=True,
         temperature=settings["temperature"],
@@ -195,12 +200,12 @@ def _generation_config(settings: dict[str, Any], eos_token_ids: list[int]) -> Ge
         top_k=settings["top_k"],
         max_new_tokens=settings["max_new_tokens"],
         eos_token_id=eos_token_ids,
-        pad_token_id=eos_token_ids[0],  # masked in prompts, cut off in completions: any token of the vocabulary does
+        pad_token_id=eos_token_ids[0],  # any token works: padding is masked in prompts and removed from completions
         use_cache=True,
     )
 
 
-def _fingerprint(
+def _build_fingerprint(
     model: PreTrainedModel | PeftModel,
     processing_class: PreTrainedTokenizerBase,
     prompts: list[Prompt],
@@ -216,17 +221,13 @@ def _fingerprint(
     }
 
 
-def _continues(prompt: Prompt) -> bool:
-    """Whether a completion goes on in the middle of a text, rather than opening a turn of its own."""
-    return isinstance(prompt, str) or ends_with_assistant(prompt)
-
-
-def _fitting_prompt_ids(
+def _tokenize_prompts(
     prompts: list[Prompt],
     processing_class: PreTrainedTokenizerBase,
     max_new_tokens: int,
     model: PreTrainedModel | PeftModel,
 ) -> list[list[int]]:
+    """Tokenizes the prompts and checks that each leaves room for a completion."""
     prompt_ids = [prompt_token_ids(prompt, processing_class) for prompt in prompts]
     config = model.config.get_text_config()
     context = config.max_position_embeddings if hasattr(config, "max_position_embeddings") else None
@@ -235,44 +236,52 @@ def _fitting_prompt_ids(
             raise ValueError(f"`prompts` row {row} has no tokens. Drop it with `Dataset.filter`.")
         if context is not None and len(ids) + max_new_tokens > context:
             raise ValueError(
-                f"`prompts` row {row} has {len(ids)} tokens, which with `max_new_tokens`={max_new_tokens} is more "
-                f"than the model's context of {context}. Lower `max_new_tokens`, or shorten or drop the prompt."
+                f"`prompts` row {row} has {len(ids)} tokens. With `max_new_tokens`={max_new_tokens} this is more than "
+                f"the model's context of {context}. Lower `max_new_tokens`, or shorten or drop the prompt."
             )
     return prompt_ids
 
 
-def _batches(rows: list[int], prompt_ids: list[list[int]], settings: dict[str, Any]) -> list[list[int]]:
+def _build_batches(rows: list[int], prompt_ids: list[list[int]], settings: dict[str, Any]) -> list[list[int]]:
     sizes = [settings["num_generations"] * (len(prompt_ids[row]) + settings["max_new_tokens"]) for row in rows]
-    return [[rows[place] for place in batch] for batch in token_budget_batches(sizes, settings["tokens_per_batch"])]
+    return [[rows[index] for index in batch] for batch in token_budget_batches(sizes, settings["tokens_per_batch"])]
 
 
-def _record(
+def _build_record(
     samples: list[list[int]],
     prompt: Prompt,
     prompt_ids: list[int],
     eos_token_ids: list[int],
     processing_class: PreTrainedTokenizerBase,
 ) -> Record:
-    """Cuts each sample at its first EOS token and decodes it."""
-    ends = [next((place for place, token in enumerate(ids) if token in eos_token_ids), None) for ids in samples]
-    before = prompt_ids if _continues(prompt) else []
-    texts = [_added_text(before, ids[:end], processing_class) for ids, end in zip(samples, ends, strict=True)]
+    """Decodes each sample up to its first EOS token."""
+    ends = [next((index for index, token in enumerate(ids) if token in eos_token_ids), None) for ids in samples]
+    # A completion that opens a new turn follows no text.
+    is_continuation = isinstance(prompt, str) or ends_with_assistant(prompt)
+    previous_ids = prompt_ids if is_continuation else []
+    texts = [
+        _decode_continuation(previous_ids, ids[:end], processing_class) for ids, end in zip(samples, ends, strict=True)
+    ]
     return {"completions": texts, "finished": [end is not None for end in ends]}
 
 
-def _added_text(before: list[int], ids: list[int], processing_class: PreTrainedTokenizerBase) -> str:
-    """What `ids` add to the text of `before`; decoded alone, SentencePiece drops the white space in front of them."""
+def _decode_continuation(previous_ids: list[int], ids: list[int], processing_class: PreTrainedTokenizerBase) -> str:
+    """
+    Decodes the text that `ids` add to the text of `previous_ids`.
+
+    SentencePiece would drop the white space before `ids` if they were decoded alone.
+    """
 
     def decode(tokens: list[int]) -> str:
         return processing_class.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    text, whole = decode(before), decode([*before, *ids])
-    return whole[len(text) :] if whole.startswith(text) else decode(ids)
+    previous_text, text = decode(previous_ids), decode([*previous_ids, *ids])
+    return text[len(previous_text) :] if text.startswith(previous_text) else decode(ids)
 
 
 @contextmanager
-def _seeded(seed: int, shard: int, model: PreTrainedModel | PeftModel) -> Iterator[None]:
-    """Random generators of PyTorch that depend on the seed and the shard alone; afterwards they are as before."""
+def _seed_shard(seed: int, shard: int, model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """Seeds PyTorch's random generators by the seed and the shard alone, and restores their states afterwards."""
     devices = {parameter.device for parameter in model.parameters()} - {torch.device("cpu")}
     device_type = next(iter(devices)).type if devices else "cuda"
     with torch.random.fork_rng(devices, device_type=device_type):

@@ -19,8 +19,7 @@ from trl_rlp.storage.fingerprints import value_fingerprint
 from trl_rlp.storage.shards import Record, cut_shards, work_in_shards
 
 
-BODY = ("temperature", "top_p", "max_tokens")
-"""Settings of a sampler that go with every request."""
+_REQUEST_SETTINGS = ("temperature", "top_p", "max_tokens")
 
 
 def sample_from_server(
@@ -43,55 +42,61 @@ def sample_from_server(
     """
     Samples n completions of every prompt from a server: P of Algorithm 1, step 4.
 
-    Text goes to `/completions`, messages to `/chat/completions`. n completions are asked for in one request; from the
-    first time that fewer come back, each missing sample is a request of its own. Each request carries a seed of its
-    own, but whether a seed decides the samples is up to the server (most do not promise it, least of all with requests
-    in parallel). So is what else it does to the distribution: pass `extra_body={"top_k": -1}` to a vLLM that takes
-    defaults from the model's `generation_config`. Works inside a running event loop, as in a notebook.
+    Text is sent to `/completions`, messages to `/chat/completions`. One request asks for n completions. If fewer come
+    back, each missing completion gets its own request, and so does every completion from then on. The function works
+    inside a running event loop, for example in a notebook.
+
+    The server decides about two points:
+
+    - Each request has its own seed, but most servers do not promise that a seed determines the completion, least of
+      all with concurrent requests.
+    - The server may change the distribution. For a vLLM server that reads defaults from the model's
+      `generation_config`, pass `extra_body={"top_k": -1}`.
 
     Args:
         prompts (`datasets.Dataset`):
             Column `prompt`: text, or messages with `role` and `content`. Other columns are kept.
         base_url (`str`):
-            Where the server's API begins, usually ending in `/v1`.
+            URL of the API, usually ending in `/v1`.
         model (`str`):
-            The policy's name on the server. If other weights are served under the same name, a continued run does not
-            notice.
+            Name of the policy on the server. A resumed run does not notice if the server has other weights under the
+            same name.
         num_generations (`int`, *optional*, defaults to `10`):
-            n in the paper, at least 2.
+            n in the paper: completions per prompt, at least 2.
         temperature (`float`, *optional*, defaults to `1.0`):
-            Divides the logits; above 0.
+            Divides the logits. Above 0.
         top_p (`float`, *optional*, defaults to `1.0`):
             Probability mass to sample from, in (0, 1].
         max_tokens (`int`, *optional*, defaults to `256`):
-            Longest completion, in tokens.
+            Maximum length of a completion, in tokens.
         seed (`int`, *optional*, defaults to `0`):
-            Seed from which the seed of each request is drawn.
+            Seed from which the seeds of all requests are derived.
         api_key (`str`, *optional*):
-            Key for a server that wants one. None is taken from the environment, and none is written to `output_dir`.
+            API key, if the server requires one. Environment variables are not read, and the key is not written to
+            `output_dir`.
         max_concurrency (`int`, *optional*, defaults to `16`):
-            Requests under way at once, from each process.
+            Maximum number of concurrent requests of each process.
         max_retries (`int`, *optional*, defaults to `5`):
-            How often the `openai` client repeats a request after a lost connection, a timeout or a status of 408, 409,
-            429 or 5xx, waiting from half a second to eight seconds or as long as the server says.
+            Maximum number of times that the `openai` client repeats a request after a lost connection, a timeout or a
+            status of 408, 409, 429 or 5xx. It waits 0.5 to 8 seconds, or as long as the server asks.
         extra_body (`dict`, *optional*):
             Further fields of each request.
         output_dir (`str` or `Path`, *optional*):
-            Folder for finished shards; an interrupted run goes on from there.
+            Folder for finished shards. An interrupted run resumes from it.
         shard_size (`int`, *optional*, defaults to `64`):
-            Prompts a shard.
+            Number of prompts per shard.
 
     Returns:
-        `datasets.Dataset`: the prompts in their order, with `completions` (n texts) and `finished` (n booleans: the
-        server gave `"stop"` as the reason why it ended).
+        `datasets.Dataset`: the prompts in their order, with `completions` (n texts) and `finished` (n booleans:
+        whether the server gave `"stop"` as the finish reason).
 
     Raises:
         ImportError: if `openai` is not installed.
         TypeError: if an argument has the wrong type.
         ConnectionError: if no server answers.
         RuntimeError: if the server still fails after `max_retries`.
-        ValueError: if a setting is out of range, there is no prompt or an empty one, the server refuses a request or
-            answers something that is not a completion, or `output_dir` holds samples of another run.
+        ValueError: if a setting is out of range, there are no prompts, a prompt is empty, the server refuses a request
+            or its response is not a completion, or `output_dir` holds samples of another run.
 
     Example:
 
@@ -110,8 +115,8 @@ def sample_from_server(
     require_settings(**settings, max_concurrency=max_concurrency, max_retries=max_retries)
     require_prompts(prompts)
     texts = prompts["prompt"][:]
-    _require_open_turns(texts, extra_body)
-    body = {"model": model, "extra_body": extra_body, **{name: settings[name] for name in BODY}}
+    _require_continuation(texts, extra_body)
+    body = {"model": model, "extra_body": extra_body, **{name: settings[name] for name in _REQUEST_SETTINGS}}
     server = Server(base_url, api_key, max_retries, max_concurrency, body)
     sampler = _Sampler(num_generations, seed)
 
@@ -130,34 +135,36 @@ def sample_from_server(
 
 @dataclass
 class _Sampler:
-    """Draws the samples of a prompt, and remembers whether the server gives several choices at once."""
+    """Samples the completions of a prompt, and remembers whether the server returns several choices per request."""
 
     num_generations: int
     seed: int
-    gives_many: bool = True
+    returns_many: bool = True
 
     async def sample(self, row: int, prompt: Prompt, advance: Callable[[int], Any], session: Session) -> Record:
         choices: list[Choice] = []
-        if self.gives_many:
-            choices = (await session.ask(prompt, self._seed(row, 0), self.num_generations))[: self.num_generations]
-            self.gives_many = len(choices) == self.num_generations
+        if self.returns_many:
+            choices = await session.ask(prompt, self._derive_seed(row, 0), self.num_generations)
+            choices = choices[: self.num_generations]
+            self.returns_many = len(choices) == self.num_generations
         missing = range(len(choices), self.num_generations)
-        answers = await asyncio.gather(*(session.ask(prompt, self._seed(row, sample)) for sample in missing))
-        choices += [answer[0] for answer in answers]
+        requests = (session.ask(prompt, self._derive_seed(row, sample)) for sample in missing)
+        choices += [choice for choice, *_ in await asyncio.gather(*requests)]
         if any(text is None for text, _ in choices):
             raise ValueError(
                 f"The server answered row {row} with a message that has no content. If its model reasons before it "
-                "answers raise `max_tokens`, or switch that off by `extra_body`."
+                "answers, raise `max_tokens`, or turn reasoning off with `extra_body`."
             )
         advance(1)
         return {"completions": [text for text, _ in choices], "finished": [finished for _, finished in choices]}
 
-    def _seed(self, row: int, sample: int) -> int:
+    def _derive_seed(self, row: int, sample: int) -> int:
         numbers = np.random.SeedSequence([self.seed, row, sample])
         return int(numbers.generate_state(1)[0]) >> 1  # 31 bits: some servers read an int32
 
 
-def _require_open_turns(prompts: list[Prompt], extra_body: dict[str, Any] | None) -> None:
+def _require_continuation(prompts: list[Prompt], extra_body: dict[str, Any] | None) -> None:
+    """Checks that no prompt ends with an assistant message, unless the server is told to continue it."""
     if "continue_final_message" in (extra_body or {}):
         return
     for row, prompt in enumerate(prompts):

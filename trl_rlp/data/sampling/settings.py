@@ -1,19 +1,24 @@
-"""What the settings of a sampler may be, the same in process and from a server."""
+"""Valid values of sampling settings, in process and from a server."""
 
 from collections.abc import Callable
 from math import isfinite
 from typing import Any
 
 
+# Type, check of the range, and the range in words.
 RULES: dict[str, tuple[type | tuple[type, ...], Callable[[Any], bool], str]] = {
-    "num_generations": (int, lambda value: value >= 2, "at least 2, as RLP compares outputs (the paper takes 10)"),
+    "num_generations": (
+        int,
+        lambda value: value >= 2,
+        "at least 2, because RLP compares completions (the paper uses 10)",
+    ),
     "temperature": ((int, float), lambda value: isfinite(value) and value > 0, "above 0 (1.0 samples the policy)"),
-    "top_p": ((int, float), lambda value: 0 < value <= 1, "in (0, 1]; 1.0 samples the whole distribution"),
-    "top_k": (int, lambda value: value >= 0, "at least 0; 0 samples the whole distribution"),
+    "top_p": ((int, float), lambda value: 0 < value <= 1, "in (0, 1] (1.0 samples the whole distribution)"),
+    "top_k": (int, lambda value: value >= 0, "at least 0 (0 samples the whole distribution)"),
     "max_new_tokens": (int, lambda value: value >= 1, "at least 1 token"),
     "max_tokens": (int, lambda value: value >= 1, "at least 1 token"),
     "seed": (int, lambda value: value >= 0, "at least 0"),
-    "tokens_per_batch": (int, lambda value: value >= 1, "at least 1 token; try 8192"),
+    "tokens_per_batch": (int, lambda value: value >= 1, "at least 1 token (try 8192)"),
     "shard_size": (int, lambda value: value >= 1, "at least 1 prompt"),
     "max_concurrency": (int, lambda value: value >= 1, "at least 1 request"),
     "max_retries": (int, lambda value: value >= 0, "at least 0"),
@@ -22,15 +27,15 @@ RULES: dict[str, tuple[type | tuple[type, ...], Callable[[Any], bool], str]] = {
 
 def require_settings(**settings: Any) -> None:
     """
-    Checks settings of a sampler by their names.
+    Checks sampling settings by name.
 
     Args:
         settings:
-            Values by name; each name must be one of `RULES`.
+            Values by name. Each name must be a key of `RULES`.
 
     Raises:
         TypeError: if a value has the wrong type.
-        ValueError: if a value is out of its range.
+        ValueError: if a value is out of range.
 
     Example:
 
@@ -41,13 +46,13 @@ def require_settings(**settings: Any) -> None:
     >>> require_settings(top_p=1.5)
     Traceback (most recent call last):
         ...
-    ValueError: `top_p` must be in (0, 1]; 1.0 samples the whole distribution. Got 1.5.
+    ValueError: `top_p` must be in (0, 1] (1.0 samples the whole distribution). Got 1.5.
     ```
     """
     for name, value in settings.items():
-        kind, holds, range_text = RULES[name]
+        kind, is_in_range, range_text = RULES[name]
         if isinstance(value, bool) or not isinstance(value, kind):
             expected = "an integer" if kind is int else "a number"
             raise TypeError(f"`{name}` must be {expected}, got {value!r}.")
-        if not holds(value):
+        if not is_in_range(value):
             raise ValueError(f"`{name}` must be {range_text}. Got {value}.")

@@ -1,4 +1,4 @@
-"""n samples of each prompt of a batch from `generate`, with the prompts read once."""
+"""Sampling n completions per prompt with one prefill for all of them."""
 
 import inspect
 import logging
@@ -13,7 +13,8 @@ from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
-# What models call the KV cache: the first since transformers 5.24, the second before. Delete it with support for 5.23.
+# Names of the KV cache argument: the first since transformers 5.24, the second before. Delete the second together with
+# support for 5.23.
 CACHE_NAMES = ("cache", "past_key_values")
 
 
@@ -25,34 +26,42 @@ def generate_samples(
     share_prefill: bool = True,
 ) -> torch.Tensor:
     """
-    Gives samples of a batch of prompts, as `generate` does with `num_return_sequences`, but faster.
+    Samples completions of a batch of prompts, like `generate` with `num_return_sequences`, but faster.
 
-    `generate` copies each prompt n times and reads all copies. Here all tokens of the prompts but the last are read
-    once, the KV cache is repeated n times, and `generate` goes on from it. The same state of the random generator
-    gives the same samples either way, up to the rounding of the model's forward pass.
+    `generate` copies each prompt n times and runs the model on all copies. This function:
 
-    Models whose cache is not known to hold all that was read are sampled the plain way, which is logged: a cache class
-    of their own (MiniMax), states outside of the cache (RecurrentGemma, and Mamba before transformers 5.24), virtual
-    tokens (PEFT prompt tuning), and any model where `Cache` does not yet describe its layers (`is_dummy`, absent in
-    transformers 5.0). So are batches with a prompt of a single token, which has nothing to share.
+    1. runs the model once on each prompt without its last token,
+    2. repeats the KV cache n times,
+    3. continues from the cache with `generate`.
+
+    With the same random state, both ways give the same samples, up to rounding in the forward pass.
+
+    The function falls back to plain `generate`, and logs it, if the cache may not hold the whole prompt:
+
+    - the model has its own cache class (MiniMax),
+    - states are outside the cache (RecurrentGemma, and Mamba before transformers 5.24),
+    - there are virtual tokens (PEFT prompt tuning),
+    - `Cache` does not describe its layers yet (`is_dummy` is missing in transformers 5.0).
+
+    It also does so, without a log message, if a prompt has only one token, because then there is nothing to share.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Decoder-only policy.
         prompt_ids (`list[list[int]]`):
-            Token ids of each prompt, at least one token each.
+            Token ids of each prompt, at least one token per prompt.
         num_generations (`int`):
-            n, samples of each prompt.
+            n, the number of samples per prompt.
         generation_config ([`~transformers.GenerationConfig`]):
-            How to sample. Its `pad_token_id` must be set; the value does not matter, padding is masked.
+            Sampling settings. `pad_token_id` must be set. Its value does not matter, because padding is masked.
         share_prefill (`bool`, *optional*, defaults to `True`):
-            `False` samples the plain way.
+            Whether to share the prefill. `False` uses plain `generate`.
 
     Returns:
-        `torch.Tensor` of shape `(prompts, num_generations, new_tokens)`. After its EOS token a sample holds padding.
+        `torch.Tensor` of shape `(prompts, num_generations, new_tokens)`: samples, padded after their EOS token.
 
     Reference:
-        Going on from a given cache: https://huggingface.co/docs/transformers/kv_cache#prefill-a-cache
+        Generation from an existing cache: https://huggingface.co/docs/transformers/kv_cache#prefill-a-cache
     """
     pad_token_id = generation_config.pad_token_id
     ids = [torch.tensor(row) for row in prompt_ids]
@@ -64,13 +73,13 @@ def generate_samples(
     cache = _prefill(model, input_ids, attention_mask, pad_token_id) if share_prefill else None
     if cache is not None:
         order = torch.arange(len(ids), device=model.device).repeat_interleave(num_generations)
-        cache.reorder_cache(order)  # batch_repeat_interleave is missing where a layer is recurrent
-    with own_settings_off(model):
+        cache.reorder_cache(order)  # recurrent layers have no batch_repeat_interleave
+    with default_generation_config(model):
         sequences = model.generate(
             input_ids=input_ids.repeat_interleave(num_generations, dim=0),
             attention_mask=attention_mask.repeat_interleave(num_generations, dim=0),
             generation_config=generation_config,
-            **({} if cache is None else {_cache_name(model): cache}),
+            **({} if cache is None else {_find_cache_name(model): cache}),
         )  # (prompts * num_generations, length + new_tokens)
     return sequences[:, input_ids.shape[1] :].unflatten(0, (len(ids), num_generations))
 
@@ -78,34 +87,42 @@ def generate_samples(
 def _prefill(
     model: PreTrainedModel | PeftModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, pad_token_id: int
 ) -> Cache | None:
-    """The cache after all tokens of each prompt but the last, which `generate` must read to have logits to start."""
+    """
+    Returns the cache after each prompt without its last token, or `None` if the cache cannot be shared.
+
+    `generate` reads the last token itself, because it needs logits to start from.
+    """
     length = input_ids.shape[1] - 1
     if length < 1 or not attention_mask[:, -2].all():
         return None
-    name, cache = _cache_name(model), None
+    name, cache = _find_cache_name(model), None
     if name is not None:
-        # `generate` knows each model's position ids and masks; the token that it adds, greedily, is thrown away.
+        # `generate` builds the position ids and masks of every model. The greedy token that it adds is not used.
         one_token = GenerationConfig(
             max_new_tokens=1, do_sample=False, pad_token_id=pad_token_id, return_dict_in_generate=True, use_cache=True
         )
-        with own_settings_off(model):
+        with default_generation_config(model):
             cache = model.generate(
                 input_ids=input_ids[:, :-1], attention_mask=attention_mask[:, :-1], generation_config=one_token
             )[name]
-    if cache is None or not _holds_all(cache, length):
-        name = type(_base_model(model)).__name__
+    if cache is None or not _is_complete(cache, length):
+        name = type(_get_base_model(model)).__name__
         logger.info("%s is sampled without sharing the prefill: its cache cannot be repeated.", name)
         return None
     return cache
 
 
-def _cache_name(model: PreTrainedModel | PeftModel) -> str | None:
-    parameters = inspect.signature(_base_model(model).forward).parameters
+def _find_cache_name(model: PreTrainedModel | PeftModel) -> str | None:
+    parameters = inspect.signature(_get_base_model(model).forward).parameters
     return next((name for name in CACHE_NAMES if name in parameters), None)
 
 
-def _holds_all(cache: Cache, length: int) -> bool:
-    """Whether each layer that keeps a state has read `length` tokens; a recurrent one says only that it has read."""
+def _is_complete(cache: Cache, length: int) -> bool:
+    """
+    Checks whether each layer with a state has read `length` tokens.
+
+    A recurrent layer does not count tokens, so it only has to have a state.
+    """
     if type(cache) is not DynamicCache or not hasattr(cache, "is_dummy"):
         return False
     kinds = enumerate(zip(cache.layers, cache.is_linear, cache.is_dummy, strict=True))
@@ -116,15 +133,18 @@ def _holds_all(cache: Cache, length: int) -> bool:
 
 
 @contextmanager
-def own_settings_off(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+def default_generation_config(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """
-    Keeps `generate` from filling what its config leaves open from the model's own: top-k, penalties, EOS.
+    Replaces the model's own generation config by the default one, and restores it afterwards.
+
+    `generate` takes every setting that its `generation_config` argument leaves open from the model's own config, for
+    example top-k, penalties and EOS tokens.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            Its `generation_config` is set back afterwards.
+            Model to generate with.
     """
-    owners = [owner for owner in dict.fromkeys([model, _base_model(model)]) if "generation_config" in vars(owner)]
+    owners = [owner for owner in dict.fromkeys([model, _get_base_model(model)]) if "generation_config" in vars(owner)]
     configs = [owner.generation_config for owner in owners]
     try:
         for owner in owners:
@@ -135,5 +155,5 @@ def own_settings_off(model: PreTrainedModel | PeftModel) -> Iterator[None]:
             owner.generation_config = config
 
 
-def _base_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+def _get_base_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     return model.get_base_model() if isinstance(model, PeftModel) else model

@@ -1,4 +1,4 @@
-"""Metrics for Hugging Face `evaluate`, each in a folder with its card: `evaluate.load(metric_path("win_rate"))`."""
+"""Metrics for Hugging Face `evaluate`. Each has a folder with its card: `evaluate.load(metric_path("win_rate"))`."""
 
 from pathlib import Path
 
@@ -9,17 +9,17 @@ METRICS = ("best_of_n", "length_controlled_win_rate", "preference_accuracy", "wi
 
 def metric_path(name: str) -> str:
     """
-    Gives what `evaluate.load` takes for one of this package's metrics.
+    Returns the path of a metric of this package, for `evaluate.load`.
 
     Args:
         name (`str`):
             One of [`METRICS`].
 
     Returns:
-        `str`: a folder.
+        `str`: folder of the metric.
 
     Raises:
-        ValueError: if there is no such metric.
+        ValueError: if there is no metric with this name.
     """
     if name not in METRICS:
         raise ValueError(f"There is no metric {name!r}. Choose one of {list(METRICS)}.")

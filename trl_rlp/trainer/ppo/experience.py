@@ -1,66 +1,169 @@
-"""From scores and log-probabilities to what PPO learns from: shaped rewards, advantages, returns."""
+"""A rollout as PPO learns from it: how it is stored, and how it is built from completions and scores."""
+
+from dataclasses import dataclass, fields
+from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
 
 from trl_rlp.losses.kl import after_last_token, kl_estimate, last_token, token_rewards
 from trl_rlp.losses.ppo import generalized_advantages, masked_moments, pooled_mean_and_variance, whiten
-from trl_rlp.trainer.ppo.ppo_models import PPOModels, Tokens
-from trl_rlp.trainer.ppo.ppo_state import PPOState
-from trl_rlp.trainer.ppo.rlp_ppo_config import RLPPPOConfig
-from trl_rlp.trainer.ppo.rollout_log import critic_terms, objective_terms
+from trl_rlp.trainer.ppo.ppo_checkpoints import PPOState
+from trl_rlp.trainer.ppo.ppo_config import PPOConfig
+from trl_rlp.trainer.ppo.token_models import TokenModels, join_tokens
 
 
-GENERATED = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "importance_sampling_ratio")
-"""What GRPO's rollouts hold that PPO needs."""
+@dataclass
+class Experience:
+    """
+    The completions of a rollout on this process, with everything that the losses and the log need.
+
+    All tensors are on one device. `length` is that of the longest completion, `prompt_length` that of the longest
+    prompt.
+    """
+
+    # Trajectory: what was sampled
+    prompt_ids: torch.Tensor  # (batch, prompt_length), padded on the left
+    prompt_mask: torch.Tensor  # (batch, prompt_length), 1 at tokens
+    completion_ids: torch.Tensor  # (batch, length), padded on the right
+    completion_mask: torch.Tensor  # (batch, length), boolean, True at tokens
+
+    # Policy: what its loss needs
+    old_log_probs: torch.Tensor  # (batch, length), nats, under the policy that sampled the tokens
+    advantages: torch.Tensor  # (batch, length), whitened, 0 outside `completion_mask`
+    importance_sampling_ratio: torch.Tensor | None  # (batch, length) or (batch, 1), with vLLM only
+
+    # Value model: what its loss needs
+    old_values: torch.Tensor  # (batch, length), units of reward, before the first step on the rollout
+    returns: torch.Tensor  # (batch, length), units of reward
+    value_mask: torch.Tensor  # (batch, length), boolean, `completion_mask` and perhaps one position more
+
+    # Outcome: what the log needs
+    scores: torch.Tensor  # (batch,), as they enter the rewards
+    finished: torch.Tensor  # (batch,), boolean, whether the completion has a stop token
+    kl: torch.Tensor  # (batch, length), nats, 0 outside `completion_mask`
+    kl_rewards: torch.Tensor  # (batch, length), -kl_coef * kl
+
+    def __len__(self) -> int:
+        return len(self.completion_ids)
+
+    def select(self, rows: torch.Tensor) -> Self:
+        """
+        Selects completions and removes the columns that are padding in all of them.
+
+        Args:
+            rows (`torch.Tensor` of shape `(rows,)`):
+                Indices of completions.
+
+        Returns:
+            [`Experience`]: A copy of these completions.
+        """
+        first = int(self.prompt_mask[rows].any(dim=0).int().argmax())
+        last = int(self.value_mask[rows].any(dim=0).sum())
+        length = self.completion_ids.shape[1]
+        selected: dict[str, Any] = {}
+        for entry in fields(self):
+            tensor = getattr(self, entry.name)
+            if tensor is not None:
+                tensor = tensor[rows]
+                if entry.name in ("prompt_ids", "prompt_mask"):
+                    tensor = tensor[:, first:]  # (rows, longest selected prompt)
+                elif tensor.ndim == 2 and tensor.shape[1] == length:
+                    tensor = tensor[:, :last]  # (rows, longest selected completion)
+            selected[entry.name] = tensor
+        return type(self)(**selected)
+
+    def is_finite(self) -> torch.Tensor:
+        """
+        Checks the numbers that the losses use. Scores, log-probabilities and values all enter them.
+
+        Returns:
+            `torch.Tensor`: Boolean scalar.
+        """
+        return self.advantages.isfinite().all() & self.returns.isfinite().all()
 
 
-def experience_of(
+def build_experience(
     generated: dict[str, torch.Tensor],
     scores: torch.Tensor,
-    stop_token_ids: list[int],
-    models: PPOModels,
+    models: TokenModels,
     state: PPOState,
+    finish_token_ids: list[int],
     pad_token_id: int,
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+) -> Experience:
     """
-    Gives what PPO learns from a rollout.
+    Builds the experience of a rollout: models evaluate the tokens, scores become rewards, rewards advantages.
 
     Args:
         generated (`dict[str, torch.Tensor]`):
-            Prompts and completions, see [`GENERATED`].
+            What GRPO generates: `prompt_ids` and `prompt_mask` of shape `(batch, prompt_length)`, `completion_ids` and
+            `completion_mask` of shape `(batch, length)`, and with vLLM `importance_sampling_ratio`.
         scores (`torch.Tensor` of shape `(batch,)`):
-            What the reward functions gave, weighted and summed.
-        stop_token_ids (`list[int]`):
-            Tokens that finish a completion.
-        models ([`PPOModels`]):
-            Policy, reference and critic.
+            Weighted sum of the reward functions.
+        models ([`TokenModels`]):
+            Policy, reference policy and critic.
         state ([`PPOState`]):
-            Its statistics take the scores in.
+            Provides `kl_coef`. Its statistics of scores are updated.
+        finish_token_ids (`list[int]`):
+            Tokens that finish a completion.
         pad_token_id (`int`):
-            The policy's pad token, at which the former trainer took a completion to end.
+            Pad token of the policy. With `score_position="after_last_token"` a completion ends before it.
 
     Returns:
-        `tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]`: tensors for
-        [`Rollout`], and the terms of [`ROLLOUT_TERMS`].
+        [`Experience`]: The rollout of this process.
     """
-    batch = {name: generated[name] for name in GENERATED if name in generated}
-    mask = batch["completion_mask"] = batch["completion_mask"].bool()
-    finished = is_finished(batch, stop_token_ids)
-    if models.args.score_position == "after_last_token":
-        mask = batch["completion_mask"] = mask & before_padding(batch["completion_ids"], pad_token_id)
-    batch |= models.judge(Tokens.of(batch))
-    scores = shaped_scores(scores, finished, models.args, state, models.accelerator)
-    judged = [batch[name] for name in ("old_log_probs", "ref_log_probs", "old_values")]
-    batch |= advantages_of(scores, *judged, mask, models.args, state.kl_coef, models.accelerator)
-    return batch, objective_terms(batch, scores, finished) | critic_terms(batch)
+    args, accelerator = models.args, models.accelerator
+    completion_ids, mask = generated["completion_ids"], generated["completion_mask"].bool()
+    finished = contains_token(completion_ids, mask, finish_token_ids)
+    if args.score_position == "after_last_token":
+        mask = mask & mask_before_pad(completion_ids, pad_token_id)
+    tokens = join_tokens(generated["prompt_ids"], generated["prompt_mask"], completion_ids, mask)
+    log_probs, ref_log_probs, values = models.evaluate_rollout(tokens)  # (batch, length) each
+    scores = shape_scores(scores, finished, args, state, accelerator)
+    kl = kl_estimate(log_probs, ref_log_probs, args.kl_estimator).masked_fill(~mask, 0)  # (batch, length)
+    advantages, returns, value_mask = compute_advantages(scores, kl, values, mask, args, state.kl_coef, accelerator)
+    return Experience(
+        prompt_ids=generated["prompt_ids"],
+        prompt_mask=generated["prompt_mask"],
+        completion_ids=completion_ids,
+        completion_mask=mask,
+        old_log_probs=log_probs,
+        advantages=advantages,
+        importance_sampling_ratio=generated.get("importance_sampling_ratio"),
+        old_values=values,
+        returns=returns,
+        value_mask=value_mask,
+        scores=scores,
+        finished=finished,
+        kl=kl,
+        kl_rewards=-state.kl_coef * kl,
+    )
 
 
-def before_padding(completion_ids: torch.Tensor, pad_token_id: int) -> torch.Tensor:
+def contains_token(completion_ids: torch.Tensor, completion_mask: torch.Tensor, token_ids: list[int]) -> torch.Tensor:
     """
-    Says which tokens the former trainer counted: those before the first pad token, even where the policy drew it.
+    Checks which completions contain one of some tokens.
 
-    Where pad is EOS that leaves EOS out.
+    Args:
+        completion_ids (`torch.Tensor` of shape `(batch, length)`):
+            Token ids.
+        completion_mask (`torch.Tensor` of shape `(batch, length)`):
+            Boolean, `True` at tokens.
+        token_ids (`list[int]`):
+            Tokens to look for, for example stop tokens.
+
+    Returns:
+        `torch.Tensor` of shape `(batch,)`: Boolean.
+    """
+    wanted = torch.tensor(token_ids, device=completion_ids.device)
+    return (torch.isin(completion_ids, wanted) & completion_mask).any(dim=1)
+
+
+def mask_before_pad(completion_ids: torch.Tensor, pad_token_id: int) -> torch.Tensor:
+    """
+    Masks the tokens before the first pad token, which are those that TRL 1.12 counted.
+
+    A pad token that the policy sampled ends the completion too. If the pad token is the EOS token, EOS is left out.
 
     Args:
         completion_ids (`torch.Tensor` of shape `(batch, length)`):
@@ -69,120 +172,93 @@ def before_padding(completion_ids: torch.Tensor, pad_token_id: int) -> torch.Ten
             The pad token.
 
     Returns:
-        `torch.Tensor` of shape `(batch, length)`: boolean.
+        `torch.Tensor` of shape `(batch, length)`: Boolean.
     """
     return (completion_ids == pad_token_id).cumsum(dim=1) == 0
 
 
-def is_finished(batch: dict[str, torch.Tensor], stop_token_ids: list[int]) -> torch.Tensor:
-    """
-    Says which completions hold a stop token.
-
-    Args:
-        batch (`dict[str, torch.Tensor]`):
-            `completion_ids` and `completion_mask`.
-        stop_token_ids (`list[int]`):
-            Tokens that finish a completion.
-
-    Returns:
-        `torch.Tensor` of shape `(batch,)`: boolean.
-    """
-    ids, mask = batch["completion_ids"], batch["completion_mask"].bool()
-    return (torch.isin(ids, torch.tensor(stop_token_ids, device=ids.device)) & mask).any(dim=1)
-
-
-def shaped_scores(
-    scores: torch.Tensor, finished: torch.Tensor, args: RLPPPOConfig, state: PPOState, accelerator: Accelerator
+def shape_scores(
+    scores: torch.Tensor, finished: torch.Tensor, args: PPOConfig, state: PPOState, accelerator: Accelerator
 ) -> torch.Tensor:
     """
-    Gives the scores as they enter the rewards: divided by their running deviation, clipped, less the penalty.
+    Normalizes the scores, clips them, and subtracts the penalty for completions without a stop token.
 
     Args:
         scores (`torch.Tensor` of shape `(batch,)`):
-            What the reward functions gave, weighted and summed.
+            Weighted sum of the reward functions.
         finished (`torch.Tensor` of shape `(batch,)`):
-            Boolean: whether the completion ended in a stop token.
-        args ([`RLPPPOConfig`]):
-            `normalize_rewards`, `reward_clip` and `missing_eos_penalty` are read.
+            Boolean, whether the completion has a stop token.
+        args ([`PPOConfig`]):
+            Provides `normalize_rewards`, `reward_clip` and `missing_eos_penalty`.
         state ([`PPOState`]):
-            Its statistics take the scores in.
+            Its statistics of scores are updated.
         accelerator (`accelerate.Accelerator`):
-            The trainer's.
+            The trainer's accelerator.
 
     Returns:
-        `torch.Tensor` of shape `(batch,)`.
+        `torch.Tensor` of shape `(batch,)`: Scores as they enter the rewards.
     """
     if args.normalize_rewards:
-        # One score that is not finite costs a rollout, not the statistics of the run.
+        # Scores that are not finite must not enter the statistics of the whole run.
         moments = masked_moments(scores[:, None], scores.isfinite()[:, None])
         scores = scores / state.add_scores(accelerator.gather(moments[None]))
     if args.reward_clip is not None:
         clipped = scores.clamp(-args.reward_clip, args.reward_clip)
-        scores = clipped.where(scores.isfinite(), torch.nan)  # or an overflow would be the best score of all
+        scores = clipped.where(scores.isfinite(), torch.nan)  # an overflow must not become the best score
     if args.missing_eos_penalty is not None:
         scores = scores - args.missing_eos_penalty * ~finished
     return scores
 
 
-def advantages_of(
+def compute_advantages(
     scores: torch.Tensor,
-    log_probs: torch.Tensor,
-    ref_log_probs: torch.Tensor,
+    kl: torch.Tensor,
     values: torch.Tensor,
     mask: torch.Tensor,
-    args: RLPPPOConfig,
+    args: PPOConfig,
     kl_coef: float,
     accelerator: Accelerator,
-) -> dict[str, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
-    Gives what the losses need of a rollout. Means and deviations are those of all processes.
+    Computes advantages and returns. Whitening uses the mean and standard deviation over all processes.
 
     Args:
         scores (`torch.Tensor` of shape `(batch,)`):
-            From [`shaped_scores`].
-        log_probs (`torch.Tensor` of shape `(batch, length)`):
-            Of the policy that drew the tokens.
-        ref_log_probs (`torch.Tensor` of shape `(batch, length)`):
-            Of the reference policy.
+            Result of [`shape_scores`].
+        kl (`torch.Tensor` of shape `(batch, length)`):
+            KL divergence of each token in nats, 0 outside `mask`.
         values (`torch.Tensor` of shape `(batch, length)`):
-            Of the critic.
+            Values of the critic.
         mask (`torch.Tensor` of shape `(batch, length)`):
-            Boolean, `True` at the completions' tokens; right-padded.
-        args ([`RLPPPOConfig`]):
-            Settings of the run.
+            Boolean, `True` at the tokens of the completions, which are padded on the right.
+        args ([`PPOConfig`]):
+            Configuration of the run.
         kl_coef (`float`):
             Weight of the KL divergence in this rollout.
         accelerator (`accelerate.Accelerator`):
-            The trainer's.
+            The trainer's accelerator.
 
     Returns:
-        `dict[str, torch.Tensor]` of shape `(batch, length)` each: `advantages` (whitened), `returns`, `value_mask`,
-        and for the log `kl` (nats) and `penalties` (its part of the rewards), 0 outside `mask`.
+        `tuple[torch.Tensor, torch.Tensor, torch.Tensor]` of shape `(batch, length)` each: whitened advantages,
+        returns, and the mask of the values.
     """
-    kl = kl_estimate(log_probs, ref_log_probs, args.kl_estimator).masked_fill(~mask, 0)
     if args.score_position == "after_last_token":
         positions, value_mask = after_last_token(mask)
     else:
         positions, value_mask = last_token(mask), mask
     rewards = token_rewards(scores, kl, mask, kl_coef, positions)
     if args.whiten_rewards:
-        rewards = _whitened(rewards, value_mask, args, accelerator, shift_mean=False)
+        rewards = _whiten_over_processes(rewards, value_mask, args, accelerator, shift_mean=False)
     advantages, returns = generalized_advantages(rewards, values, value_mask, args.gamma, args.lam)
-    return {
-        "advantages": _whitened(advantages, mask, args, accelerator),
-        "returns": returns,
-        "value_mask": value_mask,
-        "kl": kl,
-        "penalties": -kl_coef * kl,
-    }
+    return _whiten_over_processes(advantages, mask, args, accelerator), returns, value_mask
 
 
-def _whitened(
-    values: torch.Tensor, mask: torch.Tensor, args: RLPPPOConfig, accelerator: Accelerator, shift_mean: bool = True
+def _whiten_over_processes(
+    values: torch.Tensor, mask: torch.Tensor, args: PPOConfig, accelerator: Accelerator, shift_mean: bool = True
 ) -> torch.Tensor:
     moments = accelerator.gather(masked_moments(values, mask)[None])  # (processes, 3)
     if moments[:, 0].sum() < 2:
-        # Evaluation may end with a batch of one completion of one token, which has no deviation to divide by.
+        # The last evaluation batch may be one completion of one token, which has no standard deviation.
         return values.masked_fill(~mask, 0) * (not shift_mean)
     mean, variance = pooled_mean_and_variance(moments, unbiased=args.unbiased_whitening)
     return whiten(values, mask, mean, variance, shift_mean)

@@ -1,4 +1,4 @@
-"""PPO's loss of a micro-batch, of policy and critic together, and what it logs."""
+"""PPO's loss of a micro-batch, for policy and value model together."""
 
 import torch
 
@@ -10,10 +10,11 @@ from trl_rlp.losses.ppo import (
     policy_is_clipped,
     value_is_clipped,
 )
-from trl_rlp.trainer.ppo.rlp_ppo_config import RLPPPOConfig
+from trl_rlp.trainer.ppo.ppo_config import PPOConfig
+from trl_rlp.trainer.ppo.rollout import MicroBatch
 
 
-LOSS_TERMS = (
+LOSS_METRICS = (
     "loss/policy_avg",
     "loss/value_avg",
     "policy/approxkl_avg",
@@ -26,57 +27,58 @@ LOSS_TERMS = (
 
 
 def ppo_loss(
-    batch: dict[str, torch.Tensor],
+    micro_batch: MicroBatch,
     log_probs: torch.Tensor,
     entropies: torch.Tensor,
     values: torch.Tensor,
-    args: RLPPPOConfig,
+    args: PPOConfig,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     r"""
-    Gives the part of a micro-batch in the loss of its optimizer step.
+    Computes the share of a micro-batch in the loss of its optimizer step.
 
     $$L = \frac{1}{N} \sum_t L^{CLIP}_t + c_{vf} \frac{1}{N_V} \sum_t L^{VF}_t$$
 
     Args:
-        batch (`dict[str, torch.Tensor]`):
-            What [`Rollout`] dealt; its `normalizers` are N and N_V.
+        micro_batch ([`MicroBatch`]):
+            Its normalizers are N and N_V.
         log_probs (`torch.Tensor` of shape `(batch, length)`):
-            Of the policy in training.
+            Log-probabilities of the tokens under the policy in training, in nats.
         entropies (`torch.Tensor` of shape `(batch, length)`):
-            Likewise, for the log.
+            Entropies of the policy in training, in nats. Only logged.
         values (`torch.Tensor` of shape `(batch, length)`):
-            Of the critic in training.
-        args ([`RLPPPOConfig`]):
-            Settings of the run.
+            Values of the critic in training.
+        args ([`PPOConfig`]):
+            Provides `cliprange`, `cliprange_value` and `vf_coef`.
 
     Returns:
-        `tuple[torch.Tensor, dict[str, torch.Tensor]]`: a scalar, and the terms of [`LOSS_TERMS`] as means over the
-        tokens of the micro-batch.
+        `tuple[torch.Tensor, dict[str, torch.Tensor]]`: The loss, a scalar, and the metrics of [`LOSS_METRICS`], each a
+        mean over the tokens of the micro-batch.
+
+    Reference:
+        [Schulman et al. 2017](https://arxiv.org/abs/1707.06347), Eq. 7 and 9.
     """
-    mask, value_mask = batch["completion_mask"], batch["value_mask"]
-    old_log_probs, advantages = batch["old_log_probs"], batch["advantages"]
-    old_values, returns = batch["old_values"], batch["returns"]
-    policy_tokens = clipped_policy_loss(log_probs, old_log_probs, advantages, mask, args.cliprange)
-    if "importance_sampling_ratio" in batch:
-        policy_tokens = policy_tokens * batch["importance_sampling_ratio"]
-    value_tokens = clipped_value_loss(values, old_values, returns, value_mask, args.cliprange_value)
-    policy_count, value_count = batch["normalizers"]
-    loss = masked_mean(policy_tokens, mask, policy_count)
-    loss = loss + args.vf_coef * masked_mean(value_tokens, value_mask, value_count)
+    batch = micro_batch.experience
+    mask, value_mask = batch.completion_mask, batch.value_mask
+    policy_losses = clipped_policy_loss(log_probs, batch.old_log_probs, batch.advantages, mask, args.cliprange)
+    if batch.importance_sampling_ratio is not None:
+        policy_losses = policy_losses * batch.importance_sampling_ratio  # (batch, length)
+    value_losses = clipped_value_loss(values, batch.old_values, batch.returns, value_mask, args.cliprange_value)
+    loss = masked_mean(policy_losses, mask, micro_batch.policy_normalizer)
+    loss = loss + args.vf_coef * masked_mean(value_losses, value_mask, micro_batch.value_normalizer)
     with torch.no_grad():
-        # A micro-batch whose completions are all EOS has no token where the former trainer's masks leave EOS out.
-        count, own_value_count = mask.sum().clamp(min=1), value_mask.sum().clamp(min=1)
-        ratio = masked_mean((log_probs - old_log_probs).exp(), mask, count)
-        is_clipped = policy_is_clipped(log_probs, old_log_probs, advantages, mask, args.cliprange)
-        value_clipped = value_is_clipped(values, old_values, returns, value_mask, args.cliprange_value)
-        terms = [
-            masked_mean(policy_tokens, mask, count),
-            masked_mean(value_tokens, value_mask, own_value_count),
-            masked_mean(kl_estimate(log_probs, old_log_probs, "k2"), mask, count),
+        # With `score_position="after_last_token"` and pad = EOS, a micro-batch of bare EOS has no policy token.
+        count, value_count = mask.sum().clamp(min=1), value_mask.sum().clamp(min=1)
+        is_clipped = policy_is_clipped(log_probs, batch.old_log_probs, batch.advantages, mask, args.cliprange)
+        is_value_clipped = value_is_clipped(values, batch.old_values, batch.returns, value_mask, args.cliprange_value)
+        ratio = masked_mean((log_probs - batch.old_log_probs).exp(), mask, count)
+        metrics = (
+            masked_mean(policy_losses, mask, count),
+            masked_mean(value_losses, value_mask, value_count),
+            masked_mean(kl_estimate(log_probs, batch.old_log_probs, "k2"), mask, count),
             masked_mean(is_clipped, mask, count),
             masked_mean(entropies, mask, count),
-            masked_mean(value_clipped, value_mask, own_value_count),
+            masked_mean(is_value_clipped, value_mask, value_count),
             ratio,
             ratio.square(),
-        ]
-    return loss, dict(zip(LOSS_TERMS, terms, strict=True))
+        )
+    return loss, dict(zip(LOSS_METRICS, metrics, strict=True))

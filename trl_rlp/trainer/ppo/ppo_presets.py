@@ -55,7 +55,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 """
-Fields of [`RLPPPOConfig`] by the preset's name.
+Fields of [`PPOConfig`] by name of the preset.
 
 `alpacafarm` is the paper's ("AlpacaFarm codebase and its default hyperparameters"), with the KL weight of the script
 for simulated preferences; `trl-1.12` is the PPOTrainer that TRL removed in 1.13, its score after the last token and

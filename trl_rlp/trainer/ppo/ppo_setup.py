@@ -1,84 +1,50 @@
-"""Small things that a PPO run needs of its models before it starts."""
+"""Setup of a PPO run: policy, tokenizer, stop tokens, reference policy and value model."""
 
 import copy
 
 from accelerate import Accelerator
-from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel, get_peft_model
-from torch import nn
-from transformers import DataCollator, DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
+from torch import nn, no_grad
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from trl_rlp.data.token_prompts import require_token_ids
-from trl_rlp.trainer.ppo.rlp_ppo_config import RLPPPOConfig
-from trl_rlp.trainer.score_head import add_score_head
+from trl_rlp.data.sampling.in_process import get_eos_token_ids
+from trl_rlp.trainer.ppo.ppo_config import PPOConfig
+from trl_rlp.trainer.score_head import add_score_head, score_layers
 
 
-logger = logging.get_logger(__name__)
-
-
-def max_prompt_length(model: PreTrainedModel | PeftModel, args: RLPPPOConfig) -> int | None:
+def prepare_policy(
+    model: str | PreTrainedModel | PeftModel, processing_class: PreTrainedTokenizerBase | None, args: PPOConfig
+) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
     """
-    Gives the tokens that a prompt may have beside a completion.
+    Loads policy and tokenizer if they are not loaded yet, and disables dropout.
 
     Args:
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The policy.
-        args ([`RLPPPOConfig`]):
-            `max_completion_length` is read.
+        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Folder, Hub name, or the model itself.
+        processing_class (`PreTrainedTokenizerBase`, *optional*):
+            Tokenizer. If `None`, the one that was saved with the model.
+        args ([`PPOConfig`]):
+            Provides `model_init_kwargs`, whose default dtype is float32 as in TRL's trainers, and `disable_dropout`.
 
     Returns:
-        `int`, or `None` for a model without a limit.
+        `tuple`: Policy and tokenizer.
     """
-    config = model.config.get_text_config()
-    if not hasattr(config, "max_position_embeddings"):
-        return None
-    return config.max_position_embeddings - args.max_completion_length
-
-
-def require_datasets(
-    datasets: dict[str, Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None],
-    model: PreTrainedModel | PeftModel,
-    processing_class: PreTrainedTokenizerBase,
-    args: RLPPPOConfig,
-) -> None:
-    """
-    Checks the prompts of a run; those of a stream, and text, are checked when they are read.
-
-    Args:
-        datasets (`dict`):
-            Data sets by the name of their argument; one argument may hold several by name.
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The policy.
-        processing_class (`PreTrainedTokenizerBase`):
-            Its tokenizer.
-        args ([`RLPPPOConfig`]):
-            Settings of the run.
-
-    Raises:
-        ValueError: if a stream is empty, a column is missing, or token ids do not fit the policy.
-    """
-    several = {name: sets for name, sets in datasets.items() if isinstance(sets, dict)}
-    nested = {f"{name}[{key!r}]": dataset for name, sets in several.items() for key, dataset in sets.items()}
-    for name, dataset in {**datasets, **nested}.items():
-        if isinstance(dataset, IterableDataset) and next(iter(dataset.take(1)), None) is None:
-            raise ValueError(f"`{name}` is an empty stream. Pass at least one row.")
-        if not isinstance(dataset, Dataset):
-            continue
-        if "prompt" in dataset.column_names:
-            continue
-        if "input_ids" not in dataset.column_names:
-            raise ValueError(
-                f"`{name}` lacks a column `prompt` (text or messages) or `input_ids`, it has {dataset.column_names}. "
-                "Rename or add one."
-            )
-        size = model.get_input_embeddings().weight.shape[0]
-        require_token_ids(dataset, name, processing_class.pad_token_id, size, max_prompt_length(model, args))
+    if isinstance(model, str):
+        model = AutoModelForCausalLM.from_pretrained(model, **{"dtype": "float32", **(args.model_init_kwargs or {})})
+    if args.disable_dropout:
+        disable_dropout(model)  # TRL disables `nn.Dropout` only
+    return model, processing_class or AutoTokenizer.from_pretrained(model.name_or_path)
 
 
 def disable_dropout(model: nn.Module) -> None:
     """
-    Sets all dropout probabilities of a model to 0, those that layers of transformers hold as numbers too.
+    Sets all dropout probabilities of a model to 0, including those that layers of transformers store as numbers.
 
     Args:
         model (`nn.Module`):
@@ -92,24 +58,183 @@ def disable_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
+def max_prompt_length(model: PreTrainedModel | PeftModel, args: PPOConfig) -> int | None:
+    """
+    Computes how many tokens a prompt may have so that a completion fits into the context.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Policy.
+        args ([`PPOConfig`]):
+            Provides `max_completion_length`.
+
+    Returns:
+        `int`, or `None` for a model without a limit.
+    """
+    config = model.config.get_text_config()
+    if not hasattr(config, "max_position_embeddings"):
+        return None
+    return config.max_position_embeddings - args.max_completion_length
+
+
+def resolve_stop_tokens(
+    args: PPOConfig, model: PreTrainedModel | PeftModel, processing_class: PreTrainedTokenizerBase
+) -> list[int]:
+    """
+    Determines the tokens that end a completion.
+
+    Args:
+        args ([`PPOConfig`]):
+            Provides `stop_token` and `stop_token_id`.
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Policy.
+        processing_class (`PreTrainedTokenizerBase`):
+            Tokenizer of the policy.
+
+    Returns:
+        `list[int]`: Token ids. Empty if only the length ends a completion.
+
+    Raises:
+        ValueError: If the stop token is outside the vocabulary, or there is no EOS token.
+    """
+    if args.stop_token_id is not None:
+        vocabulary_size = model.get_input_embeddings().weight.shape[0]
+        if not 0 <= args.stop_token_id < vocabulary_size:
+            raise ValueError(
+                f"`stop_token_id`={args.stop_token_id} is outside the policy's vocabulary of {vocabulary_size} tokens."
+            )
+        return [args.stop_token_id]
+    if args.stop_token is None:
+        return []
+    return get_eos_token_ids(model, processing_class)
+
+
+def ensure_embedded_pad_token(
+    processing_class: PreTrainedTokenizerBase, vocabulary_size: int
+) -> PreTrainedTokenizerBase:
+    """
+    Replaces a pad token that the policy's embedding does not have. Padding is masked, but still looked up.
+
+    Args:
+        processing_class (`PreTrainedTokenizerBase`):
+            Tokenizer of the policy.
+        vocabulary_size (`int`):
+            Number of rows of the embedding.
+
+    Returns:
+        `PreTrainedTokenizerBase`: The same tokenizer, or a copy that pads with EOS.
+    """
+    pad_token_id = processing_class.pad_token_id
+    if pad_token_id is not None and pad_token_id < vocabulary_size:
+        return processing_class
+    processing_class = copy.deepcopy(processing_class)
+    processing_class.pad_token = processing_class.eos_token
+    return processing_class
+
+
+def prepare_reference(ref_model: PreTrainedModel, args: PPOConfig, accelerator: Accelerator) -> nn.Module:
+    """
+    Freezes the reference policy and moves it to its device.
+
+    Args:
+        ref_model ([`~transformers.PreTrainedModel`]):
+            Copy of the initial policy, or the user's model. Changed in place.
+        args ([`PPOConfig`]):
+            Provides `cast_lm_head_to_fp32`, which TRL applies to the policy.
+        accelerator (`accelerate.Accelerator`):
+            The trainer's accelerator.
+
+    Returns:
+        `nn.Module`: The model, wrapped if models are sharded over processes.
+    """
+    disable_dropout(ref_model)
+    if args.cast_lm_head_to_fp32:
+        # A copy, because an embedding that is tied to the head keeps its precision.
+        head = copy.deepcopy(ref_model.get_output_embeddings()).float()
+        head.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+        ref_model.set_output_embeddings(head)
+    return accelerator.prepare_model(ref_model.eval().requires_grad_(False), evaluation_mode=True)
+
+
+def init_value_model(
+    init: str | None, policy: PreTrainedModel | PeftModel, reward_model: PreTrainedModel | None
+) -> PreTrainedModel:
+    """
+    Creates a value model from the reward model or the policy. Its score head is 0, so all values start at 0.
+
+    Args:
+        init (`str`, *optional*):
+            `"reward"`, `"policy"`, or `None` for the reward model if there is one.
+        policy ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Policy. Its adapters are not copied.
+        reward_model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*):
+            Reward model, if it reads the policy's tokens. Adapters are merged.
+
+    Returns:
+        [`~transformers.PreTrainedModel`]: A copy with the policy's dtype. It shares no weights with either model.
+
+    Raises:
+        ValueError: If `init` is `"reward"` and there is no such reward model.
+    """
+    if init == "reward" and reward_model is None:
+        raise ValueError(
+            '`value_model_init`="reward", but there is no `reward_model` with the policy\'s tokenizer. Set '
+            '`value_model_init="policy"` or pass `value_model`.'
+        )
+    if init != "policy" and reward_model is not None:
+        model = copy.deepcopy(reward_model)
+        if isinstance(model, PeftModel):
+            model = model.merge_and_unload()
+        model.requires_grad_(True)
+        if model.dtype != policy.dtype and not getattr(model, "is_quantized", False):
+            model.to(policy.dtype)  # small optimizer steps are lost in bf16, which reward models often use
+    else:
+        model = _build_classifier(policy)
+    with no_grad():
+        for layer in score_layers(model):
+            for parameter in layer.parameters():
+                parameter.zero_()
+    return model
+
+
+def _build_classifier(policy: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    base = policy.get_base_model() if isinstance(policy, PeftModel) else policy
+    config = copy.deepcopy(base.config)
+    config.num_labels = 1
+    model = AutoModelForSequenceClassification.from_config(config, dtype=base.dtype)
+    # An adapter layer holds the layer that it adapts as `base_layer`.
+    state = {
+        name.replace(".base_layer.", "."): tensor
+        for name, tensor in base.base_model.state_dict().items()
+        if "lora_" not in name
+    }
+    report = model.base_model.load_state_dict(state, strict=False)
+    if report.missing_keys:
+        raise ValueError(
+            f"The value model cannot start from the policy, a `{type(base).__name__}`: {report.missing_keys[0]} is "
+            "missing. Pass `value_model`."
+        )
+    return model.to(base.device)
+
+
 def prepare_value_model(
-    value_model: PreTrainedModel, peft_config: PeftConfig | None, args: RLPPPOConfig
+    value_model: PreTrainedModel, peft_config: PeftConfig | None, args: PPOConfig
 ) -> PreTrainedModel | PeftModel:
     """
-    Sets a value model up for training as TRL's trainers set up the policy.
+    Prepares a value model for training as TRL's trainers prepare the policy.
 
     Args:
         value_model ([`~transformers.PreTrainedModel`]):
             Changed in place.
         peft_config ([`~peft.PeftConfig`], *optional*):
-            Trains an adapter; the score head is trained with it.
-        args ([`RLPPPOConfig`]):
-            `gradient_checkpointing` and `disable_dropout` are read.
+            Configuration of an adapter to train. The score head is trained with it.
+        args ([`PPOConfig`]):
+            Provides `gradient_checkpointing`, `gradient_checkpointing_kwargs` and `disable_dropout`.
 
     Returns:
-        [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`].
+        [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]: The value model.
     """
-    value_model.train()  # models come in evaluation mode, in which checkpointing does nothing
+    value_model.train()  # loaded models are in evaluation mode, where checkpointing has no effect
     if args.gradient_checkpointing and value_model.supports_gradient_checkpointing:
         value_model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs or {"use_reentrant": False})
     if peft_config is not None:
@@ -117,44 +242,5 @@ def prepare_value_model(
             value_model.enable_input_require_grads()
         value_model = get_peft_model(value_model, add_score_head(peft_config))
     if args.disable_dropout:
-        disable_dropout(value_model)  # the adapter's too
+        disable_dropout(value_model)  # in the adapter too
     return value_model
-
-
-def prepare_reference(ref_model: PreTrainedModel, args: RLPPPOConfig, accelerator: Accelerator) -> nn.Module:
-    """
-    Gives the reference policy, frozen and on its device.
-
-    Args:
-        ref_model ([`~transformers.PreTrainedModel`]):
-            The policy as it starts, or what the user passed.
-        args ([`RLPPPOConfig`]):
-            `cast_lm_head_to_fp32` is read, which TRL follows for the policy.
-        accelerator (`accelerate.Accelerator`):
-            The trainer's.
-
-    Returns:
-        `nn.Module`: the model, wrapped where the processes shard models.
-    """
-    disable_dropout(ref_model)
-    if args.cast_lm_head_to_fp32:
-        # A copy, as the embedding that it may be tied to keeps its precision.
-        head = copy.deepcopy(ref_model.get_output_embeddings()).float()
-        head.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
-        ref_model.set_output_embeddings(head)
-    return accelerator.prepare_model(ref_model.eval().requires_grad_(False), evaluation_mode=True)
-
-
-def warn_of_collator(data_collator: DataCollator | None) -> None:
-    """
-    Says that a collator is not used, unless it only pads, which is done where prompts are sampled.
-
-    Args:
-        data_collator (`DataCollator`, *optional*):
-            What the user passed.
-    """
-    if data_collator is not None and not isinstance(data_collator, DataCollatorWithPadding):
-        logger.warning(
-            f"`data_collator` (`{type(data_collator).__name__}`) is not used: rows reach the trainer as they are and "
-            "are padded where they are sampled. Do what it does with `Dataset.map` beforehand."
-        )

@@ -1,68 +1,153 @@
-"""PPO on today's TRL: GRPO's rollouts, with a critic, advantages of each token and PPO's own losses."""
+"""Proximal Policy Optimization on today's TRL: GRPO's generation, with a critic, token advantages and PPO's losses."""
 
 import copy
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
 from torch import nn
+from torch.utils.data import Sampler
 from transformers import DataCollator, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import TrainOutput
+from trl import GRPOTrainer
 
-from trl_rlp.data.token_prompts import decode_prompts
+from trl_rlp.data.sampling.shared_prefill import default_generation_config
+from trl_rlp.data.token_prompts import TokenPrompt, add_prompts, decode_prompts, require_length
+from trl_rlp.data.turns import continue_final_message_ids, ends_with_assistant
 from trl_rlp.rewards.reward_function import RewardFunction
 from trl_rlp.rewards.reward_sources import RewardSource, as_list, build_reward_functions
 from trl_rlp.rewards.standardization import standardize
 from trl_rlp.trainer.checkpoints import completed_steps, resolve_checkpoint
-from trl_rlp.trainer.ppo.critic import Critic, init_value_model
-from trl_rlp.trainer.ppo.ppo_callback import PPOCallback
-from trl_rlp.trainer.ppo.ppo_inputs import (
-    choose_adapter,
-    ensure_embedded_pad_token,
-    prepare_policy,
-    require_models,
-    rollouts_to_steps,
-    stop_token_ids,
-)
-from trl_rlp.trainer.ppo.ppo_losses import LOSS_TERMS, ppo_loss
-from trl_rlp.trainer.ppo.ppo_models import PPOModels, Tokens
+from trl_rlp.trainer.ppo.critic_optimizer import CriticOptimizer
+from trl_rlp.trainer.ppo.experience import Experience, build_experience
+from trl_rlp.trainer.ppo.finite_guard import FiniteGuard
+from trl_rlp.trainer.ppo.ppo_checkpoints import PPOState, RolloutCheckpoints
+from trl_rlp.trainer.ppo.ppo_checks import require_adapters, require_datasets, require_models, warn_of_collator
+from trl_rlp.trainer.ppo.ppo_config import PPOConfig
+from trl_rlp.trainer.ppo.ppo_log import ROLLOUT_METRICS, add_ratio_variance, rollout_metrics
+from trl_rlp.trainer.ppo.ppo_losses import LOSS_METRICS, ppo_loss
 from trl_rlp.trainer.ppo.ppo_setup import (
+    ensure_embedded_pad_token,
+    init_value_model,
     max_prompt_length,
+    prepare_policy,
     prepare_reference,
     prepare_value_model,
-    require_datasets,
-    warn_of_collator,
+    resolve_stop_tokens,
 )
-from trl_rlp.trainer.ppo.rlp_ppo_config import RLPPPOConfig
-from trl_rlp.trainer.ppo.rollout_log import ROLLOUT_TERMS, add_ratio_variance
-from trl_rlp.trainer.ppo.rollout_sampler import data_seed, repeat_stream
-from trl_rlp.trainer.ppo.rollout_scheduler import RolloutScheduler
-from trl_rlp.trainer.ppo.rollout_trainer import RolloutTrainer
-from trl_rlp.trainer.ppo.sample_generations import SampleGenerations
+from trl_rlp.trainer.ppo.prompt_order import RolloutSampler, data_seed, repeat_stream
+from trl_rlp.trainer.ppo.rollout import MicroBatch, Rollout
+from trl_rlp.trainer.ppo.rollout_steps import RolloutScheduler, rollouts_to_steps
+from trl_rlp.trainer.ppo.sample_generations import SampleGenerations, print_table
+from trl_rlp.trainer.ppo.token_models import Critic, TokenModels, join_tokens
 from trl_rlp.trainer.term_log import TermLog
 
 
-class PPOTrainer(RolloutTrainer):
-    """
-    PPO without RLP: all of [`RLPPPOTrainer`], whose docstring explains the arguments,
-    but the refinement of the reward model.
+Prompts = Dataset | IterableDataset
+
+
+class PPOTrainer(GRPOTrainer):
+    r"""
+    Trainer for Proximal Policy Optimization (PPO). It replaces the PPOTrainer that TRL removed in 1.13.
+
+    $$\max_\pi E[r(x, y) - \beta KL(\pi \| \pi_{ref})]$$
+
+    It takes the arguments of TRL 1.12's trainer, in the same order. Completions are generated and scored as in
+    [`~trl.GRPOTrainer`], so text and chat prompts, reward functions, vLLM and continuous batching work as there. The
+    critic, the advantages of each token and the losses are PPO's.
+
+    It saves the policy, a plain causal LM. A checkpoint also has the value model and everything that a stopped run
+    needs to resume with the same results.
+
+    Args:
+        args ([`PPOConfig`]):
+            Configuration.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer of the policy. If `None`, the one that was saved with it.
+        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Policy.
+        ref_model ([`~transformers.PreTrainedModel`], *optional*):
+            Reference policy of the KL divergence. If `None`, a copy of the initial policy, or a PEFT policy without
+            its adapters.
+        reward_model ([`~transformers.PreTrainedModel`], *optional*):
+            Sequence classifier with `num_labels=1`. It reads the policy's tokens unless `reward_processing_class` is
+            given.
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Prompts: a column `prompt` (text or messages), or `input_ids`, which the policy reads unchanged.
+        value_model ([`~transformers.PreTrainedModel`], *optional*):
+            Sequence classifier with `num_labels=1` over the policy's tokens. If `None`, it is created as
+            `args.value_model_init` says.
+        data_collator ([`~transformers.DataCollator`], *optional*):
+            Not used: prompts are padded when they are sampled. A collator that does more than padding causes a
+            warning.
+        eval_dataset (*optional*):
+            Prompts for `evaluate()` and `generate_completions()`.
+        optimizers (`tuple`, *optional*):
+            Optimizer and scheduler of the policy.
+        callbacks (`list[TrainerCallback]`, *optional*):
+            Further callbacks.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            Trains the policy as an adapter.
+        reward_funcs (`list`, *optional*):
+            Reward models (or their folders or Hub names) and reward functions, beside or instead of `reward_model`.
+            `args.reward_weights` has a weight for each, `reward_model` first.
+        reward_processing_class (`PreTrainedTokenizerBase` or `list`, *optional*):
+            Tokenizer of the first reward model, or one for each reward model and function, `None` for functions.
+        value_peft_config ([`~peft.PeftConfig`], *optional*):
+            Trains the value model as an adapter, with its score head.
+
+    Raises:
+        ValueError: If models, datasets or settings do not fit together.
+        RuntimeError: During training, if three steps in a row are not finite. The message names the last good
+            checkpoint.
+
+    Reference:
+        [Schulman et al. 2017](https://arxiv.org/abs/1707.06347). For language models [Ziegler et al.
+        2019](https://arxiv.org/abs/1909.08593).
+
+    Example:
+
+    ```python
+    trainer = PPOTrainer(
+        args=PPOConfig("ppo", total_episodes=10_000),
+        processing_class=tokenizer,
+        model=policy,
+        reward_model=reward_model,
+        train_dataset=prompts,
+    )
+    trainer.train()
+    ```
     """
 
-    _is_standardized = False
+    _tag_names = ["trl", "ppo"]
+    _name = "PPO"
+    _paper = {
+        "title": "Proximal Policy Optimization Algorithms",
+        "id": "1707.06347",
+        "citation": "@article{schulman2017proximal, title={Proximal Policy Optimization Algorithms}, "
+        "author={Schulman, John and Wolski, Filip and Dhariwal, Prafulla and Radford, Alec and Klimov, Oleg}, "
+        "journal={arXiv preprint arXiv:1707.06347}, year={2017}}",
+    }
+
+    _rollout: Rollout | None = None
+    _scores: torch.Tensor | None = None
+    _printed_rows: list[dict[str, Any]] | None = None
+    _are_rewards_standardized = False
 
     def __init__(
         self,
-        args: RLPPPOConfig,
+        args: PPOConfig,
         processing_class: PreTrainedTokenizerBase | None,
         model: str | PreTrainedModel | PeftModel,
         ref_model: PreTrainedModel | None = None,
         reward_model: PreTrainedModel | None = None,
-        train_dataset: Dataset | IterableDataset | None = None,
+        train_dataset: Prompts | None = None,
         value_model: PreTrainedModel | None = None,
         data_collator: DataCollator | None = None,
-        eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
+        eval_dataset: Prompts | dict[str, Prompts] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
         callbacks: list[TrainerCallback] | None = None,
         peft_config: PeftConfig | None = None,
@@ -75,18 +160,19 @@ class PPOTrainer(RolloutTrainer):
         model, processing_class = prepare_policy(model, processing_class, args)
         require_models(model, ref_model, reward_model, value_model, reward_funcs, processing_class)
         require_datasets({"train_dataset": train_dataset, "eval_dataset": eval_dataset}, model, processing_class, args)
-        choose_adapter(model, ref_model, peft_config, args)
+        require_adapters(model, ref_model, peft_config, args)
         warn_of_collator(data_collator)
+        if args.model_adapter_name is not None:
+            model.set_adapter(args.model_adapter_name)
         if ref_model is None and peft_config is None and not isinstance(model, PeftModel):
-            # GRPO binds the policy's forward to the policy, and a copy made later would run the policy.
+            # Copied before GRPO's constructor, which binds the model's forward to the model.
             ref_model = copy.deepcopy(model)
         self.reward_model = reward_model
-        self._note_tokens(model, processing_class, args)
-        policy = processing_class, self._vocabulary_size, self._ends, args.device
-        functions = build_reward_functions(reward_model, reward_funcs, reward_processing_class, *policy)
+        self._resolve_tokens(model, processing_class, args)
+        policy = processing_class, self._vocabulary_size, self._finish_token_ids, args.device
         super().__init__(
             model=model,
-            reward_funcs=functions,
+            reward_funcs=build_reward_functions(reward_model, reward_funcs, reward_processing_class, *policy),
             args=rollouts_to_steps(args, train_dataset),
             train_dataset=repeat_stream(train_dataset, data_seed(args) if args.shuffle_dataset else None),
             eval_dataset=eval_dataset,
@@ -95,154 +181,73 @@ class PPOTrainer(RolloutTrainer):
             optimizers=optimizers,
             peft_config=peft_config,
         )
-        self._generate_to_stop_tokens()
+        self._set_stop_tokens()
         self.ref_model = None if ref_model is None else prepare_reference(ref_model, args, self.accelerator)
         self._given_value_model, self._value_peft_config = value_model, value_peft_config
         self._add_critic()
-        self._terms = {mode: TermLog((*ROLLOUT_TERMS, *LOSS_TERMS)) for mode in ("train", "eval")}
+        self._term_logs = {mode: TermLog((*ROLLOUT_METRICS, *LOSS_METRICS)) for mode in ("train", "eval")}
         self.add_callback(SampleGenerations(self))
 
-    def _note_tokens(
-        self, model: PreTrainedModel | PeftModel, processing_class: PreTrainedTokenizerBase, args: RLPPPOConfig
+    def _resolve_tokens(
+        self, model: PreTrainedModel | PeftModel, processing_class: PreTrainedTokenizerBase, args: PPOConfig
     ) -> None:
-        self._stop_token_ids = stop_token_ids(args, model, processing_class)
-        # Where nothing ends a completion, one that holds EOS still counts as finished.
-        self._ends = self._stop_token_ids or [processing_class.eos_token_id]
-        # The user's, which may lie outside the embedding; what rows are padded with may be another.
+        """Notes the tokens that stop, finish and pad a completion, before TRL replaces the tokenizer's pad token."""
+        self._stop_token_ids = resolve_stop_tokens(args, model, processing_class)
+        # Without a stop token, a completion that contains EOS still counts as finished.
+        self._finish_token_ids = self._stop_token_ids or [processing_class.eos_token_id]
         pad_token_id = processing_class.pad_token_id
         self._pad_token_id = processing_class.eos_token_id if pad_token_id is None else pad_token_id
         self._vocabulary_size = model.get_input_embeddings().weight.shape[0]
-        self._longest_prompt = max_prompt_length(model, args)
+        self._max_prompt_length = max_prompt_length(model, args)
 
-    def _generate_to_stop_tokens(self) -> None:
+    def _set_stop_tokens(self) -> None:
+        """Generates until our stop tokens instead of TRL's."""
         self.eos_token_ids = self._stop_token_ids
         if not self.use_vllm:
             self.generation_config.eos_token_id = self._stop_token_ids or None
             self.generation_kwargs["eos_token_id"] = self._stop_token_ids or None
 
     def _add_critic(self) -> None:
-        """Makes value model and optimizer anew, and lets them step beside the policy."""
+        """Creates the critic with its optimizer, the guard and the checkpoints. Replaces earlier ones."""
         value_model = self._given_value_model
         if value_model is None:
-            value_model = init_value_model(self.args.value_model_init, self.model, self._readable_reward_model())
+            value_model = init_value_model(self.args.value_model_init, self.model, self._policy_token_reward_model())
         value_model = prepare_value_model(value_model, self._value_peft_config, self.args)
-        optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args)
         critic = Critic(value_model).to(self.args.device)
-        decayed = self.get_decay_parameter_names(critic)
-        self._ppo = PPOCallback(critic, self.args, self.accelerator, optimizer_class, kwargs, decayed)
-        self.add_callback(self._ppo)
-        self._models = PPOModels(self.model, self.ref_model, self._ppo.critic, self.args, self.accelerator)
+        self.ppo_state = PPOState(kl_coef=self.args.kl_coef, steps_per_rollout=self.args.steps_per_rollout)
+        self._guard = FiniteGuard(self.ppo_state, self.accelerator, self.args.output_dir)
+        self._critic_optimizer = CriticOptimizer(
+            critic,
+            self.args,
+            self.accelerator,
+            self._guard,
+            *self.get_optimizer_cls_and_kwargs(self.args),
+            decay_parameters=self.get_decay_parameter_names(critic),
+        )
+        critic, optimizer = self._critic_optimizer.critic, self._critic_optimizer.optimizer
+        self._checkpoints = RolloutCheckpoints(self.ppo_state, critic, optimizer, self.accelerator)
+        for callback in (CriticOptimizer, RolloutCheckpoints):
+            self.remove_callback(callback)
+        for callback in (self._critic_optimizer, self._checkpoints):
+            self.add_callback(callback)
+        self._models = TokenModels(self.model, self.ref_model, critic, self.args, self.accelerator)
 
-    def _readable_reward_model(self) -> PreTrainedModel | None:
-        """The first source of rewards, if it is a model that knows the policy's tokens."""
+    def _policy_token_reward_model(self) -> PreTrainedModel | None:
+        """Returns the model of the first reward function, if it reads the policy's tokens."""
         first = self.reward_funcs[0]
         return first.model if isinstance(first, RewardFunction) and first.reads_policy_tokens else None
 
-    def _standardize_rewards(self) -> None:
-        """On the policy as it starts: a resumed run loads its weights after this, so it finds the same scale."""
-        standardize(
-            [function for function in self.reward_funcs if isinstance(function, RewardFunction)],
-            self.model,
-            self.processing_class,
-            decode_prompts(self.train_dataset, self.processing_class),
-            {
-                "num_generations": 2,
-                "temperature": self.args.temperature,
-                "max_new_tokens": self.args.max_completion_length,
-                "seed": self.args.seed,
-            },
-        )
-
     @property
     def policy_model(self) -> PreTrainedModel | PeftModel:
-        """The policy, under the former trainer's name."""
+        """The policy, under TRL 1.12's name."""
         return self.model
 
     @property
     def value_model(self) -> PreTrainedModel | PeftModel:
         """The value model, a sequence classifier."""
-        return self._ppo.value_model
+        return self.accelerator.unwrap_model(self._critic_optimizer.critic).model
 
-    def create_scheduler(
-        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
-    ) -> RolloutScheduler:
-        """
-        Makes a schedule that moves once a rollout.
-
-        Args:
-            num_training_steps (`int`):
-                Optimizer steps of the run.
-            optimizer (`torch.optim.Optimizer`, *optional*):
-                The policy's, if the trainer has none yet.
-
-        Returns:
-            [`RolloutScheduler`].
-        """
-        if not isinstance(self.lr_scheduler, RolloutScheduler):
-            scheduler = super().create_scheduler(num_training_steps // self.args.steps_per_rollout, optimizer)
-            self.lr_scheduler = RolloutScheduler(scheduler, self.args.steps_per_rollout)
-        return self.lr_scheduler
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, torch.Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor:
-        """
-        Gives PPO's loss of a micro-batch, of policy and critic together; in evaluation minus the objective.
-
-        Args:
-            model (`nn.Module`):
-                The policy as the trainer wrapped it.
-            inputs (`dict[str, torch.Tensor]`):
-                A micro-batch of a rollout.
-            return_outputs (`bool`, *optional*, defaults to `False`):
-                Must be `False`.
-            num_items_in_batch (*optional*):
-                Not used: the rollout knows how many tokens a step has.
-
-        Returns:
-            `torch.Tensor`: a scalar.
-
-        Raises:
-            ValueError: if `return_outputs` is set.
-        """
-        if return_outputs:
-            raise ValueError("`return_outputs` must be False: PPO's loss is of a policy and a critic.")
-        if not self.model.training:
-            return inputs["loss"]
-        tokens = Tokens.of(inputs)
-        log_probs, entropies = self._models.log_probs(model, tokens)
-        loss, terms = ppo_loss(inputs, log_probs, entropies, self._models.values(tokens), self.args)
-        if self._ppo.see_loss(loss):
-            self._terms["train"].add(terms)
-        return loss
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """
-        Logs what GRPO logs of completions and rewards, and PPO's metrics under the former trainer's names.
-
-        Args:
-            logs (`dict[str, float]`):
-                Metrics by name.
-            start_time (`float`, *optional*):
-                Start of training.
-        """
-        mode, prefix = ("train", "") if self.model.training else ("eval", "eval_")
-        metrics = add_ratio_variance(self._terms[mode].sums(self.accelerator))
-        if mode == "train" and (metrics or "loss" in logs):
-            state = self._ppo.ppo_state
-            metrics |= {
-                "lr": logs.get("learning_rate", self.lr_scheduler.get_last_lr()[0]),
-                "episode": state.rollouts * self.args.batch_size,
-                "eps": (state.rollouts - self._first_rollout) * self.args.batch_size / (time.time() - self._start),
-                "kl_coef": state.kl_coef,
-                "skipped_steps": state.skipped_steps,
-            }
-        logs.update({f"{prefix}{name}": value for name, value in metrics.items()})
-        super().log(logs, start_time)
+    # Training
 
     def train(
         self,
@@ -257,32 +262,255 @@ class PPOTrainer(RolloutTrainer):
             resume_from_checkpoint (`str` or `bool`, *optional*):
                 Folder of a checkpoint, or `True` for the last one in `args.output_dir`.
             trial (*optional*):
-                Passed on.
+                Passed to [`~transformers.Trainer.train`].
             ignore_keys_for_eval (`list[str]`, *optional*):
-                Passed on.
+                Passed to [`~transformers.Trainer.train`].
 
         Returns:
-            `TrainOutput`: optimizer steps, mean loss and metrics.
+            `TrainOutput`: Optimizer steps, mean loss and metrics.
 
         Raises:
-            RuntimeError: if three steps in a row are not finite.
-            ValueError: if there is no checkpoint, or it was not written by this trainer.
+            RuntimeError: If three steps in a row are not finite.
+            ValueError: If there is no checkpoint, or it was not written by this trainer.
         """
         checkpoint = resolve_checkpoint(resume_from_checkpoint, self.args.output_dir)
-        self._ppo.begin(checkpoint)
-        if self.args.standardize_rewards and not self._is_standardized:
+        self._checkpoints.begin(checkpoint)
+        if self.args.standardize_rewards and not self._are_rewards_standardized:
             self._standardize_rewards()
-            self._is_standardized = True
         self._rollout = None
-        self._start, self._first_rollout = time.time(), self._ppo.ppo_state.rollouts
-        # The last to be asked, so that nobody saves within a rollout.
-        self.remove_callback(self._ppo)
-        self.add_callback(self._ppo)
+        self._start_time, self._first_rollout = time.time(), self.ppo_state.rollouts
+        # The last callback, so that no other one requests a checkpoint within a rollout.
+        self.remove_callback(self._checkpoints)
+        self.add_callback(self._checkpoints)
         prompts = self.train_dataset
-        is_at_end = checkpoint is not None and completed_steps(checkpoint) >= self.args.max_steps
-        if is_at_end and isinstance(prompts, IterableDataset):
-            self.train_dataset = prompts.take(0)  # TRL's loop would begin another pass over a stream and take a step
+        is_complete = checkpoint is not None and completed_steps(checkpoint) >= self.args.max_steps
+        if is_complete and isinstance(prompts, IterableDataset):
+            self.train_dataset = prompts.take(0)  # on a stream TRL's loop would take one more step
         try:
             return super().train(checkpoint, trial, ignore_keys_for_eval)
         finally:
             self.train_dataset = prompts
+
+    def _standardize_rewards(self) -> None:
+        """Uses the initial policy: a resumed run loads its weights later, so it gets the same scale."""
+        standardize(
+            [function for function in self.reward_funcs if isinstance(function, RewardFunction)],
+            self.model,
+            self.processing_class,
+            decode_prompts(self.train_dataset, self.processing_class),
+            {
+                "num_generations": 2,
+                "temperature": self.args.temperature,
+                "max_new_tokens": self.args.max_completion_length,
+                "seed": self.args.seed,
+            },
+        )
+        self._are_rewards_standardized = True
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> RolloutScheduler:
+        """
+        Creates a learning-rate schedule that changes once per rollout.
+
+        Args:
+            num_training_steps (`int`):
+                Number of optimizer steps of the run.
+            optimizer (`torch.optim.Optimizer`, *optional*):
+                Optimizer of the policy, if the trainer has none yet.
+
+        Returns:
+            [`RolloutScheduler`]: The schedule.
+        """
+        if not isinstance(self.lr_scheduler, RolloutScheduler):
+            scheduler = super().create_scheduler(num_training_steps // self.args.steps_per_rollout, optimizer)
+            self.lr_scheduler = RolloutScheduler(scheduler, self.args.steps_per_rollout)
+        return self.lr_scheduler
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
+        return RolloutSampler(
+            super()._get_train_sampler(dataset), data_seed(self.args), lambda: int(self.state.epoch or 0)
+        )
+
+    # A rollout: sample completions, score them, evaluate the tokens, compute advantages
+
+    def _prepare_inputs(self, generation_batch: list[dict[str, Any]]) -> MicroBatch | dict[str, Any]:
+        """Returns the next micro-batch, of a new rollout if the last one is used up."""
+        if not self.model.training:
+            return super()._prepare_inputs(generation_batch)
+        if self._rollout is None or self._rollout.is_used_up:
+            experience = self._generate_and_score_completions(generation_batch)
+            self._rollout = Rollout(experience, self.args, self.accelerator)
+        return self._rollout.next_micro_batch()
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Experience | dict[str, Any]:
+        """Returns the experience of a rollout, or in evaluation minus the objective as the loss."""
+        rows = add_prompts(inputs, self.processing_class, self._vocabulary_size)
+        with default_generation_config(self.model):
+            generated = super()._generate_and_score_completions(rows)
+        is_training = self.model.training
+        state = self.ppo_state if is_training else replace(self.ppo_state)  # evaluation must not change statistics
+        experience = build_experience(
+            generated, self._scores, self._models, state, self._finish_token_ids, self._pad_token_id
+        )
+        metrics = rollout_metrics(experience)
+        if not is_training:
+            self._term_logs["eval"].add(metrics)
+            return {"loss": -metrics["objective/rlhf_reward"]}
+        self._log_advantages(experience)
+        if self._guard.check_rollout(experience):
+            self._term_logs["train"].add(metrics)
+            kl = self.accelerator.reduce(metrics["objective/kl"], reduction="mean").item()
+            self.ppo_state.adapt_kl_coef(kl, self.args)
+        return experience
+
+    def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], None, dict[str, Any]]:
+        """Keeps prompts that are token ids, and continues the last message if it is the assistant's."""
+        if isinstance(prompts[0], TokenPrompt):
+            prompt_ids, images, fields = [prompt.ids for prompt in prompts], None, {}
+        else:
+            prompt_ids, images, fields = super()._tokenize_prompts(prompts)
+            prompt_ids = [
+                self._continue_final_message(prompt) if ends_with_assistant(prompt) else ids
+                for prompt, ids in zip(prompts, prompt_ids, strict=True)
+            ]
+        if not all(prompt_ids):
+            raise ValueError("A prompt has no tokens. Drop such rows with `Dataset.filter`.")
+        if self._max_prompt_length is not None:
+            require_length(max(map(len, prompt_ids)), self._max_prompt_length, "A prompt")
+        return prompt_ids, images, fields
+
+    def _continue_final_message(self, prompt: list[dict[str, str]]) -> list[int]:
+        """Tokenizes a prompt that ends with an assistant message, after which TRL would open a second one."""
+        options = {"tools": self.tools or None, "chat_template": self.chat_template, **self.chat_template_kwargs}
+        return continue_final_message_ids(self.processing_class, prompt, **options)
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor | None, ...]:
+        """Skips a forward pass that only GRPO needs, except with vLLM, whose log-probabilities are compared to it."""
+        if self.use_vllm:
+            return super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        return None, None, None
+
+    def _calculate_rewards(self, inputs: list, prompts: list, completions: list, completion_ids: list) -> torch.Tensor:
+        """Keeps the scores of this process, from which GRPO computes advantages of its own."""
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids)  # (all, functions)
+        local = rewards[self.accelerator.process_index * len(prompts) :][: len(prompts)]  # (batch, functions)
+        self._scores = (local * self.reward_weights.to(local.device)).nansum(dim=1)  # (batch,)
+        self._scores[local.isnan().all(dim=1)] = torch.nan
+        if self._printed_rows is not None:
+            rows = zip(prompts, completions, self._scores.tolist(), strict=True)
+            self._printed_rows += [{"query": p, "model response": c, "score": s} for p, c, s in rows]
+        return rewards
+
+    # An optimizer step: losses of the micro-batches. `CriticOptimizer` steps the critic just before the policy
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: MicroBatch | dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """
+        Computes PPO's loss of a micro-batch, for policy and critic together. In evaluation it is minus the objective.
+
+        Args:
+            model (`nn.Module`):
+                The policy as the trainer wrapped it.
+            inputs ([`MicroBatch`] or `dict[str, torch.Tensor]`):
+                Micro-batch of a rollout, or in evaluation its `loss`.
+            return_outputs (`bool`, *optional*, defaults to `False`):
+                Must be `False`.
+            num_items_in_batch (*optional*):
+                Not used. The micro-batch knows the number of tokens of its step.
+
+        Returns:
+            `torch.Tensor`: Scalar.
+
+        Raises:
+            ValueError: If `return_outputs` is `True`.
+        """
+        if return_outputs:
+            raise ValueError("`return_outputs` must be False: PPO's loss is computed by a policy and a critic.")
+        if not self.model.training:
+            return inputs["loss"]
+        batch = inputs.experience
+        tokens = join_tokens(batch.prompt_ids, batch.prompt_mask, batch.completion_ids, batch.completion_mask)
+        log_probs, entropies = self._models.log_probs(model, tokens)  # (batch, length) each
+        values = self._models.values(tokens)  # (batch, length)
+        loss, metrics = ppo_loss(inputs, log_probs, entropies, values, self.args)
+        if self._guard.check_loss(loss):
+            self._term_logs["train"].add(metrics)
+        return loss
+
+    # Logs and checkpoints
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """
+        Logs what GRPO logs about completions and rewards, and PPO's metrics under TRL 1.12's names.
+
+        Args:
+            logs (`dict[str, float]`):
+                Metrics by name.
+            start_time (`float`, *optional*):
+                Start of training.
+        """
+        mode, prefix = ("train", "") if self.model.training else ("eval", "eval_")
+        metrics = add_ratio_variance(self._term_logs[mode].sums(self.accelerator))
+        if mode == "train" and (metrics or "loss" in logs):
+            state, seconds = self.ppo_state, time.time() - self._start_time
+            metrics |= {
+                "lr": logs.get("learning_rate", self.lr_scheduler.get_last_lr()[0]),
+                "episode": state.rollouts * self.args.batch_size,
+                "eps": (state.rollouts - self._first_rollout) * self.args.batch_size / seconds,
+                "kl_coef": state.kl_coef,
+                "skipped_steps": state.skipped_steps,
+            }
+        logs.update({f"{prefix}{name}": value for name, value in metrics.items()})
+        super().log(logs, start_time)
+
+    def _log_advantages(self, experience: Experience) -> None:
+        """Replaces GRPO's advantages in the table of completions by the mean of PPO's over each completion."""
+        num_tokens = experience.completion_mask.sum(dim=1).clamp(min=1)  # (batch,)
+        means = self.accelerator.gather(experience.advantages.sum(dim=1) / num_tokens).tolist()
+        table = self._logs["advantages"]
+        table.extend(means[-table.maxlen :])
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any | None) -> None:
+        """Writes PPO's part first: TRL deletes older checkpoints as soon as its own part is written."""
+        if self._checkpoints.must_wait(self.args, self.state):
+            return  # requested after the callbacks, as `save_strategy="best"` does
+        self._checkpoints.save(self.args, self.state)
+        super()._save_checkpoint(model, trial)
+
+    @torch.no_grad()
+    def generate_completions(self, sampling: bool = False) -> None:
+        """
+        Prints completions of the evaluation prompts with their scores, sampled at a temperature of 0.01. With several
+        evaluation datasets the first one is used.
+
+        Args:
+            sampling (`bool`, *optional*, defaults to `False`):
+                Whether to print one batch only.
+        """
+        if self.eval_dataset is None or self.use_vllm:
+            return
+        was_training, temperature = self.model.training, self.generation_config.temperature
+        self.model.eval()
+        self.generation_config.temperature = self.generation_kwargs["temperature"] = 0.01
+        self._printed_rows, logs = [], copy.deepcopy(self._logs)
+        name = next(iter(self.eval_dataset)) if isinstance(self.eval_dataset, dict) else None
+        try:
+            for rows in self.get_eval_dataloader(name):
+                rows = add_prompts(rows, self.processing_class, self._vocabulary_size)
+                with default_generation_config(self.model):
+                    super()._generate_and_score_completions(rows)
+                if sampling:
+                    break
+            if self.accelerator.is_main_process:
+                print_table(self._printed_rows)
+        finally:
+            self._printed_rows, self._logs = None, logs
+            self._metrics["eval"].clear()
+            self.generation_config.temperature = self.generation_kwargs["temperature"] = temperature
+            self.model.train(was_training)

@@ -1,4 +1,4 @@
-"""Completions of the evaluation prompts, printed now and then, as the former trainer did."""
+"""Completions of the evaluation prompts, printed during training as in TRL 1.12."""
 
 from typing import Any, Protocol
 
@@ -7,14 +7,14 @@ from rich.table import Table
 from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from trl_rlp.trainer.ppo.rlp_ppo_config import RLPPPOConfig
+from trl_rlp.trainer.ppo.ppo_config import PPOConfig
 
 
-MOST_ROWS = 5
+MAX_ROWS = 5
 
 
 class Generator(Protocol):
-    """What can be asked for completions."""
+    """Prints completions on request."""
 
     def generate_completions(self, sampling: bool = False) -> None:
         """Prints completions of the evaluation prompts."""
@@ -22,7 +22,7 @@ class Generator(Protocol):
 
 class SampleGenerations(TrainerCallback):
     """
-    Has completions printed `num_sample_generations` times in a run, after the first rollout and then evenly.
+    Prints completions `num_sample_generations` times per run: after the first rollout and then at equal intervals.
 
     Args:
         trainer ([`Generator`]):
@@ -32,13 +32,13 @@ class SampleGenerations(TrainerCallback):
     def __init__(self, trainer: Generator):
         self.trainer = trainer
 
-    def on_step_end(self, args: RLPPPOConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Asks for completions where a rollout ends whose turn it is."""
+    def on_step_end(self, args: PPOConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Prints completions at the end of a rollout, if it is time."""
         if args.num_sample_generations == 0 or state.global_step % args.steps_per_rollout:
             return
         rollout = state.global_step // args.steps_per_rollout
-        every = max(1, args.num_total_batches // args.num_sample_generations)
-        if (rollout - 1) % every == 0:
+        interval = max(1, args.num_total_batches // args.num_sample_generations)
+        if (rollout - 1) % interval == 0:
             self.trainer.generate_completions(sampling=True)
 
 
@@ -48,20 +48,20 @@ def print_table(rows: list[dict[str, Any]], console: Console | None = None) -> N
 
     Args:
         rows (`list[dict[str, Any]]`):
-            One entry a row, columns by name.
+            Rows, each with its cells by column name.
         console (`rich.console.Console`, *optional*):
-            Where to. Standard output if `None`.
+            Console to print to. If `None`, the standard output.
     """
     if not rows:
         return
     table = Table(*rows[0], show_lines=True)
-    for row in rows[:MOST_ROWS]:
-        # As plain text: in a string `[INST]` would be read as markup.
-        table.add_row(*(Text(_text(value)) for value in row.values()))
+    for row in rows[:MAX_ROWS]:
+        # `Text`, because rich would read `[INST]` in a string as markup.
+        table.add_row(*(Text(_format_cell(value)) for value in row.values()))
     (console or Console()).print(table)
 
 
-def _text(value: Any) -> str:
+def _format_cell(value: Any) -> str:
     if isinstance(value, list):
         return "\n".join(message["content"] for message in value)
     return f"{value:.3f}" if isinstance(value, float) else str(value)

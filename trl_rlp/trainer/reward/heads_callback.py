@@ -1,4 +1,4 @@
-"""The heads of the multi-view loss during training: their own optimizer, and their own file in each checkpoint."""
+"""The heads of the multi-view loss in training, separate from the loss term because they have an optimizer."""
 
 from pathlib import Path
 
@@ -14,15 +14,19 @@ from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 
 HEADS_FILE = "representation_heads.pt"
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
-SHAPING_FIELDS = ("representation_loss", "representation_recipe")
+"""Device types on which AdamW has a fused implementation."""
+
+SETTINGS = ("representation_loss", "representation_recipe")
+"""Fields of the configuration that decide the shape of the heads. A checkpoint must have the same values."""
 
 
 class HeadsCallback(TrainerCallback):
     """
-    Holds the heads (means, deviations, critic) outside the model, in fp32, and trains them beside it.
+    Holds the heads (means, standard deviations, critic) outside the model, in fp32, and trains them with it.
 
-    They step together with the model, by AdamW at a constant rate, on gradients that are averaged over the processes
-    and clipped at `args.max_grad_norm`. They never enter the saved model; a checkpoint gets them as a file of its own.
+    The heads take a step whenever the model does. Their optimizer is AdamW with a constant learning rate. Their
+    gradients are averaged over processes and clipped at `args.max_grad_norm`. The heads are never part of the saved
+    model. A checkpoint stores them in a separate file.
 
     Args:
         heads (`RepresentationLoss`):
@@ -30,13 +34,13 @@ class HeadsCallback(TrainerCallback):
         args ([`RLPRewardConfig`]):
             Settings of the run.
         accelerator (`accelerate.Accelerator`):
-            The trainer's.
+            The trainer's accelerator.
     """
 
     def __init__(self, heads: RepresentationLoss, args: RLPRewardConfig, accelerator: Accelerator):
         self.heads = heads.float().to(accelerator.device)
         self.accelerator = accelerator
-        self.settings = {name: vars(args)[name] for name in SHAPING_FIELDS}
+        self.settings = {name: vars(args)[name] for name in SETTINGS}
         self.optimizer = torch.optim.AdamW(
             self.heads.parameters(),
             lr=args.heads_learning_rate,
@@ -47,7 +51,7 @@ class HeadsCallback(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: RLPRewardConfig, state: TrainerState, control: TrainerControl, **kwargs
     ) -> None:
-        """Steps the heads on the gradients of the micro-batches since the last step."""
+        """Updates the heads with the gradients of all micro-batches since the last step."""
         if self.accelerator.num_processes > 1:
             average_gradients(self.heads.parameters(), self.accelerator)
         scaler = self.accelerator.scaler
@@ -56,14 +60,14 @@ class HeadsCallback(TrainerCallback):
         if args.max_grad_norm > 0:
             nn.utils.clip_grad_norm_(self.heads.parameters(), args.max_grad_norm)
         if scaler is not None:
-            # The step of the model's optimizer, which follows, updates the scale for both.
+            # The model's optimizer steps next and updates the scale for both.
             scaler.step(self.optimizer)
         else:
             self.optimizer.step()
         self.optimizer.zero_grad()
 
     def on_save(self, args: RLPRewardConfig, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        """Writes the heads and their optimizer into the checkpoint that the trainer has just written."""
+        """Saves the heads and their optimizer in the checkpoint that the trainer has just written."""
         if not args.should_save or args.save_only_model:
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
@@ -76,26 +80,26 @@ class HeadsCallback(TrainerCallback):
 
     def load(self, checkpoint: str | Path) -> None:
         """
-        Restores heads and optimizer from a checkpoint.
+        Loads the heads and their optimizer from a checkpoint.
 
         Args:
             checkpoint (`str` or `Path`):
-                Folder that the trainer wrote.
+                Folder of the checkpoint.
 
         Raises:
-            ValueError: if the folder holds no heads, or heads of another loss.
+            ValueError: if the folder contains no heads, or heads of another loss.
         """
         path = Path(checkpoint) / HEADS_FILE
         if not path.is_file():
             raise ValueError(
-                f"`resume_from_checkpoint`={str(checkpoint)!r} holds no {HEADS_FILE}, so it was not written by a run "
-                "with this `method`. Pass the folder as `model` to start from its weights instead."
+                f"`resume_from_checkpoint`={str(checkpoint)!r} contains no {HEADS_FILE}, so it was not written by a "
+                "run with this `method`. To start from its weights, pass the folder as `model`."
             )
         contents = torch.load(path, map_location="cpu", weights_only=True)
         if contents["settings"] != self.settings:
             raise ValueError(
-                f"`resume_from_checkpoint`={str(checkpoint)!r} was written with {contents['settings']}, this run has "
-                f"{self.settings}. Resume with the same settings."
+                f"`resume_from_checkpoint`={str(checkpoint)!r} was written with {contents['settings']}, but this run "
+                f"has {self.settings}. Resume with the same settings."
             )
         self.heads.load_state_dict(contents["heads"])
         self.optimizer.load_state_dict(contents["optimizer"])

@@ -1,4 +1,4 @@
-"""The model that reward learning starts from."""
+"""The model that reward learning starts from, separate from the training stage because it needs no trainer."""
 
 from pathlib import Path
 from typing import Any
@@ -15,31 +15,38 @@ from trl_rlp.data.padding import ensure_pad_token
 from trl_rlp.storage.artifacts import explain_missing_model
 
 
+TOKENIZER_OPTIONS = ("revision", "trust_remote_code")
+"""Options of the model's `from_pretrained` that also select the tokenizer on the Hub."""
+
+
 def init_reward_model(
     path: str | Path, seed: int, model_init_kwargs: dict[str, Any] | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
-    Gives the model that reward learning starts from: the SFT model with a fresh score head and a pad token of its own.
+    Loads the SFT model with a new score head and a separate pad token, as the start of reward learning.
 
-    The same seed gives the same head, so that r_φ and r̂_φ start from one point (METHOD: the retrained reward model
-    starts where the first one started).
+    The same seed gives the same head. The reward model r_φ and the refined reward model r̂_φ therefore start from the
+    same weights, as in the paper.
 
     Args:
         path (`str` or `Path`):
             Folder or Hub name of the SFT model.
         seed (`int`):
-            Seed of the head.
+            Random seed of the head.
         model_init_kwargs (`dict`, *optional*):
-            For `from_pretrained`; `dtype` defaults to `"float32"`, as in TRL's `RewardTrainer`.
+            Options for `from_pretrained`. `dtype` defaults to `"float32"`, as in TRL's `RewardTrainer`.
 
     Returns:
-        `tuple[PreTrainedModel, PreTrainedTokenizerBase]`.
+        `tuple[PreTrainedModel, PreTrainedTokenizerBase]`: the model and its tokenizer.
+
+    Raises:
+        OSError: if there is no such model.
     """
     set_seed(seed)
-    kwargs = {"dtype": "float32", **(model_init_kwargs or {}), "num_labels": 1}
+    options = {"dtype": "float32", **(model_init_kwargs or {}), "num_labels": 1}
     with explain_missing_model(path):
-        model = AutoModelForSequenceClassification.from_pretrained(path, **kwargs)
-        of_hub = {name: kwargs[name] for name in ("revision", "trust_remote_code") if name in kwargs}
-        processing_class = AutoTokenizer.from_pretrained(path, **of_hub)
+        model = AutoModelForSequenceClassification.from_pretrained(path, **options)
+        tokenizer_options = {name: options[name] for name in TOKENIZER_OPTIONS if name in options}
+        processing_class = AutoTokenizer.from_pretrained(path, **tokenizer_options)
     ensure_pad_token(model, processing_class)
     return model, processing_class

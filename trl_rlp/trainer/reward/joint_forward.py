@@ -1,4 +1,4 @@
-"""What stands in for the model in TRL's loss: one pass over pairs and views, of which TRL sees the pairs."""
+"""The forward pass over pairs and views, separate from the loss term because it does not know the loss."""
 
 from typing import Any
 
@@ -12,15 +12,15 @@ from trl_rlp.trainer.score_head import capture_score_inputs, select_scored_state
 
 def stack_rows(first: torch.Tensor, second: torch.Tensor, value: int) -> torch.Tensor:
     """
-    Puts two padded batches below each other.
+    Concatenates two padded batches and pads the shorter one to the length of the longer one.
 
     Args:
         first (`torch.Tensor` of shape `(first_batch, first_length)`):
-            Padded on the right.
+            Rows padded on the right.
         second (`torch.Tensor` of shape `(second_batch, second_length)`):
-            Padded on the right.
+            Rows padded on the right.
         value (`int`):
-            What the shorter one is filled up with.
+            Padding value.
 
     Returns:
         `torch.Tensor` of shape `(first_batch + second_batch, longer length)`.
@@ -29,27 +29,28 @@ def stack_rows(first: torch.Tensor, second: torch.Tensor, value: int) -> torch.T
     return torch.cat([pad(rows, (0, length - rows.shape[1]), value=value) for rows in (first, second)])
 
 
-class ForwardWithViews:
+class JointForward:
     """
-    Runs a reward model on preference pairs and on views, gives the outputs of the pairs, keeps the views' states.
+    Runs a reward model on preference pairs and on views. It returns the outputs for the pairs and keeps the hidden
+    states of the views.
 
-    An instance is passed to [`~trl.RewardTrainer.compute_loss`] in place of the model, which calls it once.
+    [`~trl.RewardTrainer.compute_loss`] gets an instance in place of the model and calls it once.
 
     Args:
         model (`nn.Module`):
             The model as the trainer wrapped it.
         layers (`list[nn.Linear]`):
-            Its score layers, see [`score_layers`].
+            Score layers of the model, from [`score_layers`].
         views (`dict[str, torch.Tensor]`):
             `input_ids` and `attention_mask` of shape `(rows, length)`, padded on the right.
         pad_token_id (`int`):
-            The pad token.
-        joint (`bool`, *optional*, defaults to `True`):
-            Whether one forward pass holds both. Else the views get a second one, with less padding.
+            Id of the pad token.
+        is_joint (`bool`, *optional*, defaults to `True`):
+            Whether pairs and views share one forward pass. If `False`, the views get a second pass, with less padding.
 
     Attributes:
         hidden (`torch.Tensor` of shape `(rows, hidden)`):
-            After the call: the hidden state that the score of each view is read from, with its gradient.
+            The hidden state that the score of each view is computed from, with its gradient. It is set by the call.
     """
 
     def __init__(
@@ -58,38 +59,39 @@ class ForwardWithViews:
         layers: list[nn.Linear],
         views: dict[str, torch.Tensor],
         pad_token_id: int,
-        joint: bool = True,
+        is_joint: bool = True,
     ):
         self.model, self.layers, self.views = model, layers, views
-        self.pad_token_id, self.joint = pad_token_id, joint
+        self.pad_token_id, self.is_joint = pad_token_id, is_joint
         self.hidden: torch.Tensor | None = None
 
     def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **inputs: Any) -> ModelOutput:
         """
-        Gives the model's outputs on the pairs.
+        Returns the model's outputs for the pairs.
 
         Args:
             input_ids (`torch.Tensor` of shape `(2 * pairs, length)`):
                 Token ids of the pairs.
             attention_mask (`torch.Tensor` of shape `(2 * pairs, length)`):
-                1 where there is text.
+                1 for text and 0 for padding.
             inputs:
-                What else TRL hands to the model, passed on as it is.
+                Other arguments from TRL. The model gets them unchanged.
 
         Returns:
-            `ModelOutput`: `logits` of shape `(2 * pairs, 1)`.
+            `ModelOutput`: its `logits` have shape `(2 * pairs, 1)`.
         """
-        if not self.joint:
+        if not self.is_joint:
             outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, **inputs)
-            self._read_views(self.views["input_ids"], self.views["attention_mask"], 0, use_cache=False)
+            self._run(self.views["input_ids"], self.views["attention_mask"], 0, use_cache=False)
             return outputs
         joined_ids = stack_rows(input_ids, self.views["input_ids"], self.pad_token_id)  # (2 * pairs + rows, length)
         joined_mask = stack_rows(attention_mask, self.views["attention_mask"], 0)
-        outputs = self._read_views(joined_ids, joined_mask, len(input_ids), **inputs)
+        outputs = self._run(joined_ids, joined_mask, len(input_ids), **inputs)
         outputs.logits = outputs.logits[: len(input_ids)]  # (2 * pairs, 1)
         return outputs
 
-    def _read_views(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, first_view: int, **inputs: Any):
+    def _run(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, first_view: int, **inputs: Any):
+        """Runs the model and keeps the hidden states of the rows from `first_view` on."""
         with capture_score_inputs(self.layers) as captured:
             outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, **inputs)
         self.hidden = select_scored_states(captured[-1][first_view:], input_ids[first_view:], self.pad_token_id)

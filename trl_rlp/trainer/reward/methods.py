@@ -1,10 +1,10 @@
-"""The methods that refine a reward model, and what each of them adds."""
+"""The methods that refine a reward model, and the terms that each of them adds."""
 
 from typing import NamedTuple
 
 
 class Terms(NamedTuple):
-    """What a method adds to Bradley-Terry training on human pairs (Eq. 1 of the paper)."""
+    """Terms that a method adds to Bradley-Terry training on human pairs (Eq. 1 of the paper)."""
 
     views: bool
     synthetic: bool
@@ -16,7 +16,7 @@ METHODS: dict[str, Terms] = {
     "spg": Terms(views=False, synthetic=True),
     "uml+spg": Terms(views=True, synthetic=True),
 }
-"""The methods by the name that `RLPRewardConfig.method` takes."""
+"""Methods by name. The names are the values of `RLPRewardConfig.method`."""
 
 FIELDS: dict[str, tuple[str, ...]] = {
     "views": (
@@ -34,7 +34,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     ),
     "synthetic": ("chosen", "redraw_rejected", "synthetic_share"),
 }
-"""Fields of `RLPRewardConfig` that have a use with one of [`Terms`] only, by its name."""
+"""Fields of `RLPRewardConfig` that are used by only one of the [`Terms`], by the name of the term."""
 
 VIEWS_FROM: dict[str, bool] = {"any": False, "group": True}
-"""Whether the two views of an instruction come from one group, by the name that `RLPRewardConfig.views_from` takes."""
+"""Whether the two views of a prompt come from one group. The names are the values of `RLPRewardConfig.views_from`."""

@@ -1,4 +1,4 @@
-"""The data of a refinement on its way into training: groups and pairs made once, mixed, numbered, collated."""
+"""The data of a refinement, separate from the trainer because it is built once, before training."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,33 +19,36 @@ from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 
 
 PAIR_COLUMNS = ("chosen_ids", "rejected_ids", "candidate_ids", "margin")
+"""Columns of tokenized pairs that training reads."""
 
 
-def broadcast_from_main(make: Callable[[], Dataset], accelerator: Accelerator) -> Dataset:
+def broadcast_from_main(build: Callable[[], Dataset], accelerator: Accelerator) -> Dataset:
     """
-    Makes a data set on the main process and gives it to all, so that no rounding lets the processes differ.
+    Builds a dataset on the main process and sends it to all processes.
+
+    If each process built its own, rounding could make the datasets differ.
 
     Args:
-        make (`Callable[[], datasets.Dataset]`):
-            Called on the main process only.
+        build (`Callable[[], datasets.Dataset]`):
+            Function that builds the dataset. Only the main process calls it.
         accelerator (`accelerate.Accelerator`):
-            The trainer's.
+            The trainer's accelerator.
 
     Returns:
         `datasets.Dataset`: the same rows on every process.
 
     Raises:
-        Exception: what `make` raised, on every process.
+        Exception: the exception that `build` raised, on every process.
     """
     if accelerator.num_processes == 1:
-        return make()
+        return build()
     outcome: list[Any] = [None]
     if accelerator.is_main_process:
         try:
-            dataset = make()
+            dataset = build()
             outcome = [(dataset.to_list(), dataset.features)]
         except Exception as error:
-            # The others wait for the result, so the error must reach them before it is raised.
+            # The other processes wait for the result, so they must get the error before it is raised.
             outcome = [error]
     broadcast_object_list(outcome)
     if isinstance(outcome[0], Exception):
@@ -56,20 +59,20 @@ def broadcast_from_main(make: Callable[[], Dataset], accelerator: Accelerator) -
 
 def add_groups(samples: Dataset, equivalence: Any, args: RLPRewardConfig, accelerator: Accelerator) -> Dataset:
     """
-    Gives samples with complete groups of equal meaning, for views of one group.
+    Adds complete groups of completions with the same meaning, for views from one group.
 
     Args:
         samples (`datasets.Dataset`):
-            Policy samples; groups that they have are kept.
+            Policy samples. If they already have groups, these are kept.
         equivalence:
-            Which outputs mean the same.
+            Decides which completions have the same meaning.
         args ([`RLPRewardConfig`]):
-            `confidence_threshold` is read.
+            Settings of the run. `confidence_threshold` is used.
         accelerator (`accelerate.Accelerator`):
-            The trainer's.
+            The trainer's accelerator.
 
     Returns:
-        `datasets.Dataset`: the samples with `cluster_ids`.
+        `datasets.Dataset`: the samples with a column `cluster_ids`.
     """
     if "cluster_ids" in samples.column_names:
         return samples
@@ -88,21 +91,21 @@ def synthesize_pairs(
     accelerator: Accelerator,
 ) -> Dataset:
     """
-    Makes D̂ from policy samples with the settings of a run.
+    Makes the synthetic preferences D̂ from policy samples, with the settings of a run.
 
     Args:
         samples (`datasets.Dataset`):
-            Policy samples P, clustered or not.
+            Policy samples P, with or without groups.
         equivalence (*optional*):
-            Which outputs mean the same; needed unless the samples are clustered.
+            Decides which completions have the same meaning. Required unless the samples have groups.
         reward_model (`PreTrainedModel`, *optional*):
-            r_φ, which labels.
+            r_φ, the reward model that labels the pairs.
         processing_class (`PreTrainedTokenizerBase`, *optional*):
-            Its tokenizer. If not set, the one that was saved with it.
+            Tokenizer of the reward model. If not set, it is loaded from the reward model's folder.
         args ([`RLPRewardConfig`]):
-            `confidence_threshold`, `chosen`, `redraw_rejected`, `max_length` and `seed` are read.
+            Settings of the run. `confidence_threshold`, `chosen`, `redraw_rejected`, `max_length` and `seed` are used.
         accelerator (`accelerate.Accelerator`):
-            The trainer's.
+            The trainer's accelerator.
 
     Returns:
         `datasets.Dataset`: preferences in TRL's format, with audit columns.
@@ -110,7 +113,7 @@ def synthesize_pairs(
     if reward_model is not None and processing_class is None:
         processing_class = AutoTokenizer.from_pretrained(reward_model.name_or_path)
 
-    def make() -> Dataset:
+    def build() -> Dataset:
         synthetic, _ = synthesize_preferences(
             samples,
             method="spg",
@@ -125,27 +128,28 @@ def synthesize_pairs(
         )
         return synthetic
 
-    return broadcast_from_main(make, accelerator)
+    return broadcast_from_main(build, accelerator)
 
 
 def add_synthetic_pairs(
     human: Dataset, synthetic: Dataset, processing_class: PreTrainedTokenizerBase, args: RLPRewardConfig
 ) -> Dataset:
     """
-    Gives D ∪ D̂ as token ids, with the columns that training reads.
+    Returns D ∪ D̂ as token ids, with only the columns that training reads.
 
     Args:
         human (`datasets.Dataset`):
-            D as TRL has tokenized it.
+            Human pairs D, tokenized by TRL.
         synthetic (`datasets.Dataset`):
-            D̂, tokenized or not. What is longer than `max_length` loses the beginning of its prompt.
+            Synthetic pairs D̂, tokenized or not. Texts longer than `max_length` lose the beginning of their prompt.
         processing_class (`PreTrainedTokenizerBase`):
             Tokenizer of the model in training.
         args ([`RLPRewardConfig`]):
-            `max_length`, `redraw_rejected`, `synthetic_share` and `seed` are read.
+            Settings of the run. `max_length`, `redraw_rejected`, `synthetic_share` and `seed` are used.
 
     Returns:
-        `datasets.Dataset`: `chosen_ids`, `rejected_ids`, and `candidate_ids` and `margin` where there are any.
+        `datasets.Dataset`: the columns `chosen_ids` and `rejected_ids`, and `candidate_ids` and `margin` if the pairs
+        have them.
 
     Raises:
         ValueError: if `redraw_rejected` is set and D̂ has no candidates to draw from.
@@ -160,21 +164,23 @@ def add_synthetic_pairs(
     if not args.redraw_rejected and "candidate_ids" in synthetic.column_names:
         synthetic = synthetic.remove_columns("candidate_ids")
     require_columns(synthetic, ["chosen_ids", "rejected_ids"], "synthetic_dataset")
-    mixture = mix_preferences(_pairs(human), _pairs(synthetic), args.synthetic_share, args.seed)
-    return _pairs(mixture)
+    mixture = mix_preferences(
+        _select_pair_columns(human), _select_pair_columns(synthetic), args.synthetic_share, args.seed
+    )
+    return _select_pair_columns(mixture)
 
 
-def _pairs(dataset: Dataset) -> Dataset:
+def _select_pair_columns(dataset: Dataset) -> Dataset:
     return dataset.select_columns([column for column in PAIR_COLUMNS if column in dataset.column_names])
 
 
-def number_records(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
+def add_record_numbers(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
     """
-    Adds `record`, the number by which the collator draws.
+    Adds the column `record`, the number of each row. The collator's random draws depend on it.
 
     Args:
         dataset (`Dataset` or `IterableDataset`):
-            Tokenized pairs. A column of that name gives way.
+            Tokenized pairs. An existing column `record` is replaced.
 
     Returns:
         `Dataset` or `IterableDataset`: the same rows, numbered from 0.
@@ -190,11 +196,11 @@ def build_collator(
     samples: Dataset | None, processing_class: PreTrainedTokenizerBase, args: RLPRewardConfig
 ) -> SyntheticPreferenceCollator:
     """
-    Makes the collator of a run.
+    Builds the collator of a run.
 
     Args:
         samples (`datasets.Dataset`, *optional*):
-            Policy samples, if the method learns on views.
+            Policy samples, if the method trains on views.
         processing_class (`PreTrainedTokenizerBase`):
             Tokenizer of the model in training.
         args ([`RLPRewardConfig`]):

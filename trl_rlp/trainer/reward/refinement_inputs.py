@@ -1,4 +1,4 @@
-"""What a refinement starts from besides human pairs, and the checks that it fits the method."""
+"""The inputs of a refinement and their checks, separate from the trainer because they come before any training."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +16,7 @@ from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 
 @dataclass(frozen=True)
 class RefinementInputs:
-    """
-    The arguments that [`RLPRewardTrainer`] has and TRL's trainer has not, under
-    the same names.
-    """
+    """The arguments that [`RLPRewardTrainer`] adds to those of TRL's trainer, under the same names."""
 
     policy_samples: Dataset | None
     equivalence: Any | None
@@ -27,7 +24,7 @@ class RefinementInputs:
     labeling_processing_class: PreTrainedTokenizerBase | None
     synthetic_dataset: Dataset | None
 
-    def require_fit(
+    def check(
         self,
         args: RLPRewardConfig,
         model: str | nn.Module,
@@ -35,7 +32,7 @@ class RefinementInputs:
         data_collator: DataCollator | None,
     ) -> None:
         """
-        Checks that the method has what it needs and nothing that it would ignore.
+        Checks that the method has all inputs that it needs and none that it would ignore.
 
         Args:
             args ([`RLPRewardConfig`]):
@@ -45,47 +42,47 @@ class RefinementInputs:
             train_dataset (`Dataset` or `IterableDataset`):
                 Human pairs.
             data_collator (`DataCollator`, *optional*):
-                What the user gave.
+                Collator that the user passed.
 
         Raises:
-            TypeError: if something is of another type.
-            ValueError: if something is missing, useless, or the labeler is the model that is trained.
+            TypeError: if an input has the wrong type.
+            ValueError: if an input is missing or not used, or if the labeling model is the model to train.
         """
         terms = METHODS[args.method]
-        self._require_use(args, data_collator)
-        self._require_types()
+        self._check_unused(args, data_collator)
+        self._check_types()
         if not any(terms):
             return
         if self.policy_samples is not None:
             require_samples(self.policy_samples)
-        self._require_labeler_apart(model)
-        if terms.views:
-            self._require_views(args, data_collator)
+        self._check_shared_weights(model)
+        if terms.views and data_collator is not None:
+            _check_view_collator(args, data_collator)
+        elif terms.views:
+            self._check_view_samples(args)
         if terms.synthetic:
-            self._require_pairs(args, train_dataset)
-        if args.redraw_rejected and not isinstance(data_collator, SyntheticPreferenceCollator | None):
-            raise ValueError(
-                f"`redraw_rejected` is True, but `data_collator` is a `{type(data_collator).__name__}`, which draws "
-                "nothing. Leave `data_collator` out or pass a `SyntheticPreferenceCollator`."
-            )
+            _check_no_stream(args, train_dataset)
+        if terms.synthetic and self.synthetic_dataset is None:
+            self._check_pair_sources(args)
+        _check_redraw(args, data_collator)
 
-    def _require_use(self, args: RLPRewardConfig, data_collator: DataCollator | None) -> None:
+    def _check_unused(self, args: RLPRewardConfig, data_collator: DataCollator | None) -> None:
         terms = METHODS[args.method]
         makes_pairs = terms.synthetic and self.synthetic_dataset is None
         draws_views = terms.views and data_collator is None
-        needed = {
+        used = {
             "policy_samples": makes_pairs or draws_views,
             "equivalence": makes_pairs or (draws_views and VIEWS_FROM[args.views_from]),
             "labeling_reward_model": makes_pairs,
             "labeling_processing_class": makes_pairs,
             "synthetic_dataset": terms.synthetic,
         }
-        for name, is_needed in needed.items():
-            if vars(self)[name] is not None and not is_needed:
-                beside = " and a ready `synthetic_dataset`" if terms.synthetic and not makes_pairs else ""
-                raise ValueError(f"`{name}` has no use with `method`={args.method!r}{beside}. Leave it out.")
+        for name, is_used in used.items():
+            if vars(self)[name] is not None and not is_used:
+                condition = " and a ready `synthetic_dataset`" if terms.synthetic and not makes_pairs else ""
+                raise ValueError(f"`{name}` is not used with `method`={args.method!r}{condition}. Leave it out.")
 
-    def _require_types(self) -> None:
+    def _check_types(self) -> None:
         if self.synthetic_dataset is not None:
             require_columns(self.synthetic_dataset, ["chosen", "rejected"], "synthetic_dataset")
         if not isinstance(self.labeling_reward_model, PreTrainedModel | PeftModel | None):
@@ -99,93 +96,104 @@ class RefinementInputs:
                 "`NLIEquivalence()`."
             )
 
-    def _require_labeler_apart(self, model: str | nn.Module) -> None:
+    def _check_shared_weights(self, model: str | nn.Module) -> None:
         if self.labeling_reward_model is None or isinstance(model, str):
             return
         trained = {id(parameter) for parameter in model.parameters()}
         if any(id(parameter) in trained for parameter in self.labeling_reward_model.parameters()):
             raise ValueError(
-                "`labeling_reward_model` is the model that is trained, or shares weights with it. Load the frozen "
-                "reward model of step 2 as an object of its own."
+                "`labeling_reward_model` is the model to train, or shares weights with it. Load the frozen reward "
+                "model of step 2 as a separate object."
             )
 
-    def _require_views(self, args: RLPRewardConfig, data_collator: DataCollator | None) -> None:
-        if data_collator is not None and not isinstance(data_collator, SyntheticPreferenceCollator):
-            raise ValueError(
-                f"`data_collator` is a `{type(data_collator).__name__}`, which brings no views for `method`="
-                f"{args.method!r}. Leave it out or pass a `SyntheticPreferenceCollator` with `views`."
-            )
-        if data_collator is not None:
-            if data_collator.views is None:
-                raise ValueError(
-                    f"`data_collator` has no `views` for `method`={args.method!r}. Give it a `ViewSampler` or leave "
-                    "`data_collator` out."
-                )
-            return
+    def _check_view_samples(self, args: RLPRewardConfig) -> None:
         if self.policy_samples is None:
             raise ValueError(
-                f"`policy_samples` is None, but `method`={args.method!r} learns on views of them. Pass P."
+                f"`policy_samples` is None, but `method`={args.method!r} draws views from policy samples. Pass them."
             )
         if VIEWS_FROM[args.views_from] and self.equivalence is None and not self._has_groups():
             raise ValueError(
-                f"`equivalence` is None, but `views_from`={args.views_from!r} needs groups of equal meaning. Pass one "
-                "of `trl_rlp.data.groups`, or samples that `cluster(..., complete_groups=True)` has grouped."
+                f"`equivalence` is None, but `views_from`={args.views_from!r} needs groups of completions with the "
+                "same meaning. Pass an equivalence from `trl_rlp.data.groups`, or samples that were grouped by "
+                "`cluster(..., complete_groups=True)`."
             )
 
-    def _require_pairs(self, args: RLPRewardConfig, train_dataset: Dataset | IterableDataset | None) -> None:
-        if isinstance(train_dataset, IterableDataset):
-            raise ValueError(
-                f"`train_dataset` is an `IterableDataset`, which `method`={args.method!r} cannot mix with synthetic "
-                "pairs. Load it without streaming."
-            )
-        if self.synthetic_dataset is not None:
-            return
+    def _check_pair_sources(self, args: RLPRewardConfig) -> None:
         if self.policy_samples is None:
             raise ValueError(
                 f"`policy_samples` and `synthetic_dataset` are None, but `method`={args.method!r} needs one of them. "
-                "Pass P or a ready D̂."
+                "Pass policy samples or ready synthetic preferences."
             )
         if self.equivalence is None and not self._has_groups():
             raise ValueError(
-                f"`equivalence` is None, but `method`={args.method!r} groups outputs by meaning. Pass one of "
-                "`trl_rlp.data.groups`, samples that `cluster` has grouped, or a `synthetic_dataset`."
+                f"`equivalence` is None, but `method`={args.method!r} groups completions by meaning. Pass an "
+                "equivalence from `trl_rlp.data.groups`, samples that were grouped by `cluster`, or a "
+                "`synthetic_dataset`."
             )
         if self.labeling_reward_model is None and args.chosen == "reward":
             raise ValueError(
-                '`labeling_reward_model` is None, but `chosen`="reward" prefers the output with the highest reward. '
-                'Pass the reward model of step 2, or set `chosen`="random".'
+                '`labeling_reward_model` is None, but `chosen`="reward" chooses the completion with the highest '
+                'reward. Pass the reward model of step 2, or set `chosen`="random".'
             )
         labeler = self.labeling_reward_model
         if labeler is not None and self.labeling_processing_class is None and not labeler.name_or_path:
             raise ValueError(
                 "`labeling_processing_class` is None, and `labeling_reward_model` was not loaded from a folder that "
-                "has its tokenizer. Pass the tokenizer."
+                "contains its tokenizer. Pass the tokenizer."
             )
 
     def _has_groups(self) -> bool:
         return self.policy_samples is not None and "cluster_ids" in self.policy_samples.column_names
 
 
-def require_pairs(
+def _check_view_collator(args: RLPRewardConfig, data_collator: DataCollator) -> None:
+    if not isinstance(data_collator, SyntheticPreferenceCollator):
+        raise ValueError(
+            f"`data_collator` is a `{type(data_collator).__name__}`, which adds no views for `method`="
+            f"{args.method!r}. Leave it out or pass a `SyntheticPreferenceCollator` with `views`."
+        )
+    if data_collator.views is None:
+        raise ValueError(
+            f"`data_collator` has no `views` for `method`={args.method!r}. Pass it a `ViewSampler`, or leave "
+            "`data_collator` out."
+        )
+
+
+def _check_no_stream(args: RLPRewardConfig, train_dataset: Dataset | IterableDataset | None) -> None:
+    if isinstance(train_dataset, IterableDataset):
+        raise ValueError(
+            f"`train_dataset` is an `IterableDataset`, which `method`={args.method!r} cannot mix with synthetic "
+            "pairs. Load it without streaming."
+        )
+
+
+def _check_redraw(args: RLPRewardConfig, data_collator: DataCollator | None) -> None:
+    if args.redraw_rejected and not isinstance(data_collator, SyntheticPreferenceCollator | None):
+        raise ValueError(
+            f"`redraw_rejected` is True, but `data_collator` is a `{type(data_collator).__name__}`, which draws "
+            "nothing. Leave `data_collator` out or pass a `SyntheticPreferenceCollator`."
+        )
+
+
+def check_preferences(
     train_dataset: Dataset | IterableDataset | None, processing_class: PreTrainedTokenizerBase | None
 ) -> None:
     """
-    Checks what TRL's trainer would fail on later, in words of its own.
+    Checks the human pairs and the tokenizer. TRL's trainer would fail on them later, with a less clear message.
 
     Args:
         train_dataset (`Dataset` or `IterableDataset`, *optional*):
-            Human pairs; a stream is checked when it is read.
+            Human pairs. A stream is checked when it is read.
         processing_class (`PreTrainedTokenizerBase`, *optional*):
-            What the user passed.
+            Tokenizer that the user passed.
 
     Raises:
-        ValueError: if there are no pairs, or no token that ends a text.
+        ValueError: if there are no pairs, or the tokenizer has no EOS token.
     """
     if isinstance(train_dataset, Dataset):
         is_tokenized = any(name in train_dataset.column_names for name in ("chosen_ids", "chosen_input_ids"))
         require_columns(train_dataset, [] if is_tokenized else ["chosen", "rejected"], "train_dataset")
     if processing_class is not None and processing_class.eos_token_id is None:
         raise ValueError(
-            "`processing_class` has no EOS token, which ends every text that a reward model reads. Set its "
-            "`eos_token`."
+            "`processing_class` has no EOS token. A reward model needs one at the end of every text. Set `eos_token`."
         )

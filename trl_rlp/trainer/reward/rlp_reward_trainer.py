@@ -1,4 +1,4 @@
-"""TRL's reward trainer, with the two terms that RLP adds to its loss."""
+"""TRL's reward trainer with the two terms that RLP adds to its loss."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,12 +25,12 @@ from trl_rlp.trainer.citation import PAPER
 from trl_rlp.trainer.reward.methods import METHODS, VIEWS_FROM
 from trl_rlp.trainer.reward.refinement_data import (
     add_groups,
+    add_record_numbers,
     add_synthetic_pairs,
     build_collator,
-    number_records,
     synthesize_pairs,
 )
-from trl_rlp.trainer.reward.refinement_inputs import RefinementInputs, require_pairs
+from trl_rlp.trainer.reward.refinement_inputs import RefinementInputs, check_preferences
 from trl_rlp.trainer.reward.representation_term import RepresentationTerm
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 from trl_rlp.trainer.score_head import add_score_head, has_frozen_score_head
@@ -41,60 +41,65 @@ logger = get_logger(__name__)
 EvaluationData = Dataset | IterableDataset | DatasetDict | IterableDatasetDict | dict[str, Dataset | IterableDataset]
 
 VIEW_TENSORS = ("input_ids", "attention_mask", "instruction_ids")
-"""What the collator brings of the views, each under this name after `view_`."""
+"""Tensors of the views in a batch. The collator adds `view_` before each name."""
 
 
 class RLPRewardTrainer(RewardTrainer):
     r"""
-    Trainer for reward models that learn on policy samples, without new labels; a drop-in for [`~trl.RewardTrainer`].
+    Trainer for reward models on human preferences and policy samples, without new labels.
 
     $$L = -E_{D \cup \hat D} \log\sigma(r(x, y_w) - r(x, y_l)) + \lambda L_M$$
 
-    `args.method` says which terms are there: with `none` it is TRL's trainer, step for step; `uml` adds L_M on pairs
-    of policy samples; `spg` adds synthetic pairs D̂. The paper's retrained reward model starts where the first one
-    started (pass the SFT model with a fresh head), not from the first one (a warm start: pass that).
+    It is a drop-in replacement for [`~trl.RewardTrainer`]. `args.method` selects the terms:
+    - `none`: no additional terms. The trainer is the same as TRL's, step for step.
+    - `uml`: adds L_M on pairs of policy samples.
+    - `spg`: adds synthetic pairs D̂.
+    - `uml+spg`: adds both.
 
-    What it saves is a plain sequence classifier. The heads of L_M are held outside the model and only in checkpoints.
-    `evaluate()` measures preference pairs alone, in every method.
+    In the paper, the retrained reward model starts from the same weights as the first one. For this, pass the SFT
+    model with a new head. To start from the first reward model instead (a warm start), pass that model.
+
+    The saved model is a plain sequence classifier. The heads of L_M are outside the model and are saved only in
+    checkpoints. `evaluate()` measures only preference pairs, with every method.
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Model to train, as in [`~trl.RewardTrainer`].
         args ([`RLPRewardConfig`], *optional*):
-            Configuration. If `None`, the default one.
+            Configuration. If not set, the default configuration is used.
         data_collator ([`~transformers.DataCollator`], *optional*):
-            Forms batches. Views and redrawn pairs need a [`SyntheticPreferenceCollator`], which
-            is made here if none is given.
+            Collator for the batches. Views and redrawn pairs need a [`SyntheticPreferenceCollator`], which is built if
+            this is not set.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
-            D: human preferences in TRL's preference format. `spg` takes no stream.
+            Human preferences D in TRL's preference format. `spg` does not support an `IterableDataset`.
         eval_dataset (*optional*):
             Preferences to evaluate on, as in [`~trl.RewardTrainer`].
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Tokenizer. One whose pad token is its EOS token hides EOS from the score: see
-            [`ensure_pad_token`].
+            Tokenizer. If its pad token is its EOS token, the score cannot depend on EOS. See [`ensure_pad_token`].
         compute_metrics, callbacks, optimizers, optimizer_cls_and_kwargs, preprocess_logits_for_metrics, \
         quantization_config (*optional*):
             As in [`~trl.RewardTrainer`].
         peft_config ([`~peft.PeftConfig`], *optional*):
-            Adapter. With a method other than `none` the score head is trained and saved with it, even if it does not
-            say so.
+            Configuration of an adapter. With any method but `none`, the score head is trained and saved with the
+            adapter, even if the configuration does not include it.
         policy_samples ([`~datasets.Dataset`], *optional*):
-            P: `prompt`, `completions`, `finished`, perhaps with groups. Needed by `uml`, and by `spg` without
-            `synthetic_dataset`.
+            Policy samples P with the columns `prompt`, `completions` and `finished`, with or without groups. Required
+            by `uml`, and by `spg` without `synthetic_dataset`.
         equivalence (*optional*):
-            Which outputs mean the same, see `trl_rlp.data.groups`. Needed where samples without groups must be
-            grouped: by `spg` without `synthetic_dataset` and by `views_from="group"`.
+            Decides which completions have the same meaning, see `trl_rlp.data.groups`. Required for samples without
+            groups by `spg` without `synthetic_dataset`, and by `views_from="group"`.
         labeling_reward_model ([`~transformers.PreTrainedModel`], *optional*):
-            r_φ of step 2, frozen, which picks y_w; never the model that is trained. It is released after use.
+            The frozen reward model r_φ of step 2, which selects y_w. It must not be the model to train. The trainer
+            keeps no reference to it.
         labeling_processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Its tokenizer. If not set, the one that was saved with it.
+            Tokenizer of `labeling_reward_model`. If not set, it is loaded from the model's folder.
         synthetic_dataset ([`~datasets.Dataset`], *optional*):
-            D̂, ready: the result of [`synthesize_preferences`] or any data in TRL's
-            preference format.
+            Ready synthetic preferences D̂: the result of [`synthesize_preferences`], or any dataset in TRL's preference
+            format.
 
     Raises:
-        TypeError: if `args` is not an [`RLPRewardConfig`].
-        ValueError: if the method lacks an argument, or one is given that it does not use.
+        TypeError: if `args` is not an [`RLPRewardConfig`], or an argument has the wrong type.
+        ValueError: if an argument that the method needs is missing, or an argument is not used by the method.
 
     Reference:
         Eq. 1 of [Lang et al. 2024](https://arxiv.org/abs/2403.19279).
@@ -138,12 +143,12 @@ class RLPRewardTrainer(RewardTrainer):
         labeling_processing_class: PreTrainedTokenizerBase | None = None,
         synthetic_dataset: Dataset | None = None,
     ):
-        args = _checked_args(args, model)
+        args = _resolve_args(args, model)
         inputs = RefinementInputs(
             policy_samples, equivalence, labeling_reward_model, labeling_processing_class, synthetic_dataset
         )
-        inputs.require_fit(args, model, train_dataset, data_collator)
-        require_pairs(train_dataset, processing_class)
+        inputs.check(args, model, train_dataset, data_collator)
+        check_preferences(train_dataset, processing_class)
         if peft_config is not None and args.method != "none":
             peft_config = add_score_head(peft_config)
         self.representation_term: RepresentationTerm | None = None
@@ -162,23 +167,24 @@ class RLPRewardTrainer(RewardTrainer):
             quantization_config,
             peft_config,
         )
-        self._warn_of_lost_scores()
+        self._warn_about_score_head()
         self._add_terms(inputs, data_collator)
 
-    def _warn_of_lost_scores(self) -> None:
+    def _warn_about_score_head(self) -> None:
         if self.processing_class.pad_token_id == self.processing_class.eos_token_id:
             logger.warning(
                 f"The pad token is the EOS token ({self.processing_class.eos_token!r}), so the score is read before "
-                "EOS and cannot tell a finished text. Call `ensure_pad_token(model, processing_class)` and pass both."
+                "EOS and cannot distinguish finished texts from unfinished ones. Call "
+                "`ensure_pad_token(model, processing_class)` and pass both."
             )
         if is_peft_model(self.model) and has_frozen_score_head(self.model):
             logger.warning(
-                "The score head is frozen and is not saved with the adapter, so scores are lost when it is loaded "
-                'again. Set `task_type="SEQ_CLS"` or `modules_to_save=["score"]` in the PEFT configuration.'
+                "The score head is frozen and is not saved with the adapter, so a loaded adapter gives other scores. "
+                'Set `task_type="SEQ_CLS"` or `modules_to_save=["score"]` in the PEFT configuration.'
             )
 
     def _add_terms(self, inputs: RefinementInputs, data_collator: DataCollator | None) -> None:
-        """Brings the terms of the method into the data, the collator and the loss, once the trainer stands."""
+        """Adds the terms of the method to the data, the collator and the loss, after TRL's constructor has run."""
         terms = METHODS[self.args.method]
         if not any(terms):
             return
@@ -191,10 +197,10 @@ class RLPRewardTrainer(RewardTrainer):
                 labeler = inputs.labeling_reward_model, inputs.labeling_processing_class
                 synthetic = synthesize_pairs(samples, inputs.equivalence, *labeler, self.args, self.accelerator)
             self.train_dataset = add_synthetic_pairs(self.train_dataset, synthetic, self.processing_class, self.args)
-        self.train_dataset = number_records(self.train_dataset)
+        self.train_dataset = add_record_numbers(self.train_dataset)
         if data_collator is None:
-            viewed = samples if terms.views else None
-            self.data_collator = build_collator(viewed, self.processing_class, self.args)
+            view_samples = samples if terms.views else None
+            self.data_collator = build_collator(view_samples, self.processing_class, self.args)
         if isinstance(self.data_collator, SyntheticPreferenceCollator):
             self.add_callback(self.data_collator.epoch_callback)
         if terms.views:
@@ -211,26 +217,26 @@ class RLPRewardTrainer(RewardTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """
-        Gives TRL's preference loss and, in training by `uml`, adds lambda L_M.
+        Computes TRL's preference loss. In training with `uml`, it adds λ L_M.
 
         Args:
             model (`nn.Module`):
                 The model as the trainer wrapped it.
             inputs (`dict[str, Any]`):
-                A batch of the collator.
+                A batch from the collator.
             return_outputs (`bool`, *optional*, defaults to `False`):
-                Whether to give the model's outputs on the pairs too.
+                Whether to also return the model's outputs for the pairs.
             num_items_in_batch (*optional*):
-                Passed on to TRL, whose loss is a mean over the micro-batch.
+                Passed to TRL, whose loss is a mean over the micro-batch.
 
         Returns:
-            `torch.Tensor` or `tuple[torch.Tensor, Any]`: a scalar in nats, and the outputs if asked for.
+            `torch.Tensor` or `tuple[torch.Tensor, Any]`: a scalar in nats, and the outputs if `return_outputs` is set.
         """
         term = self.representation_term
         views = {name: inputs.pop(f"view_{name}") for name in VIEW_TENSORS if f"view_{name}" in inputs}
         if term is None or not self.model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        forward = term.forward(model, views)
+        forward = term.build_forward(model, views)
         loss, outputs = super().compute_loss(forward, inputs, True, num_items_in_batch)
         term.log.add({"preference_loss": loss})
         loss = loss + term(forward.hidden, views["instruction_ids"], self.state.global_step)
@@ -238,13 +244,13 @@ class RLPRewardTrainer(RewardTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """
-        Logs what TRL logs and, in training by `uml`, each term of the loss and its diagnostics.
+        Logs TRL's metrics. In training with `uml`, it adds each term of the loss and its diagnostics.
 
         Args:
             logs (`dict[str, float]`):
                 Metrics by name.
             start_time (`float`, *optional*):
-                Start of training.
+                Time at which training started.
         """
         if self.representation_term is not None and self.model.training:
             logs.update(self.representation_term.log.means(self.accelerator))
@@ -257,21 +263,21 @@ class RLPRewardTrainer(RewardTrainer):
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         """
-        Trains as [`~transformers.Trainer.train`]; a resumed run gets its heads and their optimizer back too.
+        Trains as [`~transformers.Trainer.train`]. A resumed run also loads the heads and their optimizer.
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*):
-                Folder of a checkpoint, or `True` for the last one in `args.output_dir`.
+                Folder of a checkpoint, or `True` for the last checkpoint in `args.output_dir`.
             trial (*optional*):
-                Passed on.
+                Passed to [`~transformers.Trainer.train`].
             ignore_keys_for_eval (`list[str]`, *optional*):
-                Passed on.
+                Passed to [`~transformers.Trainer.train`].
 
         Returns:
-            `TrainOutput`: steps, mean loss and metrics.
+            `TrainOutput`: number of steps, mean loss and metrics.
 
         Raises:
-            ValueError: if there is no checkpoint, or it holds no heads that fit.
+            ValueError: if there is no checkpoint, or the checkpoint has no heads of the same loss.
         """
         term = self.representation_term
         checkpoint = resolve_checkpoint(resume_from_checkpoint, self.args.output_dir)
@@ -279,16 +285,17 @@ class RLPRewardTrainer(RewardTrainer):
             term.heads_callback.load(checkpoint)
         output = super().train(checkpoint, trial, ignore_keys_for_eval)
         if term is not None:
-            term.log.warn_if_empty()
+            term.log.warn_if_mi_stays_low()
         return output
 
 
-def _checked_args(args: RLPRewardConfig | None, model: str | PreTrainedModel | PeftModel) -> RLPRewardConfig:
+def _resolve_args(args: RLPRewardConfig | None, model: str | PreTrainedModel | PeftModel) -> RLPRewardConfig:
     if args is None:
         name = model if isinstance(model, str) else model.name_or_path
         return RLPRewardConfig(f"{name.split('/')[-1]}-Reward")
     if not isinstance(args, RLPRewardConfig):
         raise TypeError(
-            f"`args` must be an `RLPRewardConfig`, got `{type(args).__name__}`. It takes the same fields and more."
+            f"`args` must be an `RLPRewardConfig`, got `{type(args).__name__}`. It has the same fields as "
+            "TRL's `RewardConfig`, and more."
         )
     return args

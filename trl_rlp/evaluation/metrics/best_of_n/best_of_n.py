@@ -1,4 +1,4 @@
-"""Best-of-n for `evaluate`: see README.md beside this file."""
+"""Best-of-n for `evaluate`. README.md in the same folder describes it."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ from trl_rlp.evaluation.best_of_n import best_of_n
 
 
 class BestOfN(evaluate.Metric):
-    """What the sample with the highest reward among n is worth."""
+    """Expected value of the sample with the highest reward among n."""
 
     def _info(self) -> evaluate.MetricInfo:
         numbers = datasets.Sequence(datasets.Value("float64"))
         return evaluate.MetricInfo(
             description="Expected value of the sample with the highest reward among n, without bias, from N samples.",
             citation="Hilton, Gao 2022, https://openai.com/research/measuring-goodharts-law",
-            inputs_description="predictions: rewards of N samples a prompt. references: what each of them is worth.",
+            inputs_description="predictions: rewards of N samples per prompt. references: value of each sample.",
             features=datasets.Features({"predictions": numbers, "references": numbers}),
         )
 

@@ -1,4 +1,4 @@
-"""Length-controlled win rate for `evaluate`: see README.md beside this file."""
+"""Length-controlled win rate for `evaluate`. README.md in the same folder describes it."""
 
 from typing import Any
 
@@ -9,15 +9,15 @@ from trl_rlp.evaluation.length_control import length_controlled_win_rate, load_a
 
 
 class LengthControlledWinRate(evaluate.Metric):
-    """The win rate that a logistic model predicts at equal length."""
+    """Win rate that a logistic model of the preferences predicts at equal length."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description="Win rate of a policy over a reference, as it would be if both wrote outputs of one length.",
+            description="Win rate of a policy against a reference, if both wrote outputs of the same length.",
             citation="Dubois et al. 2024, Length-Controlled AlpacaEval, https://arxiv.org/abs/2404.04475",
             inputs_description=(
-                "predictions: preference for the policy's output in [0, 1], one a prompt. prediction_lengths, "
-                "reference_lengths: characters of both outputs."
+                "predictions: preference for the policy's output in [0, 1], one per prompt. prediction_lengths, "
+                "reference_lengths: lengths of both outputs in characters."
             ),
             features=datasets.Features(
                 {

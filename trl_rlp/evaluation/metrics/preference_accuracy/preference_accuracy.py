@@ -1,4 +1,4 @@
-"""A reward model's accuracy and calibration for `evaluate`: see README.md beside this file."""
+"""Accuracy and calibration of a reward model for `evaluate`. README.md in the same folder describes it."""
 
 from typing import Any
 
@@ -9,13 +9,15 @@ from trl_rlp.evaluation.reward_report import describe_rewards
 
 
 class PreferenceAccuracy(evaluate.Metric):
-    """How well rewards tell the preferred side of labeled pairs."""
+    """Accuracy and calibration of rewards on labeled pairs."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description="Accuracy, calibration error, Brier score and log loss of a reward model on labeled pairs.",
             citation="",
-            inputs_description="predictions: reward of the chosen side, one a pair. references: of the rejected side.",
+            inputs_description=(
+                "predictions: reward of the chosen side, one per pair. references: reward of the rejected side."
+            ),
             features=datasets.Features(
                 {"predictions": datasets.Value("float64"), "references": datasets.Value("float64")}
             ),

@@ -1,4 +1,4 @@
-"""Win rate for `evaluate`: see README.md beside this file."""
+"""Win rate for `evaluate`. README.md in the same folder describes it."""
 
 from typing import Any
 
@@ -11,14 +11,15 @@ from trl_rlp.evaluation.win_rate import compare_win_rates, win_rate
 
 
 class WinRate(evaluate.Metric):
-    """How often a policy's output has the higher score."""
+    """Share of prompts where a policy's completion has the higher score."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description="How often a policy's output is preferred to a reference's; a draw is one half.",
+            description="How often a policy's completion is preferred to a reference's. A draw counts one half.",
             citation="",
             inputs_description=(
-                "predictions: score of the policy's output, one a prompt. references: score of the reference's output."
+                "predictions: score of the policy's completion, one per prompt. references: score of the reference's "
+                "completion."
             ),
             features=datasets.Features(
                 {"predictions": datasets.Value("float64"), "references": datasets.Value("float64")}
@@ -33,17 +34,18 @@ class WinRate(evaluate.Metric):
         level: float = 0.95,
         seed: int = 0,
     ) -> dict[str, Any]:
-        wins = _wins(predictions, references)
-        figures = win_rate(wins, level=level, seed=seed)
+        wins = _count_wins(predictions, references)
+        metrics = win_rate(wins, level=level, seed=seed)
         if others is not None:
-            figures["compared"] = compare_win_rates(wins, _wins(others, references), level=level, seed=seed)
-        return figures
+            metrics["compared"] = compare_win_rates(wins, _count_wins(others, references), level=level, seed=seed)
+        return metrics
 
 
-def _wins(scores: list[float], references: list[float]) -> np.ndarray:
+def _count_wins(scores: list[float], references: list[float]) -> np.ndarray:
+    """Returns 1 for a win, 0.5 for a draw and 0 for a loss, of shape `(prompts,)`."""
     if len(scores) != len(references):
-        raise ValueError(f"There are {len(scores)} scores for {len(references)} `references`. Give one a prompt.")
+        raise ValueError(f"There are {len(scores)} scores for {len(references)} `references`. Pass one per prompt.")
     for row, pair in enumerate(zip(scores, references, strict=True)):
         if not np.isfinite(pair).all():
-            raise ValueError(f"The scores of prompt {row} are {pair}. Give a number for each output.")
+            raise ValueError(f"The scores of prompt {row} are {pair}. Pass a finite number for each completion.")
     return correctness(np.subtract(scores, references))

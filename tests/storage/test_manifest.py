@@ -1,0 +1,68 @@
+import json
+from pathlib import Path
+
+import pytest
+
+import trl_rlp.storage.manifest as module
+from trl_rlp.storage.manifest import claim_folder
+
+
+SETTINGS = {"seed": 1, "method": "spg", "sizes": (1, 2)}
+
+
+def test_the_first_call_writes_the_manifest_and_equal_settings_are_accepted(tmp_path):
+    folder = tmp_path / "new" / "folder"
+    assert claim_folder(folder, "run.json", SETTINGS)
+    assert json.loads((folder / "run.json").read_text()) == {"seed": 1, "method": "spg", "sizes": [1, 2]}
+    assert not claim_folder(folder, "run.json", SETTINGS)
+    assert [path.name for path in folder.iterdir()] == ["run.json"]
+
+
+def test_other_settings_are_refused_by_name_and_the_manifest_stays(tmp_path):
+    claim_folder(tmp_path, "run.json", SETTINGS)
+    before = (tmp_path / "run.json").read_bytes()
+    match = (
+        "holds a run with other settings: `method` was 'spg' and is 'uml', `seed` was 1 and is 2, `top_k` was None "
+        "and is 5. Choose another `output_dir`, or delete this one to start again."
+    )
+    with pytest.raises(ValueError, match=match):
+        claim_folder(tmp_path, "run.json", {"seed": 2, "method": "uml", "sizes": (1, 2), "top_k": 5})
+    with pytest.raises(ValueError, match=r"settings: `sizes` was \[1, 2\] and is None\. Choose"):
+        claim_folder(tmp_path, "run.json", {"seed": 1, "method": "spg"})
+    assert (tmp_path / "run.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("text", ['{"see', "3", ""])
+def test_a_damaged_manifest_is_named(tmp_path, text):
+    claim_folder(tmp_path, "run.json", SETTINGS)
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(ValueError, match=r"run\.json is damaged.* Choose another `output_dir`, or delete this one"):
+        claim_folder(tmp_path, "run.json", SETTINGS)
+
+
+def test_a_folder_with_files_of_unknown_origin_is_refused_and_left_unchanged(tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(ValueError, match=r"is not empty and holds no run\.json.*Choose an empty folder"):
+        claim_folder(tmp_path, "run.json", SETTINGS)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"thesis.txt": "precious"}
+
+
+def test_only_files_that_match_the_pattern_count(tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    assert claim_folder(tmp_path, "run.json", SETTINGS, run_files="shard-*.jsonl")
+
+
+def test_a_second_process_raises_the_error_of_the_main_process(tmp_path, monkeypatch):
+    """The second process does not look at the folder. It gets the outcome by broadcast."""
+
+    class SecondProcess:
+        is_main_process = False
+
+    def broadcast(values):
+        values[:] = ["`output_dir` holds another run", False]
+
+    monkeypatch.setattr(module, "process_state", SecondProcess)
+    monkeypatch.setattr(module, "broadcast_object_list", broadcast)
+    with pytest.raises(ValueError, match="holds another run"):
+        claim_folder(tmp_path / "run", "run.json", SETTINGS)
+    assert not Path(tmp_path / "run").exists()

@@ -1,0 +1,144 @@
+"""All metrics of one evaluation: from annotations, a saved reward model and saved samples to `metrics.json`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from trl_rlp.evaluation.alpaca_eval import Rows
+from trl_rlp.evaluation.annotation_report import describe_win_rates
+from trl_rlp.evaluation.length_control import Anchors
+from trl_rlp.evaluation.policy_metrics import describe_outputs, kl_to_reference
+from trl_rlp.evaluation.reward_bench import reward_bench_pairs
+from trl_rlp.evaluation.reward_report import describe_reward_model
+from trl_rlp.storage.artifacts import load_policy, load_reward_model
+from trl_rlp.storage.json_files import replace_nan, write_json
+from trl_rlp.storage.loading import load_rows
+
+
+METRICS_FILE = "metrics.json"
+
+
+def collect_metrics(
+    *,
+    annotations: Sequence[Rows] = (),
+    judge_counts: dict[str, int] | None = None,
+    anchors: Anchors | None = None,
+    reward_model: str | Path | None = None,
+    preferences: str | None = None,
+    samples: str | None = None,
+    policy: str | Path | None = None,
+    reference_policy: str | Path | None = None,
+    max_length: int | None = None,
+) -> dict[str, Any]:
+    """
+    Computes the metrics of everything that is passed.
+
+    Args:
+        annotations (`Sequence[list[dict]]`, *optional*):
+            Annotations of one or two policies.
+        judge_counts (`dict[str, int]`, *optional*):
+            Counts of the judge's answers, from [`judge_outputs`].
+        anchors ([`Anchors`], *optional*):
+            AlpacaEval's anchors, for `annotations`.
+        reward_model (`str` or `Path`, *optional*):
+            Folder or Hub name of a reward model. Required with `preferences`.
+        preferences (`str`, *optional*):
+            Labeled pairs for the reward model, as in [`describe_saved_reward_model`].
+        samples (`str`, *optional*):
+            Policy samples, as in [`describe_saved_samples`].
+        policy (`str` or `Path`, *optional*):
+            Folder or Hub name of the policy of `samples`, for the KL divergence.
+        reference_policy (`str` or `Path`, *optional*):
+            Folder or Hub name of the reference policy. Required with `policy`.
+        max_length (`int`, *optional*):
+            Maximum number of tokens per row for the reward model, as in [`score`].
+
+    Returns:
+        `dict`: the result of [`describe_win_rates`], `judge` (`judge_counts`), `reward_model` (the result of
+        [`describe_saved_reward_model`]) and `policy` (the result of [`describe_saved_samples`]), as far as passed.
+    """
+    metrics: dict[str, Any] = describe_win_rates(annotations, anchors)
+    if judge_counts is not None:
+        metrics["judge"] = judge_counts
+    if preferences is not None:
+        metrics["reward_model"] = describe_saved_reward_model(reward_model, preferences, max_length=max_length)
+    if samples is not None:
+        metrics["policy"] = describe_saved_samples(samples, policy, reference_policy)
+    return metrics
+
+
+def write_metrics(folder: Path, metrics: dict[str, Any]) -> Path:
+    """
+    Writes the metrics of an evaluation to `metrics.json`. NaN and infinity become null.
+
+    Args:
+        folder (`Path`):
+            Folder of the file. It is created if it does not exist.
+        metrics (`dict`):
+            From [`collect_metrics`].
+
+    Returns:
+        `Path`: the file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / METRICS_FILE, replace_nan(metrics))
+    return folder / METRICS_FILE
+
+
+def describe_saved_reward_model(
+    reward_model: str | Path, preferences: str, *, max_length: int | None = None
+) -> dict[str, Any]:
+    """
+    Loads a reward model and labeled pairs, and computes all metrics.
+
+    Args:
+        reward_model (`str` or `Path`):
+            Folder or Hub name of the reward model.
+        preferences (`str`):
+            Labeled pairs, as a name for [`load_rows`]: TRL's preference format, or RewardBench's format with a column
+            `subset`, `question` or `input`.
+        max_length (`int`, *optional*):
+            Maximum number of tokens per row, as in [`score`].
+
+    Returns:
+        `dict`: the result of [`describe_reward_model`].
+
+    Raises:
+        OSError, TypeError, ValueError: if the model or the pairs cannot be loaded, or for the same reasons as
+            [`describe_reward_model`].
+    """
+    model, processing_class = load_reward_model(reward_model)
+    pairs = load_rows(preferences)
+    if {"subset", "question", "input"} & set(pairs.column_names):
+        pairs = reward_bench_pairs(pairs, chat=processing_class.chat_template is not None)
+    return describe_reward_model(model, processing_class, pairs, max_length=max_length)
+
+
+def describe_saved_samples(
+    samples: str, policy: str | Path | None = None, reference_policy: str | Path | None = None
+) -> dict[str, float]:
+    """
+    Loads policy samples and computes their metrics.
+
+    Args:
+        samples (`str`):
+            Policy samples, as a name for [`load_rows`]. With a column `answers`, the metrics include the accuracy.
+        policy (`str` or `Path`, *optional*):
+            Folder or Hub name of the policy of the samples. Without it, the KL divergence is left out.
+        reference_policy (`str` or `Path`, *optional*):
+            Folder or Hub name of the reference policy. Required with `policy`.
+
+    Returns:
+        `dict[str, float]`: the result of [`describe_outputs`], and with `policy` also `kl` in nats per completion.
+
+    Raises:
+        OSError, TypeError, ValueError: if the samples or a policy cannot be loaded, or for the same reasons as
+            [`describe_outputs`].
+    """
+    rows = load_rows(samples)
+    metrics = describe_outputs(rows, rows["answers"][:] if "answers" in rows.column_names else None)
+    if policy is not None:
+        model, processing_class = load_policy(policy)
+        reference, _ = load_policy(reference_policy)
+        metrics["kl"] = kl_to_reference(model, reference, processing_class, rows)
+    return metrics

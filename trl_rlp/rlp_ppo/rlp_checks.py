@@ -1,0 +1,87 @@
+"""Checks of the arguments that the RLP-PPO trainer adds, before any work."""
+
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from trl_rlp.data.groups.equivalence import Equivalence
+from trl_rlp.data.validation import require_columns
+from trl_rlp.rlp_ppo.rlp_ppo_config import RLPPPOConfig
+from trl_rlp.rlp_ppo.run_settings import build_reward_config
+
+
+def require_rlp_arguments(
+    args: RLPPPOConfig,
+    model: PreTrainedModel | PeftModel,
+    reward_model: PreTrainedModel | None,
+    train_dataset: Dataset | IterableDataset | None,
+    optimizers: tuple[Any, Any],
+    preference_dataset: Dataset | None,
+    equivalence: Equivalence | None,
+) -> None:
+    """
+    Checks that the method has everything that it needs, and nothing that it would ignore.
+
+    Args:
+        args ([`RLPPPOConfig`]):
+            Configuration of the run.
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Policy.
+        reward_model ([`~transformers.PreTrainedModel`], *optional*):
+            Reward model to refine.
+        train_dataset (`Dataset` or `IterableDataset`, *optional*):
+            Prompts.
+        optimizers (`tuple`):
+            Optimizer and scheduler of the user, which serve one policy only.
+        preference_dataset (`datasets.Dataset`, *optional*):
+            D: human preferences.
+        equivalence ([`Equivalence`], *optional*):
+            Decides which completions mean the same.
+
+    Raises:
+        TypeError, ValueError: If an argument is missing, useless, or of a kind that RLP cannot use.
+    """
+    if args.rlp_method == "none":
+        for name, value in (("preference_dataset", preference_dataset), ("equivalence", equivalence)):
+            if value is not None:
+                raise ValueError(f'`{name}` has no use with `rlp_method`="none". Set it to "uml" or "spg".')
+        return
+    if preference_dataset is None:
+        raise ValueError(f"`preference_dataset` is None, but `rlp_method`={args.rlp_method!r} needs it. Pass D.")
+    require_columns(preference_dataset, ["chosen", "rejected"], "preference_dataset")
+    if reward_model is None:
+        raise ValueError(
+            f"`reward_model` is None, but `rlp_method`={args.rlp_method!r} refines it. Pass the model itself. Models "
+            "in `reward_funcs` are not refined."
+        )
+    if build_reward_config(args).needs_groups and equivalence is None:
+        raise ValueError(
+            f"`equivalence` is None, but `rlp_method`={args.rlp_method!r} groups completions by meaning. Pass for "
+            "example `NLIEquivalence()`."
+        )
+    _require_restart(args, model, train_dataset, optimizers)
+
+
+def _require_restart(
+    args: RLPPPOConfig,
+    model: PreTrainedModel | PeftModel,
+    train_dataset: Dataset | IterableDataset | None,
+    optimizers: tuple[Any, Any],
+) -> None:
+    """Checks that training can start again after the refinement."""
+    if isinstance(model, PeftModel):
+        raise ValueError(
+            "`model` is a `PeftModel`, whose training cannot start again after the refinement. Pass the base model "
+            "and `peft_config`."
+        )
+    if train_dataset is None:
+        raise ValueError("`train_dataset` is None. Pass prompts: a column `prompt` (text or messages) or `input_ids`.")
+    if isinstance(train_dataset, IterableDataset):
+        raise ValueError("`train_dataset` is a stream, whose prompts cannot be sampled again. Load it whole.")
+    if any(optimizers):
+        raise ValueError(
+            f"`optimizers` belong to one policy, but `rlp_method`={args.rlp_method!r} trains two. Set `optim` and "
+            "`learning_rate` instead."
+        )

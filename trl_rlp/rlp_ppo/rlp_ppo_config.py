@@ -1,0 +1,96 @@
+"""Configuration of the PPO trainer that runs Algorithm 1."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl_rlp.trainer.mappings import mapping
+from trl_rlp.trainer.ppo.ppo_config import PPOConfig
+from trl_rlp.trainer.reward.methods import METHODS
+
+
+@dataclass
+class RLPPPOConfig(PPOConfig):
+    r"""
+    Configuration class for the [`RLPPPOTrainer`].
+
+    It has all fields of [`PPOConfig`] and those that control RLP.
+
+    Parameters:
+        rlp_method (`str`, *optional*, defaults to `"none"`):
+            Method that refines the reward model on the policy's samples before the policy is trained again from its
+            initial weights: `none` (plain PPO), `uml`, `spg` or `uml+spg`.
+        rlp_num_generations (`int`, *optional*, defaults to `10`):
+            Number of completions sampled from the policy for each prompt, at least 2. n in the paper.
+        rlp_temperature (`float`, *optional*, defaults to `1.0`):
+            Sampling temperature of these completions, above 0.
+        rlp_reward_base (`str`, *optional*):
+            Folder or Hub name of the model that the refined reward model starts from, with a new score head. If not
+            set, the initial policy.
+        rlp_reward_args (`dict`, *optional*):
+            Fields of RLPRewardConfig for the refinement, as a mapping.
+        rlp_heldout_share (`float`, *optional*, defaults to `0.05`):
+            Share of the human preferences held out to compare both reward models, between 0 and 1 (both excluded).
+
+    Raises:
+        ValueError: If a value is out of range or a name is unknown.
+
+    Example:
+
+    ```python
+    >>> RLPPPOConfig("ppo", rlp_method="spg", total_episodes=10_000)
+    ```
+    """
+
+    rlp_method: str = field(
+        default="none",
+        metadata={
+            "help": (
+                "Method that refines the reward model on the policy's samples before the policy is trained again "
+                "from its initial weights: `none` (plain PPO), `uml`, `spg` or `uml+spg`."
+            )
+        },
+    )
+    rlp_num_generations: int = field(
+        default=10,
+        metadata={
+            "help": "Number of completions sampled from the policy for each prompt, at least 2. n in the paper."
+        },
+    )
+    rlp_temperature: float = field(
+        default=1.0, metadata={"help": "Sampling temperature of these completions, above 0."}
+    )
+    rlp_reward_base: str | None = field(
+        default=None,
+        metadata={
+            "help": (
+                "Folder or Hub name of the model that the refined reward model starts from, with a new score head. "
+                "If not set, the initial policy."
+            )
+        },
+    )
+    rlp_reward_args: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Fields of RLPRewardConfig for the refinement, as a mapping."}
+    )
+    rlp_heldout_share: float = field(
+        default=0.05,
+        metadata={
+            "help": (
+                "Share of the human preferences held out to compare both reward models, between 0 and 1 (both "
+                "excluded)."
+            )
+        },
+    )
+
+    def __post_init__(self):
+        self.rlp_reward_args = mapping("rlp_reward_args", self.rlp_reward_args) or {}
+        if self.rlp_method not in METHODS:
+            raise ValueError(f"`rlp_method` must be one of {list(METHODS)}, got {self.rlp_method!r}.")
+        ranges = {
+            "rlp_num_generations": (self.rlp_num_generations >= 2, "at least 2, because RLP compares completions"),
+            "rlp_temperature": (0 < self.rlp_temperature < float("inf"), "above 0"),
+            "rlp_heldout_share": (0 < self.rlp_heldout_share < 1, "between 0 and 1 (both excluded)"),
+        }
+        for name, (is_valid, expected) in ranges.items():
+            if not is_valid:
+                raise ValueError(f"`{name}` must be {expected}, got {vars(self)[name]}.")
+        super().__post_init__()

@@ -1,0 +1,186 @@
+"""Settings that the RLP-PPO trainer derives: those of the refinement, and what tells one run from another."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from peft import PeftConfig
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from trl_rlp.data.groups.equivalence import Equivalence
+from trl_rlp.pipeline_config import RefinementSettings
+from trl_rlp.rlp_ppo.rlp_ppo_config import RLPPPOConfig
+from trl_rlp.storage.fingerprints import tokenizer_fingerprint, value_fingerprint, weights_fingerprint
+from trl_rlp.trainer.ppo.ppo_config import DERIVED_SIZES
+from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
+
+
+INHERITED = ("seed", "use_cpu", "bf16", "gradient_checkpointing", "report_to", "disable_tqdm")
+"""Fields that the trainer of the refined reward model inherits unless `rlp_reward_args` sets them."""
+
+IRRELEVANT_PREFIXES = (
+    "output_dir",
+    "run_name",
+    "report_to",
+    "project",
+    "hub_",
+    "push_",
+    "log_",
+    "logging_",
+    "save_",
+    "resume_",
+    "restore_",
+    "do_",
+    "eval_",
+    "disable_tqdm",
+    "dataloader_",
+    "ddp_",
+    "sft_model_path",
+    "num_sample_",
+    "num_completions_to_",
+    "reward_model_path",
+    "dataset_num_proc",
+)
+"""Beginnings of the names of fields that do not decide the results."""
+
+
+def refinement_args(args: RLPPPOConfig) -> dict[str, Any]:
+    """
+    Collects the fields for the trainer of the refined reward model: the user's and the [`INHERITED`] ones.
+
+    Args:
+        args ([`RLPPPOConfig`]):
+            Configuration of the run.
+
+    Returns:
+        `dict`: Fields of [`RLPRewardConfig`] except `output_dir` and `method`.
+
+    Raises:
+        ValueError: If the user's device or precision differs from the policy's, which is trained in the same process.
+    """
+    for name in ("use_cpu", "bf16", "fp16"):
+        if args.rlp_reward_args.get(name, vars(args)[name]) != vars(args)[name]:
+            raise ValueError(
+                f"`rlp_reward_args` sets `{name}`={args.rlp_reward_args[name]}, but the policy's trainer, in the same "
+                f"process, has {vars(args)[name]}. Set it only there."
+            )
+    return {**{name: vars(args)[name] for name in INHERITED}, **args.rlp_reward_args}
+
+
+def build_reward_config(args: RLPPPOConfig) -> RLPRewardConfig:
+    """
+    Builds the configuration of the refined reward model.
+
+    Args:
+        args ([`RLPPPOConfig`]):
+            Configuration of the run.
+
+    Returns:
+        [`RLPRewardConfig`]: The configuration. The stage sets another `output_dir`.
+    """
+    return RLPRewardConfig(output_dir=args.output_dir, method=args.rlp_method, **refinement_args(args))
+
+
+def build_refinement_settings(args: RLPPPOConfig, initial_policy: Path, config: RLPRewardConfig) -> RefinementSettings:
+    """
+    Builds the settings of step 4.
+
+    Args:
+        args ([`RLPPPOConfig`]):
+            Configuration of the run.
+        initial_policy (`Path`):
+            Folder of π_SFT.
+        config ([`RLPRewardConfig`]):
+            Result of [`build_reward_config`].
+
+    Returns:
+        [`RefinementSettings`]: The settings.
+    """
+    return RefinementSettings(
+        base_model=args.rlp_reward_base or initial_policy,
+        config=config,
+        args=refinement_args(args),
+        sampling={
+            "num_generations": args.rlp_num_generations,
+            "temperature": args.rlp_temperature,
+            "max_new_tokens": args.max_completion_length,
+            "seed": args.seed,
+        },
+        seed=args.seed,
+    )
+
+
+def describe_run(
+    args: RLPPPOConfig,
+    policy: PreTrainedModel,
+    processing_class: PreTrainedTokenizerBase,
+    prompt_dataset: Dataset,
+    preference_dataset: Dataset,
+    equivalence: Equivalence | None,
+    arguments: dict[str, Any],
+) -> dict[str, Any]:
+    """
+    Collects everything that decides the results, as plain values that the run folder compares.
+
+    Args:
+        args ([`RLPPPOConfig`]):
+            Configuration of the run.
+        policy (`PreTrainedModel`):
+            Initial policy.
+        processing_class (`PreTrainedTokenizerBase`):
+            Its tokenizer.
+        prompt_dataset (`datasets.Dataset`):
+            U.
+        preference_dataset (`datasets.Dataset`):
+            D.
+        equivalence ([`Equivalence`], *optional*):
+            Decides which completions mean the same.
+        arguments (`dict[str, Any]`):
+            Further arguments of the trainer that decide what the first policy becomes.
+
+    Returns:
+        `dict[str, Any]`: Settings by name.
+    """
+    fields = json.loads(json.dumps(args.to_dict(), default=str))
+    deciding = {k: v for k, v in fields.items() if not k.startswith(IRRELEVANT_PREFIXES) and k not in DERIVED_SIZES}
+    return {
+        **{f"args.{name}": value for name, value in deciding.items()},
+        "policy": weights_fingerprint(policy),
+        "tokenizer": tokenizer_fingerprint(processing_class),
+        "prompts": value_fingerprint(prompt_dataset.to_list()),
+        "preference_dataset": value_fingerprint(preference_dataset.to_list()),
+        "equivalence": None if equivalence is None else equivalence.fingerprint,
+        **{name: fingerprint_argument(value) for name, value in arguments.items()},
+    }
+
+
+def fingerprint_argument(value: Any) -> Any:
+    """
+    Computes what tells one argument of a trainer from another.
+
+    Args:
+        value (`Any`):
+            A model, a tokenizer, a PEFT configuration, a function (identified by its name only), text, `None`, or a
+            list of them.
+
+    Returns:
+        `str`, or a list of them, or `None`.
+    """
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [fingerprint_argument(entry) for entry in value]
+    if isinstance(value, nn.Module):
+        return weights_fingerprint(value)
+    if isinstance(value, PreTrainedTokenizerBase):
+        return tokenizer_fingerprint(value)
+    if isinstance(value, PeftConfig):
+        return value_fingerprint(json.loads(json.dumps(value.to_dict(), default=_to_plain)))
+    return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def _to_plain(value: Any) -> Any:
+    """Sorts sets, whose order differs between processes."""
+    return sorted(value) if isinstance(value, (set, frozenset)) else str(value)

@@ -1,0 +1,84 @@
+"""JSON and text files that are written completely or not at all."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+
+def read_json(path: str | Path) -> Any:
+    """
+    Reads a JSON file.
+
+    Args:
+        path (`str` or `Path`):
+            The file.
+
+    Returns:
+        The value in the file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is not JSON.
+    """
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """
+    Writes a JSON file, completely or not at all.
+
+    Args:
+        path (`str` or `Path`):
+            The file. An existing file is replaced.
+        value:
+            Any value that `json` can write.
+    """
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """
+    Writes a UTF-8 text file, completely or not at all.
+
+    The text first goes to a hidden file in the same folder, which then replaces `path` in one step.
+
+    Args:
+        path (`str` or `Path`):
+            The file. An existing file is replaced.
+        text (`str`):
+            The whole text.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def replace_nan(value: Any) -> Any:
+    """
+    Replaces NaN and infinity by `None`, because JSON has neither.
+
+    Args:
+        value:
+            Dicts, lists, tuples and plain values, nested to any depth.
+
+    Returns:
+        A copy of the value. Tuples become lists.
+
+    Example:
+
+    ```python
+    >>> from trl_rlp.storage.json_files import replace_nan
+
+    >>> replace_nan({"error": float("nan"), "margins": (1.0, float("inf"))})
+    {'error': None, 'margins': [1.0, None]}
+
+    ```
+    """
+    if isinstance(value, dict):
+        return {key: replace_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [replace_nan(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

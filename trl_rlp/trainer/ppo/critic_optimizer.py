@@ -1,0 +1,112 @@
+"""The critic's optimizer, which steps beside the policy's."""
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedType
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from trl_rlp.trainer.gradients import average_gradients
+from trl_rlp.trainer.ppo.finite_guard import FiniteGuard
+from trl_rlp.trainer.ppo.ppo_config import PPOConfig
+from trl_rlp.trainer.ppo.token_models import Critic
+
+
+class CriticOptimizer(TrainerCallback):
+    """
+    Steps the critic just before each step of the policy. If the guard refuses the step, neither moves.
+
+    The optimizer has the class and the settings of the policy's, and follows the policy's learning-rate schedule. The
+    critic's gradients are clipped separately.
+
+    Args:
+        critic ([`Critic`]):
+            The critic, on its device.
+        args ([`PPOConfig`]):
+            Configuration of the run.
+        accelerator (`accelerate.Accelerator`):
+            The trainer's accelerator.
+        guard ([`FiniteGuard`]):
+            Decides whether a step is taken.
+        optimizer_class (`type`):
+            Class of the policy's optimizer.
+        optimizer_kwargs (`dict`):
+            Keyword arguments of the policy's optimizer.
+        decay_parameters (`Collection[str]`):
+            Names of the critic's parameters that get weight decay.
+
+    Attributes:
+        critic (`nn.Module`): The critic, wrapped for distributed training if there are several processes.
+        optimizer (`torch.optim.Optimizer`): Its optimizer.
+
+    Raises:
+        ValueError: If `value_warmup_rollouts` is set under DeepSpeed.
+    """
+
+    def __init__(
+        self,
+        critic: Critic,
+        args: PPOConfig,
+        accelerator: Accelerator,
+        guard: FiniteGuard,
+        optimizer_class: type[torch.optim.Optimizer],
+        optimizer_kwargs: dict[str, Any],
+        decay_parameters: Collection[str],
+    ):
+        self.accelerator, self.guard = accelerator, guard
+        self.learning_rate = args.value_learning_rate or args.learning_rate
+        trainable = {name: parameter for name, parameter in critic.named_parameters() if parameter.requires_grad}
+        groups = [
+            {
+                "params": [p for name, p in trainable.items() if name in decay_parameters],
+                "weight_decay": args.weight_decay,
+            },
+            {"params": [p for name, p in trainable.items() if name not in decay_parameters], "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
+        self.critic: nn.Module = critic
+        self.optimizer = optimizer_class(groups, **{**optimizer_kwargs, "lr": self.learning_rate})
+        # A DeepSpeed engine holds one model, the policy. The critic is then a whole copy on each process.
+        self._is_replicated = accelerator.distributed_type == DistributedType.DEEPSPEED
+        if self._is_replicated and args.value_warmup_rollouts:
+            raise ValueError(
+                "`value_warmup_rollouts` has no effect under DeepSpeed, whose engine steps the policy by itself. "
+                "Leave it at 0, or use FSDP."
+            )
+        if not self._is_replicated:
+            self.critic, self.optimizer = accelerator.prepare(self.critic, self.optimizer)
+
+    def on_pre_optimizer_step(
+        self, args: PPOConfig, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Steps the critic, or drops the gradients of critic and policy if the guard refuses the step."""
+        policy = kwargs["model"]
+        if not self.guard.check_step((policy, self.critic)):
+            _drop_gradients(policy)
+            self.optimizer.zero_grad()
+            self.guard.count_skipped_step()
+            return
+        if self.guard.state.rollouts <= args.value_warmup_rollouts:
+            _drop_gradients(policy)
+        self._step(args, kwargs["lr_scheduler"])
+
+    def _step(self, args: PPOConfig, lr_scheduler: Any) -> None:
+        parameters = [parameter for parameter in self.critic.parameters() if parameter.requires_grad]
+        if self._is_replicated and self.accelerator.num_processes > 1:
+            average_gradients(parameters, self.accelerator)
+        if args.max_grad_norm > 0:
+            clip = nn.utils.clip_grad_norm_ if self._is_replicated else self.accelerator.clip_grad_norm_
+            clip(parameters, args.max_grad_norm)
+        factor = lr_scheduler.get_last_lr()[0] / lr_scheduler.base_lrs[0] if lr_scheduler.base_lrs[0] else 1.0
+        for group in self.optimizer.param_groups:
+            group["lr"] = factor * self.learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def _drop_gradients(module: nn.Module) -> None:
+    """Sets gradients to `None`: an optimizer skips such parameters, while gradients of 0 would move momenta."""
+    for parameter in module.parameters():
+        parameter.grad = None

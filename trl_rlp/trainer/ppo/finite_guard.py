@@ -1,0 +1,120 @@
+"""The guard against numbers that are not finite: it skips rollouts and optimizer steps, and stops the run."""
+
+from collections.abc import Iterable
+
+import torch
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from torch import nn
+
+from trl_rlp.trainer.checkpoints import last_checkpoint
+from trl_rlp.trainer.ppo.experience import Experience
+from trl_rlp.trainer.ppo.ppo_checkpoints import PPOState
+
+
+logger = get_logger(__name__)
+
+MAX_BAD_IN_A_ROW = 3
+
+
+class FiniteGuard:
+    """
+    Decides, on all processes together, whether a rollout and each optimizer step on it are used or skipped.
+
+    Args:
+        state ([`PPOState`]):
+            Skipped steps are counted here.
+        accelerator (`accelerate.Accelerator`):
+            The trainer's accelerator.
+        output_dir (`str`):
+            Folder of the checkpoints, which the error names.
+    """
+
+    def __init__(self, state: PPOState, accelerator: Accelerator, output_dir: str):
+        self.state, self.accelerator, self.output_dir = state, accelerator, output_dir
+        self._is_good_rollout, self._are_losses_finite = True, True
+
+    def check_rollout(self, experience: Experience) -> bool:
+        """
+        Counts a rollout and checks it. All processes must call this.
+
+        Args:
+            experience ([`Experience`]):
+                The rollout of this process.
+
+        Returns:
+            `bool`: Whether the rollout is finite on all processes. If not, all steps on it are skipped.
+
+        Raises:
+            RuntimeError: If this is the third bad rollout or step in a row.
+        """
+        self.state.rollouts += 1
+        self._is_good_rollout = self._everywhere(bool(experience.is_finite()))
+        if not self._is_good_rollout:
+            self._count_bad("a rollout's scores, log-probabilities or values")
+        return self._is_good_rollout
+
+    def check_loss(self, loss: torch.Tensor) -> bool:
+        """
+        Checks the loss of a micro-batch on this process.
+
+        Args:
+            loss (`torch.Tensor`):
+                Scalar.
+
+        Returns:
+            `bool`: Whether it is finite.
+        """
+        is_finite = bool(loss.isfinite())
+        self._are_losses_finite &= is_finite
+        return is_finite
+
+    def check_step(self, modules: Iterable[nn.Module]) -> bool:
+        """
+        Checks losses and gradients before an optimizer step. All processes must call this.
+
+        Args:
+            modules (`Iterable[nn.Module]`):
+                Modules with the gradients of the step.
+
+        Returns:
+            `bool`: Whether the step may be taken. If not, call [`FiniteGuard.count_skipped_step`].
+        """
+        is_good = self._is_good_rollout and self._are_gradients_good(modules)
+        self._are_losses_finite = True
+        if is_good:
+            self.state.bad_in_a_row = 0
+        return is_good
+
+    def count_skipped_step(self) -> None:
+        """
+        Counts a step that was skipped.
+
+        Raises:
+            RuntimeError: If this is the third bad rollout or step in a row.
+        """
+        self.state.skipped_steps += 1
+        if self._is_good_rollout:  # a bad rollout has been counted already
+            self._count_bad("the loss or its gradient")
+
+    def _are_gradients_good(self, modules: Iterable[nn.Module]) -> bool:
+        gradients = [p.grad for module in modules for p in module.parameters() if p.grad is not None]
+        # The norm reads each gradient once. With sharded gradients it is a collective, so all processes compute it.
+        is_finite = bool(nn.utils.get_total_norm(gradients).isfinite())
+        return self._everywhere(is_finite and self._are_losses_finite)
+
+    def _everywhere(self, is_good: bool) -> bool:
+        num_bad = torch.tensor(float(not is_good), device=self.accelerator.device)
+        return not bool(self.accelerator.reduce(num_bad, reduction="sum").item())
+
+    def _count_bad(self, what: str) -> None:
+        self.state.bad_in_a_row += 1
+        logger.warning(
+            f"{what[0].upper()}{what[1:]} are not finite (rollout {self.state.rollouts}). The step is skipped."
+        )
+        if self.state.bad_in_a_row >= MAX_BAD_IN_A_ROW:
+            checkpoint = last_checkpoint(self.output_dir)
+            raise RuntimeError(
+                f"{MAX_BAD_IN_A_ROW} times in a row {what} were not finite. Resume from the last good checkpoint "
+                f"({checkpoint or 'none yet'}) with a lower `learning_rate`, or check the reward functions."
+            )

@@ -1,0 +1,342 @@
+"""The models of a PPO run, read at each token: log-probabilities of policy and reference, values of the critic."""
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from accelerate import Accelerator
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from trl_rlp.losses.log_probs import token_log_probs
+from trl_rlp.trainer.ppo.ppo_config import PPOConfig
+from trl_rlp.trainer.score_head import score_layers
+
+
+@dataclass
+class Tokens:
+    """Prompts with their completions, as one batch of token ids."""
+
+    ids: torch.Tensor  # (batch, prompt_length + length), prompts padded on the left, completions on the right
+    mask: torch.Tensor  # (batch, prompt_length + length), 1 at tokens
+    num_completion_tokens: int  # length of the padded completions
+
+    def restrict_to(self, vocabulary_size: int) -> Self:
+        """
+        Masks tokens that are not in a model's embedding, such as a pad token that only the policy has.
+
+        At a masked position the model reads the previous token again, so that it predicts the next token as if there
+        were nothing in between.
+
+        Args:
+            vocabulary_size (`int`):
+                Number of rows of the embedding.
+
+        Returns:
+            [`Tokens`]: A batch of the same shape.
+        """
+        is_missing = self.ids >= vocabulary_size  # (batch, prompt_length + length)
+        positions = torch.arange(is_missing.shape[1], device=is_missing.device).expand(is_missing.shape)
+        previous = positions.masked_fill(is_missing, 0).cummax(dim=1).values
+        ids = self.ids.gather(1, previous)
+        ids = ids.masked_fill(ids >= vocabulary_size, 0)  # rows that begin with a missing token
+        return type(self)(ids, self.mask.masked_fill(is_missing, 0), self.num_completion_tokens)
+
+    def split(self, batch_size: int) -> Iterator[Self]:
+        """
+        Splits the batch.
+
+        Args:
+            batch_size (`int`):
+                Maximum number of rows of a part.
+
+        Yields:
+            [`Tokens`]: The parts, in order.
+        """
+        for ids, mask in zip(self.ids.split(batch_size), self.mask.split(batch_size), strict=True):
+            yield type(self)(ids, mask, self.num_completion_tokens)
+
+
+def join_tokens(
+    prompt_ids: torch.Tensor, prompt_mask: torch.Tensor, completion_ids: torch.Tensor, completion_mask: torch.Tensor
+) -> Tokens:
+    """
+    Joins prompts and completions.
+
+    Args:
+        prompt_ids (`torch.Tensor` of shape `(batch, prompt_length)`):
+            Prompts, padded on the left.
+        prompt_mask (`torch.Tensor` of shape `(batch, prompt_length)`):
+            1 at tokens.
+        completion_ids (`torch.Tensor` of shape `(batch, length)`):
+            Completions, padded on the right.
+        completion_mask (`torch.Tensor` of shape `(batch, length)`):
+            1 or `True` at tokens.
+
+    Returns:
+        [`Tokens`]: Padding is token 0, which every embedding has.
+    """
+    ids = torch.cat([prompt_ids, completion_ids], dim=1)  # (batch, prompt_length + length)
+    mask = torch.cat([prompt_mask, completion_mask.to(prompt_mask.dtype)], dim=1)
+    return Tokens(ids.masked_fill(mask == 0, 0), mask, completion_ids.shape[1])
+
+
+class Critic(nn.Module):
+    """
+    Reads a sequence classifier at every token: the value of the state that each completion token is sampled in.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The value model: a sequence classifier with `num_labels=1` whose score layer reads every token, which
+            decoder-only classifiers do.
+
+    Raises:
+        ValueError: If `num_labels` is not 1, or the model has no score layer with a known name.
+    """
+
+    def __init__(self, model: PreTrainedModel | PeftModel):
+        super().__init__()
+        if model.config.num_labels != 1:
+            raise ValueError(
+                f"`value_model` has `num_labels`={model.config.num_labels}, but a value is one number. Load it with "
+                "`AutoModelForSequenceClassification.from_pretrained(..., num_labels=1)`."
+            )
+        self._layers = score_layers(model)
+        self.model = model
+        if model.config.get_text_config().pad_token_id is None:
+            # The classifier pools its scores. They are not used, but without a pad token it refuses batches.
+            model.config.get_text_config().pad_token_id = 0
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor, num_tokens: int
+    ) -> torch.Tensor:
+        """
+        Computes the values of the last tokens.
+
+        Args:
+            input_ids (`torch.Tensor` of shape `(batch, length)`):
+                Prompts, padded on the left, and completions, padded on the right.
+            attention_mask (`torch.Tensor` of shape `(batch, length)`):
+                1 at tokens.
+            position_ids (`torch.Tensor` of shape `(batch, length)`):
+                Position of each token in its text.
+            num_tokens (`int`):
+                Length of the padded completions.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, num_tokens)`: Value of the state before each token, in units of reward.
+
+        Raises:
+            ValueError: If the model pools before it scores.
+        """
+        scores = []
+        handles = [layer.register_forward_hook(lambda _, __, output: scores.append(output)) for layer in self._layers]
+        try:
+            self.model(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        if scores[-1].ndim != 3:
+            raise ValueError(
+                f"`value_model` is a `{type(self.model).__name__}`, which pools before it scores, so it has no value "
+                "for each token. Use a decoder-only classifier."
+            )
+        values = scores[-1].squeeze(-1)[:, -num_tokens - 1 : -1]  # (batch, num_tokens)
+        return values.to(torch.float32, copy=True)  # FSDP does not accept a view
+
+
+class TokenModels:
+    """
+    Policy, reference policy and critic of a run.
+
+    Args:
+        policy (`nn.Module`):
+            Policy, not wrapped for distributed training.
+        reference (`nn.Module`, *optional*):
+            Reference policy. `None` if it is the policy without its adapters or with another adapter.
+        critic (`nn.Module`):
+            [`Critic`], possibly wrapped for distributed training.
+        args ([`PPOConfig`]):
+            Configuration of the run.
+        accelerator (`accelerate.Accelerator`):
+            The trainer's accelerator.
+    """
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        reference: nn.Module | None,
+        critic: nn.Module,
+        args: PPOConfig,
+        accelerator: Accelerator,
+    ):
+        self.policy, self.reference, self.critic = policy, reference, critic
+        self.args, self.accelerator = args, accelerator
+        self._accepts_position_ids = accepts_position_ids(policy)
+        self._vocabulary_size = _vocabulary_size(accelerator.unwrap_model(policy))
+        self._critic_vocabulary_size = _vocabulary_size(accelerator.unwrap_model(critic).model)
+        self._reference_vocabulary_size = _vocabulary_size(accelerator.unwrap_model(reference or policy))
+
+    @torch.no_grad()
+    def evaluate_rollout(self, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        Evaluates the tokens of a rollout with all three models, before the first optimizer step on it.
+
+        Tokens that the reference policy's embedding does not have get zero KL.
+
+        Args:
+            tokens ([`Tokens`]):
+                The rollout.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor, torch.Tensor]` of shape `(batch, length)` each: log-probabilities under
+            the policy and under the reference policy, in nats, and values.
+        """
+        parts = []
+        was_training = self.critic.training
+        self.critic.eval()
+        for part in tokens.split(self.args.local_rollout_forward_batch_size):
+            log_probs, _ = self.log_probs(self.policy, part)
+            with self._reference_policy() as reference:
+                ref_log_probs, _ = self.log_probs(reference, self._restrict(part, self._reference_vocabulary_size))
+            is_missing = part.ids[:, -part.num_completion_tokens :] >= self._reference_vocabulary_size
+            parts.append((log_probs, log_probs.where(is_missing, ref_log_probs), self.values(part)))
+        self.critic.train(was_training)
+        log_probs, ref_log_probs, values = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        return log_probs, ref_log_probs, values
+
+    def log_probs(self, model: nn.Module, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Computes log-probabilities and entropies of the completions.
+
+        Args:
+            model (`nn.Module`):
+                The policy, possibly wrapped, or the reference policy.
+            tokens ([`Tokens`]):
+                A batch.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor]`, both of shape `(batch, length)`, in nats.
+        """
+        with self.accelerator.autocast():
+            return completion_log_probs(
+                model,
+                tokens.ids,
+                tokens.mask,
+                tokens.num_completion_tokens,
+                self.args.temperature,
+                self._accepts_position_ids,
+            )
+
+    def values(self, tokens: Tokens) -> torch.Tensor:
+        """
+        Computes the critic's values of the completions.
+
+        Args:
+            tokens ([`Tokens`]):
+                A batch.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, length)`, in units of reward.
+        """
+        tokens = self._restrict(tokens, self._critic_vocabulary_size)
+        position_ids = position_ids_from_mask(tokens.mask)
+        with self.accelerator.autocast():
+            return self.critic(tokens.ids, tokens.mask, position_ids, tokens.num_completion_tokens)
+
+    def _restrict(self, tokens: Tokens, vocabulary_size: int) -> Tokens:
+        return tokens if vocabulary_size >= self._vocabulary_size else tokens.restrict_to(vocabulary_size)
+
+    @contextlib.contextmanager
+    def _reference_policy(self) -> Iterator[Any]:
+        if self.reference is not None:
+            yield self.reference
+            return
+        policy: PeftModel = self.accelerator.unwrap_model(self.policy)
+        if self.args.ref_adapter_name is None:
+            with policy.disable_adapter():
+                yield self.policy
+            return
+        active = policy.active_adapter
+        policy.set_adapter(self.args.ref_adapter_name)
+        try:
+            yield self.policy
+        finally:
+            policy.set_adapter(active)
+
+
+def completion_log_probs(
+    model: nn.Module,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    num_tokens: int,
+    temperature: float,
+    with_position_ids: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Computes the log-probability and the entropy of each completion token. Only their logits are materialized.
+
+    Args:
+        model (`nn.Module`):
+            Causal LM, possibly wrapped for distributed training.
+        input_ids (`torch.Tensor` of shape `(batch, length)`):
+            Prompts, padded on the left, and completions, padded on the right.
+        attention_mask (`torch.Tensor` of shape `(batch, length)`):
+            1 at tokens.
+        num_tokens (`int`):
+            Length of the padded completions, less than `length`.
+        temperature (`float`):
+            The logits are divided by it.
+        with_position_ids (`bool`, *optional*, defaults to `True`):
+            Whether to pass `position_ids`, see [`accepts_position_ids`].
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`, both of shape `(batch, num_tokens)`, in nats. Undefined at padding.
+    """
+    length = input_ids.shape[1]
+    logits = model(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        **({"position_ids": position_ids_from_mask(attention_mask)} if with_position_ids else {}),
+        # Indices instead of a number: slicing would copy the gradient.
+        logits_to_keep=torch.arange(length - num_tokens - 1, length - 1, device=input_ids.device),
+        use_cache=False,
+    ).logits  # (batch, num_tokens, vocabulary)
+    return token_log_probs(logits, input_ids[:, -num_tokens:], temperature)
+
+
+def position_ids_from_mask(attention_mask: torch.Tensor) -> torch.Tensor:
+    """
+    Computes the position of each token in its text, which left padding does not shift.
+
+    Args:
+        attention_mask (`torch.Tensor` of shape `(batch, length)`):
+            1 at tokens.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, length)`: Positions from 0. Left padding has position 0.
+    """
+    return (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+
+
+def accepts_position_ids(model: nn.Module) -> bool:
+    """
+    Checks whether a model accepts `position_ids`. Other models have no positions or derive them from the mask.
+
+    Args:
+        model (`nn.Module`):
+            Model, not wrapped for distributed training.
+
+    Returns:
+        `bool`: Whether its `forward` has the argument.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    return "position_ids" in inspect.signature(base.forward).parameters
+
+
+def _vocabulary_size(model: PreTrainedModel | PeftModel) -> int:
+    return model.config.get_text_config().vocab_size
