@@ -1,9 +1,9 @@
 """
 Compares win rates with AlpacaEval's published leaderboards: `python tests/alpaca_eval_published.py CHECKOUT`.
 
-CHECKOUT is one of https://github.com/tatsu-lab/alpaca_eval, of which only `results/*/*/annotations.json` and
-`src/alpaca_eval/leaderboards` are read. With `--anchors df_gamed.csv` (of the Hub's data set `tatsu-lab/alpaca_eval`)
-length-controlled win rates are compared too.
+CHECKOUT is a checkout of https://github.com/tatsu-lab/alpaca_eval. The script only reads its
+`results/*/*/annotations.json` and `src/alpaca_eval/leaderboards`. With `--anchors df_gamed.csv` (from the dataset
+`tatsu-lab/alpaca_eval` on the Hub) it also compares length-controlled win rates.
 """
 
 import argparse
@@ -20,39 +20,37 @@ LEADERBOARDS = {
     "weighted_alpaca_eval_gpt4_turbo": "data_AlpacaEval_2/weighted_alpaca_eval_gpt4_turbo_leaderboard.csv",
     "alpaca_eval_gpt4": "data_AlpacaEval/alpaca_eval_gpt4_leaderboard.csv",
 }
-FIGURES = ("win_rate", "standard_error", "n_wins", "n_wins_base", "n_draws", "n_total", "discrete_win_rate")
-ROUNDING = 1e-6  # the files hold ten decimals
+METRICS = ("win_rate", "standard_error", "n_wins", "n_wins_base", "n_draws", "n_total", "discrete_win_rate")
+ROUNDING = 1e-6  # the files have ten decimals
 
 
-def published(checkout: Path, annotator: str) -> dict[str, dict[str, str]]:
-    """The leaderboard's rows by model."""
+def load_leaderboard(checkout: Path, annotator: str) -> dict[str, dict[str, str]]:
+    """Loads the rows of a leaderboard by model."""
     with open(checkout / "src/alpaca_eval/leaderboards" / LEADERBOARDS[annotator], newline="") as file:
         rows = list(csv.reader(file))
     return {row[0]: dict(zip(rows[0], row, strict=True)) for row in rows[1:]}
 
 
-def compared(checkout: Path, annotator: str, anchors: Anchors | None) -> tuple[Counter, list[float]]:
-    """How many figures are the leaderboard's, and how far length-controlled win rates are from it, in percent."""
-    rows, equal, distances = published(checkout, annotator), Counter(), []
+def compare_with_leaderboard(checkout: Path, annotator: str, anchors: Anchors | None) -> tuple[Counter, list[float]]:
+    """Counts equal metrics, and returns the differences of the length-controlled win rates in percentage points."""
+    leaderboard, counts, differences = load_leaderboard(checkout, annotator), Counter(), []
     for path in sorted(checkout.glob(f"results/*/{annotator}/annotations.json")):
-        expected = rows.get(path.parts[-3])
+        expected = leaderboard.get(path.parts[-3])
         if expected is None:
             continue
         annotations = read_annotations(path)
-        found = leaderboard_row(annotations)
-        equal["files"] += 1
-        for name in FIGURES:
+        row = leaderboard_row(annotations)
+        counts["files"] += 1
+        for name in METRICS:
             if expected.get(name):
-                equal[name] += abs(found[name] - float(expected[name])) < ROUNDING
-                equal[f"{name} of"] += 1
+                counts[name] += abs(row[name] - float(expected[name])) < ROUNDING
+                counts[f"{name} of"] += 1
         if anchors is not None and expected.get("length_controlled_winrate"):
             lengths = ([len(row[name]) for row in annotations] for name in ("output_2", "output_1"))
-            controlled = length_controlled_win_rate(
-                preferences_of(annotations), *lengths, anchors=anchors, resamples=2
-            )
-            theirs = float(expected["length_controlled_winrate"])
-            distances.append(abs(100 * controlled["length_controlled_win_rate"] - theirs))
-    return equal, distances
+            result = length_controlled_win_rate(preferences_of(annotations), *lengths, anchors=anchors, resamples=2)
+            published = float(expected["length_controlled_winrate"])
+            differences.append(abs(100 * result["length_controlled_win_rate"] - published))
+    return counts, differences
 
 
 def main() -> None:
@@ -62,14 +60,14 @@ def main() -> None:
     arguments = parser.parse_args()
     anchors = load_anchors(arguments.anchors) if arguments.anchors else None
     for annotator in LEADERBOARDS:
-        equal, distances = compared(arguments.checkout, annotator, anchors)
-        lines = [f"{annotator}: {equal['files']} files"]
-        lines += [f"  {name}: {equal[name]} of {equal[f'{name} of']} equal" for name in FIGURES]
-        if distances:
-            near = [sum(distance < within for distance in distances) for within in (0.005, 0.2)]
+        counts, differences = compare_with_leaderboard(arguments.checkout, annotator, anchors)
+        lines = [f"{annotator}: {counts['files']} files"]
+        lines += [f"  {name}: {counts[name]} of {counts[f'{name} of']} equal" for name in METRICS]
+        if differences:
+            small, large = (sum(difference < limit for difference in differences) for limit in (0.005, 0.2))
             lines.append(
-                f"  length-controlled, {len(distances)} files: {near[0]} within .005 percentage points, {near[1]} "
-                f"within .2, at most {max(distances):.3f} apart"
+                f"  length-controlled, {len(differences)} files: {small} within .005 percentage points, {large} "
+                f"within .2, largest difference {max(differences):.3f}"
             )
         sys.stdout.write("\n".join(lines) + "\n")
 

@@ -10,7 +10,7 @@ from trl_rlp.evaluation.judged_outputs import JUDGES, judge_outputs, load_judge,
 
 
 class UnreadableJudge(AskedJudge):
-    """Gives draws, and counts one of two answers as unreadable."""
+    """Returns draws, and counts one of two answers as unreadable."""
 
     def __call__(self, prompts, firsts, seconds):
         self.asked, self.unreadable = 2 * len(prompts), len(prompts)

@@ -3,7 +3,7 @@ from datasets import Dataset
 
 from tests.tiny_models import save, tiny_causal_lm, tiny_tokenizer
 from trl_rlp.evaluation.policy_metrics import describe_outputs, kl_to_reference
-from trl_rlp.evaluation.policy_report import evaluate_policies
+from trl_rlp.evaluation.policy_report import describe_policies
 from trl_rlp.storage.artifacts import load_data, load_policy
 
 
@@ -25,7 +25,7 @@ def test_policies_are_evaluated_on_the_same_prompts(tmp_path, policies, has_answ
     prompts = Dataset.from_dict({"prompt": ["1?", "2?", "3?"], "answers": [["a"], ["b"], ["c"]]})
     answers = prompts["answers"] if has_answers else None
     prompts = prompts if has_answers else prompts.remove_columns("answers")
-    metrics, samples = evaluate_policies(tmp_path, policies, prompts, SAMPLING, num_kl_prompts=num_kl_prompts)
+    metrics, samples = describe_policies(tmp_path, policies, prompts, SAMPLING, num_kl_prompts=num_kl_prompts)
     reference, _ = load_policy(policies["sft"])
     for name, path in policies.items():
         assert samples[name]["prompt"][:] == prompts["prompt"][:]

@@ -168,8 +168,8 @@ def test_heldout_information_uses_the_two_completions_of_each_prompt():
     )
     calls = []
 
-    def heads(first, second, instruction_ids):
-        calls.append((first, second, instruction_ids.tolist()))
+    def heads(first, second, prompt_ids):
+        calls.append((first, second, prompt_ids.tolist()))
         return {"mi": torch.tensor(float(len(calls)))}
 
     trainer = SimpleNamespace(

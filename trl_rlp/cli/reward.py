@@ -11,7 +11,6 @@ from trl_rlp.stages.reward_model import build_reward_trainer
 from trl_rlp.storage.artifacts import load_reward_model, save_plain
 from trl_rlp.storage.loading import load_rows
 from trl_rlp.storage.processes import process_state
-from trl_rlp.trainer.reward.methods import METHODS, VIEWS_FROM
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 
 
@@ -71,7 +70,6 @@ class RewardArguments:
         Returns:
             `dict`: arguments of [`RLPRewardTrainer`].
         """
-        terms = METHODS[config.method]
         arguments: dict[str, Any] = {}
         if self.policy_samples is not None:
             arguments["policy_samples"] = load_rows(self.policy_samples)
@@ -80,8 +78,8 @@ class RewardArguments:
         if self.labeling_reward_model is not None:
             model, processing_class = load_reward_model(self.labeling_reward_model)
             arguments |= {"labeling_reward_model": model, "labeling_processing_class": processing_class}
-        makes_pairs = terms.synthetic and self.synthetic_dataset is None
-        needs_groups = makes_pairs or (terms.views and VIEWS_FROM[config.views_from])
+        makes_pairs = config.uses_synthetic_pairs and self.synthetic_dataset is None
+        needs_groups = makes_pairs or (config.uses_views and config.views_share_group)
         if needs_groups and self.policy_samples is not None:
             arguments["equivalence"] = equivalence.build()
         return arguments

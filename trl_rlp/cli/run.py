@@ -98,12 +98,17 @@ def _build_gate_table(sets: dict[str, dict]) -> Table:
         for model in ("before", "after"):
             row = metrics[model]
             cells = [row["accuracy"], row["calibration_error"], row["margin"], row["length_accuracy"]]
-            table.add_row(f"{name} ({row['pairs']})", model, *(f"{cell:.3f}" for cell in cells))
+            table.add_row(f"{name} ({row['pairs']})", model, *map(_format_metric, cells))
     return table
 
 
 def _build_policy_table(policies: dict[str, dict[str, float]]) -> Table:
     table = Table("samples on held-out prompts", *policies)
     for name in next(iter(policies.values())):
-        table.add_row(name, *(f"{metrics[name]:.3f}" for metrics in policies.values()))
+        table.add_row(name, *(_format_metric(metrics[name]) for metrics in policies.values()))
     return table
+
+
+def _format_metric(value: float | None) -> str:
+    """A stage stores a metric that is not finite as `None`, for example the standard error of a single prompt."""
+    return "-" if value is None else f"{value:.3f}"

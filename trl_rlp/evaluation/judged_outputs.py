@@ -1,4 +1,4 @@
-"""Files of model outputs that a judge compares. The annotations are saved, so that no output is judged twice."""
+"""Judges files of model outputs. The annotations are saved, so no output has to be judged twice."""
 
 from pathlib import Path
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from trl_rlp.data.sampling.in_process import sample_completions
+from trl_rlp.data.sampling.in_process import SHARDS, sample_completions
 from trl_rlp.evaluation.policy_metrics import describe_outputs, kl_to_reference
 from trl_rlp.storage.artifacts import load_policy, save_data
 
@@ -14,7 +14,7 @@ REFERENCE = "sft"
 """Name of the policy that the KL divergence is measured from."""
 
 
-def evaluate_policies(
+def describe_policies(
     folder: Path,
     policies: dict[str, str | Path],
     prompt_dataset: Dataset,
@@ -48,7 +48,7 @@ def evaluate_policies(
     for name, path in policies.items():
         policy, processing_class = load_policy(path)
         samples[name] = sample_completions(
-            prompts, policy, processing_class, output_dir=str(folder / name / "shards"), **sampling
+            prompts, policy, processing_class, output_dir=str(folder / name / SHARDS), **sampling
         )
         save_data(samples[name], folder / name)
         metrics[name] = describe_outputs(samples[name], answers)

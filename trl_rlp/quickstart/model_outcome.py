@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from trl_rlp.evaluation import policy_report
 from trl_rlp.evaluation.gate import RewardModel, compare_on_pairs
 from trl_rlp.evaluation.policy_pairs import is_correct
+from trl_rlp.evaluation.policy_report import describe_policies
 from trl_rlp.evaluation.reward_metrics import standard_error
 
 
@@ -94,9 +94,7 @@ def evaluate_policies(
           questions.
         - `questions` and `outputs_per_question`: counts.
     """
-    metrics, samples = policy_report.evaluate_policies(
-        folder, policies, questions, sampling, num_kl_prompts=NUM_KL_QUESTIONS
-    )
+    metrics, samples = describe_policies(folder, policies, questions, sampling, num_kl_prompts=NUM_KL_QUESTIONS)
     answers = list(questions["answers"])
     shares = {name: shares_right(samples[name], answers) for name in policies}
     accuracies = {name: float(np.mean(shares[name])) for name in policies}

@@ -5,8 +5,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from trl_rlp.evaluation import policy_report
 from trl_rlp.evaluation.policy_metrics import mean_reward
+from trl_rlp.evaluation.policy_report import describe_policies
 from trl_rlp.storage.artifacts import load_reward_model
 
 
@@ -39,7 +39,7 @@ def evaluate_policies(
         `dict`: metrics of each policy: those of [`describe_outputs`], `kl` in nats per completion, and
         `reward/<reward model>`.
     """
-    metrics, samples = policy_report.evaluate_policies(folder, policies, prompt_dataset, sampling)
+    metrics, samples = describe_policies(folder, policies, prompt_dataset, sampling)
     for reward_name, path in reward_models.items():
         reward_model = load_reward_model(path)
         for name in policies:

@@ -8,42 +8,16 @@ from datasets import Dataset
 
 from trl_rlp.data.groups.clustering import cluster
 from trl_rlp.data.groups.equivalence import Equivalence
-from trl_rlp.data.sampling.in_process import sample_completions
+from trl_rlp.data.sampling.in_process import SHARDS, sample_completions
 from trl_rlp.evaluation.policy_metrics import describe_outputs
 from trl_rlp.storage.artifacts import load_data, load_policy, save_data
-
-
-SHARDS = "shards"
-
-
-def draw_samples(folder: Path, policy: str | Path, prompts: Dataset, sampling: dict[str, Any]) -> Dataset:
-    """
-    Samples completions from a saved policy. An interrupted call resumes from the shards in the folder.
-
-    Args:
-        folder (`Path`):
-            Folder for the shards.
-        policy (`str` or `Path`):
-            Folder or Hub name of a causal LM.
-        prompts (`datasets.Dataset`):
-            Prompts, a column `prompt`.
-        sampling (`dict`):
-            Further arguments of [`sample_completions`].
-
-    Returns:
-        `datasets.Dataset`: `prompt`, `completions` and `finished`.
-    """
-    model, processing_class = load_policy(policy)
-    return sample_completions(
-        prompts.select_columns(["prompt"]), model, processing_class, output_dir=str(folder / SHARDS), **sampling
-    )
 
 
 def sample_policy(
     folder: Path, policy: str | Path, prompt_dataset: Dataset, sampling: dict[str, Any]
 ) -> dict[str, float]:
     """
-    Samples P from the policy.
+    Samples P from the policy. An interrupted call resumes from the shards in the folder.
 
     Args:
         folder (`Path`):
@@ -58,7 +32,10 @@ def sample_policy(
     Returns:
         `dict[str, float]`: Result of [`describe_outputs`].
     """
-    samples = draw_samples(folder, policy, prompt_dataset, sampling)
+    model, processing_class = load_policy(policy)
+    samples = sample_completions(
+        prompt_dataset.select_columns(["prompt"]), model, processing_class, output_dir=str(folder / SHARDS), **sampling
+    )
     save_data(samples, folder)
     return describe_outputs(samples)
 

@@ -76,7 +76,7 @@ class SyntheticPreferenceCollator:
     >>> collator = SyntheticPreferenceCollator(pad_token_id=0)
     >>> batch = collator([{"chosen_ids": [1, 2], "rejected_ids": [3], "candidate_ids": [[4], [5]]}])
     >>> batch["input_ids"].tolist()
-    [[1, 2], [5, 0]]
+    [[1, 2], [4, 0]]
     ```
     """
 

@@ -22,6 +22,8 @@ from trl_rlp.storage.shards import Record, cut_shards, work_in_shards
 
 
 Prompt = str | list[dict[str, str]]
+SHARDS = "shards"
+"""Name of the folder of shards beside the samples that they become."""
 
 
 def sample_completions(

@@ -59,5 +59,5 @@ Fields of [`PPOConfig`] by name of the preset.
 
 `alpacafarm` is the paper's ("AlpacaFarm codebase and its default hyperparameters"), with the KL weight of the script
 for simulated preferences; `trl-1.12` is the PPOTrainer that TRL removed in 1.13, its score after the last token and
-its unclipped gradients included. docs/rlp_ppo_trainer.md says what of either is not reproduced.
+its unclipped gradients included. docs/ppo_trainer.md says what of either is not reproduced.
 """

@@ -14,7 +14,6 @@ from trl_rlp.data.preferences.mixing import mix_preferences
 from trl_rlp.data.preferences.preferences import synthesize_preferences, tokenize_preferences
 from trl_rlp.data.preferences.views import ViewSampler
 from trl_rlp.data.validation import require_columns
-from trl_rlp.trainer.reward.methods import VIEWS_FROM
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 
 
@@ -211,9 +210,12 @@ def build_collator(
     """
     views = None
     if samples is not None:
-        same_group = VIEWS_FROM[args.views_from]
         views = ViewSampler(
-            samples, processing_class, seed=args.seed, same_group=same_group, max_length=args.max_length
+            samples,
+            processing_class,
+            seed=args.seed,
+            same_group=args.views_share_group,
+            max_length=args.max_length,
         )
     return SyntheticPreferenceCollator(
         processing_class.pad_token_id,

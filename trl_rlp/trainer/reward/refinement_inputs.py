@@ -10,7 +10,6 @@ from transformers import DataCollator, PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rlp.data.preferences.collator import SyntheticPreferenceCollator
 from trl_rlp.data.validation import require_columns, require_samples
-from trl_rlp.trainer.reward.methods import METHODS, VIEWS_FROM
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 
 
@@ -48,38 +47,36 @@ class RefinementInputs:
             TypeError: if an input has the wrong type.
             ValueError: if an input is missing or not used, or if the labeling model is the model to train.
         """
-        terms = METHODS[args.method]
         self._check_unused(args, data_collator)
         self._check_types()
-        if not any(terms):
+        if args.method == "none":
             return
         if self.policy_samples is not None:
             require_samples(self.policy_samples)
         self._check_shared_weights(model)
-        if terms.views and data_collator is not None:
+        if args.uses_views and data_collator is not None:
             _check_view_collator(args, data_collator)
-        elif terms.views:
+        elif args.uses_views:
             self._check_view_samples(args)
-        if terms.synthetic:
+        if args.uses_synthetic_pairs:
             _check_no_stream(args, train_dataset)
-        if terms.synthetic and self.synthetic_dataset is None:
+        if args.uses_synthetic_pairs and self.synthetic_dataset is None:
             self._check_pair_sources(args)
         _check_redraw(args, data_collator)
 
     def _check_unused(self, args: RLPRewardConfig, data_collator: DataCollator | None) -> None:
-        terms = METHODS[args.method]
-        makes_pairs = terms.synthetic and self.synthetic_dataset is None
-        draws_views = terms.views and data_collator is None
+        makes_pairs = args.uses_synthetic_pairs and self.synthetic_dataset is None
+        draws_views = args.uses_views and data_collator is None
         used = {
             "policy_samples": makes_pairs or draws_views,
-            "equivalence": makes_pairs or (draws_views and VIEWS_FROM[args.views_from]),
+            "equivalence": makes_pairs or (draws_views and args.views_share_group),
             "labeling_reward_model": makes_pairs,
             "labeling_processing_class": makes_pairs,
-            "synthetic_dataset": terms.synthetic,
+            "synthetic_dataset": args.uses_synthetic_pairs,
         }
         for name, is_used in used.items():
             if vars(self)[name] is not None and not is_used:
-                condition = " and a ready `synthetic_dataset`" if terms.synthetic and not makes_pairs else ""
+                condition = " and a ready `synthetic_dataset`" if args.uses_synthetic_pairs and not makes_pairs else ""
                 raise ValueError(f"`{name}` is not used with `method`={args.method!r}{condition}. Leave it out.")
 
     def _check_types(self) -> None:
@@ -111,7 +108,7 @@ class RefinementInputs:
             raise ValueError(
                 f"`policy_samples` is None, but `method`={args.method!r} draws views from policy samples. Pass them."
             )
-        if VIEWS_FROM[args.views_from] and self.equivalence is None and not self._has_groups():
+        if args.views_share_group and self.equivalence is None and not self._has_groups():
             raise ValueError(
                 f"`equivalence` is None, but `views_from`={args.views_from!r} needs groups of completions with the "
                 "same meaning. Pass an equivalence from `trl_rlp.data.groups`, or samples that were grouped by "

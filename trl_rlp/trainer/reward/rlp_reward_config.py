@@ -233,12 +233,12 @@ class RLPRewardConfig(RewardConfig):
 
     @property
     def uses_views(self) -> bool:
-        """Whether the method learns from two views of a prompt (UML)."""
+        """Whether the method trains on views (UML)."""
         return METHODS[self.method].views
 
     @property
     def uses_synthetic_pairs(self) -> bool:
-        """Whether the method learns from synthetic pairs (SPG)."""
+        """Whether the method trains on synthetic pairs (SPG)."""
         return METHODS[self.method].synthetic
 
     @property

@@ -22,7 +22,6 @@ from trl import RewardTrainer
 from trl_rlp.data.preferences.collator import SyntheticPreferenceCollator
 from trl_rlp.trainer.checkpoints import resolve_checkpoint
 from trl_rlp.trainer.citation import PAPER
-from trl_rlp.trainer.reward.methods import METHODS, VIEWS_FROM
 from trl_rlp.trainer.reward.refinement_data import (
     add_groups,
     add_record_numbers,
@@ -185,13 +184,12 @@ class RLPRewardTrainer(RewardTrainer):
 
     def _add_terms(self, inputs: RefinementInputs, data_collator: DataCollator | None) -> None:
         """Adds the terms of the method to the data, the collator and the loss, after TRL's constructor has run."""
-        terms = METHODS[self.args.method]
-        if not any(terms):
+        if self.args.method == "none":
             return
         samples = inputs.policy_samples
-        if terms.views and samples is not None and VIEWS_FROM[self.args.views_from]:
+        if self.args.uses_views and samples is not None and self.args.views_share_group:
             samples = add_groups(samples, inputs.equivalence, self.args, self.accelerator)
-        if terms.synthetic:
+        if self.args.uses_synthetic_pairs:
             synthetic = inputs.synthetic_dataset
             if synthetic is None:
                 labeler = inputs.labeling_reward_model, inputs.labeling_processing_class
@@ -199,11 +197,11 @@ class RLPRewardTrainer(RewardTrainer):
             self.train_dataset = add_synthetic_pairs(self.train_dataset, synthetic, self.processing_class, self.args)
         self.train_dataset = add_record_numbers(self.train_dataset)
         if data_collator is None:
-            view_samples = samples if terms.views else None
+            view_samples = samples if self.args.uses_views else None
             self.data_collator = build_collator(view_samples, self.processing_class, self.args)
         if isinstance(self.data_collator, SyntheticPreferenceCollator):
             self.add_callback(self.data_collator.epoch_callback)
-        if terms.views:
+        if self.args.uses_views:
             self.representation_term = RepresentationTerm(
                 self.model, self.processing_class.pad_token_id, self.args, self.accelerator
             )
