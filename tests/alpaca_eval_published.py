@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from trl_rlp.evaluation.alpaca_eval import leaderboard_row, preferences_of, read_annotations
+from trl_rlp.evaluation.alpaca_eval import get_preferences, leaderboard_row, read_annotations
 from trl_rlp.evaluation.length_control import Anchors, length_controlled_win_rate, load_anchors
 
 
@@ -47,7 +47,7 @@ def compare_with_leaderboard(checkout: Path, annotator: str, anchors: Anchors | 
                 counts[f"{name} of"] += 1
         if anchors is not None and expected.get("length_controlled_winrate"):
             lengths = ([len(row[name]) for row in annotations] for name in ("output_2", "output_1"))
-            result = length_controlled_win_rate(preferences_of(annotations), *lengths, anchors=anchors, resamples=2)
+            result = length_controlled_win_rate(get_preferences(annotations), *lengths, anchors=anchors, resamples=2)
             published = float(expected["length_controlled_winrate"])
             differences.append(abs(100 * result["length_controlled_win_rate"] - published))
     return counts, differences

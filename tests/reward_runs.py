@@ -33,7 +33,7 @@ class SameText:
     def normalize(self, text: str) -> str:
         return normalize_text(text)
 
-    def same(self, prompts: list[str], firsts: list[str], seconds: list[str]) -> list[bool]:
+    def are_equivalent(self, prompts: list[str], firsts: list[str], seconds: list[str]) -> list[bool]:
         return [self.normalize(first) == self.normalize(second) for first, second in zip(firsts, seconds, strict=True)]
 
 

@@ -11,7 +11,7 @@ import trl_rlp.stages.preferences as preference_stage
 from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.normalization import normalize_text
 from trl_rlp.data.scoring import score
-from trl_rlp.evaluation.gate import RewardModelRegression
+from trl_rlp.evaluation.gate_report import RewardModelRegression
 from trl_rlp.pipeline import run_rlp
 from trl_rlp.pipeline_config import RLPConfig
 from trl_rlp.stages.reward_model import train_reward_model
@@ -29,7 +29,7 @@ class SameParity:
     def normalize(self, text):
         return normalize_text(text)
 
-    def same(self, prompts, firsts, seconds):
+    def are_equivalent(self, prompts, firsts, seconds):
         return [ord(first[0]) % 2 == ord(second[0]) % 2 for first, second in zip(firsts, seconds, strict=True)]
 
 
@@ -237,7 +237,7 @@ def test_answers_of_another_type_are_named_before_any_work(tmp_path, sft_model):
 def test_what_the_gate_does_may_change_from_call_to_call(tmp_path, sft_model, monkeypatch):
     preferences, prompts = data(chat=False)
     worse = lambda *args, **kwargs: ["policy pairs: accuracy fell"]  # noqa: E731
-    monkeypatch.setitem(gate_stage.gate.__globals__, "_find_regressions", worse)
+    monkeypatch.setattr("trl_rlp.evaluation.gate_report._find_regressions", worse)
     settings = config(tmp_path, sft_model, method="uml", on_regression="raise")
     with pytest.raises(RewardModelRegression):
         run_rlp(settings, preferences, prompts)

@@ -11,7 +11,7 @@ QUESTIONS = [
 ]
 
 
-def yes_or_no_model(folder) -> str:
+def train_yes_or_no_model(folder) -> str:
     """
     Trains a tiny model on both answers to every question, and saves it.
 

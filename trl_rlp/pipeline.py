@@ -10,7 +10,7 @@ from trl_rlp.data.groups.equivalence import Equivalence
 from trl_rlp.data.preferences.holdout import hold_out
 from trl_rlp.data.turns import require_no_assistant_prefill
 from trl_rlp.data.validation import require_answers, require_columns, require_prompts
-from trl_rlp.evaluation.gate import RewardModelRegression
+from trl_rlp.evaluation.gate_report import RewardModelRegression
 from trl_rlp.pipeline_config import RefinementSettings, RLPConfig
 from trl_rlp.stages.evaluation import evaluate_policies
 from trl_rlp.stages.gate import compare_reward_models

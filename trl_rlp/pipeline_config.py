@@ -6,9 +6,9 @@ from typing import Any
 
 from peft import LoraConfig
 
-from trl_rlp.evaluation.gate import ON_REGRESSION
+from trl_rlp.evaluation.gate_report import ON_REGRESSION
 from trl_rlp.stages.policy import POLICY_TRAINERS
-from trl_rlp.trainer.mappings import mapping, parse_numbers
+from trl_rlp.trainer.mappings import parse_mapping, parse_numbers
 from trl_rlp.trainer.precision import supported_precision
 from trl_rlp.trainer.reward.methods import FIELDS
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
@@ -162,9 +162,9 @@ class RLPConfig:
 
     def __post_init__(self):
         for name in ("reward_args", "policy_args"):
-            setattr(self, name, mapping(name, getattr(self, name)) or {})
+            setattr(self, name, parse_mapping(name, getattr(self, name)) or {})
         for name in ("reward_peft", "policy_peft"):
-            setattr(self, name, mapping(name, getattr(self, name)))
+            setattr(self, name, parse_mapping(name, getattr(self, name)))
         self._check_names()
         self._check_ranges()
         self._check_mappings()

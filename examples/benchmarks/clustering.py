@@ -38,7 +38,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 
-from trl_rlp.data.groups.clustering import cluster, largest_group
+from trl_rlp.data.groups.clustering import cluster, find_largest_group
 from trl_rlp.data.groups.equivalence import NLIEquivalence
 
 
@@ -117,7 +117,7 @@ def group_pair_by_pair(judge: NLIEquivalence, prompt: str, completions: list[str
 def expand_largest_group(groups: list[list[int]], forms: list[str], distinct: list[str]) -> list[int]:
     """Returns the positions of all completions in the largest group, from groups of distinct completions."""
     group_ids = {distinct[item]: index for index, group in enumerate(groups) for item in group}
-    return largest_group([group_ids.get(form, -1) for form in forms])
+    return find_largest_group([group_ids.get(form, -1) for form in forms])
 
 
 def run_leader_loop(judge: NLIEquivalence, row: dict) -> list[int]:
@@ -149,7 +149,7 @@ def run_full_matrix(judge: NLIEquivalence, row: dict) -> list[int]:
 def run_cluster(judge: NLIEquivalence, rows: list[dict], complete_groups: bool = False) -> list[list[int]]:
     """Returns the largest group of each accepted prompt, and an empty list for each rejected prompt."""
     grouped = cluster(build_samples(rows), judge, threshold=THRESHOLD, complete_groups=complete_groups)
-    return [largest_group(row["cluster_ids"]) if row["confidence"] >= THRESHOLD else [] for row in grouped]
+    return [find_largest_group(row["cluster_ids"]) if row["confidence"] >= THRESHOLD else [] for row in grouped]
 
 
 def apply_to_rows(

@@ -7,7 +7,7 @@ from datasets import Dataset
 from trl_rlp import RLPRewardTrainer
 from trl_rlp.data import scoring_ids
 from trl_rlp.data.batching import eval_mode, pad_right
-from trl_rlp.trainer.score_head import capture_score_inputs, score_layers, select_scored_states
+from trl_rlp.trainer.score_head import capture_score_inputs, find_score_layers, select_scored_states
 
 
 @torch.no_grad()
@@ -27,7 +27,7 @@ def estimate_heldout_information(trainer: RLPRewardTrainer, samples: Dataset) ->
     Returns:
         `float`: mean over batches, in nats.
     """
-    heads, layers = trainer.representation_term.heads_callback.heads, score_layers(trainer.model)
+    heads, layers = trainer.representation_term.heads_callback.heads, find_score_layers(trainer.model)
     tokenizer, size = trainer.processing_class, trainer.args.view_prompts_per_device
     order = np.random.default_rng(0).permutation(len(samples)).tolist()
     estimates = []

@@ -35,7 +35,7 @@ from trl_rlp.quickstart.questions import (
     split_questions,
 )
 from trl_rlp.quickstart.quickstart_config import DEMONSTRATIONS, MAX_NEW_TOKENS, REWARD, lora
-from trl_rlp.quickstart.simulation import without_noise
+from trl_rlp.quickstart.simulation import restore_labels
 from trl_rlp.quickstart.smollm2 import load_smollm2
 from trl_rlp.stages.reward_model import train_reward_model
 from trl_rlp.storage.artifacts import load_data
@@ -124,7 +124,7 @@ def run_seed(folder: Path, seed: int, data: str, questions: list[Question]) -> d
     reward_models |= run_refinements(run, args, training, load_data(labels / "spg"), load_data(samples))
     for name, path in reward_models.items():
         run.stage(f"judged {name}", evaluate_on_policy_pairs, reward_model=path, samples=heldout, seed=seed)
-    clean = without_noise(load_data(preferences / "heldout"))
+    clean = restore_labels(load_data(preferences / "heldout"))
     run.stage("human", evaluate_on_human_pairs, reward_models=reward_models, pairs=clean)
     return {name: result["metrics"] for name, result in run.results().items()}
 

@@ -178,7 +178,7 @@ class SameValue:
         """Normalizes white space. Completions that are equal after that are not compared."""
         return " ".join(text.split())
 
-    def same(self, prompts: Sequence[str], firsts: Sequence[str], seconds: Sequence[str]) -> list[bool]:
+    def are_equivalent(self, prompts: Sequence[str], firsts: Sequence[str], seconds: Sequence[str]) -> list[bool]:
         """Compares pairs of completions."""
         return [self._is_same(*pair) for pair in zip(prompts, firsts, seconds, strict=True)]
 

@@ -3,16 +3,16 @@ import torch
 from torch import nn
 from transformers import LlamaConfig
 
-from trl_rlp.data.batching import eval_mode, pad_right, require_context, token_budget_batches
+from trl_rlp.data.batching import eval_mode, pad_right, require_context, split_by_token_budget
 
 
 def test_batches_stay_within_the_budget_and_start_with_the_longest_rows():
     # 9 is alone, because 2 x 9 > 16. 5, 5 and 4 make 3 x 5 = 15. 2 and 1 make 2 x 2 = 4.
-    assert token_budget_batches([5, 9, 2, 5, 4, 1], 16) == [[1], [0, 3, 4], [2, 5]]
-    assert token_budget_batches([30, 3], 16) == [[0], [1]]
-    assert token_budget_batches([], 16) == []
+    assert split_by_token_budget([5, 9, 2, 5, 4, 1], 16) == [[1], [0, 3, 4], [2, 5]]
+    assert split_by_token_budget([30, 3], 16) == [[0], [1]]
+    assert split_by_token_budget([], 16) == []
     with pytest.raises(ValueError, match="`tokens_per_batch` must be at least 1, got 0"):
-        token_budget_batches([1], 0)
+        split_by_token_budget([1], 0)
 
 
 def test_rows_are_padded_on_the_right():

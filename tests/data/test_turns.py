@@ -7,13 +7,13 @@ from datasets import Dataset
 
 from tests.tiny_models import tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.groups.equivalence import ExactMatch
-from trl_rlp.data.judges.language_model_judge import language_model_judge
+from trl_rlp.data.judges.language_model import language_model_judge
 from trl_rlp.data.preferences.preferences import synthesize_preferences, tokenize_preferences
 from trl_rlp.data.preferences.views import ViewSampler
 from trl_rlp.data.scoring import batch_scoring_ids, score, scoring_ids
 from trl_rlp.data.turns import (
+    build_preference_sides,
     ends_with_assistant,
-    preference_sides,
     prompt_token_ids,
     require_no_assistant_prefill,
     split_assistant_prefill,
@@ -61,9 +61,9 @@ def test_the_prefill_is_split_from_its_prompt():
     for prompt in ("Q: 2 + 2?", QUESTION, []):
         assert split_assistant_prefill(prompt) == (prompt, "")
         assert not ends_with_assistant(prompt)
-    assert preference_sides(PREFILLED, [" 4"]) == (QUESTION, [turn("It is 4")])
-    assert preference_sides(QUESTION, ["4"]) == (QUESTION, [turn("4")])
-    assert preference_sides("2 + 2 =", [" 4"]) == ("2 + 2 =", [" 4"])
+    assert build_preference_sides(PREFILLED, [" 4"]) == (QUESTION, [turn("It is 4")])
+    assert build_preference_sides(QUESTION, ["4"]) == (QUESTION, [turn("4")])
+    assert build_preference_sides("2 + 2 =", [" 4"]) == ("2 + 2 =", [" 4"])
 
 
 @pytest.mark.parametrize("finished", [True, False])
@@ -99,7 +99,7 @@ def test_views_policy_pairs_and_the_judge_read_the_whole_turn(tokenizer, monkeyp
 
     questions = []
     # The package has a function of the same name as this module.
-    module = importlib.import_module("trl_rlp.data.judges.language_model_judge")
+    module = importlib.import_module("trl_rlp.data.judges.language_model")
     monkeypatch.setattr(module, "_tokenize_questions", lambda tokenizer, texts: questions.extend(texts) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         language_model_judge(None, tokenizer, template="{prompt}|{first}|{second}")([PREFILLED], [" 4"], [" 5"])

@@ -6,8 +6,8 @@ from datasets import Dataset
 from trl_rlp.data.judges.judge import function_judge
 from trl_rlp.evaluation.alpaca_eval import (
     annotate,
+    get_preferences,
     leaderboard_row,
-    preferences_of,
     read_annotations,
     read_model_outputs,
     write_model_outputs,
@@ -83,7 +83,7 @@ def test_leaderboard_row_computed_by_hand():
     with sum .628. The rounded values are 1, 1/2, 1/2, 0, 1.
     """
     rows = build_annotations([2, 1.5, 0, 1, 1.9, None, float("nan"), 3])
-    assert preferences_of(rows) == pytest.approx([1, 0.5, 0.5, 0, 0.9, None, None, None])
+    assert get_preferences(rows) == pytest.approx([1, 0.5, 0.5, 0, 0.9, None, None, None])
     assert leaderboard_row(rows) == {
         "win_rate": pytest.approx(58),
         "standard_error": pytest.approx(100 * (0.628 / 4) ** 0.5 / 5**0.5),

@@ -3,7 +3,7 @@ import pytest
 from trl_rlp.evaluation.alpaca_eval import leaderboard_row
 from trl_rlp.evaluation.annotation_report import compare_annotations, describe_annotations, describe_win_rates
 from trl_rlp.evaluation.length_control import length_controlled_win_rate
-from trl_rlp.evaluation.win_rate import win_rate
+from trl_rlp.evaluation.win_rates import win_rate
 
 
 def build_annotations(preferences, reference="reference"):

@@ -4,7 +4,7 @@ import pytest
 
 from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.judges.asked_judge import AskedJudge
-from trl_rlp.data.judges.judge import function_judge, reward_judge, with_user_turns
+from trl_rlp.data.judges.judge import add_user_turns, function_judge, reward_judge
 from trl_rlp.evaluation.alpaca_eval import annotate, read_annotations
 from trl_rlp.evaluation.judged_outputs import JUDGES, judge_outputs, load_judge, read_matching_outputs
 
@@ -67,6 +67,6 @@ def test_judges_are_loaded(tmp_path, kind, chat):
         assert isinstance(judge, AskedJudge) and judge.tolerance == 1
         return
     expected = reward_judge(model, tokenizer, max_length=50)
-    expected = with_user_turns(expected) if chat else expected
+    expected = add_user_turns(expected) if chat else expected
     pairs = ["1?", "2?"], ["a", "b"], ["c", "d"]
     assert judge(*pairs) == pytest.approx(expected(*pairs))

@@ -3,11 +3,11 @@ import re
 import evaluate
 import pytest
 
-from trl_rlp.evaluation.best_of_n import best_of_n
+from trl_rlp.evaluation.best_of_n_sampling import best_of_n
 from trl_rlp.evaluation.length_control import length_controlled_win_rate
 from trl_rlp.evaluation.metrics import FOLDER, METRICS, metric_path
 from trl_rlp.evaluation.reward_report import describe_rewards
-from trl_rlp.evaluation.win_rate import compare_win_rates, win_rate
+from trl_rlp.evaluation.win_rates import compare_win_rates, win_rate
 
 
 def load_metric(name, tmp_path):

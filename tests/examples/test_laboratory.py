@@ -79,11 +79,11 @@ def test_completions_with_the_same_value_are_the_same_except_for_noise():
     from task import SameValue
 
     pairs = [PROMPT] * 3, ["red", "it is red", "red"], ["sure , it is red indeed", "blue", "red or blue"]
-    assert SameValue().same(*pairs) == [True, False, False]
-    assert SameValue(noise=1.0).same(*pairs) == [False, True, True]
+    assert SameValue().are_equivalent(*pairs) == [True, False, False]
+    assert SameValue(noise=1.0).are_equivalent(*pairs) == [False, True, True]
     many = [PROMPT] * 500, ["red"] * 500, [f"blue {' '.join(['indeed'] * row)}" for row in range(500)]
-    noisy = SameValue(noise=0.15).same(*many)
-    assert 0.1 < np.mean(noisy) < 0.2 and noisy == SameValue(noise=0.15).same(*many)
+    noisy = SameValue(noise=0.15).are_equivalent(*many)
+    assert 0.1 < np.mean(noisy) < 0.2 and noisy == SameValue(noise=0.15).are_equivalent(*many)
 
 
 def test_log_ratio_is_the_reward(tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.yes_or_no import QUESTIONS, yes_or_no_model
+from tests.yes_or_no import QUESTIONS, train_yes_or_no_model
 
 
 FOLDER = Path(__file__).parents[2] / "examples" / "laboratory"
@@ -19,7 +19,7 @@ def import_path(monkeypatch):
 def test_all_stages_run_and_the_tables_contain_all_seeds(tmp_path, monkeypatch, capsys):
     import real_model
 
-    model = Path(yes_or_no_model(tmp_path / "model"))
+    model = Path(train_yes_or_no_model(tmp_path / "model"))
     sizes = {"demonstrations": 4, "preferences": 12, "unlabeled": 12, "heldout": 8}
     monkeypatch.setattr(real_model, "load_smollm2", lambda: model)
     monkeypatch.setattr(real_model, "load_questions", lambda: QUESTIONS)

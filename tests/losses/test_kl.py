@@ -3,7 +3,14 @@ import math
 import pytest
 import torch
 
-from trl_rlp.losses import KL_ESTIMATORS, after_last_token, kl_estimate, last_token, next_kl_coef, token_rewards
+from trl_rlp.losses import (
+    KL_ESTIMATORS,
+    kl_estimate,
+    locate_after_last_token,
+    locate_last_token,
+    next_kl_coef,
+    token_rewards,
+)
 
 
 LN2 = math.log(2)
@@ -109,25 +116,25 @@ def test_invalid_arguments_of_next_kl_coef_are_refused(changes, match):
 
 def test_the_last_token_and_the_position_after_it():
     """The row without padding has no position after its last token."""
-    positions, value_mask = after_last_token(MASK)
-    assert last_token(MASK).tolist() == [1, 2, 0]
+    positions, value_mask = locate_after_last_token(MASK)
+    assert locate_last_token(MASK).tolist() == [1, 2, 0]
     assert positions.tolist() == [2, 2, 1]
     assert value_mask.tolist() == [[True, True, True], [True, True, True], [True, True, False]]
 
 
 def test_the_position_after_an_empty_completion_is_0():
     """If EOS is the pad token, a completion of EOS alone has no tokens in TRL 1.12, which scores position 0."""
-    positions, value_mask = after_last_token(torch.tensor([[False, False]]))
+    positions, value_mask = locate_after_last_token(torch.tensor([[False, False]]))
     assert positions.tolist() == [0] and value_mask.tolist() == [[True, False]]
 
 
 def test_the_last_token_of_a_completion_of_one_token():
     mask = torch.tensor([[True]])
-    assert last_token(mask).tolist() == [0]
-    assert after_last_token(mask)[0].tolist() == [0] and torch.equal(after_last_token(mask)[1], mask)
+    assert locate_last_token(mask).tolist() == [0]
+    assert locate_after_last_token(mask)[0].tolist() == [0] and torch.equal(locate_after_last_token(mask)[1], mask)
 
 
-@pytest.mark.parametrize("function", [last_token, after_last_token])
+@pytest.mark.parametrize("function", [locate_last_token, locate_after_last_token])
 @pytest.mark.parametrize(
     ("mask", "error", "match"),
     [
@@ -143,7 +150,7 @@ def test_errors_name_the_invalid_mask(function, mask, error, match):
 
 def test_an_empty_completion_has_no_last_token():
     with pytest.raises(ValueError, match=r"`mask` has no token in row\(s\) \[1\]. Drop empty completions"):
-        last_token(torch.tensor([[True, True], [False, False]]))
+        locate_last_token(torch.tensor([[True, True], [False, False]]))
 
 
 def test_token_rewards_match_a_calculation_by_hand():
@@ -154,7 +161,7 @@ def test_token_rewards_match_a_calculation_by_hand():
     scores, kl = torch.tensor([10.0, 20.0, 30.0]), torch.tensor([[2.0, -2.0, 9.0], [4.0, 4.0, 4.0], [2.0, 9.0, 9.0]])
     rewards = token_rewards(scores, kl, MASK, kl_coef=0.5)
     assert rewards.tolist() == [[-1, 11, 0], [-2, -2, 18], [29, 0, 0]]
-    after = token_rewards(scores, kl, MASK, kl_coef=0.5, score_positions=after_last_token(MASK)[0])
+    after = token_rewards(scores, kl, MASK, kl_coef=0.5, score_positions=locate_after_last_token(MASK)[0])
     assert after.tolist() == [[-1, 1, 10], [-2, -2, 18], [-1, 30, 0]]
 
 

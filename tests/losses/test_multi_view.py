@@ -40,10 +40,10 @@ def test_pairs_of_the_same_prompt_are_not_product_pairs():
 @pytest.mark.parametrize(
     ("ids", "match"),
     [
-        ([4, 4, 4], "`instruction_ids` has fewer than two distinct prompts in a batch of 3"),
+        ([4, 4, 4], "`prompt_indices` has fewer than two distinct prompts in a batch of 3"),
         ([4], "fewer than two distinct prompts in a batch of 1"),
         ([], "fewer than two distinct prompts in a batch of 0"),
-        ([[1, 2]], r"`instruction_ids` must have shape \(batch,\), got \(1, 2\)"),
+        ([[1, 2]], r"`prompt_indices` must have shape \(batch,\), got \(1, 2\)"),
     ],
 )
 def test_product_pairs_need_two_prompts(ids, match):

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from trl_rlp.losses import (
-    after_last_token,
     clipped_policy_loss,
     clipped_value_loss,
     generalized_advantages,
     kl_estimate,
+    locate_after_last_token,
     masked_mean,
     masked_moments,
     policy_is_clipped,
@@ -155,7 +155,7 @@ def test_a_score_after_the_last_token_is_discounted_once_more():
     mask, values, scores = build_mask([1], 3), torch.tensor([[1.0, 2.0, 9.0]]), torch.tensor([4.0])
     at_token = token_rewards(scores, torch.zeros(1, 3), mask, kl_coef=0.0)
     assert generalized_advantages(at_token, values, mask, gamma=1.0, lam=0.5)[0].tolist() == [[3, 0, 0]]
-    positions, value_mask = after_last_token(mask)
+    positions, value_mask = locate_after_last_token(mask)
     after_token = token_rewards(scores, torch.zeros(1, 3), mask, kl_coef=0.0, score_positions=positions)
     advantages, returns = generalized_advantages(after_token, values, value_mask, gamma=1.0, lam=0.5)
     assert advantages.tolist() == [[2, 2, 0]] and returns.tolist() == [[3, 4, 0]]
@@ -351,7 +351,7 @@ def recompute_rollout(case: dict, dtype: torch.dtype) -> dict[str, torch.Tensor]
     inputs = {name: torch.tensor(values, dtype=dtype) for name, values in case["inputs"].items()}
     old_log_probs, old_values = inputs["log_probs"], inputs["values"]
     mask = (inputs["completion_ids"] != case["pad_token_id"]).cumprod(dim=1).bool()  # (batch, length)
-    positions, value_mask = after_last_token(mask)
+    positions, value_mask = locate_after_last_token(mask)
     kl = kl_estimate(old_log_probs, inputs["ref_log_probs"], case["kl_estimator"])
     rewards = token_rewards(inputs["scores"], kl, mask, case["kl_coef"], positions)
     if case["whiten_rewards"]:

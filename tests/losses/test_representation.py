@@ -216,7 +216,7 @@ def test_the_smallest_batch_has_two_prompts(loss, recipe):
     first, second = draw_hidden_states()
     report = run_loss(module, first[:2], second[:2], ids=IDS[:2])
     assert all(value.isfinite() for value in report.values())
-    with pytest.raises(ValueError, match="`instruction_ids` has fewer than two distinct prompts"):
+    with pytest.raises(ValueError, match="`prompt_indices` has fewer than two distinct prompts"):
         module(first[:2], second[:2], torch.tensor([3, 3]))
 
 

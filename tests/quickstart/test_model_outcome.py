@@ -2,7 +2,7 @@ import pytest
 from datasets import Dataset
 
 from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
-from trl_rlp.quickstart.model_outcome import compare_rewards, evaluate_policies, shares_right, wilson_interval
+from trl_rlp.quickstart.model_outcome import compare_rewards, compute_accuracies, evaluate_policies, wilson_interval
 from trl_rlp.storage.artifacts import load_data
 
 
@@ -19,7 +19,7 @@ def test_an_unfinished_completion_is_not_correct():
     samples = Dataset.from_dict(
         {"completions": [[" 4", " 4."], [" Paris", " Rome"]], "finished": [[True, False], [True, True]]}
     )
-    assert shares_right(samples, [["4"], ["Paris"]]).tolist() == [0.5, 0.5]
+    assert compute_accuracies(samples, [["4"], ["Paris"]]).tolist() == [0.5, 0.5]
 
 
 def test_equal_policies_have_equal_results(tmp_path):
@@ -35,7 +35,7 @@ def test_equal_policies_have_equal_results(tmp_path):
     assert outcome["policies"]["sft"]["kl"] == 0
     assert outcome["policies"]["policy"]["kl"] == pytest.approx(0, abs=1e-5)
     assert outcome["policies"]["retrained_policy"]["kl"] > 0
-    assert (outcome["questions"], outcome["outputs_per_question"]) == (3, 2)
+    assert (outcome["questions"], outcome["completions_per_question"]) == (3, 2)
 
 
 def test_reward_models_are_compared_pair_by_pair():

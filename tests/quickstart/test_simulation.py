@@ -1,7 +1,7 @@
 import pytest
 from datasets import Dataset
 
-from trl_rlp.quickstart.simulation import simulate_preferences, without_noise
+from trl_rlp.quickstart.simulation import restore_labels, simulate_preferences
 
 
 ANSWERS = [["4"], ["Paris"], ["no"]]
@@ -31,7 +31,7 @@ def test_all_labels_are_flipped_at_noise_one_and_can_be_restored():
     pairs = simulate_preferences(samples(), ANSWERS, label_noise=1)
     assert all(pairs["is_flipped"])
     assert {row["rejected"] for row in pairs} == {" 4"}
-    assert {row["chosen"] for row in without_noise(pairs)} == {" 4"}
+    assert {row["chosen"] for row in restore_labels(pairs)} == {" 4"}
 
 
 def test_a_quarter_of_the_labels_is_flipped():

@@ -34,11 +34,11 @@ def test_an_empty_completion_is_scored(tokenizer):
 def test_rewards_are_standardized(tokenizer):
     model = tiny_reward_model(tokenizer)
     reward = RewardFunction(model, tokenizer, [1])(["a"], ["b"], completion_ids=[[5]])[0]
-    function = RewardFunction(model, tokenizer, [1], mean=2.0, deviation=4.0)
+    function = RewardFunction(model, tokenizer, [1], mean=2.0, standard_deviation=4.0)
     standardized = function(["a"], ["b"], completion_ids=[[5]])[0]
     assert standardized == pytest.approx((reward - 2) / 4, abs=1e-6)
-    with pytest.raises(ValueError, match="`deviation` must be positive, got 0"):
-        RewardFunction(model, tokenizer, [1], deviation=0.0)
+    with pytest.raises(ValueError, match="`standard_deviation` must be positive, got 0"):
+        RewardFunction(model, tokenizer, [1], standard_deviation=0.0)
 
 
 @pytest.mark.parametrize(("trainer_class", "config_class"), [(RLOOTrainer, RLOOConfig), (GRPOTrainer, GRPOConfig)])

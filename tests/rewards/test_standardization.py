@@ -29,7 +29,7 @@ def test_rewards_have_mean_0_and_standard_deviation_1_on_the_samples(max_length)
         [is_finished for row in samples["finished"] for is_finished in row],
         max_length=max_length,
     )
-    standardized = (np.array(rewards) - function.mean) / function.deviation
+    standardized = (np.array(rewards) - function.mean) / function.standard_deviation
     assert (standardized.mean(), standardized.std()) == pytest.approx((0, 1), abs=1e-5)
 
 
@@ -38,5 +38,5 @@ def test_equal_rewards_raise_an_error():
     model = tiny_reward_model(tokenizer)
     torch.nn.init.zeros_(model.score.weight)
     function = RewardFunction(model, tokenizer, [tokenizer.eos_token_id])
-    with pytest.raises(ValueError, match="`deviation` must be positive, got 0"):
+    with pytest.raises(ValueError, match="`standard_deviation` must be positive, got 0"):
         standardize([function], tiny_causal_lm(tokenizer), tokenizer, PROMPTS, SAMPLING)

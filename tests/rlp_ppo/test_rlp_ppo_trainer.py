@@ -30,7 +30,7 @@ class SameParity:
     def normalize(self, text):
         return normalize_text(text)
 
-    def same(self, prompts, firsts, seconds):
+    def are_equivalent(self, prompts, firsts, seconds):
         return [ord(first[0]) % 2 == ord(second[0]) % 2 for first, second in zip(firsts, seconds, strict=True)]
 
 

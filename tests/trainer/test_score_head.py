@@ -8,8 +8,8 @@ from tests.tiny_models import tiny_nli, tiny_reward_model, tiny_tokenizer
 from trl_rlp.trainer.score_head import (
     add_score_head,
     capture_score_inputs,
+    find_score_layers,
     has_frozen_score_head,
-    score_layers,
     select_scored_states,
 )
 
@@ -48,7 +48,7 @@ def test_the_score_is_a_linear_function_of_the_selected_state(build):
     tokenizer = tiny_tokenizer()
     model = build(tokenizer).eval()
     input_ids = torch.tensor([[9, 8, 7, 0, 0], [6, 5, 0, 0, 0], [9, 9, 8, 8, 7]])
-    layers = score_layers(model)
+    layers = find_score_layers(model)
     with capture_score_inputs(layers) as captured, torch.no_grad():
         logits = model(input_ids=input_ids, attention_mask=(input_ids != 0).long()).logits
     hidden = select_scored_states(captured[-1], input_ids, pad_token_id=0)
@@ -60,7 +60,7 @@ def test_the_score_is_a_linear_function_of_the_selected_state(build):
 
 def test_the_hook_is_removed_after_the_pass():
     model = tiny_reward_model(tiny_tokenizer())
-    with capture_score_inputs(score_layers(model)) as captured:
+    with capture_score_inputs(find_score_layers(model)) as captured:
         pass
     model(input_ids=torch.tensor([[5, 6]]))
     assert captured == []
@@ -90,7 +90,7 @@ def test_an_unknown_head_is_an_error():
             self.reward = nn.Linear(4, 1)
 
     with pytest.raises(ValueError, match="`model` is a `Unknown`.*no linear score layer.*transformers"):
-        score_layers(Unknown())
+        find_score_layers(Unknown())
     assert not has_frozen_score_head(Unknown())
 
 

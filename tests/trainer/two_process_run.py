@@ -23,7 +23,7 @@ class UnevenCollator(SyntheticPreferenceCollator):
         batch = super().__call__(examples)
         self.batches += 1
         if self.rank == 1 and self.batches % 2:
-            batch["view_instruction_ids"] = torch.zeros_like(batch["view_instruction_ids"])
+            batch["view_prompt_indices"] = torch.zeros_like(batch["view_prompt_indices"])
         return batch
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datasets import Dataset
 
 from trl_rlp.cli.arguments import EquivalenceArguments, parse
-from trl_rlp.data.judges.language_model_judge import language_model_judge
+from trl_rlp.data.judges.language_model import language_model_judge
 from trl_rlp.data.preferences.preferences import synthesize_preferences
 from trl_rlp.storage.artifacts import load_policy, load_reward_model
 from trl_rlp.storage.fingerprints import value_fingerprint

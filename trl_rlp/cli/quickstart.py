@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from trl_rlp.cli.arguments import parse
-from trl_rlp.quickstart.quickstart import quickstart
 from trl_rlp.quickstart.quickstart_config import QuickstartConfig
+from trl_rlp.quickstart.quickstart_run import quickstart
 
 
 def main(options: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from trl_rlp.cli.arguments import EquivalenceArguments, parse
 from trl_rlp.stages.reward_model import build_reward_trainer
-from trl_rlp.storage.artifacts import load_reward_model, save_plain
+from trl_rlp.storage.artifacts import load_reward_model, save_trained_model
 from trl_rlp.storage.loading import load_rows
 from trl_rlp.storage.processes import process_state
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
@@ -134,5 +134,5 @@ def main(options: Sequence[str]) -> None:
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     if eval_path:
         print(trainer.evaluate())
-    save_plain(trainer, config.output_dir)
+    save_trained_model(trainer, config.output_dir)
     print(f"reward model: {config.output_dir}")

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 
-def token_budget_batches(lengths: list[int], tokens_per_batch: int) -> list[list[int]]:
+def split_by_token_budget(lengths: list[int], tokens_per_batch: int) -> list[list[int]]:
     """
     Splits rows into batches of similar length whose padded size stays within a token budget.
 

@@ -5,7 +5,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from trl_rlp.data.batching import eval_mode, pad_right, require_context, token_budget_batches
+from trl_rlp.data.batching import eval_mode, pad_right, require_context, split_by_token_budget
 
 
 logger = logging.get_logger(__name__)
@@ -44,7 +44,7 @@ def score_rows(
     if not rows:
         return []
     _require_scorable(model, rows)
-    batches = token_budget_batches([len(ids) for ids in rows], tokens_per_batch)
+    batches = split_by_token_budget([len(ids) for ids in rows], tokens_per_batch)
     with eval_mode(model):
         outputs = torch.cat([_forward(model, [rows[row] for row in batch]) for batch in batches])  # (rows,)
     rewards = torch.empty(len(rows))

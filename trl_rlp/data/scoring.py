@@ -9,7 +9,7 @@ from transformers.utils import logging
 
 from trl_rlp.data.padding import ensure_pad_token
 from trl_rlp.data.row_scores import require_reward_model, score_rows
-from trl_rlp.data.turns import Messages, assistant_turn, split_assistant_prefill
+from trl_rlp.data.turns import Messages, build_assistant_turn, split_assistant_prefill
 from trl_rlp.data.validation import require_samples
 
 
@@ -203,7 +203,7 @@ def _render_chat(
         raise ValueError("`processing_class` has no chat template, but the prompts are messages. Set `chat_template`.")
     if isinstance(completion, str):
         prompt, prefill = split_assistant_prefill(prompt)
-        completion = assistant_turn(prefill + completion)
+        completion = build_assistant_turn(prefill + completion)
     messages = prompt + completion
     if finished:
         return processing_class.apply_chat_template(messages, tokenize=False)

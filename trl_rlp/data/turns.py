@@ -45,7 +45,7 @@ def split_assistant_prefill(prompt: str | Messages) -> tuple[str | Messages, str
     return (prompt[:-1], prompt[-1]["content"]) if ends_with_assistant(prompt) else (prompt, "")
 
 
-def assistant_turn(text: str) -> Messages:
+def build_assistant_turn(text: str) -> Messages:
     """
     Builds the messages of one whole assistant turn.
 
@@ -59,7 +59,9 @@ def assistant_turn(text: str) -> Messages:
     return [{"role": "assistant", "content": text}]
 
 
-def preference_sides(prompt: str | Messages, texts: Iterable[str]) -> tuple[str | Messages, list[str | Messages]]:
+def build_preference_sides(
+    prompt: str | Messages, texts: Iterable[str]
+) -> tuple[str | Messages, list[str | Messages]]:
     """
     Converts a prompt and its completions to TRL's preference format. In chats, each completion becomes a whole turn.
 
@@ -76,7 +78,7 @@ def preference_sides(prompt: str | Messages, texts: Iterable[str]) -> tuple[str 
         `tuple[str | list[dict[str, str]], list]`: the prompt, and each completion as text or messages.
     """
     prompt, prefill = split_assistant_prefill(prompt)
-    return prompt, [text if isinstance(prompt, str) else assistant_turn(prefill + text) for text in texts]
+    return prompt, [text if isinstance(prompt, str) else build_assistant_turn(prefill + text) for text in texts]
 
 
 def continue_final_message_ids(

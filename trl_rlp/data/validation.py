@@ -134,7 +134,7 @@ def require_answers(dataset: Dataset, name: str) -> None:
             )
 
 
-def require_answers_of(answers: Sequence[str | Sequence[str]], samples: Dataset) -> None:
+def require_sample_answers(answers: Sequence[str | Sequence[str]], samples: Dataset) -> None:
     """
     Checks known answers that are passed together with samples.
 

@@ -2,15 +2,15 @@
 
 from trl_rlp.evaluation.alpaca_eval import (
     annotate,
+    get_preferences,
     leaderboard_row,
-    preferences_of,
     read_annotations,
     read_model_outputs,
     write_model_outputs,
 )
 from trl_rlp.evaluation.annotation_report import compare_annotations, describe_annotations
-from trl_rlp.evaluation.best_of_n import best_of_n, best_of_n_kl, best_outputs
-from trl_rlp.evaluation.gate import GateReport, RewardModelRegression, gate
+from trl_rlp.evaluation.best_of_n_sampling import best_of_n, best_of_n_kl, best_outputs
+from trl_rlp.evaluation.gate_report import GateReport, RewardModelRegression, gate
 from trl_rlp.evaluation.intervals import bootstrap_interval, seed_interval
 from trl_rlp.evaluation.length_control import length_controlled_win_rate, load_anchors
 from trl_rlp.evaluation.metrics import metric_path
@@ -19,7 +19,7 @@ from trl_rlp.evaluation.policy_pairs import answer_pairs, judged_pairs
 from trl_rlp.evaluation.reward_bench import reward_bench_pairs, section_scores, subset_accuracies
 from trl_rlp.evaluation.reward_metrics import evaluate_reward_model, pair_metrics
 from trl_rlp.evaluation.reward_report import describe_reward_model, describe_rewards
-from trl_rlp.evaluation.win_rate import compare_win_rates, win_rate
+from trl_rlp.evaluation.win_rates import compare_win_rates, win_rate
 
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "describe_rewards",
     "evaluate_reward_model",
     "gate",
+    "get_preferences",
     "judged_pairs",
     "kl_to_reference",
     "leaderboard_row",
@@ -47,7 +48,6 @@ __all__ = [
     "mean_reward",
     "metric_path",
     "pair_metrics",
-    "preferences_of",
     "read_annotations",
     "read_model_outputs",
     "reward_bench_pairs",

@@ -183,7 +183,7 @@ def write_rows(path: str | Path, rows: Rows) -> None:
     Path(path).write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def preferences_of(annotations: Rows) -> list[float | None]:
+def get_preferences(annotations: Rows) -> list[float | None]:
     """
     Returns the preference for the model's output in each annotation.
 
@@ -223,7 +223,7 @@ def leaderboard_row(annotations: Rows) -> dict[str, float]:
     Reference:
         https://github.com/tatsu-lab/alpaca_eval/blob/cd543a1/src/alpaca_eval/metrics/winrate.py
     """
-    values = np.array([value for value in preferences_of(annotations) if value is not None])
+    values = np.array([value for value in get_preferences(annotations) if value is not None])
     if not len(values):
         raise ValueError("`annotations` has no preference. Let a judge compare the outputs first.")
     error = standard_error(values)

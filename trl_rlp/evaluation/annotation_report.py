@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from trl_rlp.evaluation.alpaca_eval import Rows, leaderboard_row, preferences_of
+from trl_rlp.evaluation.alpaca_eval import Rows, get_preferences, leaderboard_row
 from trl_rlp.evaluation.length_control import FOLDS, Anchors, length_controlled_win_rate
-from trl_rlp.evaluation.win_rate import compare_win_rates, win_rate
+from trl_rlp.evaluation.win_rates import compare_win_rates, win_rate
 
 
 def describe_annotations(annotations: Rows, anchors: Anchors | None = None) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def describe_annotations(annotations: Rows, anchors: Anchors | None = None) -> d
     Raises:
         ValueError: if no entry has a preference.
     """
-    preferences = preferences_of(annotations)
+    preferences = get_preferences(annotations)
     known = [value for value in preferences if value is not None]
     if not known:
         raise ValueError(
@@ -78,7 +78,7 @@ def compare_annotations(first: Rows, second: Rows) -> dict[str, Any]:
                 f"The two policies were compared with different reference outputs on {row['instruction'][:60]!r}. "
                 "Judge both policies against one reference."
             )
-    values = list(zip(preferences_of(first), preferences_of([other for _, other in pairs]), strict=True))
+    values = list(zip(get_preferences(first), get_preferences([other for _, other in pairs]), strict=True))
     known = [pair for pair in values if None not in pair]
     if not known:
         raise ValueError("No instruction has a preference for both policies. Judge the outputs first.")

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from trl_rlp.data.judges.asked_judge import AskedJudge
-from trl_rlp.data.judges.judge import Judge, reward_judge, with_user_turns
-from trl_rlp.data.judges.language_model_judge import language_model_judge
-from trl_rlp.data.judges.server_judge import ServerJudge
+from trl_rlp.data.judges.judge import Judge, add_user_turns, reward_judge
+from trl_rlp.data.judges.language_model import language_model_judge
+from trl_rlp.data.judges.server import ServerJudge
 from trl_rlp.evaluation.alpaca_eval import Rows, annotate, read_model_outputs, require_same_instructions, write_rows
 from trl_rlp.storage.artifacts import load_policy, load_reward_model
 
@@ -56,7 +56,7 @@ def load_judge(
         return language_model_judge(*load_policy(model))
     reward_model, processing_class = load_reward_model(model)
     judge = reward_judge(reward_model, processing_class, max_length=max_length)
-    return judge if processing_class.chat_template is None else with_user_turns(judge)
+    return judge if processing_class.chat_template is None else add_user_turns(judge)
 
 
 def read_matching_outputs(paths: dict[str, str | Path], reference_path: str | Path) -> tuple[dict[str, Rows], Rows]:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl_rlp.data.batching import eval_mode
 from trl_rlp.data.scoring import score_samples
 from trl_rlp.data.turns import prompt_token_ids
-from trl_rlp.data.validation import require_answers_of, require_samples
+from trl_rlp.data.validation import require_sample_answers, require_samples
 from trl_rlp.evaluation.policy_pairs import is_correct
 from trl_rlp.evaluation.reward_metrics import standard_error
 
@@ -138,7 +138,7 @@ def describe_outputs(samples: Dataset, answers: Sequence[str | Sequence[str]] | 
         "finished": float(np.mean([is_finished for row in samples["finished"] for is_finished in row])),
     }
     if answers is not None:
-        require_answers_of(answers, samples)
+        require_sample_answers(answers, samples)
         shares = [
             np.mean([is_correct(completion, accepted) for completion in completions])
             for completions, accepted in zip(samples["completions"], answers, strict=True)

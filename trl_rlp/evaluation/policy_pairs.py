@@ -7,8 +7,8 @@ from datasets import Dataset
 
 from trl_rlp.data.judges.judge import Judge, judge_pairs
 from trl_rlp.data.normalization import normalize_text
-from trl_rlp.data.turns import preference_sides
-from trl_rlp.data.validation import require_answers_of, require_samples
+from trl_rlp.data.turns import build_preference_sides
+from trl_rlp.data.validation import require_sample_answers, require_samples
 
 
 COLUMNS = ["prompt", "chosen", "rejected", "chosen_finished", "rejected_finished"]
@@ -41,7 +41,7 @@ def is_correct(completion: str, answers: str | Sequence[str]) -> bool:
 
 
 def _build_pair(row: dict, better: int, worse: int) -> dict:
-    prompt, sides = preference_sides(row["prompt"], [row["completions"][better], row["completions"][worse]])
+    prompt, sides = build_preference_sides(row["prompt"], [row["completions"][better], row["completions"][worse]])
     values = [prompt, *sides, row["finished"][better], row["finished"][worse]]
     return dict(zip(COLUMNS, values, strict=True))
 
@@ -67,7 +67,7 @@ def answer_pairs(samples: Dataset, answers: Sequence[str | Sequence[str]], seed:
         ValueError: if the samples are not policy samples, or `samples` and `answers` differ in length.
     """
     require_samples(samples, "samples")
-    require_answers_of(answers, samples)
+    require_sample_answers(answers, samples)
     pairs = []
     for index, (row, accepted) in enumerate(zip(samples, answers, strict=True)):
         correct = np.array([is_correct(completion, accepted) for completion in row["completions"]])  # (n,)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from trl_rlp.data.turns import assistant_turn
+from trl_rlp.data.turns import build_assistant_turn
 from trl_rlp.data.validation import require_columns, require_preferences
 
 
@@ -90,7 +90,7 @@ def _convert_pair(number: int, row: dict[str, Any], chat: bool) -> dict[str, Any
         prompt = [{"role": "user", "content": prompt}]
     if isinstance(prompt, str):
         return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-    return {"prompt": prompt, "chosen": assistant_turn(chosen), "rejected": assistant_turn(rejected)}
+    return {"prompt": prompt, "chosen": build_assistant_turn(chosen), "rejected": build_assistant_turn(rejected)}
 
 
 def subset_accuracies(margins: Sequence[float], subsets: Sequence[str]) -> dict[str, float]:

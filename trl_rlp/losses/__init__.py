@@ -3,9 +3,9 @@
 from trl_rlp.losses.heads import CosineCritic, GaussianHead, PairCritic, latent_head
 from trl_rlp.losses.kl import (
     KL_ESTIMATORS,
-    after_last_token,
     kl_estimate,
-    last_token,
+    locate_after_last_token,
+    locate_last_token,
     next_kl_coef,
     token_rewards,
 )
@@ -51,7 +51,6 @@ __all__ = [
     "PairCritic",
     "Recipe",
     "RepresentationLoss",
-    "after_last_token",
     "clipped_policy_loss",
     "clipped_value_loss",
     "contrastive_loss",
@@ -60,8 +59,9 @@ __all__ = [
     "infomax_loss",
     "jsd_lower_bound",
     "kl_estimate",
-    "last_token",
     "latent_head",
+    "locate_after_last_token",
+    "locate_last_token",
     "masked_mean",
     "masked_moments",
     "mib_loss",

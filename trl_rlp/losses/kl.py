@@ -118,7 +118,7 @@ def next_kl_coef(kl_coef: float, kl: float, target: float, horizon: float, episo
     return kl_coef * (1 + error * episodes / horizon)
 
 
-def last_token(mask: torch.Tensor) -> torch.Tensor:
+def locate_last_token(mask: torch.Tensor) -> torch.Tensor:
     """
     Finds the position of the last token of each completion, where its score is added.
 
@@ -140,13 +140,13 @@ def last_token(mask: torch.Tensor) -> torch.Tensor:
     return mask.sum(dim=1) - 1  # (batch,)
 
 
-def after_last_token(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def locate_after_last_token(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Finds the position after the last token of each completion, and extends the mask by this position.
 
     TRL 1.12 adds the score at this position and trains the value there, so the score is discounted by γλ once more
     before it reaches the last token. If a completion is as long as the batch, there is no such position and the last
-    token gets the score. Use this function only for runs that must match TRL 1.12. Otherwise [`last_token`] is
+    token gets the score. Use this function only for runs that must match TRL 1.12. Otherwise [`locate_last_token`] is
     correct.
 
     Args:
@@ -172,8 +172,8 @@ def after_last_token(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
     ```python
     >>> import torch
-    >>> from trl_rlp.losses import after_last_token
-    >>> positions, value_mask = after_last_token(torch.tensor([[True, False, False], [True, True, True]]))
+    >>> from trl_rlp.losses import locate_after_last_token
+    >>> positions, value_mask = locate_after_last_token(torch.tensor([[True, False, False], [True, True, True]]))
     >>> positions.tolist(), value_mask.tolist()
     ([1, 2], [[True, True, False], [True, True, True]])
 
@@ -181,7 +181,7 @@ def after_last_token(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     require_right_padding(mask)
     value_mask = torch.cat([torch.ones_like(mask[:, :1]), mask[:, :-1]], dim=1)  # (batch, length)
-    return last_token(value_mask), value_mask
+    return locate_last_token(value_mask), value_mask
 
 
 def token_rewards(
@@ -206,7 +206,7 @@ def token_rewards(
         kl_coef (`float`):
             β, at least 0.
         score_positions (`torch.Tensor` of shape `(batch,)`, *optional*):
-            Positions of the scores, inside or outside `mask`. Defaults to [`last_token`].
+            Positions of the scores, inside or outside `mask`. Defaults to [`locate_last_token`].
 
     Returns:
         `torch.Tensor` of shape `(batch, length)`: rewards. They are 0 outside `mask`, except for a score at a position
@@ -214,7 +214,7 @@ def token_rewards(
 
     Raises:
         TypeError: if `mask` is not boolean.
-        ValueError: if a shape is wrong, or if `score_positions` is `None` and [`last_token`] raises.
+        ValueError: if a shape is wrong, or if `score_positions` is `None` and [`locate_last_token`] raises.
 
     Reference:
         Eq. 2 of [Ziegler et al. 2019](https://arxiv.org/abs/1909.08593), applied per token as in [their
@@ -222,7 +222,7 @@ def token_rewards(
     """
     require_equal_shapes(kl=kl, mask=mask)
     require_equal_shapes(scores=scores, completions=mask[:, 0])
-    positions = last_token(mask) if score_positions is None else score_positions
+    positions = locate_last_token(mask) if score_positions is None else score_positions
     penalties = (-kl_coef * kl).masked_fill(~mask, 0)  # (batch, length)
     return penalties.scatter_add(1, positions[:, None], scores[:, None].to(penalties.dtype))
 

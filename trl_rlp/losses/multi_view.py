@@ -6,14 +6,14 @@ from torch.nn.functional import normalize
 from trl_rlp.losses.mutual_information import LOWER_BOUNDS, nce_lower_bound
 
 
-def product_pairs(instruction_ids: torch.Tensor) -> torch.Tensor:
+def product_pairs(prompt_indices: torch.Tensor) -> torch.Tensor:
     """
     Finds the product pairs of a batch, that is, the pairs whose views come from different prompts.
 
     Two rows of the same prompt are never a product pair, because their completions share information.
 
     Args:
-        instruction_ids (`torch.Tensor` of shape `(batch,)`):
+        prompt_indices (`torch.Tensor` of shape `(batch,)`):
             Integers that are equal if and only if the prompt is the same.
 
     Returns:
@@ -32,12 +32,12 @@ def product_pairs(instruction_ids: torch.Tensor) -> torch.Tensor:
 
     ```
     """
-    if instruction_ids.ndim != 1:
-        raise ValueError(f"`instruction_ids` must have shape (batch,), got {tuple(instruction_ids.shape)}.")
-    different = instruction_ids[:, None] != instruction_ids[None, :]  # (batch, batch)
+    if prompt_indices.ndim != 1:
+        raise ValueError(f"`prompt_indices` must have shape (batch,), got {tuple(prompt_indices.shape)}.")
+    different = prompt_indices[:, None] != prompt_indices[None, :]  # (batch, batch)
     if not different.any():
         raise ValueError(
-            f"`instruction_ids` has fewer than two distinct prompts in a batch of {len(instruction_ids)}, so there is "
+            f"`prompt_indices` has fewer than two distinct prompts in a batch of {len(prompt_indices)}, so there is "
             "no product pair. Put at least 2 prompts into a batch."
         )
     return different

@@ -94,7 +94,7 @@ class RepresentationLoss(nn.Module):
     >>> import torch
     >>> from trl_rlp.losses import RepresentationLoss
     >>> representation_loss = RepresentationLoss(hidden_size=16)
-    >>> report = representation_loss(torch.randn(8, 16), torch.randn(8, 16), instruction_ids=torch.arange(8))
+    >>> report = representation_loss(torch.randn(8, 16), torch.randn(8, 16), prompt_indices=torch.arange(8))
     >>> sorted(report)
     ['deviation', 'kl_12', 'kl_21', 'loss', 'mean_spread', 'mi', 'mi_zero']
 
@@ -132,7 +132,7 @@ class RepresentationLoss(nn.Module):
         self,
         hidden_1: torch.Tensor,
         hidden_2: torch.Tensor,
-        instruction_ids: torch.Tensor,
+        prompt_indices: torch.Tensor,
         kl_weight: float | None = None,
     ) -> dict[str, torch.Tensor]:
         """
@@ -145,7 +145,7 @@ class RepresentationLoss(nn.Module):
             hidden_2 (`torch.Tensor` of shape `(batch, hidden_size)`):
                 Hidden states of the second views. Row `i` has the same prompt as row `i` of `hidden_1`, but another
                 completion.
-            instruction_ids (`torch.Tensor` of shape `(batch,)`):
+            prompt_indices (`torch.Tensor` of shape `(batch,)`):
                 Integers that are equal if and only if the prompt is the same. At least two of them differ.
             kl_weight (`float`, *optional*):
                 Weight of the symmetric KL in this call, at least 0, for example for a warmup. Only `mib` uses it.
@@ -168,22 +168,22 @@ class RepresentationLoss(nn.Module):
             ValueError: if a shape is wrong, there are fewer than two distinct prompts, or the weight is negative or
                 not finite.
         """
-        self._require_shapes(hidden_1, hidden_2, instruction_ids)
+        self._require_shapes(hidden_1, hidden_2, prompt_indices)
         kl_weight = self.kl_weight if kl_weight is None else _require_weight(kl_weight)
-        product = product_pairs(instruction_ids)  # (batch, batch)
+        product = product_pairs(prompt_indices)  # (batch, batch)
         with torch.autocast(hidden_1.device.type, enabled=False):
             hidden = torch.cat([hidden_1, hidden_2]).float()  # (2 batch, hidden)
             report = LOSSES[self.loss](self, hidden, product, kl_weight)
         report["mi_zero"] = torch.tensor(ZERO_INFORMATION[self.estimator], device=hidden.device)
         return {name: value if name == "loss" else value.detach() for name, value in report.items()}
 
-    def _require_shapes(self, hidden_1: torch.Tensor, hidden_2: torch.Tensor, instruction_ids: torch.Tensor) -> None:
-        expected = (len(instruction_ids), self.hidden_size)
+    def _require_shapes(self, hidden_1: torch.Tensor, hidden_2: torch.Tensor, prompt_indices: torch.Tensor) -> None:
+        expected = (len(prompt_indices), self.hidden_size)
         for name, hidden in {"hidden_1": hidden_1, "hidden_2": hidden_2}.items():
             if hidden.shape != expected:
                 raise ValueError(
                     f"`{name}` must have shape (batch, hidden_size) = {expected}, got {tuple(hidden.shape)}. Pass one "
-                    "hidden state for each entry of `instruction_ids`."
+                    "hidden state for each entry of `prompt_indices`."
                 )
 
 

@@ -5,7 +5,7 @@ Its parts are public, so that examples can use them: questions with known answer
 weights of SmolLM2-135M.
 """
 
-from trl_rlp.quickstart.model_outcome import shares_right
+from trl_rlp.quickstart.model_outcome import compute_accuracies
 from trl_rlp.quickstart.preparation import train_sft
 from trl_rlp.quickstart.question_outcome import label_accuracy
 from trl_rlp.quickstart.questions import (
@@ -15,8 +15,8 @@ from trl_rlp.quickstart.questions import (
     prompt_dataset,
     split_questions,
 )
-from trl_rlp.quickstart.quickstart import quickstart
 from trl_rlp.quickstart.quickstart_config import QuickstartConfig
+from trl_rlp.quickstart.quickstart_run import quickstart
 from trl_rlp.quickstart.simulation import simulate_preferences
 from trl_rlp.quickstart.smollm2 import load_smollm2
 
@@ -24,13 +24,13 @@ from trl_rlp.quickstart.smollm2 import load_smollm2
 __all__ = [
     "Question",
     "QuickstartConfig",
+    "compute_accuracies",
     "demonstration_dataset",
     "label_accuracy",
     "load_questions",
     "load_smollm2",
     "prompt_dataset",
     "quickstart",
-    "shares_right",
     "simulate_preferences",
     "split_questions",
     "train_sft",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from trl_rlp.evaluation.gate import RewardModel, compare_on_pairs
+from trl_rlp.evaluation.gate_report import RewardModel, compare_on_pairs
 from trl_rlp.evaluation.policy_pairs import is_correct
 from trl_rlp.evaluation.policy_report import describe_policies
 from trl_rlp.evaluation.reward_metrics import standard_error
@@ -43,7 +43,7 @@ def wilson_interval(share: float, size: int, z: float = 1.96) -> tuple[float, fl
     return (center - half_width) / (1 + z * z / size), (center + half_width) / (1 + z * z / size)
 
 
-def shares_right(samples: Dataset, answers: Sequence[Sequence[str]]) -> np.ndarray:
+def compute_accuracies(samples: Dataset, answers: Sequence[Sequence[str]]) -> np.ndarray:
     """
     Computes the share of correct completions for each question. An unfinished completion is never correct.
 
@@ -92,11 +92,11 @@ def evaluate_policies(
           because completions of one question are not independent.
         - `comparisons`: for each pair of policies the paired `difference` of accuracy and its `standard_error` over
           questions.
-        - `questions` and `outputs_per_question`: counts.
+        - `questions` and `completions_per_question`: counts.
     """
     metrics, samples = describe_policies(folder, policies, questions, sampling, num_kl_prompts=NUM_KL_QUESTIONS)
     answers = list(questions["answers"])
-    shares = {name: shares_right(samples[name], answers) for name in policies}
+    shares = {name: compute_accuracies(samples[name], answers) for name in policies}
     accuracies = {name: float(np.mean(shares[name])) for name in policies}
     return {
         "policies": {
@@ -112,7 +112,7 @@ def evaluate_policies(
             f"{after} - {before}": _compare_shares(shares[after], shares[before]) for after, before in COMPARISONS
         },
         "questions": len(questions),
-        "outputs_per_question": sampling["num_generations"],
+        "completions_per_question": sampling["num_generations"],
     }
 
 

@@ -11,7 +11,7 @@ from transformers.utils import logging
 from trl_rlp.storage.run_folder import RunFolder
 
 
-STORY = {
+STAGE_TITLES = {
     "sft": "Step 0: fine-tuning on demonstrations (π_SFT)",
     "preferences": "Step 1: simulated human preferences (D)",
     "reward_model": "Step 2: reward model r on D",
@@ -32,7 +32,7 @@ def narrate(log: Path, console: Console, start: float) -> Iterator[None]:
     """
     Prints one line for each stage that starts inside a `with` block. All other output goes to a file.
 
-    Only the stages in [`STORY`] get a line.
+    Only the stages in [`STAGE_TITLES`] get a line.
 
     Args:
         log (`Path`):
@@ -45,8 +45,8 @@ def narrate(log: Path, console: Console, start: float) -> Iterator[None]:
     """
 
     def print_stage(name: str) -> None:
-        if name in STORY:
-            console.print(f"[dim]{time.perf_counter() - start:4.0f} s[/dim]  {STORY[name]}")
+        if name in STAGE_TITLES:
+            console.print(f"[dim]{time.perf_counter() - start:4.0f} s[/dim]  {STAGE_TITLES[name]}")
 
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()

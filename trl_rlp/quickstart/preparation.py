@@ -10,7 +10,7 @@ from trl import SFTConfig, SFTTrainer
 from trl_rlp.data.sampling.in_process import sample_completions
 from trl_rlp.evaluation.policy_metrics import describe_outputs
 from trl_rlp.quickstart.simulation import simulate_preferences
-from trl_rlp.storage.artifacts import load_policy, save_data, save_plain
+from trl_rlp.storage.artifacts import load_policy, save_data, save_trained_model
 from trl_rlp.trainer.precision import supported_precision
 
 
@@ -44,7 +44,7 @@ def train_sft(
         peft_config=LoraConfig(task_type="CAUSAL_LM", **lora),
     )
     output = trainer.train()
-    save_plain(trainer, folder)
+    save_trained_model(trainer, folder)
     return {"train_loss": output.training_loss}
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from trl_rlp.data.groups.clustering import cluster, largest_group
+from trl_rlp.data.groups.clustering import cluster, find_largest_group
 from trl_rlp.data.groups.equivalence import ExactMatch
 from trl_rlp.evaluation.policy_pairs import is_correct
-from trl_rlp.quickstart.model_outcome import shares_right
+from trl_rlp.quickstart.model_outcome import compute_accuracies
 
 
 def label_accuracy(preferences: Dataset, answers: Sequence[Sequence[str]]) -> dict[str, float | None]:
@@ -76,10 +76,10 @@ def describe_questions(samples: Dataset, preferences: Dataset, threshold: float)
         complete_groups=True,
     )
     pairs = {row["sample_row"]: row for row in preferences}
-    shares = shares_right(samples, samples["answers"])
+    shares = compute_accuracies(samples, samples["answers"])
     rows = []
     for number, (row, group) in enumerate(zip(samples, groups, strict=True)):
-        members = largest_group(group["cluster_ids"])
+        members = find_largest_group(group["cluster_ids"])
         majority = group["completions"][members[0]] if members else ""
         entry = {
             "kind": row["kind"],

@@ -252,7 +252,8 @@ def _print_policies(outcome: dict[str, Any], console: Console) -> None:
     evaluation = outcome["policies"]
     table = Table(
         title=f"Policies: accuracy on {evaluation['questions']} held-out questions, "
-        f"{evaluation['outputs_per_question']} samples each at T = {outcome['settings']['evaluation_temperature']:g}",
+        f"{evaluation['completions_per_question']} samples each at "
+        f"T = {outcome['settings']['evaluation_temperature']:g}",
         title_justify="left",
     )
     for column in ("policy", "accuracy", "95% interval", "KL to π_SFT"):

@@ -80,7 +80,7 @@ def simulate_preferences(
     return Dataset.from_list(records)
 
 
-def without_noise(preferences: Dataset) -> Dataset:
+def restore_labels(preferences: Dataset) -> Dataset:
     """
     Restores the flipped labels of simulated preferences.
 

@@ -44,8 +44,8 @@ class RewardFunction:
         eos_token_ids (`Collection[int]`):
             The policy's end-of-sequence ids. A completion that ends with one of them is finished.
         mean (`float`, *optional*, defaults to `0.0`):
-            Mean of the rewards. The function returns (r - mean) / deviation. See [`standardize`].
-        deviation (`float`, *optional*, defaults to `1.0`):
+            Mean of the rewards. The function returns (r - mean) / standard_deviation. See [`standardize`].
+        standard_deviation (`float`, *optional*, defaults to `1.0`):
             Standard deviation of the rewards, above 0.
         max_length (`int`, *optional*):
             Maximum number of tokens per row, as in [`score`].
@@ -58,7 +58,7 @@ class RewardFunction:
             Whether a NaN or infinite reward is an error. If not, NaN becomes infinity.
 
     Raises:
-        ValueError: if `deviation` is not positive.
+        ValueError: if `standard_deviation` is not positive.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class RewardFunction:
         processing_class: PreTrainedTokenizerBase,
         eos_token_ids: Collection[int],
         mean: float = 0.0,
-        deviation: float = 1.0,
+        standard_deviation: float = 1.0,
         max_length: int | None = None,
         name: str = "reward_model",
         reads_policy_tokens: bool = False,
@@ -77,26 +77,29 @@ class RewardFunction:
         self.processing_class = processing_class
         self.eos_token_ids = frozenset(eos_token_ids)
         self.max_length = max_length
-        self.set_scale(mean, deviation)
+        self.set_scale(mean, standard_deviation)
         self.reads_policy_tokens, self.require_finite = reads_policy_tokens, require_finite
         self.__name__ = name
 
-    def set_scale(self, mean: float, deviation: float) -> None:
+    def set_scale(self, mean: float, standard_deviation: float) -> None:
         """
         Sets the mean and the standard deviation that standardize the rewards.
 
         Args:
             mean (`float`):
                 Subtracted from each reward.
-            deviation (`float`):
+            standard_deviation (`float`):
                 Standard deviation, above 0. Each difference is divided by it.
 
         Raises:
-            ValueError: if `deviation` is not positive.
+            ValueError: if `standard_deviation` is not positive.
         """
-        if not deviation > 0:
-            raise ValueError(f"`deviation` must be positive, got {deviation}. Equal rewards cannot be standardized.")
-        self.mean, self.deviation = mean, deviation
+        if not standard_deviation > 0:
+            raise ValueError(
+                f"`standard_deviation` must be positive, got {standard_deviation}. Equal rewards cannot be "
+                "standardized."
+            )
+        self.mean, self.standard_deviation = mean, standard_deviation
 
     def __call__(
         self, prompts: list, completions: list, completion_ids: list[list[int]], **kwargs: Any
@@ -115,7 +118,7 @@ class RewardFunction:
                 Further columns and hooks that TRL passes to reward functions. They are ignored.
 
         Returns:
-            `list[float]`: rewards, standardized with `mean` and `deviation`.
+            `list[float]`: rewards, standardized with `mean` and `standard_deviation`.
         """
         if self.reads_policy_tokens and isinstance(prompts[0], TokenPrompt):
             rows = [[*prompt.ids, *ids] for prompt, ids in zip(prompts, completion_ids, strict=True)]
@@ -133,4 +136,4 @@ class RewardFunction:
             batches = [rows]
         scored = (score_rows(self.model, batch, require_finite=self.require_finite) for batch in batches)
         rewards = itertools.chain.from_iterable(scored)
-        return replace_nan_with_infinity((reward - self.mean) / self.deviation for reward in rewards)
+        return replace_nan_with_infinity((reward - self.mean) / self.standard_deviation for reward in rewards)

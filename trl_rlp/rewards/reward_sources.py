@@ -17,7 +17,7 @@ from trl_rlp.storage.artifacts import load_reward_model
 RewardSource = str | PreTrainedModel | PeftModel | Callable[..., list[float]]
 
 
-def as_list(reward_funcs: RewardSource | Sequence[RewardSource] | None) -> list[RewardSource]:
+def list_reward_sources(reward_funcs: RewardSource | Sequence[RewardSource] | None) -> list[RewardSource]:
     """
     Returns the sources of rewards as a list.
 

@@ -31,7 +31,7 @@ def standardize(
 
     Args:
         functions (`Sequence[RewardFunction]`):
-            Reward functions. Their `mean` and `deviation` are set. The previous values are ignored.
+            Reward functions. Their `mean` and `standard_deviation` are set. The previous values are ignored.
         policy ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Initial policy. π_SFT in the paper.
         processing_class (`PreTrainedTokenizerBase`):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from trl_rlp.trainer.mappings import mapping
+from trl_rlp.trainer.mappings import parse_mapping
 from trl_rlp.trainer.ppo.ppo_config import PPOConfig
 from trl_rlp.trainer.reward.methods import METHODS
 
@@ -82,7 +82,7 @@ class RLPPPOConfig(PPOConfig):
     )
 
     def __post_init__(self):
-        self.rlp_reward_args = mapping("rlp_reward_args", self.rlp_reward_args) or {}
+        self.rlp_reward_args = parse_mapping("rlp_reward_args", self.rlp_reward_args) or {}
         if self.rlp_method not in METHODS:
             raise ValueError(f"`rlp_method` must be one of {list(METHODS)}, got {self.rlp_method!r}.")
         ranges = {

@@ -5,7 +5,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from trl_rlp.evaluation.gate import gate
+from trl_rlp.evaluation.gate_report import gate
 from trl_rlp.evaluation.policy_pairs import answer_pairs
 from trl_rlp.storage.artifacts import load_data, load_reward_model
 

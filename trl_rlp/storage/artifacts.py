@@ -130,7 +130,7 @@ def save_model(folder: Path, model: PreTrainedModel, processing_class: PreTraine
     process_state().wait_for_everyone()
 
 
-def save_plain(trainer: Trainer, folder: Path) -> None:
+def save_trained_model(trainer: Trainer, folder: Path) -> None:
     """
     Saves the model and the tokenizer of a trainer. Adapters are merged into the model.
 

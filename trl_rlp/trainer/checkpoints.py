@@ -4,7 +4,7 @@ from pathlib import Path
 
 from transformers import Trainer, TrainerState
 
-from trl_rlp.storage.artifacts import save_plain
+from trl_rlp.storage.artifacts import save_trained_model
 
 
 CHECKPOINTS = "checkpoints"
@@ -89,7 +89,7 @@ def train_to_end(trainer: Trainer, folder: Path) -> dict[str, float]:
         `dict[str, float]`: the last logged value of each metric.
     """
     trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args.output_dir))
-    save_plain(trainer, folder)
+    save_trained_model(trainer, folder)
     metrics = {}
     for entry in trainer.state.log_history:
         metrics |= {key: value for key, value in entry.items() if isinstance(value, (int, float))}

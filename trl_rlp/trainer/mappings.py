@@ -5,7 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 
-def mapping(name: str, value: dict[str, Any] | str | None) -> dict[str, Any] | None:
+def parse_mapping(name: str, value: dict[str, Any] | str | None) -> dict[str, Any] | None:
     """
     Converts the value of a mapping field to a dict. A command line passes JSON text, Python passes a dict.
 

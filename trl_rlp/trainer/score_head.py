@@ -17,7 +17,7 @@ SCORE_HEADS = ("score", "classifier", "classification_head")
 """Attribute names of the score head in the sequence classifiers of transformers."""
 
 
-def score_layers(model: nn.Module) -> list[nn.Linear]:
+def find_score_layers(model: nn.Module) -> list[nn.Linear]:
     """
     Returns the linear layers that compute the score.
 
@@ -77,7 +77,7 @@ def capture_score_inputs(layers: list[nn.Linear]) -> Iterator[list[torch.Tensor]
 
     Args:
         layers (`list[nn.Linear]`):
-            Layers from [`score_layers`].
+            Layers from [`find_score_layers`].
 
     Yields:
         `list[torch.Tensor]`: a list that a forward pass fills with one tensor. Its shape is `(batch, length, hidden)`,

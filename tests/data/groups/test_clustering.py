@@ -5,7 +5,7 @@ import pytest
 from datasets import Dataset
 
 from tests.tiny_models import tiny_nli, tiny_tokenizer
-from trl_rlp.data.groups import ExactMatch, NLIEquivalence, cluster, largest_group
+from trl_rlp.data.groups import ExactMatch, NLIEquivalence, cluster, find_largest_group
 
 
 def build_samples(completions, prompts=None):
@@ -28,7 +28,7 @@ class RandomEquivalence:
         first, second = sorted([self.normalize(first), self.normalize(second)])
         return random.Random(f"{self.seed} {prompt} {first} {second}").random() < self.density
 
-    def same(self, prompts, firsts, seconds):
+    def are_equivalent(self, prompts, firsts, seconds):
         self.calls.append(list(zip(prompts, firsts, seconds, strict=True)))
         return [self.is_same(*pair) for pair in self.calls[-1]]
 
@@ -65,7 +65,7 @@ def test_confidence_and_largest_group_match_the_plain_loop(density, threshold):
         confidence = len(largest) / 7
         if confidence >= threshold:
             assert row["confidence"] == row["confidence_upper"] == confidence
-            assert largest_group(row["cluster_ids"]) == largest
+            assert find_largest_group(row["cluster_ids"]) == largest
         else:
             assert row["confidence"] <= confidence <= row["confidence_upper"] < threshold
 
@@ -95,7 +95,7 @@ def test_empty_completions_lower_the_confidence_and_may_leave_no_group():
     grouped = cluster(build_samples([["", ""], ["a", ""]]), RandomEquivalence(0, 0.5), threshold=0.6)
     assert grouped["cluster_ids"][:] == [[-1, -1], [0, -1]]
     assert grouped["confidence"][:] == [0.0, 0.5]
-    assert largest_group([-1, -1]) == []
+    assert find_largest_group([-1, -1]) == []
 
 
 def test_pairs_of_all_prompts_are_compared_in_one_call():
@@ -133,13 +133,13 @@ def test_columns_are_added_or_replaced_and_other_columns_are_kept():
 def test_groups_of_a_tiny_classifier_match_the_plain_loop():
     tokenizer = tiny_tokenizer()
     equivalence = NLIEquivalence(tiny_nli(tokenizer, initializer_range=2.0), tokenizer, rule="no_contradiction")
-    equivalence.is_same = lambda *pair: equivalence.same(*([part] for part in pair))[0]
+    equivalence.is_same = lambda *pair: equivalence.are_equivalent(*([part] for part in pair))[0]
     generator = random.Random(0)
     samples = build_samples([generator.choices(["a", "B", "cc", "d d", "e", "f?"], k=6) for _ in range(12)])
     sizes = set()
     for row in cluster(samples, equivalence, complete_groups=True):
         groups = run_plain_loop(row["prompt"], row["completions"], equivalence)
-        assert largest_group(row["cluster_ids"]) == max(groups, key=len)
+        assert find_largest_group(row["cluster_ids"]) == max(groups, key=len)
         sizes |= {len(group) for group in groups}
     assert len(sizes) > 1, (
         "The random classifier must find equivalent completions. Otherwise this test proves nothing."

@@ -47,18 +47,18 @@ def test_the_threshold_applies_to_the_cosine_of_masked_means(tokenizer):
         cosine = compute_cosine(model, tokenizer, *pair)
         for shift, expected in ((-1e-4, True), (1e-4, False)):
             equivalence = EmbeddingEquivalence(model, tokenizer, threshold=cosine + shift)
-            assert equivalence.same(["q"] * 3, firsts, seconds)[index] is expected
+            assert equivalence.are_equivalent(["q"] * 3, firsts, seconds)[index] is expected
 
 
 def test_equal_texts_are_the_same_and_the_order_does_not_matter(tokenizer):
     equivalence = EmbeddingEquivalence(build_encoder(tokenizer), tokenizer, threshold=0.999)
-    assert equivalence.same(["q"], ["abc"], ["abc"]) == [True]
+    assert equivalence.are_equivalent(["q"], ["abc"], ["abc"]) == [True]
     loose = EmbeddingEquivalence(build_encoder(tokenizer), tokenizer, threshold=0.5)
     texts = ["a", "b", "some more", "1", "2"]
     pairs = [(a, b) for a in texts for b in texts]
-    forward = loose.same(["q"] * 25, [a for a, _ in pairs], [b for _, b in pairs])
-    assert forward == loose.same(["q"] * 25, [b for _, b in pairs], [a for a, _ in pairs])
-    assert loose.same([], [], []) == []
+    forward = loose.are_equivalent(["q"] * 25, [a for a, _ in pairs], [b for _, b in pairs])
+    assert forward == loose.are_equivalent(["q"] * 25, [b for _, b in pairs], [a for a, _ in pairs])
+    assert loose.are_equivalent([], [], []) == []
 
 
 def test_each_text_is_embedded_once_and_long_texts_are_truncated(tokenizer):
@@ -66,8 +66,8 @@ def test_each_text_is_embedded_once_and_long_texts_are_truncated(tokenizer):
     rows = []
     model.register_forward_pre_hook(lambda _, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True)
     equivalence = EmbeddingEquivalence(model, tokenizer, threshold=0.5)
-    equivalence.same(["q"] * 3, ["a", "a", "x" * 100], ["b", "c", "a"])
-    equivalence.same(["q"], ["a"], ["c"])
+    equivalence.are_equivalent(["q"] * 3, ["a", "a", "x" * 100], ["b", "c", "a"])
+    equivalence.are_equivalent(["q"], ["a"], ["c"])
     assert sum(rows) == 4
 
 
@@ -98,4 +98,4 @@ def test_a_real_encoder_separates_a_paraphrase_from_another_statement():
     equivalence = EmbeddingEquivalence(folder, threshold=0.7)
     firsts = ["The match was called off because of heavy rain."] * 2
     seconds = ["Heavy rain led to the match being canceled.", "The home side won the match by two goals."]
-    assert equivalence.same(["What happened?"] * 2, firsts, seconds) == [True, False]
+    assert equivalence.are_equivalent(["What happened?"] * 2, firsts, seconds) == [True, False]

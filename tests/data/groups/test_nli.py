@@ -48,13 +48,13 @@ def test_rules(forward, backward, strict, no_contradiction):
     table = {("a", "long"): forward, ("long", "a"): backward}
     for rule, expected in {"strict": strict, "no_contradiction": no_contradiction}.items():
         for pair in (("a", "long"), ("long", "a")):
-            assert TableEquivalence(table, rule).same(["q"], [pair[0]], [pair[1]]) == [expected]
+            assert TableEquivalence(table, rule).are_equivalent(["q"], [pair[0]], [pair[1]]) == [expected]
 
 
 def test_the_first_hypothesis_is_the_longer_completion_and_backward_runs_only_if_forward_passes():
     table = {("a", "longer"): "entailment", ("longer", "a"): "neutral", ("b", "longest"): "neutral"}
     equivalence = TableEquivalence(table, "strict")
-    assert equivalence.same(["q1", "q2"], ["longer", "b"], ["a", "longest"]) == [False, False]
+    assert equivalence.are_equivalent(["q1", "q2"], ["longer", "b"], ["a", "longest"]) == [False, False]
     assert equivalence.calls == [[("q1", "a", "longer"), ("q2", "b", "longest")], [("q1", "longer", "a")]]
 
 
@@ -143,9 +143,9 @@ def build_bert(tokenizer):
 def test_every_architecture_classifies_pairs_that_fill_its_context(tokenizer, build_classifier):
     """RoBERTa's 66 positions hold 64 tokens, because its first token has position 2."""
     equivalence = NLIEquivalence(build_classifier(tokenizer), tokenizer)
-    same = equivalence.same(["q"] * 2, ["a" * 200, "a"], ["b" * 100, "a"])
+    same = equivalence.are_equivalent(["q"] * 2, ["a" * 200, "a"], ["b" * 100, "a"])
     assert len(same) == 2 and equivalence.truncated_pairs in (1, 2)
-    assert equivalence.same(["q"], ["b" * 100], ["a" * 200]) == same[:1]
+    assert equivalence.are_equivalent(["q"], ["b" * 100], ["a" * 200]) == same[:1]
     with pytest.raises(ValueError, match="`max_length`=65 tokens is beyond the classifier's context of 64"):
         NLIEquivalence(build_classifier(tokenizer), tokenizer, max_length=65)
 
@@ -259,5 +259,5 @@ def test_a_real_classifier_separates_a_restatement_from_another_answer():
     if not folder.exists():
         pytest.skip("needs the NLI classifier of ../shared/models")
     seconds = ["It is Paris.", "Rome", "Paris, France"]
-    same = NLIEquivalence(str(folder)).same(["What is the capital of France?"] * 3, ["Paris"] * 3, seconds)
+    same = NLIEquivalence(str(folder)).are_equivalent(["What is the capital of France?"] * 3, ["Paris"] * 3, seconds)
     assert same == [True, False, True]

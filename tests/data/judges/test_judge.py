@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tests.tiny_models import tiny_reward_model, tiny_tokenizer
-from trl_rlp.data.judges.judge import function_judge, reward_judge, with_user_turns
+from trl_rlp.data.judges.judge import add_user_turns, function_judge, reward_judge
 from trl_rlp.data.scoring import score
 
 
@@ -36,7 +36,7 @@ def test_a_function_judge_prefers_the_higher_score_and_equal_scores_are_ties():
 
 def test_text_prompts_become_user_turns_for_a_judge_of_chats():
     calls = []
-    judge = with_user_turns(lambda prompts, firsts, seconds: calls.append((prompts, firsts, seconds)) or [1.0])
+    judge = add_user_turns(lambda prompts, firsts, seconds: calls.append((prompts, firsts, seconds)) or [1.0])
     chat = [{"role": "user", "content": "b"}]
     assert judge(["a", chat], ["c", "d"], ["e", "f"]) == [1.0]
     assert calls == [([[{"role": "user", "content": "a"}], chat], ["c", "d"], ["e", "f"])]

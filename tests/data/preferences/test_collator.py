@@ -188,7 +188,7 @@ def test_a_batch_holds_all_first_views_and_then_all_second_views(sampler):
     batch = collator(list(build_records())[4:8])
     # Each record owns c = ceil(4 / 4) = 1 slot, so records 4 to 7 take the slots 4 to 7.
     views = sampler.views(2, [4, 5, 6, 7])
-    assert batch["view_instruction_ids"].tolist() == [view.instruction for view in views]
+    assert batch["view_prompt_indices"].tolist() == [view.instruction for view in views]
     assert batch["view_input_ids"].shape == batch["view_attention_mask"].shape
     rows = [
         ids[mask.bool()].tolist()
@@ -201,7 +201,7 @@ def test_a_batch_holds_all_first_views_and_then_all_second_views(sampler):
 def test_a_small_batch_takes_more_slots_per_record_and_a_large_batch_is_limited(sampler):
     def collate_prompt_rows(batch_records, **settings):
         collator = SyntheticPreferenceCollator(0, views=sampler, **settings)
-        return collator([build_records(20)[record] for record in batch_records])["view_instruction_ids"].tolist()
+        return collator([build_records(20)[record] for record in batch_records])["view_prompt_indices"].tolist()
 
     def draw_prompt_rows(*slots):
         return [view.instruction for view in sampler.views(0, list(slots))]
@@ -220,7 +220,7 @@ def test_a_prompt_appears_once_per_batch_with_the_views_of_its_first_slot(sample
     # Slots 0 to 9 and slots 10 to 19 are two rounds of the ten prompts, so each prompt has two slots.
     collator = SyntheticPreferenceCollator(0, views=sampler, view_prompts_per_device=20, records_per_batch=2)
     batch = collator([build_records()[0], build_records()[1]])
-    ids = batch["view_instruction_ids"].tolist()
+    ids = batch["view_prompt_indices"].tolist()
     assert sorted(ids) == list(range(10))
     order = [slot for pair in zip(range(10), range(10, 20), strict=True) for slot in pair]
     first = {}

@@ -3,7 +3,7 @@ from collections import Counter
 import pytest
 from datasets import Dataset
 
-from trl_rlp.data.groups import largest_group
+from trl_rlp.data.groups import find_largest_group
 from trl_rlp.data.preferences.completion_rewards import CompletionRewards
 from trl_rlp.data.preferences.pairing import CHOSEN, GENERATORS, GROUP_METHODS, PairingSettings, count_group_sizes
 
@@ -11,7 +11,7 @@ from trl_rlp.data.preferences.pairing import CHOSEN, GENERATORS, GROUP_METHODS, 
 def build_samples(cluster_ids, completions=None, finished=None, **columns):
     """Builds one row per list of group ids. The default completions are letters."""
     completions = completions or [[f"{'abcdefghij'[i]}" for i in range(len(ids))] for ids in cluster_ids]
-    confidence = [len(largest_group(ids)) / len(ids) for ids in cluster_ids]
+    confidence = [len(find_largest_group(ids)) / len(ids) for ids in cluster_ids]
     return Dataset.from_dict(
         {
             "prompt": [f"prompt {row}" for row in range(len(cluster_ids))],

@@ -3,7 +3,7 @@ import torch
 
 from tests.tiny_models import tiny_reward_model, tiny_tokenizer
 from trl_rlp.trainer.reward.joint_forward import JointForward, stack_rows
-from trl_rlp.trainer.score_head import score_layers
+from trl_rlp.trainer.score_head import find_score_layers
 
 
 PAIRS = torch.tensor([[5, 6, 7], [8, 9, 0]])
@@ -23,7 +23,7 @@ def test_outputs_of_pairs_and_states_of_views_equal_separate_passes(is_joint, ca
     passes = []
     model.register_forward_hook(lambda *_: passes.append(1))
     views = {"input_ids": VIEWS, "attention_mask": (VIEWS != 0).long()}
-    forward = JointForward(model, score_layers(model), views, pad_token_id=0, is_joint=is_joint)
+    forward = JointForward(model, find_score_layers(model), views, pad_token_id=0, is_joint=is_joint)
     outputs = forward(input_ids=PAIRS, attention_mask=(PAIRS != 0).long(), use_cache=False, margin=torch.ones(1))
     assert len(passes) == calls
     separate = model(input_ids=PAIRS, attention_mask=(PAIRS != 0).long())
@@ -38,7 +38,7 @@ def test_outputs_of_pairs_and_states_of_views_equal_separate_passes(is_joint, ca
 def test_gradients_of_view_states_reach_the_trunk(is_joint):
     model = tiny_reward_model(tiny_tokenizer())
     views = {"input_ids": VIEWS, "attention_mask": (VIEWS != 0).long()}
-    forward = JointForward(model, score_layers(model), views, pad_token_id=0, is_joint=is_joint)
+    forward = JointForward(model, find_score_layers(model), views, pad_token_id=0, is_joint=is_joint)
     forward(input_ids=PAIRS, attention_mask=(PAIRS != 0).long())
     forward.hidden.sum().backward()
     assert model.model.layers[0].self_attn.q_proj.weight.grad.abs().max() > 0

@@ -176,7 +176,7 @@ class OnePromptCollator(SyntheticPreferenceCollator):
 
     def __call__(self, examples):
         batch = super().__call__(examples)
-        return {**batch, "view_instruction_ids": torch.zeros_like(batch["view_instruction_ids"])}
+        return {**batch, "view_prompt_indices": torch.zeros_like(batch["view_prompt_indices"])}
 
 
 def test_a_batch_with_one_prompt_is_skipped_and_counted(tmp_path):
@@ -241,7 +241,7 @@ def test_a_stream_of_human_pairs_works_with_views(tmp_path):
 class AllButDull(SameText):
     """All completions have the same meaning, except the dull one."""
 
-    def same(self, prompts, firsts, seconds):
+    def are_equivalent(self, prompts, firsts, seconds):
         return [("dull" in first) == ("dull" in second) for first, second in zip(firsts, seconds, strict=True)]
 
 

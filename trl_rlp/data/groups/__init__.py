@@ -1,6 +1,6 @@
 """Groups of completions with the same meaning: the equivalences that compare completions, and the clustering."""
 
-from trl_rlp.data.groups.clustering import cluster, largest_group
+from trl_rlp.data.groups.clustering import cluster, find_largest_group
 from trl_rlp.data.groups.equivalence import (
     EQUIVALENCES,
     RULES,
@@ -19,5 +19,5 @@ __all__ = [
     "ExactMatch",
     "NLIEquivalence",
     "cluster",
-    "largest_group",
+    "find_largest_group",
 ]

@@ -98,7 +98,7 @@ def cluster(
     return grouped
 
 
-def largest_group(cluster_ids: list[int]) -> list[int]:
+def find_largest_group(cluster_ids: list[int]) -> list[int]:
     """
     Returns the members of the largest group (g̃ in the paper).
 
@@ -115,7 +115,7 @@ def largest_group(cluster_ids: list[int]) -> list[int]:
     Example:
 
     ```python
-    >>> largest_group([0, 1, -1, 1, 0])
+    >>> find_largest_group([0, 1, -1, 1, 0])
     [0, 4]
     ```
     """
@@ -180,7 +180,7 @@ def _run_searches(
                 return found
             requests = [(inputs[row], *pair) for row, (_, pairs) in searches.items() for pair in pairs]
             verdicts = iter(
-                equivalence.same(
+                equivalence.are_equivalent(
                     [distinct.prompt for distinct, _, _ in requests],
                     [distinct.texts[first] for distinct, first, _ in requests],
                     [distinct.texts[second] for distinct, _, second in requests],

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from trl_rlp.data.batching import eval_mode, pad_right, token_budget_batches
+from trl_rlp.data.batching import eval_mode, pad_right, split_by_token_budget
 from trl_rlp.data.groups.encoders import choose_tokens_per_batch, get_context_length, load_encoder
 from trl_rlp.data.normalization import normalize_text
 from trl_rlp.storage.fingerprints import weights_fingerprint
@@ -42,7 +42,7 @@ class EmbeddingEquivalence:
 
     ```python
     >>> equivalence = EmbeddingEquivalence("sentence-transformers/all-MiniLM-L6-v2", threshold=0.9)
-    >>> equivalence.same(["Why?"], ["Because it rained."], ["Because of the rain."])
+    >>> equivalence.are_equivalent(["Why?"], ["Because it rained."], ["Because of the rain."])
     [True]
     ```
     """
@@ -82,7 +82,7 @@ class EmbeddingEquivalence:
         """
         return normalize_text(text)
 
-    def same(self, prompts: list[str], firsts: list[str], seconds: list[str]) -> list[bool]:
+    def are_equivalent(self, prompts: list[str], firsts: list[str], seconds: list[str]) -> list[bool]:
         """
         Checks which pairs of completions mean the same. The order within a pair does not matter.
 
@@ -111,7 +111,7 @@ class EmbeddingEquivalence:
             return
         max_length = get_context_length(self.model, self.processing_class)
         rows = self.processing_class(texts, truncation=True, max_length=max_length)["input_ids"]
-        batches = token_budget_batches([len(row) for row in rows], self._tokens_per_batch)
+        batches = split_by_token_budget([len(row) for row in rows], self._tokens_per_batch)
         with eval_mode(self.model):
             for batch in batches:
                 ids, mask = pad_right(

@@ -32,7 +32,8 @@ class Equivalence(Protocol):
 
     def normalize(self, text: str) -> str:
         """
-        Normalizes a completion. Completions that are equal after that mean the same, and [`same`] is not called.
+        Normalizes a completion. Completions that are equal after that mean the same, without a call of
+        [`are_equivalent`].
 
         Args:
             text (`str`):
@@ -42,7 +43,7 @@ class Equivalence(Protocol):
             `str`: the normalized text. It is empty for a completion that says nothing.
         """
 
-    def same(self, prompts: list[str], firsts: list[str], seconds: list[str]) -> list[bool]:
+    def are_equivalent(self, prompts: list[str], firsts: list[str], seconds: list[str]) -> list[bool]:
         """
         Checks which pairs of completions mean the same. One call may hold pairs of many prompts.
 
@@ -68,7 +69,7 @@ class ExactMatch:
     Example:
 
     ```python
-    >>> ExactMatch().same(["2 + 2?", "2 + 2?"], ["Four.", "4"], ["four", "four"])
+    >>> ExactMatch().are_equivalent(["2 + 2?", "2 + 2?"], ["Four.", "4"], ["four", "four"])
     [True, False]
     ```
     """
@@ -88,7 +89,7 @@ class ExactMatch:
         """
         return normalize_text(text)
 
-    def same(self, prompts: list[str], firsts: list[str], seconds: list[str]) -> list[bool]:
+    def are_equivalent(self, prompts: list[str], firsts: list[str], seconds: list[str]) -> list[bool]:
         """
         Compares pairs of completions.
 

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from trl_rlp.data.batching import eval_mode, pad_right, token_budget_batches
+from trl_rlp.data.batching import eval_mode, pad_right, split_by_token_budget
 from trl_rlp.data.groups.encoders import choose_tokens_per_batch, get_context_length, load_encoder
 from trl_rlp.data.groups.label_cache import LabelCache
 from trl_rlp.data.groups.pair_encoding import EncodedPair, PairEncoder
@@ -94,7 +94,7 @@ class NLIEquivalence:
 
     ```python
     >>> equivalence = NLIEquivalence(rule="strict", cache="labels.sqlite")
-    >>> equivalence.same(["What is the capital of France?"], ["Paris"], ["It is Paris."])
+    >>> equivalence.are_equivalent(["What is the capital of France?"], ["Paris"], ["It is Paris."])
     [True]
     ```
     """
@@ -145,7 +145,7 @@ class NLIEquivalence:
         """
         return normalize_text(text)
 
-    def same(self, prompts: list[str], firsts: list[str], seconds: list[str]) -> list[bool]:
+    def are_equivalent(self, prompts: list[str], firsts: list[str], seconds: list[str]) -> list[bool]:
         """
         Checks which pairs of completions mean the same. The order within a pair does not matter.
 
@@ -222,7 +222,7 @@ class NLIEquivalence:
     @torch.inference_mode()
     def _run_model(self, pairs: list[EncodedPair]) -> dict[EncodedPair, int]:
         label_ids = {}
-        batches = token_budget_batches([len(pair.input_ids) for pair in pairs], self._tokens_per_batch)
+        batches = split_by_token_budget([len(pair.input_ids) for pair in pairs], self._tokens_per_batch)
         with eval_mode(self.model):
             for rows in batches:
                 batch = [pairs[row] for row in rows]

@@ -131,7 +131,7 @@ def function_judge(function: Callable[[str | Messages, str], float]) -> Judge:
     return judge
 
 
-def with_user_turns(judge: Judge) -> Judge:
+def add_user_turns(judge: Judge) -> Judge:
     """
     Creates a judge that converts text prompts to a user message, for a reward model with a chat template.
 

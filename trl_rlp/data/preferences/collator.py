@@ -65,7 +65,7 @@ class SyntheticPreferenceCollator:
         `dict[str, torch.Tensor]`: `input_ids` and `attention_mask` of shape `(2 * batch, length)`, with the chosen
         sides first. `margin` of shape `(batch,)` if the records have one. With views also `view_input_ids` and
         `view_attention_mask` of shape `(2 * V, view length)`, with the first views of all prompts first, and
-        `view_instruction_ids` of shape `(V,)`, the rows of the prompts in the policy samples.
+        `view_prompt_indices` of shape `(V,)`, the rows of the prompts in the policy samples.
 
     Raises:
         ValueError: if `seed` is negative, `view_prompts_per_device` is below 2, or `records_per_batch` is missing.
@@ -142,7 +142,7 @@ class SyntheticPreferenceCollator:
         return {
             "view_input_ids": padded["input_ids"],  # (2 * V, view length)
             "view_attention_mask": padded["attention_mask"],
-            "view_instruction_ids": torch.tensor([view.instruction for view in views]),  # (V,)
+            "view_prompt_indices": torch.tensor([view.instruction for view in views]),  # (V,)
         }
 
 

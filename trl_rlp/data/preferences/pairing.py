@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from trl_rlp.data.groups.clustering import cluster, largest_group
+from trl_rlp.data.groups.clustering import cluster, find_largest_group
 from trl_rlp.data.judges.judge import TIE, Judge, judge_pairs
 from trl_rlp.data.normalization import normalize_text
 from trl_rlp.data.preferences.completion_rewards import CompletionRewards
@@ -198,7 +198,7 @@ def _pair_by_groups(
 ) -> tuple[list[Pair], Counter]:
     drafts, rejections = [], Counter()
     for number, row in enumerate(_ensure_groups(samples, settings.equivalence, threshold)):
-        group = largest_group(row["cluster_ids"])
+        group = find_largest_group(row["cluster_ids"])
         members = [i for i in group if settings.is_eligible(row, i)]
         outside = [i for i in range(len(row["completions"])) if i not in group]
         reason = _find_rejection_reason(row["confidence"], threshold, group, min_group_size, members, outside)

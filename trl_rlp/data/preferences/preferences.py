@@ -21,7 +21,7 @@ from trl_rlp.data.preferences.pairing import (
     count_group_sizes,
 )
 from trl_rlp.data.scoring import batch_scoring_ids, cut_prompts, score, warn_of_cut_prompts
-from trl_rlp.data.turns import preference_sides, split_assistant_prefill
+from trl_rlp.data.turns import build_preference_sides, split_assistant_prefill
 from trl_rlp.data.validation import require_columns, require_samples
 
 
@@ -278,7 +278,7 @@ _AUDIT_FEATURES = {
 
 def _build_record(row: dict[str, Any], pair: Pair, keep_candidates: bool) -> dict[str, Any]:
     indices = {"chosen": pair.chosen, "rejected": pair.rejected}
-    prompt, sides = preference_sides(row["prompt"], [row["completions"][index] for index in indices.values()])
+    prompt, sides = build_preference_sides(row["prompt"], [row["completions"][index] for index in indices.values()])
     record = {"prompt": prompt, "sample_row": pair.row, **dict(zip(indices, sides, strict=True))}
     for side, index in indices.items():
         record[f"{side}_finished"] = row["finished"][index]

@@ -12,7 +12,7 @@ from datasets import Dataset, List, Value
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from trl_rlp.data.batching import eval_mode, token_budget_batches
+from trl_rlp.data.batching import eval_mode, split_by_token_budget
 from trl_rlp.data.sampling.settings import require_settings
 from trl_rlp.data.sampling.shared_prefill import generate_samples
 from trl_rlp.data.turns import ends_with_assistant, prompt_token_ids
@@ -246,7 +246,7 @@ def _tokenize_prompts(
 
 def _build_batches(rows: list[int], prompt_ids: list[list[int]], settings: dict[str, Any]) -> list[list[int]]:
     sizes = [settings["num_generations"] * (len(prompt_ids[row]) + settings["max_new_tokens"]) for row in rows]
-    return [[rows[index] for index in batch] for batch in token_budget_batches(sizes, settings["tokens_per_batch"])]
+    return [[rows[index] for index in batch] for batch in split_by_token_budget(sizes, settings["tokens_per_batch"])]
 
 
 def _build_record(

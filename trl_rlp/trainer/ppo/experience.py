@@ -6,7 +6,7 @@ from typing import Any, Self
 import torch
 from accelerate import Accelerator
 
-from trl_rlp.losses.kl import after_last_token, kl_estimate, last_token, token_rewards
+from trl_rlp.losses.kl import kl_estimate, locate_after_last_token, locate_last_token, token_rewards
 from trl_rlp.losses.ppo import generalized_advantages, masked_moments, pooled_mean_and_variance, whiten
 from trl_rlp.trainer.ppo.ppo_checkpoints import PPOState
 from trl_rlp.trainer.ppo.ppo_config import PPOConfig
@@ -243,9 +243,9 @@ def compute_advantages(
         returns, and the mask of the values.
     """
     if args.score_position == "after_last_token":
-        positions, value_mask = after_last_token(mask)
+        positions, value_mask = locate_after_last_token(mask)
     else:
-        positions, value_mask = last_token(mask), mask
+        positions, value_mask = locate_last_token(mask), mask
     rewards = token_rewards(scores, kl, mask, kl_coef, positions)
     if args.whiten_rewards:
         rewards = _whiten_over_processes(rewards, value_mask, args, accelerator, shift_mean=False)

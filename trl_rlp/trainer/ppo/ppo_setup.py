@@ -15,7 +15,7 @@ from transformers import (
 
 from trl_rlp.data.sampling.in_process import get_eos_token_ids
 from trl_rlp.trainer.ppo.ppo_config import PPOConfig
-from trl_rlp.trainer.score_head import add_score_head, score_layers
+from trl_rlp.trainer.score_head import add_score_head, find_score_layers
 
 
 def prepare_policy(
@@ -191,7 +191,7 @@ def init_value_model(
     else:
         model = _build_classifier(policy)
     with no_grad():
-        for layer in score_layers(model):
+        for layer in find_score_layers(model):
             for parameter in layer.parameters():
                 parameter.zero_()
     return model

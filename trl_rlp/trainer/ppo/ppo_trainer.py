@@ -18,7 +18,7 @@ from trl_rlp.data.sampling.shared_prefill import default_generation_config
 from trl_rlp.data.token_prompts import TokenPrompt, add_prompts, decode_prompts, require_length
 from trl_rlp.data.turns import continue_final_message_ids, ends_with_assistant
 from trl_rlp.rewards.reward_function import RewardFunction
-from trl_rlp.rewards.reward_sources import RewardSource, as_list, build_reward_functions
+from trl_rlp.rewards.reward_sources import RewardSource, build_reward_functions, list_reward_sources
 from trl_rlp.rewards.standardization import standardize
 from trl_rlp.trainer.checkpoints import completed_steps, resolve_checkpoint
 from trl_rlp.trainer.ppo.critic_optimizer import CriticOptimizer
@@ -38,7 +38,7 @@ from trl_rlp.trainer.ppo.ppo_setup import (
     prepare_value_model,
     resolve_stop_tokens,
 )
-from trl_rlp.trainer.ppo.prompt_order import RolloutSampler, data_seed, repeat_stream
+from trl_rlp.trainer.ppo.prompt_order import RolloutSampler, get_data_seed, repeat_stream
 from trl_rlp.trainer.ppo.rollout import MicroBatch, Rollout
 from trl_rlp.trainer.ppo.rollout_steps import RolloutScheduler, rollouts_to_steps
 from trl_rlp.trainer.ppo.sample_generations import SampleGenerations, print_table
@@ -156,7 +156,7 @@ class PPOTrainer(GRPOTrainer):
         reward_processing_class: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase | None] | None = None,
         value_peft_config: PeftConfig | None = None,
     ):
-        reward_funcs = as_list(reward_funcs)
+        reward_funcs = list_reward_sources(reward_funcs)
         model, processing_class = prepare_policy(model, processing_class, args)
         require_models(model, ref_model, reward_model, value_model, reward_funcs, processing_class)
         require_datasets({"train_dataset": train_dataset, "eval_dataset": eval_dataset}, model, processing_class, args)
@@ -174,7 +174,7 @@ class PPOTrainer(GRPOTrainer):
             model=model,
             reward_funcs=build_reward_functions(reward_model, reward_funcs, reward_processing_class, *policy),
             args=rollouts_to_steps(args, train_dataset),
-            train_dataset=repeat_stream(train_dataset, data_seed(args) if args.shuffle_dataset else None),
+            train_dataset=repeat_stream(train_dataset, get_data_seed(args) if args.shuffle_dataset else None),
             eval_dataset=eval_dataset,
             processing_class=ensure_embedded_pad_token(processing_class, self._vocabulary_size),
             callbacks=callbacks,
@@ -329,7 +329,7 @@ class PPOTrainer(GRPOTrainer):
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
         return RolloutSampler(
-            super()._get_train_sampler(dataset), data_seed(self.args), lambda: int(self.state.epoch or 0)
+            super()._get_train_sampler(dataset), get_data_seed(self.args), lambda: int(self.state.epoch or 0)
         )
 
     # A rollout: sample completions, score them, evaluate the tokens, compute advantages

@@ -8,7 +8,7 @@ from torch.utils.data import Sampler
 from trl_rlp.trainer.ppo.ppo_config import PPOConfig
 
 
-def data_seed(args: PPOConfig) -> int:
+def get_data_seed(args: PPOConfig) -> int:
     """
     Returns the seed of the order of the prompts.
 

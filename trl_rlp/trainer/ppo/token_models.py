@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from trl_rlp.losses.log_probs import token_log_probs
 from trl_rlp.trainer.ppo.ppo_config import PPOConfig
-from trl_rlp.trainer.score_head import score_layers
+from trl_rlp.trainer.score_head import find_score_layers
 
 
 @dataclass
@@ -105,7 +105,7 @@ class Critic(nn.Module):
                 f"`value_model` has `num_labels`={model.config.num_labels}, but a value is one number. Load it with "
                 "`AutoModelForSequenceClassification.from_pretrained(..., num_labels=1)`."
             )
-        self._layers = score_layers(model)
+        self._layers = find_score_layers(model)
         self.model = model
         if model.config.get_text_config().pad_token_id is None:
             # The classifier pools its scores. They are not used, but without a pad token it refuses batches.

@@ -40,7 +40,7 @@ class JointForward:
         model (`nn.Module`):
             The model as the trainer wrapped it.
         layers (`list[nn.Linear]`):
-            Score layers of the model, from [`score_layers`].
+            Score layers of the model, from [`find_score_layers`].
         views (`dict[str, torch.Tensor]`):
             `input_ids` and `attention_mask` of shape `(rows, length)`, padded on the right.
         pad_token_id (`int`):

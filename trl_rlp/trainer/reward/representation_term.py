@@ -11,7 +11,7 @@ from trl_rlp.trainer.reward.heads_callback import HeadsCallback
 from trl_rlp.trainer.reward.joint_forward import JointForward
 from trl_rlp.trainer.reward.representation_log import RepresentationLog
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
-from trl_rlp.trainer.score_head import score_layers
+from trl_rlp.trainer.score_head import find_score_layers
 
 
 class RepresentationTerm:
@@ -39,7 +39,7 @@ class RepresentationTerm:
     """
 
     def __init__(self, model: nn.Module, pad_token_id: int, args: RLPRewardConfig, accelerator: Accelerator):
-        self._layers = score_layers(model)
+        self._layers = find_score_layers(model)
         self._pad_token_id = pad_token_id
         self._args = args
         # All processes must start with the same heads. The model's random draws must stay those of `method="none"`.
@@ -70,7 +70,7 @@ class RepresentationTerm:
         """
         return JointForward(model, self._layers, views, self._pad_token_id, self._args.joint_forward)
 
-    def __call__(self, hidden: torch.Tensor, instruction_ids: torch.Tensor, step: int) -> torch.Tensor:
+    def __call__(self, hidden: torch.Tensor, prompt_indices: torch.Tensor, step: int) -> torch.Tensor:
         """
         Computes λ L_M.
 
@@ -79,7 +79,7 @@ class RepresentationTerm:
         Args:
             hidden (`torch.Tensor` of shape `(2 * batch, hidden)`):
                 Hidden states of the first views, followed by those of the second views.
-            instruction_ids (`torch.Tensor` of shape `(batch,)`):
+            prompt_indices (`torch.Tensor` of shape `(batch,)`):
                 Number of the prompt of each pair of views.
             step (`int`):
                 Optimizer steps so far, for the ramp of the KL weight.
@@ -87,11 +87,11 @@ class RepresentationTerm:
         Returns:
             `torch.Tensor`: a scalar in nats.
         """
-        if len(instruction_ids.unique()) < 2:
+        if len(prompt_indices.unique()) < 2:
             self.log.add_skipped()
             return hidden.new_zeros(())
         kl_weight = self.compute_kl_weight(step)
-        terms: dict[str, Any] = self.heads_callback.heads(*hidden.chunk(2), instruction_ids, kl_weight=kl_weight)
+        terms: dict[str, Any] = self.heads_callback.heads(*hidden.chunk(2), prompt_indices, kl_weight=kl_weight)
         representation_loss = terms.pop("loss")
         self.log.add({**terms, "representation_loss": representation_loss})
         return self._args.representation_coef * representation_loss

@@ -39,7 +39,7 @@ logger = get_logger(__name__)
 
 EvaluationData = Dataset | IterableDataset | DatasetDict | IterableDatasetDict | dict[str, Dataset | IterableDataset]
 
-VIEW_TENSORS = ("input_ids", "attention_mask", "instruction_ids")
+VIEW_TENSORS = ("input_ids", "attention_mask", "prompt_indices")
 """Tensors of the views in a batch. The collator adds `view_` before each name."""
 
 
@@ -237,7 +237,7 @@ class RLPRewardTrainer(RewardTrainer):
         forward = term.build_forward(model, views)
         loss, outputs = super().compute_loss(forward, inputs, True, num_items_in_batch)
         term.log.add({"preference_loss": loss})
-        loss = loss + term(forward.hidden, views["instruction_ids"], self.state.global_step)
+        loss = loss + term(forward.hidden, views["prompt_indices"], self.state.global_step)
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

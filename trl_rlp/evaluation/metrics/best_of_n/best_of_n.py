@@ -5,7 +5,7 @@ from typing import Any
 import datasets
 import evaluate
 
-from trl_rlp.evaluation.best_of_n import best_of_n
+from trl_rlp.evaluation.best_of_n_sampling import best_of_n
 
 
 class BestOfN(evaluate.Metric):

@@ -7,7 +7,7 @@ import evaluate
 import numpy as np
 
 from trl_rlp.evaluation.reward_metrics import correctness
-from trl_rlp.evaluation.win_rate import compare_win_rates, win_rate
+from trl_rlp.evaluation.win_rates import compare_win_rates, win_rate
 
 
 class WinRate(evaluate.Metric):

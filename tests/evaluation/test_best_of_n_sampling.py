@@ -7,7 +7,7 @@ from datasets import Dataset
 
 from tests.tiny_models import tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.scoring import score
-from trl_rlp.evaluation.best_of_n import best_of_n, best_of_n_kl, best_of_n_weights, best_outputs
+from trl_rlp.evaluation.best_of_n_sampling import best_of_n, best_of_n_kl, best_of_n_weights, best_outputs
 
 
 def test_weights_computed_by_hand():

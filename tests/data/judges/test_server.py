@@ -5,7 +5,7 @@ import torch
 
 from tests.servers import needs_serving, run_server
 from tests.tiny_models import save, tiny_causal_lm, tiny_tokenizer
-from trl_rlp.data.judges.server_judge import ServerJudge
+from trl_rlp.data.judges.server import ServerJudge
 
 
 PROMPTS = ["2 + 2?", [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "It was"}]]

@@ -1,6 +1,6 @@
 import pytest
 
-from trl_rlp.evaluation.win_rate import compare_win_rates, win_rate
+from trl_rlp.evaluation.win_rates import compare_win_rates, win_rate
 
 
 def test_win_rate_computed_by_hand():

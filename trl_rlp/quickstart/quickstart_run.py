@@ -16,7 +16,7 @@ from rich.console import Console
 from trl_rlp.data.groups.equivalence import ExactMatch
 from trl_rlp.pipeline import RLPResult, run_rlp
 from trl_rlp.pipeline_config import RLPConfig
-from trl_rlp.quickstart.narration import STORY, narrate
+from trl_rlp.quickstart.narration import STAGE_TITLES, narrate
 from trl_rlp.quickstart.outcome import measure_outcome
 from trl_rlp.quickstart.preparation import collect_preferences, train_sft
 from trl_rlp.quickstart.questions import (
@@ -34,7 +34,7 @@ from trl_rlp.quickstart.quickstart_config import (
     lora,
 )
 from trl_rlp.quickstart.report import print_summary, write_page
-from trl_rlp.quickstart.simulation import LABEL_NOISE, without_noise
+from trl_rlp.quickstart.simulation import LABEL_NOISE, restore_labels
 from trl_rlp.quickstart.sizes import (
     Sizes,
     estimate_algorithm_seconds,
@@ -222,7 +222,7 @@ def _measure_outcome(
         synthetic=result.synthetic_preferences,
         unlabeled=unlabeled,
         heldout=heldout,
-        heldout_preferences=without_noise(heldout_preferences),
+        heldout_preferences=restore_labels(heldout_preferences),
         threshold=settings.reward_config().confidence_threshold,
         sampling=settings.sampling(
             num_generations=sizes.evaluation_generations, temperature=settings.evaluation_temperature
@@ -264,4 +264,4 @@ def _list_models(sft: Path, result: RLPResult) -> dict[str, Path]:
 def _collect_seconds(run: RunFolder, result: RLPResult) -> dict[str, float]:
     """Collects the wall time of every stage, in the order of the stages."""
     stages = {**run.results(), **result.stages}
-    return {text: stages[name]["seconds"] for name, text in STORY.items() if name in stages}
+    return {text: stages[name]["seconds"] for name, text in STAGE_TITLES.items() if name in stages}

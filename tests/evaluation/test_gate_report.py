@@ -6,11 +6,11 @@ import pytest
 from datasets import Dataset
 
 from tests.tiny_models import tiny_reward_model, tiny_tokenizer
-from trl_rlp.evaluation.gate import RewardModelRegression, gate
+from trl_rlp.evaluation.gate_report import RewardModelRegression, gate
 
 
 # The package `trl_rlp.evaluation` exports the function `gate` under the name of the module.
-gate_module = importlib.import_module("trl_rlp.evaluation.gate")
+gate_module = importlib.import_module("trl_rlp.evaluation.gate_report")
 
 PAIRS = Dataset.from_dict({"prompt": ["q"] * 4, "chosen": list("abcd"), "rejected": ["xx"] * 4})
 

@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer
 
 from tests.tiny_models import tiny_causal_lm, tiny_tokenizer
-from trl_rlp.data.judges.language_model_judge import JUDGE_TEMPLATE, language_model_judge
+from trl_rlp.data.judges.language_model import JUDGE_TEMPLATE, language_model_judge
 
 
 TEXTS = ["Who wrote it?", "What is 2 + 2? Answer briefly."]

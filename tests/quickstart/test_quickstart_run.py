@@ -6,7 +6,7 @@ import json
 import pytest
 from rich.console import Console
 
-from tests.yes_or_no import QUESTIONS, yes_or_no_model
+from tests.yes_or_no import QUESTIONS, train_yes_or_no_model
 from trl_rlp.quickstart import QuickstartConfig, quickstart
 from trl_rlp.quickstart.sizes import Sizes
 
@@ -27,7 +27,7 @@ TINY = Sizes(
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return yes_or_no_model(tmp_path_factory.mktemp("model"))
+    return train_yes_or_no_model(tmp_path_factory.mktemp("model"))
 
 
 def build_config(model, folder, **overrides):
@@ -36,8 +36,8 @@ def build_config(model, folder, **overrides):
 
 @pytest.fixture
 def few_questions(monkeypatch):
-    # `import_module`, because the attribute `trl_rlp.quickstart.quickstart` is the function.
-    module = importlib.import_module("trl_rlp.quickstart.quickstart")
+    # `import_module`, because the attribute `trl_rlp.quickstart.quickstart_run` is the function.
+    module = importlib.import_module("trl_rlp.quickstart.quickstart_run")
     monkeypatch.setattr(module, "load_questions", lambda: QUESTIONS)
 
 

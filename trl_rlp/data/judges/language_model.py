@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trl_rlp.data.batching import eval_mode, pad_right, require_context, token_budget_batches
+from trl_rlp.data.batching import eval_mode, pad_right, require_context, split_by_token_budget
 from trl_rlp.data.judges.asked_judge import AskedJudge
 from trl_rlp.data.judges.judge import snap_ties
 from trl_rlp.data.turns import Messages, split_assistant_prefill
@@ -187,7 +187,7 @@ def _compute_label_probabilities(
     probabilities = torch.empty(len(stems), dtype=torch.float64)
     top_tokens = torch.empty(len(stems), dtype=torch.long)
     with eval_mode(model):
-        for batch in token_budget_batches(lengths, tokens_per_batch):
+        for batch in split_by_token_budget(lengths, tokens_per_batch):
             # Attention is causal, so tokens never attend to padding on the right.
             input_ids, attention_mask = pad_right([stems[row] for row in batch], 0, model.device)
             last = torch.tensor([lengths[row] - 1 for row in batch], device=model.device)  # (batch,)

@@ -1,0 +1,62 @@
+"""Rollouts and optimizer steps with numbers that are not finite."""
+
+import pytest
+import torch
+
+from tests.ppo_runs import has_changed, ppo_trainer, weights
+
+
+def test_rollout_that_is_not_finite_is_skipped_and_counted(tmp_path):
+    calls = []
+
+    def reward(completions, **kwargs):
+        calls.append(1)
+        return [float("nan") if len(calls) == 2 else 1.0] * len(completions)
+
+    trainer = ppo_trainer(tmp_path, reward_funcs=[reward], normalize_rewards=True)
+    trainer.train()
+    assert [row["skipped_steps"] for row in trainer.state.log_history if "skipped_steps" in row] == [0, 2, 2]
+    assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
+
+
+def test_three_bad_rollouts_in_a_row_stop_the_run_and_the_error_names_the_last_good_checkpoint(tmp_path):
+    calls = []
+
+    def reward(completions, **kwargs):
+        calls.append(1)
+        return [1.0 if len(calls) == 1 else float("inf")] * len(completions)
+
+    trainer = ppo_trainer(tmp_path, reward_funcs=[reward], save_strategy="steps", save_steps=1, total_episodes=40)
+    with pytest.raises(RuntimeError, match=r"3 times in a row a rollout's scores.* not finite.*checkpoint-2\)"):
+        trainer.train()
+
+
+def test_second_call_of_train_also_stops_after_three_bad_rollouts(tmp_path):
+    def reward(completions, **kwargs):
+        return [float("nan")] * len(completions)
+
+    trainer = ppo_trainer(tmp_path, reward_funcs=[reward], total_episodes=40)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="3 times in a row"):
+            trainer.train()
+        assert trainer.state.global_step < 8
+
+
+def test_loss_that_is_not_finite_changes_no_weights(tmp_path):
+    trainer = ppo_trainer(tmp_path, total_episodes=4)
+    policy, critic = weights(trainer.model), weights(trainer.value_model)
+    compute_loss = trainer.compute_loss
+    trainer.compute_loss = lambda *args, **kwargs: compute_loss(*args, **kwargs) * float("nan")
+    trainer.train()
+    assert not has_changed(trainer.model, policy) and not has_changed(trainer.value_model, critic)
+
+
+@pytest.mark.parametrize("side", ["model", "value_model"])
+def test_one_infinite_element_of_a_gradient_changes_no_weights(tmp_path, side):
+    trainer = ppo_trainer(tmp_path, total_episodes=4)
+    policy, critic = weights(trainer.model), weights(trainer.value_model)
+    norm = next(p for name, p in getattr(trainer, side).named_parameters() if name.endswith("norm.weight"))
+    norm.register_hook(lambda grad: grad.index_fill(0, torch.tensor([2]), torch.inf))
+    trainer.train()
+    assert not has_changed(trainer.model, policy) and not has_changed(trainer.value_model, critic)
+    assert trainer.state.log_history[0]["skipped_steps"] == 2
