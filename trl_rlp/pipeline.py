@@ -95,14 +95,9 @@ def run_rlp(
     Reference:
         Lang, Huang, Li 2024, https://arxiv.org/abs/2403.19279, Algorithm 1.
     """
-    datasets = {
-        "preference_dataset": preference_dataset,
-        "prompt_dataset": prompt_dataset,
-        "eval_preference_dataset": eval_preference_dataset,
-        "eval_prompt_dataset": eval_prompt_dataset,
-    }
-    _check_arguments(config, equivalence, **datasets)
-    run = RunFolder(config.output_dir, _describe_run(config, equivalence, datasets))
+    run = _open_run_folder(
+        config, equivalence, preference_dataset, prompt_dataset, eval_preference_dataset, eval_prompt_dataset
+    )
 
     # Step 1: collect D. It is given. A part of it is held out for the gate.
     preferences, heldout = preference_dataset, eval_preference_dataset
@@ -147,24 +142,10 @@ def run_rlp(
 
     # Not part of Algorithm 1: compare the policies on held-out prompts.
     if eval_prompt_dataset is not None:
-        run.stage(
-            "evaluation",
-            evaluate_policies,
-            policies={"sft": config.sft_model, "policy": policy, "retrained_policy": retrained_policy},
-            reward_models={"reward_model": reward_model, "refined_reward_model": refinement.reward_model},
-            prompt_dataset=eval_prompt_dataset,
-            sampling=config.sampling(temperature=config.evaluation_temperature),
-            max_length=config.reward_config().max_length,
-        )
-    return RLPResult(
-        reward_model=reward_model,
-        policy=policy,
-        policy_samples=refinement.samples,
-        synthetic_preferences=refinement.synthetic_preferences,
-        refined_reward_model=refinement.reward_model,
-        retrained_policy=retrained_policy,
-        stages=run.results(),
-    )
+        policies = {"sft": config.sft_model, "policy": policy, "retrained_policy": retrained_policy}
+        reward_models = {"reward_model": reward_model, "refined_reward_model": refinement.reward_model}
+        _run_evaluation(run, config, policies, reward_models, eval_prompt_dataset)
+    return RLPResult(reward_model, policy, *refinement, retrained_policy, run.results())
 
 
 class Refinement(NamedTuple):
@@ -261,23 +242,68 @@ def refine_reward_model(
     )
 
     # Gate, not part of Algorithm 1: is the refined reward model worse than the first one?
-    run.stage(
-        "gate",
-        compare_reward_models,
+    _run_gate(
+        run,
+        settings,
         before=reward_model,
         after=refined_reward_model,
         human_pairs=heldout_preferences,
         samples=samples,
         answers=list(prompt_dataset["answers"]) if "answers" in prompt_dataset.column_names else None,
         synthetic=synthetic,
-        max_length=settings.config.max_length,
-        seed=settings.seed,
     )
-    # Outside of the stage, so that its metrics are kept and a later call may choose another `on_regression`.
+    return Refinement(samples, synthetic, refined_reward_model)
+
+
+def _run_gate(run: RunFolder, settings: RefinementSettings, **compared: Any) -> None:
+    """Raises outside of the stage, so that its metrics are kept and a later call may set another `on_regression`."""
+    run.stage("gate", compare_reward_models, max_length=settings.config.max_length, seed=settings.seed, **compared)
     report = run.metrics("gate")
     if settings.on_regression == "raise" and not report["passed"]:
         raise RewardModelRegression(f"The gate refused the refined reward model: {'; '.join(report['problems'])}")
-    return Refinement(samples, synthetic, refined_reward_model)
+
+
+def _run_evaluation(
+    run: RunFolder,
+    config: RLPConfig,
+    policies: dict[str, str | Path],
+    reward_models: dict[str, str | Path],
+    prompt_dataset: Dataset,
+) -> None:
+    run.stage(
+        "evaluation",
+        evaluate_policies,
+        policies=policies,
+        reward_models=reward_models,
+        prompt_dataset=prompt_dataset,
+        sampling=config.sampling(temperature=config.evaluation_temperature),
+        max_length=config.reward_config().max_length,
+    )
+
+
+def _open_run_folder(
+    config: RLPConfig,
+    equivalence: Equivalence | None,
+    preference_dataset: Dataset,
+    prompt_dataset: Dataset,
+    eval_preference_dataset: Dataset | None,
+    eval_prompt_dataset: Dataset | None,
+) -> RunFolder:
+    """Checks the arguments, and claims the folder with everything that decides the results, as plain values."""
+    _check_arguments(
+        config, equivalence, preference_dataset, prompt_dataset, eval_preference_dataset, eval_prompt_dataset
+    )
+    settings = {key: value for key, value in asdict(config).items() if key not in ("output_dir", "on_regression")}
+    settings["equivalence"] = None if equivalence is None else equivalence.fingerprint
+    datasets = {
+        "preference_dataset": preference_dataset,
+        "prompt_dataset": prompt_dataset,
+        "eval_preference_dataset": eval_preference_dataset,
+        "eval_prompt_dataset": eval_prompt_dataset,
+    }
+    for name, dataset in datasets.items():
+        settings[name] = None if dataset is None else value_fingerprint(dataset.to_list())
+    return RunFolder(config.output_dir, settings)
 
 
 def _check_arguments(
@@ -303,14 +329,3 @@ def _check_arguments(
             f"`equivalence` is None, but `method`={config.method!r} groups completions by meaning. Pass for example "
             "`NLIEquivalence()`."
         )
-
-
-def _describe_run(
-    config: RLPConfig, equivalence: Equivalence | None, datasets: dict[str, Dataset | None]
-) -> dict[str, Any]:
-    """Collects everything that decides the results, as plain values that the run folder compares."""
-    settings = {key: value for key, value in asdict(config).items() if key not in ("output_dir", "on_regression")}
-    settings["equivalence"] = None if equivalence is None else equivalence.fingerprint
-    for name, dataset in datasets.items():
-        settings[name] = None if dataset is None else value_fingerprint(dataset.to_list())
-    return settings

@@ -1,4 +1,3 @@
-import importlib
 import json
 import logging
 
@@ -9,9 +8,6 @@ from tests.tiny_models import tiny_reward_model, tiny_tokenizer
 from trl_rlp.evaluation.gate_report import RewardModelRegression, gate
 
 
-# The package `trl_rlp.evaluation` exports the function `gate` under the name of the module.
-gate_module = importlib.import_module("trl_rlp.evaluation.gate_report")
-
 PAIRS = Dataset.from_dict({"prompt": ["q"] * 4, "chosen": list("abcd"), "rejected": ["xx"] * 4})
 
 
@@ -20,8 +16,7 @@ def margins(monkeypatch):
     """Replaces scoring with a table from `(model, number of pairs)` to margins."""
     table = {}
     monkeypatch.setattr(
-        gate_module,
-        "reward_margins",
+        "trl_rlp.evaluation.gate_report.reward_margins",
         lambda model, tokenizer, pairs, max_length: (table[model, len(pairs)], [-1] * len(pairs)),
     )
     return table

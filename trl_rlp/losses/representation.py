@@ -211,15 +211,16 @@ def _mvi(module: RepresentationLoss, hidden: torch.Tensor, product: torch.Tensor
 
 def _infomax(module: RepresentationLoss, hidden: torch.Tensor, product: torch.Tensor, kl_weight: float):
     mean, deviation = module.head(hidden)  # (2 batch, latent) each
-    pairs = zip(hidden.chunk(2), _sample_latents(mean, deviation).chunk(2), strict=True)
-    scores = [module.critic(h, z) for h, z in pairs]  # (batch, batch) each
-    loss = infomax_loss(*scores, product, module.estimator)
+    (hidden_1, hidden_2), (z_1, z_2) = hidden.chunk(2), _sample_latents(mean, deviation).chunk(2)
+    scores_1, scores_2 = module.critic(hidden_1, z_1), module.critic(hidden_2, z_2)  # (batch, batch) each
+    loss = infomax_loss(scores_1, scores_2, product, module.estimator)
     return {"loss": loss, "mi": -loss, "mean_spread": _compute_spread(mean), "deviation": deviation.mean()}
 
 
 def _contrastive(module: RepresentationLoss, hidden: torch.Tensor, product: torch.Tensor, kl_weight: float):
     mean = module.head(hidden)  # (2 batch, latent)
-    loss = contrastive_loss(*mean.chunk(2), product)
+    mean_1, mean_2 = mean.chunk(2)  # (batch, latent) each
+    loss = contrastive_loss(mean_1, mean_2, product)
     return {"loss": loss, "mi": -loss, "mean_spread": _compute_spread(mean)}
 
 

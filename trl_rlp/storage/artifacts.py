@@ -1,12 +1,10 @@
 """Loads and saves the models and datasets that one stage passes to the next."""
 
-import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset, load_from_disk
 from peft import PeftConfig, PeftModel
 from transformers import (
@@ -23,13 +21,6 @@ from trl_rlp.storage.processes import process_state
 
 
 DATA = "data"
-
-
-def release_memory() -> None:
-    """Frees the memory of the last stage before the next stage loads its models."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 @contextmanager

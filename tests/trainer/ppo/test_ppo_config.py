@@ -1,3 +1,5 @@
+"""Fields of the PPO configuration: defaults, documentation, ranges, and how they become those of GRPO."""
+
 import re
 from dataclasses import fields
 
@@ -16,10 +18,12 @@ from trl_rlp.trainer.ppo.ppo_config import (
 )
 
 
-GRPO = {field.name: field for field in fields(GRPOConfig)}
-OURS = {field.name: field for field in fields(PPOConfig)}
-OWN = sorted(name for name in OURS if name not in GRPO or OURS[name].default != GRPO[name].default)
-FORMER = {
+GRPO_FIELDS = {field.name: field for field in fields(GRPOConfig)}
+FIELDS = {field.name: field for field in fields(PPOConfig)}
+ADDED_OR_CHANGED = sorted(
+    name for name in FIELDS if name not in GRPO_FIELDS or FIELDS[name].default != GRPO_FIELDS[name].default
+)
+TRL_1_12_FIELDS = {
     "num_mini_batches": 1,
     "total_episodes": None,
     "local_rollout_forward_batch_size": 64,
@@ -54,37 +58,41 @@ FORMER = {
     "logging_steps": 10,
     "gradient_checkpointing": True,
 }
-"""Names and defaults of TRL 1.12's PPOConfig, but for `stop_token`, whose default differs, and `world_size`."""
+"""Names and defaults of TRL 1.12's PPOConfig, without `stop_token`, whose default differs, and `world_size`."""
 
 
-def documented() -> dict[str, tuple[str, str]]:
+def read_docstring() -> dict[str, tuple[str, str]]:
+    """Reads type and description of each parameter in the docstring."""
     pattern = r"^        (\w+) \((.+)\):\n((?:            .*\n)+)"
     found = re.findall(pattern, PPOConfig.__doc__, flags=re.M)
     return {name: (kind, " ".join(words.split())) for name, kind, words in found}
 
 
-@pytest.mark.parametrize("name", OWN)
-def test_help_says_what_the_docstring_says(name):
-    kind, words = documented()[name]
-    assert OURS[name].metadata["help"] == words
-    if OURS[name].default is None:
+@pytest.mark.parametrize("name", ADDED_OR_CHANGED)
+def test_help_and_docstring_agree(name):
+    kind, words = read_docstring()[name]
+    assert FIELDS[name].metadata["help"] == words
+    if FIELDS[name].default is None:
         assert kind.endswith("*optional*")
     else:
-        default = f"defaults to `{OURS[name].default!r}`".replace("'", '"').replace("3e-06", "3e-6")
+        default = f"defaults to `{FIELDS[name].default!r}`".replace("'", '"').replace("3e-06", "3e-6")
         assert kind.endswith(f"*optional*, {default}")
 
 
-def test_the_docstring_names_no_parameter_that_is_not_there():
-    assert set(documented()) <= set(OURS)
+def test_docstring_names_no_unknown_parameter():
+    assert set(read_docstring()) <= set(FIELDS)
 
 
-@pytest.mark.parametrize("name, default", FORMER.items(), ids=FORMER)
-def test_the_former_fields_are_there_with_their_defaults(name, default):
-    assert OURS[name].default == default
+@pytest.mark.parametrize("name, default", TRL_1_12_FIELDS.items(), ids=TRL_1_12_FIELDS)
+def test_fields_of_trl_1_12_have_their_defaults(name, default):
+    assert FIELDS[name].default == default
 
 
-def test_a_rollout_in_grpo_s_words(tmp_path):
-    """Four micro-batches of two make a rollout; two mini-batches take two of them each, three times over."""
+def test_rollout_is_expressed_in_fields_of_grpo(tmp_path):
+    """
+    A rollout has four micro-batches of two completions. Each of the two mini-batches has two of them. There are three
+    passes.
+    """
     args = ppo_config(tmp_path, gradient_accumulation_steps=4, num_mini_batches=2, num_ppo_epochs=3)
     assert (args.steps_per_generation, args.gradient_accumulation_steps, args.num_iterations) == (4, 2, 3)
     assert args.generation_batch_size == 8
@@ -92,22 +100,22 @@ def test_a_rollout_in_grpo_s_words(tmp_path):
     assert (args.num_generations, args.num_generations_eval, args.beta) == (1, 1, 0.0)
 
 
-def test_the_length_has_two_names(tmp_path):
+def test_length_of_a_completion_has_two_names(tmp_path):
     assert ppo_config(tmp_path).max_completion_length == 6
     assert ppo_config(tmp_path, max_completion_length=9).response_length == 9
 
 
-def test_a_stop_token_id_takes_the_place_of_eos(tmp_path):
+def test_stop_token_id_replaces_eos(tmp_path):
     assert ppo_config(tmp_path).stop_token == "eos"
     assert ppo_config(tmp_path, stop_token_id=7).stop_token is None
 
 
-def test_precision_follows_the_machine(tmp_path):
+def test_bf16_is_off_on_a_cpu(tmp_path):
     settings = {name: value for name, value in SETTINGS.items() if name != "bf16"}
     assert PPOConfig(str(tmp_path), **settings).bf16 is False
 
 
-NAMES = {
+ALLOWED = {
     "kl_estimator": KL_ESTIMATORS,
     "score_position": SCORE_POSITIONS,
     "loss_normalization": LOSS_NORMALIZATIONS,
@@ -115,9 +123,9 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize("name, names", NAMES.items(), ids=NAMES)
-def test_names_are_those_of_the_dict_that_uses_them(tmp_path, name, names):
-    for value in names:
+@pytest.mark.parametrize("name, allowed", ALLOWED.items(), ids=ALLOWED)
+def test_only_known_names_are_accepted(tmp_path, name, allowed):
+    for value in allowed:
         assert vars(ppo_config(tmp_path, **{name: value}))[name] == value
     with pytest.raises(ValueError, match=rf"`{name}` must be one of .*, got 'other'"):
         ppo_config(tmp_path, **{name: "other"})
@@ -139,38 +147,39 @@ def test_names_are_those_of_the_dict_that_uses_them(tmp_path, name, names):
         ("num_mini_batches", 3, "does not divide `gradient_accumulation_steps`=2"),
     ],
 )
-def test_values_out_of_range_are_named(tmp_path, name, value, match):
+def test_values_out_of_range_are_refused(tmp_path, name, value, match):
     with pytest.raises(ValueError, match=rf"`{name}`.*{match}"):
         ppo_config(tmp_path, **{name: value})
 
 
 @pytest.mark.parametrize("name", [*REPLACED, *UNUSED])
-def test_fields_of_grpo_without_a_meaning_are_refused_and_their_successor_named(tmp_path, name):
+def test_fields_of_grpo_without_a_meaning_in_ppo_are_refused(tmp_path, name):
     values = {"loss_type": "grpo", "importance_sampling_level": "sequence", "scale_rewards": "none"}
     values |= {"multi_objective_aggregation": "normalize_then_sum"}
-    default = GRPO[name].default
+    default = GRPO_FIELDS[name].default
     value = values.get(name, True if default is False else 7)
     with pytest.raises(ValueError, match=rf"`{name}`=.* has no meaning in PPO. (Set .* instead|Leave it)"):
         ppo_config(tmp_path, **{name: value})
 
 
-def test_a_rollout_of_one_completion_is_refused(tmp_path):
+def test_rollout_of_one_completion_is_refused(tmp_path):
     with pytest.raises(ValueError, match="advantages of a rollout with one completion cannot be whitened"):
         ppo_config(tmp_path, per_device_train_batch_size=1, gradient_accumulation_steps=1)
 
 
-def test_a_horizon_that_one_rollout_crosses_is_refused(tmp_path):
+def test_horizon_that_is_too_short_for_a_rollout_is_refused(tmp_path):
     with pytest.raises(ValueError, match="`kl_horizon`"):
         ppo_config(tmp_path, adaptive_kl=True, kl_horizon=1, gradient_accumulation_steps=4)
 
 
-def test_the_command_line_takes_every_field(tmp_path):
-    words = ["--output_dir", str(tmp_path), "--kl_estimator", "clamped", "--use_cpu", "true", "--stop_token_id", "5"]
-    (args,) = TrlParser((PPOConfig,)).parse_args_and_config(words)
+def test_command_line_accepts_fields(tmp_path):
+    options = ["--output_dir", str(tmp_path), "--kl_estimator", "clamped"]
+    options += ["--use_cpu", "true", "--stop_token_id", "5"]
+    (args,) = TrlParser((PPOConfig,)).parse_args_and_config(options)
     assert (args.kl_estimator, args.stop_token_id) == ("clamped", 5)
 
 
 @pytest.mark.parametrize("settings", [{"stop_token": None}, {"stop_token_id": 5}])
-def test_stop_tokens_of_vllm_are_its_own(tmp_path, settings):
+def test_other_stop_tokens_are_refused_with_vllm(tmp_path, settings):
     with pytest.raises(ValueError, match="pass other stop tokens to vLLM in `generation_kwargs`"):
         ppo_config(tmp_path, use_vllm=True, **settings)

@@ -1,16 +1,21 @@
+"""Metrics of a rollout, computed by hand."""
+
 import pytest
 import torch
 
-from tests.trainer.ppo.test_rollout import experience
+from tests.trainer.ppo.test_rollout import build_experience
 from trl_rlp.trainer.ppo.ppo_log import ROLLOUT_METRICS, add_ratio_variance, critic_metrics, objective_metrics
 
 
 MASK = torch.tensor([[True, True], [True, False]])
 
 
-def test_the_objective_and_its_parts():
-    """KL: 3 and 1, so 2 on the mean; KL rewards -.6 and -.2; entropies 3 and 1; scores 1 and 2."""
-    rollout = experience(
+def test_objective_and_its_parts():
+    """
+    The two completions have KL divergences of 3 and 1, so the mean is 2. Their KL rewards are -0.6 and -0.2, their
+    entropies 3 and 1, and their scores 1 and 2.
+    """
+    experience = build_experience(
         old_log_probs=torch.tensor([[-1.0, -2.0], [-1.0, -99.0]]),
         kl=torch.tensor([[1.0, 2.0], [1.0, 0.0]]),
         kl_rewards=torch.tensor([[-0.2, -0.4], [-0.2, 0.0]]),
@@ -18,8 +23,8 @@ def test_the_objective_and_its_parts():
         scores=torch.tensor([1.0, 2.0]),
         finished=torch.tensor([True, False]),
     )
-    terms = objective_metrics(rollout)
-    values = {name: pytest.approx(value.item()) for name, value in terms.items()}
+    metrics = objective_metrics(experience)
+    values = {name: pytest.approx(value.item()) for name, value in metrics.items()}
     assert values == {
         "objective/kl": 2.0,
         "objective/entropy": 2.0,
@@ -31,20 +36,23 @@ def test_the_objective_and_its_parts():
 
 
 @pytest.mark.parametrize("values, expected", [([1.0, 2.0, 6.0], 1.0), ([3.0, 3.0, 3.0], 0.0), ([5.0, 4.0, 0.0], -3.0)])
-def test_the_critic_is_measured_against_the_mean(values, expected):
-    """Returns 1, 2, 6; variance 14 / 3. Values 5, 4, 0 miss by -4, -2, 6, of variance 56 / 3: 1 - 4 = -3."""
-    rollout = experience(
+def test_explained_variance_compares_the_critic_with_the_mean(values, expected):
+    """
+    Returns 1, 2, 6 have the variance 14 / 3. Values 5, 4, 0 have the errors -4, -2, 6 with the variance 56 / 3. The
+    explained variance is 1 - 4 = -3.
+    """
+    experience = build_experience(
         old_values=torch.tensor([values[:2], [values[2], 9.0]]),
         returns=torch.tensor([[1.0, 2.0], [6.0, -9.0]]),
         value_mask=MASK,
     )
-    terms = critic_metrics(rollout)
-    assert terms["val/explained_variance"].item() == pytest.approx(expected)
-    assert terms["val/returns"].item() == pytest.approx(3.0)
-    assert set(terms) < set(ROLLOUT_METRICS)
+    metrics = critic_metrics(experience)
+    assert metrics["val/explained_variance"].item() == pytest.approx(expected)
+    assert metrics["val/returns"].item() == pytest.approx(3.0)
+    assert set(metrics) < set(ROLLOUT_METRICS)
 
 
-def test_squares_of_ratios_become_their_variance():
-    """Ratios 1 and 3: mean 2, unbiased variance 2."""
+def test_mean_of_squared_ratios_becomes_their_variance():
+    """The ratios 1 and 3 have the mean 2 and the unbiased variance 2."""
     sums = {"val/ratio": (4.0, 2.0), "val/ratio_squared": (10.0, 2.0), "loss/policy_avg": (0.0, 0.0)}
     assert add_ratio_variance(sums) == {"val/ratio": 2.0, "val/ratio_var": 2.0}

@@ -1,9 +1,8 @@
-"""The presets against the numbers of the code that they are named after, written out here once more."""
+"""The presets have the values of the code that they are named after. The values are repeated here."""
 
 import pytest
 
 from tests.ppo_runs import SETTINGS, logged, ppo_trainer
-from tests.tiny_models import tiny_tokenizer
 from trl_rlp.trainer.ppo.ppo_config import PPOConfig
 from trl_rlp.trainer.ppo.ppo_presets import PRESETS
 
@@ -11,8 +10,8 @@ from trl_rlp.trainer.ppo.ppo_presets import PRESETS
 MACHINE = {name: SETTINGS[name] for name in ("use_cpu", "report_to")}
 
 
-def test_alpacafarm_s_rollouts_and_steps(tmp_path):
-    """On 8 devices 8 x 2 x 32 = 512 completions a rollout and 256 a step; 2 epochs make 4 steps."""
+def test_alpacafarm_preset_has_the_values_of_alpacafarm(tmp_path):
+    """On 8 devices a rollout has 8 x 2 x 32 = 512 completions and an optimizer step 256. 2 epochs make 4 steps."""
     args = PPOConfig.from_preset("alpacafarm", str(tmp_path), **MACHINE)
     assert 8 * args.per_device_train_batch_size * args.steps_per_generation == 512
     assert 8 * args.per_device_train_batch_size * args.gradient_accumulation_steps == 256
@@ -31,7 +30,7 @@ def test_alpacafarm_s_rollouts_and_steps(tmp_path):
     assert (args.score_position, args.value_model_init, args.disable_dropout) == ("last_token", "reward", True)
 
 
-def test_trl_1_12_s_numbers(tmp_path):
+def test_trl_1_12_preset_has_the_values_of_trl_1_12(tmp_path):
     args = PPOConfig.from_preset("trl-1.12", str(tmp_path), **MACHINE)
     assert (args.num_ppo_epochs, args.num_mini_batches, args.response_length) == (4, 1, 53)
     assert (args.kl_coef, args.kl_estimator, args.gamma, args.lam) == (0.05, "k1", 1.0, 0.95)
@@ -48,23 +47,7 @@ def test_every_preset_trains(tmp_path, name):
     assert logged(trainer)[0]["objective/kl"] == pytest.approx(0, abs=1e-4)
 
 
-def test_values_may_be_overridden_and_names_must_be_known(tmp_path):
+def test_values_can_be_overridden_and_unknown_names_are_refused(tmp_path):
     assert PPOConfig.from_preset("alpacafarm", str(tmp_path), kl_coef=0.02, **MACHINE).kl_coef == 0.02
     with pytest.raises(ValueError, match=r"`name` must be one of \['alpacafarm', 'trl-1.12'\], got 'ppo'"):
         PPOConfig.from_preset("ppo", str(tmp_path))
-
-
-def test_where_pad_is_eos_the_former_trainer_s_numbers_leave_eos_out(tmp_path):
-    """Every completion is `a`, then EOS: one token counts, where the default counts two."""
-    counted = {}
-    for name, settings in {"former": {"score_position": "after_last_token"}, "default": {}}.items():
-        tokenizer = tiny_tokenizer(pad_is_eos=True)
-        trainer = ppo_trainer(tmp_path / name, processing_class=tokenizer, total_episodes=4, **settings)
-        a = tokenizer("a")["input_ids"]
-        trainer._generate_single_turn = lambda ids, *args, a=a, eos=tokenizer.eos_token_id, **kwargs: (
-            [[*a, eos] for _ in ids],
-            None,
-        )
-        trainer.train()
-        counted[name] = trainer._rollout.experience.completion_mask.sum(dim=1).tolist()
-    assert counted == {"former": [1] * 4, "default": [2] * 4}

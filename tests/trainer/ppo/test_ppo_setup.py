@@ -1,12 +1,65 @@
+"""Setup of a PPO run: value model, reference policy and dropout."""
+
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 
 from tests.ppo_runs import ppo_trainer, weights
 from tests.tiny_models import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
+from trl_rlp.trainer.ppo.ppo_setup import init_value_model
 
 
-def test_the_critic_may_be_an_adapter(tmp_path):
+TOKENIZER = tiny_tokenizer()
+
+
+# The value model
+
+
+def has_same_trunk(model, other) -> bool:
+    first, second = model.base_model.state_dict(), other.base_model.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def shares_weights(model, other) -> bool:
+    return bool({p.data_ptr() for p in model.parameters()} & {p.data_ptr() for p in other.parameters()})
+
+
+@pytest.mark.parametrize("init", ["reward", None])
+def test_value_model_starts_from_the_reward_model_with_a_score_head_of_zeros(init):
+    policy, reward_model = tiny_causal_lm(TOKENIZER), tiny_reward_model(TOKENIZER, seed=3).requires_grad_(False)
+    model = init_value_model(init, policy, reward_model)
+    assert has_same_trunk(model, reward_model) and not shares_weights(model, reward_model)
+    assert not model.score.weight.any() and reward_model.score.weight.any()
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("init, reward_model", [("policy", tiny_reward_model(TOKENIZER, seed=3)), (None, None)])
+def test_value_model_starts_from_the_policy(init, reward_model):
+    policy = tiny_causal_lm(TOKENIZER)
+    model = init_value_model(init, policy, reward_model)
+    assert has_same_trunk(model, policy) and not shares_weights(model, policy)
+    assert not model.score.weight.any()
+    assert model.config.num_labels == 1
+
+
+def test_value_model_does_not_copy_adapters_of_the_policy():
+    policy = tiny_causal_lm(TOKENIZER)
+    expected = tiny_causal_lm(TOKENIZER)
+    adapted = get_peft_model(policy, LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    assert has_same_trunk(init_value_model("policy", adapted, None), expected)
+
+
+def test_value_model_from_a_missing_reward_model_is_an_error():
+    with pytest.raises(ValueError, match='`value_model_init`="reward", but there is no `reward_model`'):
+        init_value_model("reward", tiny_causal_lm(TOKENIZER), None)
+
+
+def test_value_model_from_a_reward_model_in_bf16_has_the_dtype_of_the_policy(tmp_path):
+    trainer = ppo_trainer(tmp_path, reward_model=tiny_reward_model(tiny_tokenizer(), seed=3).to(torch.bfloat16))
+    assert trainer.value_model.dtype == torch.float32 and trainer.reward_model.dtype == torch.bfloat16
+
+
+def test_value_model_can_be_an_adapter(tmp_path):
     trainer = ppo_trainer(tmp_path, value_peft_config=LoraConfig(r=2, target_modules=["q_proj"]))
     before = weights(trainer.value_model)
     trainer.train()
@@ -16,12 +69,7 @@ def test_the_critic_may_be_an_adapter(tmp_path):
     assert all("lora" in name or "modules_to_save" in name for name in changed)
 
 
-def test_another_collator_is_warned_of(tmp_path, caplog):
-    ppo_trainer(tmp_path, data_collator=lambda rows: rows)
-    assert "`data_collator` (`function`) is not used" in caplog.text
-
-
-def test_the_critic_trains_with_checkpointing(tmp_path, monkeypatch):
+def test_value_model_trains_with_gradient_checkpointing(tmp_path, monkeypatch):
     trainer = ppo_trainer(tmp_path, gradient_checkpointing=True)
     layer = trainer.value_model.model.layers[0]
     calls = []
@@ -31,17 +79,23 @@ def test_the_critic_trains_with_checkpointing(tmp_path, monkeypatch):
     assert trainer.value_model.training and len(calls) >= 12
 
 
+# The reference policy
+
+
 @pytest.mark.parametrize("tied", [False, True])
-def test_a_head_in_fp32_is_one_in_the_reference_too(tmp_path, tied):
+def test_reference_also_has_its_lm_head_in_fp32(tmp_path, tied):
     model = tiny_causal_lm(tiny_tokenizer(), tie_word_embeddings=tied).to(torch.bfloat16)
     trainer = ppo_trainer(tmp_path, model=model, cast_lm_head_to_fp32=True, temperature=1.0)
     trainer.train()
-    first, *rest = [row["objective/kl"] for row in trainer.state.log_history if "objective/kl" in row]
-    assert first == 0 and any(rest)
+    first, *others = [row["objective/kl"] for row in trainer.state.log_history if "objective/kl" in row]
+    assert first == 0 and any(others)
     assert trainer.ref_model.get_input_embeddings().weight.dtype == torch.bfloat16
 
 
-def test_dropout_is_off_in_both_adapters(tmp_path):
+# Dropout
+
+
+def test_dropout_of_adapters_is_disabled(tmp_path):
     config = {"r": 2, "target_modules": ["q_proj"], "lora_dropout": 0.5}
     trainer = ppo_trainer(
         tmp_path, peft_config=LoraConfig(task_type="CAUSAL_LM", **config), value_peft_config=LoraConfig(**config)
@@ -50,7 +104,7 @@ def test_dropout_is_off_in_both_adapters(tmp_path):
         assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == {0.0}
 
 
-def test_dropout_that_layers_hold_as_a_number_is_off_too(tmp_path):
+def test_dropout_that_layers_store_as_a_number_is_disabled(tmp_path):
     model, reward_model = tiny_causal_lm(tiny_tokenizer()), tiny_reward_model(tiny_tokenizer(), seed=3)
     for layer in (*model.model.layers, *reward_model.model.layers):
         layer.self_attn.attention_dropout = 0.5

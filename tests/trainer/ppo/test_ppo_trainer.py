@@ -1,19 +1,21 @@
+"""PPO as a whole: training, prompts, rewards, evaluation, printed completions and saved models."""
+
 import copy
 
 import pytest
-import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     DataCollatorWithPadding,
 )
 
-from tests.ppo_runs import has_changed, ppo_trainer, prompts, weights
+import trl_rlp.rewards.reward_function
+from tests.ppo_runs import has_changed, logged, ppo_trainer, prompts, weights
 from tests.tiny_models import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 
 
-FORMER_METRICS = {
+TRL_1_12_METRICS = {
     "eps",
     "objective/kl",
     "objective/entropy",
@@ -32,6 +34,10 @@ FORMER_METRICS = {
     "lr",
     "episode",
 }
+"""Metrics that TRL 1.12's PPOTrainer logged."""
+
+
+# Training
 
 
 VARIANTS = {
@@ -47,14 +53,14 @@ VARIANTS = {
         "normalize_rewards": True,
         "reward_clip": 2.0,
     },
-    "as in 1.12": {"score_position": "after_last_token", "loss_normalization": "micro_batch", "stop_token": None},
-    "critic from policy": {"value_model_init": "policy", "value_learning_rate": 1e-3},
+    "as in TRL 1.12": {"score_position": "after_last_token", "loss_normalization": "micro_batch", "stop_token": None},
+    "value model from the policy": {"value_model_init": "policy", "value_learning_rate": 1e-3},
     "no value clipping": {"cliprange_value": None, "max_grad_norm": 0.0},
 }
 
 
 @pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
-def test_every_variant_trains_policy_and_critic_and_nothing_else(tmp_path, settings):
+def test_only_policy_and_value_model_are_trained(tmp_path, settings):
     trainer = ppo_trainer(tmp_path, **settings)
     policy, critic = weights(trainer.policy_model), weights(trainer.value_model)
     frozen = {model: weights(model) for model in (trainer.ref_model, trainer.reward_model)}
@@ -63,21 +69,13 @@ def test_every_variant_trains_policy_and_critic_and_nothing_else(tmp_path, setti
     assert not any(has_changed(model, before) for model, before in frozen.items())
     rows = [row for row in trainer.state.log_history if "objective/kl" in row]
     assert len(rows) == 3
-    assert set(rows[0]) >= FORMER_METRICS
+    assert set(rows[0]) >= TRL_1_12_METRICS
     assert [row["episode"] for row in rows] == [4, 8, 12]
     assert all(value == value for row in rows for value in row.values() if isinstance(value, float))
 
 
-@pytest.mark.parametrize("kind", ["text", "chat", "ids"])
-def test_every_form_of_prompts_trains(tmp_path, kind):
-    trainer = ppo_trainer(tmp_path, prompts(kind=kind), eval_dataset=prompts(2, kind))
-    trainer.train()
-    metrics = trainer.evaluate()
-    assert metrics["eval_loss"] == pytest.approx(-metrics["eval_objective/rlhf_reward"])
-
-
-def test_it_reaches_a_known_optimum(tmp_path):
-    """Reward: how many of the four tokens are `z`. A random policy says .016 of them, the best one four."""
+def test_training_reaches_a_known_optimum(tmp_path):
+    """The reward is the number of `z` among four tokens: 0.016 for a random policy, 4 for the best one."""
 
     def count(completions, **kwargs):
         return [float(text.count("z")) for text in completions]
@@ -92,8 +90,8 @@ def test_it_reaches_a_known_optimum(tmp_path):
     assert sum(scores[-5:]) / 5 > 3.5
 
 
-def test_a_script_of_the_former_trainer_runs(tmp_path):
-    """A pad token that the embedding does not have, token ids, a collator, and every argument by its former name."""
+def test_script_for_trl_1_12_runs(tmp_path):
+    """The script has a pad token outside the embedding, token ids and a collator, and uses TRL 1.12's arguments."""
     tokenizer = tiny_tokenizer()
     policy, reward_model = tiny_causal_lm(tokenizer), tiny_reward_model(tokenizer, seed=3)
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
@@ -121,17 +119,128 @@ def test_a_script_of_the_former_trainer_runs(tmp_path):
     assert AutoTokenizer.from_pretrained(tmp_path / "final").pad_token_id < policy.config.vocab_size
 
 
-def test_what_it_saves_is_a_plain_policy(tmp_path):
-    trainer = ppo_trainer(tmp_path)
+@pytest.mark.slow
+def test_continuous_batching_trains(tmp_path):
+    trainer = ppo_trainer(tmp_path, use_transformers_continuous_batching=True, total_episodes=4)
     trainer.train()
-    trainer.save_model(str(tmp_path / "final"))
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "final")
-    assert not has_changed(again, weights(trainer.model))
-    assert not list((tmp_path / "final").glob("value*"))
+    assert trainer.state.log_history[0]["episode"] == 4
 
 
-def test_rewards_of_models_may_be_standardized_on_the_policy_as_it_starts(tmp_path):
-    """A function keeps its scale, and a resumed run finds the model's again."""
+# Prompts
+
+
+@pytest.mark.parametrize("kind", ["text", "chat", "ids"])
+def test_every_format_of_prompts_trains_and_is_evaluated(tmp_path, kind):
+    trainer = ppo_trainer(tmp_path, prompts(kind=kind), eval_dataset=prompts(2, kind))
+    trainer.train()
+    metrics = trainer.evaluate()
+    assert metrics["eval_loss"] == pytest.approx(-metrics["eval_objective/rlhf_reward"])
+
+
+def test_stream_of_prompts_trains(tmp_path):
+    stream = IterableDataset.from_generator(lambda: iter([{"prompt": f"{i}:"} for i in range(40)]))
+    trainer = ppo_trainer(tmp_path, stream)
+    trainer.train()
+    assert trainer.state.global_step == 6
+    with pytest.raises(ValueError, match="`train_dataset` is a stream of unknown length"):
+        ppo_trainer(tmp_path, stream, total_episodes=None)
+    with pytest.raises(ValueError, match="`train_dataset` is an empty stream"):
+        ppo_trainer(tmp_path, IterableDataset.from_generator(lambda: iter([])))
+
+
+def test_token_ids_reach_policy_and_reward_model_unchanged(tmp_path):
+    tokenizer = tiny_tokenizer()
+    data = Dataset.from_dict({"input_ids": [[tokenizer.eos_token_id, 40 + row, 50] for row in range(8)]})
+    trainer = ppo_trainer(tmp_path, data, processing_class=tokenizer)
+    generated_from, scored = [], []
+    generate = trainer._generate_single_turn
+
+    def record_prompts(prompt_ids, *args, **kwargs):
+        generated_from.extend(prompt_ids)
+        return generate(prompt_ids, *args, **kwargs)
+
+    trainer._generate_single_turn = record_prompts
+    function = trainer.reward_funcs[0]
+
+    def record_scored(**kwargs):
+        scored.extend(prompt.ids for prompt in kwargs["prompts"])
+        return function(**kwargs)
+
+    trainer.reward_funcs[0] = record_scored
+    trainer.train()
+    assert generated_from == scored
+    assert {tuple(ids) for ids in generated_from} <= {tuple(ids) for ids in data["input_ids"]}
+    assert len(generated_from) == 12
+
+
+def test_padded_token_ids_are_read_by_their_attention_mask(tmp_path):
+    tokenizer = tiny_tokenizer()
+    padded = tokenizer(["ab", "abcdef"] * 4, padding="max_length", max_length=10, padding_side="left")
+    plain = tokenizer(["ab", "abcdef"] * 4)
+    logs = []
+    for name, columns in (("padded", padded), ("plain", plain)):
+        trainer = ppo_trainer(tmp_path / name, Dataset.from_dict(dict(columns)))
+        trainer.train()
+        logs.append(logged(trainer))
+    assert logs[0] == logs[1]
+
+
+@pytest.mark.parametrize("beginning", ["It is", ""])
+def test_assistant_message_at_the_end_of_a_prompt_is_continued(tmp_path, beginning):
+    tokenizer = tiny_tokenizer()
+    question = [{"role": "user", "content": "2 + 2?"}]
+    prompt = [*question, {"role": "assistant", "content": beginning}] if beginning else question
+    trainer = ppo_trainer(tmp_path, Dataset.from_dict({"prompt": [prompt] * 8}), processing_class=tokenizer)
+    generated_from, scored = [], []
+    generate, score = trainer._generate_single_turn, trl_rlp.rewards.reward_function.score_rows
+
+    def record_prompts(prompt_ids, *args, **kwargs):
+        generated_from.extend(prompt_ids)
+        return generate(prompt_ids, *args, **kwargs)
+
+    def record_scored(model, rows, **kwargs):
+        scored.extend(rows)
+        return score(model, rows, **kwargs)
+
+    trainer._generate_single_turn = record_prompts
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trl_rlp.rewards.reward_function.score_rows", record_scored)
+        trainer.train()
+    text = f"<|user|>2 + 2?<|assistant|>{beginning}"
+    assert {tokenizer.decode(ids) for ids in generated_from} == {text}
+    assert scored and all(tokenizer.decode(ids).startswith(text) for ids in scored)
+    assert all(tokenizer.decode(ids).count("<|assistant|>") == 1 for ids in scored)
+
+
+def test_empty_text_is_an_error_when_it_is_read(tmp_path):
+    with pytest.raises(ValueError, match="A prompt has no tokens. Drop such rows with `Dataset.filter`"):
+        ppo_trainer(tmp_path, Dataset.from_dict({"prompt": [""] * 8})).train()
+
+
+def test_too_long_text_is_an_error_when_it_is_read(tmp_path):
+    with pytest.raises(ValueError, match="A prompt has 510 tokens, but the policy's context leaves 506"):
+        ppo_trainer(tmp_path, Dataset.from_dict({"prompt": ["a" * 510] * 8})).train()
+
+
+# Generation
+
+
+def test_generation_config_of_the_model_is_not_used(tmp_path):
+    """Without a stop token, completions have full length even if all tokens are EOS in the model's configuration."""
+    model = tiny_causal_lm(tiny_tokenizer())
+    model.generation_config.eos_token_id = list(range(len(tiny_tokenizer())))
+    model.generation_config.suppress_tokens = list(range(50))
+    trainer = ppo_trainer(tmp_path, model=model, stop_token=None, eval_dataset=prompts(2), num_sample_generations=1)
+    trainer.train()
+    assert [row["completions/mean_length"] for row in logged(trainer)[:3]] == [6, 6, 6]
+    assert len(model.generation_config.suppress_tokens) == 50
+
+
+# Rewards
+
+
+def test_scores_of_reward_models_are_standardized_on_the_initial_policy(tmp_path):
+    """A reward function keeps its scale. A resumed run computes the same scale for the reward model again."""
     settings = {"standardize_rewards": True, "save_strategy": "steps", "save_steps": 1, "total_episodes": 8}
     reward_model = tiny_reward_model(tiny_tokenizer(), seed=3)
     settings |= {
@@ -141,29 +250,81 @@ def test_rewards_of_models_may_be_standardized_on_the_policy_as_it_starts(tmp_pa
     trainer = ppo_trainer(tmp_path, **settings)
     trainer.train()
     function = trainer.reward_funcs[0]
-    assert function.deviation != 1.0 and function.mean != 0.0
+    assert function.standard_deviation != 1.0 and function.mean != 0.0
     resumed = ppo_trainer(tmp_path, **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    assert (resumed.reward_funcs[0].mean, resumed.reward_funcs[0].deviation) == (function.mean, function.deviation)
+    again = resumed.reward_funcs[0]
+    assert (again.mean, again.standard_deviation) == (function.mean, function.standard_deviation)
     row = trainer.state.log_history[0]
     assert row["objective/scores"] == pytest.approx(row["rewards/reward_model/mean"] + 2.0, abs=1e-5)
 
 
-def test_the_model_card_names_the_paper(tmp_path):
-    ppo_trainer(tmp_path).create_model_card(model_name="policy")
-    card = (tmp_path / "README.md").read_text()
-    assert "trained with PPO, a method introduced in [Proximal Policy Optimization Algorithms" in card
-
-
-def test_a_critic_from_a_reward_model_in_bf16_has_the_policy_s_dtype(tmp_path):
-    trainer = ppo_trainer(tmp_path, reward_model=tiny_reward_model(tiny_tokenizer(), seed=3).to(torch.bfloat16))
-    assert trainer.value_model.dtype == torch.float32 and trainer.reward_model.dtype == torch.bfloat16
-
-
-def test_rewards_are_standardized_once(tmp_path):
+def test_second_call_of_train_keeps_the_scale_of_the_scores(tmp_path):
     trainer = ppo_trainer(tmp_path, standardize_rewards=True, total_episodes=4)
     trainer.train()
     function = trainer.reward_funcs[0]
-    scale = function.mean, function.deviation
+    scale = function.mean, function.standard_deviation
     trainer.train()
-    assert (function.mean, function.deviation) == scale
+    assert (function.mean, function.standard_deviation) == scale
+
+
+# Evaluation, tables and printed completions
+
+
+def test_one_completion_of_one_token_can_be_evaluated(tmp_path):
+    trainer = ppo_trainer(tmp_path, eval_dataset=prompts(1), response_length=1, per_device_eval_batch_size=1)
+    assert "eval_objective/rlhf_reward" in trainer.evaluate()
+
+
+def test_table_of_completions_has_the_mean_advantages_of_ppo(tmp_path):
+    trainer = ppo_trainer(tmp_path, total_episodes=4)
+    trainer.train()
+    experience = trainer._rollout.experience
+    means = experience.advantages.sum(dim=1) / experience.completion_mask.sum(dim=1)
+    assert list(trainer._logs["advantages"]) == pytest.approx(means.tolist())
+
+
+def test_completions_of_the_evaluation_prompts_are_printed(tmp_path, capsys):
+    trainer = ppo_trainer(tmp_path, eval_dataset=prompts(4), num_sample_generations=1)
+    trainer.train()
+    printed = capsys.readouterr().out
+    assert printed.count("model response") == 1 and "score" in printed
+    temperature = trainer.generation_config.temperature
+    trainer.generate_completions()
+    assert capsys.readouterr().out.count("model response") == 1
+    assert trainer.generation_config.temperature == temperature == 0.7
+
+
+def test_completions_of_the_first_of_several_evaluation_datasets_are_printed(tmp_path, capsys):
+    trainer = ppo_trainer(
+        tmp_path, eval_dataset={"one": prompts(2), "two": prompts(2, "chat")}, num_sample_generations=1
+    )
+    trainer.train()
+    assert "ab0:" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"`eval_dataset\['two'\]` lacks a column `prompt`"):
+        ppo_trainer(tmp_path, eval_dataset={"one": prompts(2), "two": Dataset.from_dict({"text": ["a"]})})
+
+
+def test_printed_completions_are_not_in_the_table_of_completions(tmp_path):
+    evaluation = Dataset.from_dict({"prompt": ["evaluated"] * 2})
+    trainer = ppo_trainer(tmp_path, total_episodes=4, eval_dataset=evaluation, num_sample_generations=1)
+    trainer.train()
+    assert len(trainer._logs["prompt"]) == 4 and "evaluated" not in trainer._logs["prompt"]
+
+
+# Saved models
+
+
+def test_saved_model_is_a_plain_policy(tmp_path):
+    trainer = ppo_trainer(tmp_path)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "final"))
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "final")
+    assert not has_changed(saved, weights(trainer.model))
+    assert not list((tmp_path / "final").glob("value*"))
+
+
+def test_model_card_names_the_paper(tmp_path):
+    ppo_trainer(tmp_path).create_model_card(model_name="policy")
+    card = (tmp_path / "README.md").read_text()
+    assert "trained with PPO, a method introduced in [Proximal Policy Optimization Algorithms" in card

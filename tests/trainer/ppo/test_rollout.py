@@ -1,3 +1,5 @@
+"""A rollout, dealt out in micro-batches."""
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -10,8 +12,8 @@ from trl_rlp.trainer.ppo.rollout import MicroBatch, Rollout
 LENGTHS = [3, 1, 2, 4]
 
 
-def experience(**overrides) -> Experience:
-    """Four completions. Most tensors hold the row number. Prompts are 2, 1, 2 and 1 tokens long."""
+def build_experience(**overrides) -> Experience:
+    """Builds four completions. Most tensors hold the row number. The prompts have 2, 1, 2 and 1 tokens."""
     rows = torch.arange(4)[:, None]
     mask = torch.arange(5) < torch.tensor(LENGTHS)[:, None]
     tokens = rows.expand(4, 5).clone()
@@ -34,28 +36,28 @@ def experience(**overrides) -> Experience:
     return Experience(**{**values, **overrides})
 
 
-def rollout(tmp_path, **settings) -> Rollout:
-    return Rollout(experience(), ppo_config(tmp_path, **settings), Accelerator(cpu=True))
+def build_rollout(tmp_path, **settings) -> Rollout:
+    return Rollout(build_experience(), ppo_config(tmp_path, **settings), Accelerator(cpu=True))
 
 
-def normalizers(batch: MicroBatch) -> list[float]:
+def get_normalizers(batch: MicroBatch) -> list[float]:
     return [batch.policy_normalizer.item(), batch.value_normalizer.item()]
 
 
-def test_each_epoch_deals_out_all_rows_once_in_an_order_of_its_own(tmp_path):
+def test_each_epoch_deals_out_all_rows_once_in_a_new_order(tmp_path):
     torch.manual_seed(1)
-    dealt, deal = [], rollout(tmp_path, num_ppo_epochs=6)
-    while not deal.is_used_up:
-        dealt += deal.next_micro_batch().experience.completion_ids[:, 0].tolist()
+    dealt, rollout = [], build_rollout(tmp_path, num_ppo_epochs=6)
+    while not rollout.is_used_up:
+        dealt += rollout.next_micro_batch().experience.completion_ids[:, 0].tolist()
     epochs = [dealt[start : start + 4] for start in range(0, 24, 4)]
     assert all(sorted(epoch) == [0, 1, 2, 3] for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
 def test_rows_stay_together_and_padding_columns_are_removed(tmp_path):
-    deal = rollout(tmp_path)
+    rollout = build_rollout(tmp_path)
     for _ in range(4):
-        batch = deal.next_micro_batch().experience
+        batch = rollout.next_micro_batch().experience
         rows = batch.completion_ids[:, 0]
         longest = max(LENGTHS[row] for row in rows)
         for name in ("completion_ids", "old_log_probs", "advantages", "old_values", "returns", "kl", "kl_rewards"):
@@ -67,37 +69,37 @@ def test_rows_stay_together_and_padding_columns_are_removed(tmp_path):
         assert batch.prompt_ids.shape[1] == max([2, 1, 2, 1][row] for row in rows)
 
 
-def test_a_step_is_divided_by_all_of_its_tokens(tmp_path):
-    """Both micro-batches make one step, so each is divided by 3 + 1 + 2 + 4 = 10."""
-    deal = rollout(tmp_path)
-    assert [normalizers(deal.next_micro_batch()) for _ in range(4)] == [[10.0, 10.0]] * 4
+def test_losses_are_divided_by_all_tokens_of_the_step(tmp_path):
+    """A step has both micro-batches, so each loss is divided by 3 + 1 + 2 + 4 = 10."""
+    rollout = build_rollout(tmp_path)
+    assert [get_normalizers(rollout.next_micro_batch()) for _ in range(4)] == [[10.0, 10.0]] * 4
 
 
-def test_with_two_mini_batches_a_step_is_one_micro_batch(tmp_path):
-    deal = rollout(tmp_path, num_mini_batches=2)
+def test_with_two_mini_batches_a_step_has_one_micro_batch(tmp_path):
+    rollout = build_rollout(tmp_path, num_mini_batches=2)
     for _ in range(4):
-        batch = deal.next_micro_batch()
-        assert normalizers(batch) == [batch.experience.completion_mask.sum()] * 2
+        batch = rollout.next_micro_batch()
+        assert get_normalizers(batch) == [batch.experience.completion_mask.sum()] * 2
 
 
-def test_micro_batches_may_have_equal_weights_as_in_trl_1_12(tmp_path):
-    """Two micro-batches a step: each is the mean over its own tokens, times one half."""
-    deal = rollout(tmp_path, loss_normalization="micro_batch")
+def test_micro_batches_can_have_equal_weights_as_in_trl_1_12(tmp_path):
+    """A step has two micro-batches. The loss of each is the mean over its own tokens, times one half."""
+    rollout = build_rollout(tmp_path, loss_normalization="micro_batch")
     for _ in range(4):
-        batch = deal.next_micro_batch()
-        assert normalizers(batch) == [2 * batch.experience.completion_mask.sum()] * 2
+        batch = rollout.next_micro_batch()
+        assert get_normalizers(batch) == [2 * batch.experience.completion_mask.sum()] * 2
 
 
-def test_values_have_a_mask_of_their_own(tmp_path):
-    data = experience(value_mask=torch.ones(4, 5, dtype=torch.bool))
-    batch = Rollout(data, ppo_config(tmp_path), Accelerator(cpu=True)).next_micro_batch()
+def test_values_have_their_own_mask(tmp_path):
+    experience = build_experience(value_mask=torch.ones(4, 5, dtype=torch.bool))
+    batch = Rollout(experience, ppo_config(tmp_path), Accelerator(cpu=True)).next_micro_batch()
     assert batch.experience.completion_ids.shape[1] == 5
-    assert normalizers(batch) == [10.0, 20.0]
+    assert get_normalizers(batch) == [10.0, 20.0]
 
 
-def test_a_used_up_rollout_has_no_micro_batch(tmp_path):
-    deal = rollout(tmp_path, num_ppo_epochs=1)
-    deal.next_micro_batch(), deal.next_micro_batch()
-    assert deal.is_used_up
+def test_used_up_rollout_has_no_micro_batch(tmp_path):
+    rollout = build_rollout(tmp_path, num_ppo_epochs=1)
+    rollout.next_micro_batch(), rollout.next_micro_batch()
+    assert rollout.is_used_up
     with pytest.raises(IndexError):
-        deal.next_micro_batch()
+        rollout.next_micro_batch()

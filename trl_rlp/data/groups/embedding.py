@@ -63,10 +63,15 @@ class EmbeddingEquivalence:
         self._vectors: dict[str, torch.Tensor] = {}
 
     @cached_property
+    def model_fingerprint(self) -> str:
+        """A hash of the encoder's weights. It does not depend on the threshold."""
+        return weights_fingerprint(self.model)
+
+    @property
     def fingerprint(self) -> str:
         """A hash of everything that a verdict depends on: weights, tokenizer and threshold."""
         vocabulary = sorted(self.processing_class.get_vocab().items())
-        parts = [weights_fingerprint(self.model), vocabulary, self.threshold]
+        parts = [self.model_fingerprint, vocabulary, self.threshold]
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
     def normalize(self, text: str) -> str:

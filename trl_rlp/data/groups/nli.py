@@ -125,7 +125,7 @@ class NLIEquivalence:
         """A hash of the classifier's weights. It does not depend on the rule."""
         return weights_fingerprint(self.model)
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """A hash of everything that a verdict depends on: weights, tokenizer, longest pair and rule."""
         vocabulary = sorted(self.processing_class.get_vocab().items())

@@ -7,7 +7,7 @@ from typing import Any
 from trl_rlp.data.judges.asked_judge import AskedJudge
 from trl_rlp.data.judges.language_model import JUDGE_TEMPLATE, build_question, require_template
 from trl_rlp.data.judges.verdicts import read_verdict
-from trl_rlp.data.sampling.settings import require_settings
+from trl_rlp.data.sampling_settings import require_settings
 from trl_rlp.data.server_client import Server, Session
 from trl_rlp.data.turns import Messages
 

@@ -13,8 +13,8 @@ from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rlp.data.batching import eval_mode, split_by_token_budget
-from trl_rlp.data.sampling.settings import require_settings
 from trl_rlp.data.sampling.shared_prefill import generate_samples
+from trl_rlp.data.sampling_settings import require_settings
 from trl_rlp.data.turns import ends_with_assistant, prompt_token_ids
 from trl_rlp.data.validation import require_prompts
 from trl_rlp.storage.fingerprints import tokenizer_fingerprint, value_fingerprint, weights_fingerprint

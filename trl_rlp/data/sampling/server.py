@@ -11,7 +11,7 @@ import numpy as np
 from datasets import Dataset
 
 from trl_rlp.data.sampling.in_process import Prompt, add_completions
-from trl_rlp.data.sampling.settings import require_settings
+from trl_rlp.data.sampling_settings import require_settings
 from trl_rlp.data.server_client import Choice, Server, Session
 from trl_rlp.data.turns import ends_with_assistant
 from trl_rlp.data.validation import require_prompts

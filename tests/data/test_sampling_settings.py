@@ -1,6 +1,6 @@
 import pytest
 
-from trl_rlp.data.sampling.settings import require_settings
+from trl_rlp.data.sampling_settings import require_settings
 
 
 def test_the_papers_settings_pass():

@@ -40,7 +40,7 @@ def require_settings(**settings: Any) -> None:
     Example:
 
     ```python
-    >>> from trl_rlp.data.sampling.settings import require_settings
+    >>> from trl_rlp.data.sampling_settings import require_settings
 
     >>> require_settings(num_generations=10, temperature=1.0)
     >>> require_settings(top_p=1.5)
