@@ -1,5 +1,6 @@
 """Algorithm 1 of RLP, from human preferences to a policy that is retrained against a refined reward model."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -266,8 +267,8 @@ def _run_gate(run: RunFolder, settings: RefinementSettings, **compared: Any) -> 
 def _run_evaluation(
     run: RunFolder,
     config: RLPConfig,
-    policies: dict[str, str | Path],
-    reward_models: dict[str, str | Path],
+    policies: Mapping[str, str | Path],
+    reward_models: Mapping[str, str | Path],
     prompt_dataset: Dataset,
 ) -> None:
     run.stage(

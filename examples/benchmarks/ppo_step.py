@@ -1,5 +1,5 @@
 """
-Throughput and peak memory of `RLPPPOTrainer` compared with the PPOTrainer of TRL 1.12.0, the last release that had it.
+Throughput and peak memory of `PPOTrainer` compared with that of TRL 1.12.0, the last release that had one.
 
     python examples/benchmarks/ppo_step.py --output ppo_step.json
 
@@ -127,9 +127,9 @@ def make_prompts(sizes: argparse.Namespace):
 
 def load_trainer(side: str) -> tuple[type, type]:
     if side == "ours":
-        from trl_rlp import RLPPPOConfig, RLPPPOTrainer
+        from trl_rlp import PPOConfig, PPOTrainer
 
-        return RLPPPOConfig, RLPPPOTrainer
+        return PPOConfig, PPOTrainer
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
     return PPOConfig, PPOTrainer

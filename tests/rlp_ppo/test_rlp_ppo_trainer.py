@@ -48,7 +48,7 @@ def rlp_trainer(folder, method="spg", data=None, **arguments):
         ("uml+spg", {"data": prompts(kind="ids"), "peft_config": LoraConfig(r=2, target_modules=["q_proj"])}),
     ],
 )
-def test_it_trains_refines_and_begins_anew(tmp_path, method, arguments):
+def test_it_trains_refines_and_trains_again(tmp_path, method, arguments):
     trainer = rlp_trainer(tmp_path, method, **arguments)
     reward_model = trainer.reward_model
     trainer.train()
@@ -146,6 +146,12 @@ def test_what_does_not_fit_is_named_before_any_work(tmp_path, arguments, match):
     assert not (tmp_path / "run").exists()
 
 
+def test_answers_of_another_type_are_named_before_any_work(tmp_path):
+    with pytest.raises(TypeError, match="`train_dataset` row 0: `answers` must be an accepted answer"):
+        rlp_trainer(tmp_path / "run", data=prompts().add_column("answers", [0.5] * 8))
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_optimizer_serves_one_policy_only(tmp_path):
     model = tiny_causal_lm(tiny_tokenizer())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -167,7 +173,7 @@ def test_fields_of_the_refinement_may_be_json(tmp_path):
     assert "rlp_method" not in SETTINGS and args.rlp_method == "none"
 
 
-def test_the_refinement_has_seed_and_machine_of_the_policy_s_trainer_unless_told_otherwise(tmp_path):
+def test_the_refinement_inherits_seed_and_device_of_the_policy_s_trainer(tmp_path):
     settings = {"seed": 7, "gradient_checkpointing": False, "rlp_method": "uml", "rlp_reward_args": {"max_steps": 3}}
     args = ppo_config(tmp_path, RLPPPOConfig, **settings)
     config = build_reward_config(args)

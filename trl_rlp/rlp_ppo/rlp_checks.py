@@ -7,7 +7,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from trl_rlp.data.groups.equivalence import Equivalence
-from trl_rlp.data.validation import require_columns
+from trl_rlp.data.validation import require_answers, require_columns
 from trl_rlp.rlp_ppo.rlp_ppo_config import RLPPPOConfig
 from trl_rlp.rlp_ppo.run_settings import build_reward_config
 
@@ -80,6 +80,7 @@ def _require_restart(
         raise ValueError("`train_dataset` is None. Pass prompts: a column `prompt` (text or messages) or `input_ids`.")
     if isinstance(train_dataset, IterableDataset):
         raise ValueError("`train_dataset` is a stream, whose prompts cannot be sampled again. Load it whole.")
+    require_answers(train_dataset, "train_dataset")
     if any(optimizers):
         raise ValueError(
             f"`optimizers` belong to one policy, but `rlp_method`={args.rlp_method!r} trains two. Set `optim` and "

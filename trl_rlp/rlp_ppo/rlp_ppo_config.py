@@ -93,4 +93,7 @@ class RLPPPOConfig(PPOConfig):
         for name, (is_valid, expected) in ranges.items():
             if not is_valid:
                 raise ValueError(f"`{name}` must be {expected}, got {vars(self)[name]}.")
+        taken = sorted({"method", "output_dir"} & self.rlp_reward_args.keys())
+        if taken:
+            raise ValueError(f"`rlp_reward_args` may not set {taken}. Set `rlp_method` and `output_dir` instead.")
         super().__post_init__()

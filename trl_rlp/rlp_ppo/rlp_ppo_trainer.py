@@ -176,7 +176,7 @@ class RLPPPOTrainer(PPOTrainer):
         """
         Trains policy and critic. With `args.rlp_method` it runs Algorithm 1.
 
-        Steps 1 to 4 are kept in `output_dir`/rlp. A second call skips those that are finished.
+        Steps 1 to 4 are kept in `output_dir`/rlp. A second run with the same arguments skips those that are finished.
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*):

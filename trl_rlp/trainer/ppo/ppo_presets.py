@@ -57,7 +57,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 """
 Fields of [`PPOConfig`] by name of the preset.
 
-`alpacafarm` is the paper's ("AlpacaFarm codebase and its default hyperparameters"), with the KL weight of the script
-for simulated preferences; `trl-1.12` is the PPOTrainer that TRL removed in 1.13, its score after the last token and
-its unclipped gradients included. docs/ppo_trainer.md says what of either is not reproduced.
+`alpacafarm` has the paper's settings ("AlpacaFarm codebase and its default hyperparameters"), with the KL weight of
+AlpacaFarm's script for simulated preferences. `trl-1.12` has the settings of the PPOTrainer that TRL removed in 1.13,
+including the score after the last token and gradients without clipping. docs/ppo_trainer.md lists what differs from both.
 """
