@@ -59,5 +59,6 @@ Fields of [`PPOConfig`] by name of the preset.
 
 `alpacafarm` has the paper's settings ("AlpacaFarm codebase and its default hyperparameters"), with the KL weight of
 AlpacaFarm's script for simulated preferences. `trl-1.12` has the settings of the PPOTrainer that TRL removed in 1.13,
-including the score after the last token and gradients without clipping. docs/ppo_trainer.md lists what differs from both.
+including the score after the last token and gradients without clipping. docs/ppo_trainer.md lists the differences that
+remain.
 """
