@@ -30,7 +30,7 @@ CLOCK = {"eps", "step_time", *(f"{mode}_{name}" for mode in ("train", "eval") fo
 
 
 def prompts(count: int = 8, kind: str = "text") -> Dataset:
-    """Prompts of different lengths as text, messages, or token ids."""
+    """Builds prompts of different lengths as text, messages, or token ids."""
     texts = ["ab" * (1 + i % 3) + f"{i}:" for i in range(count)]
     if kind == "chat":
         return Dataset.from_dict({"prompt": [[{"role": "user", "content": text}] for text in texts]})
@@ -50,7 +50,7 @@ def ppo_trainer(
     config_class: type[PPOConfig] = PPOConfig,
     **arguments,
 ) -> PPOTrainer:
-    """A trainer on tiny models. Arguments that the trainer does not have are settings."""
+    """Builds a trainer on tiny models. Arguments that the trainer does not have are settings."""
     names = ("model", "ref_model", "reward_model", "value_model", "eval_dataset", "peft_config", "callbacks")
     names += ("processing_class", "reward_funcs", "reward_processing_class", "data_collator")
     names += ("value_peft_config", "preference_dataset", "equivalence")
@@ -69,7 +69,7 @@ def ppo_trainer(
 
 
 def weights(model) -> dict[str, torch.Tensor]:
-    """Copies of all parameters, by name."""
+    """Returns copies of all parameters, by name."""
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
@@ -79,5 +79,5 @@ def has_changed(model, before: dict[str, torch.Tensor]) -> bool:
 
 
 def logged(trainer: PPOTrainer) -> list[dict]:
-    """The log of a run without timings."""
+    """Returns the log of a run without timings."""
     return [{k: v for k, v in row.items() if k not in CLOCK} for row in trainer.state.log_history]

@@ -38,7 +38,7 @@ class SameText:
 
 
 def preferences(size: int = 8, margin: bool = False, chat: bool = False) -> Dataset:
-    """Human pairs of different lengths. The chosen completion names a color."""
+    """Builds human pairs of different lengths. The chosen completion names a color."""
     rows = []
     for i in range(size):
         row = {"prompt": f"Colour {i}? ", "chosen": WORDS[i % 6], "rejected": "no idea " * (1 + i % 3)}
@@ -53,7 +53,7 @@ def preferences(size: int = 8, margin: bool = False, chat: bool = False) -> Data
 
 
 def policy_samples(size: int = 6, chat: bool = False) -> Dataset:
-    """Four completions per prompt. Three are equal except for case, so the confidence is 0.75."""
+    """Builds four completions per prompt. Three are equal except for case, so the confidence is 0.75."""
     prompts = [f"Name colour {i}: " for i in range(size)]
     return Dataset.from_dict(
         {
@@ -65,14 +65,14 @@ def policy_samples(size: int = 6, chat: bool = False) -> Dataset:
 
 
 def synthetic_preferences(size: int = 3) -> Dataset:
-    """Ready synthetic preferences D̂."""
+    """Builds ready synthetic preferences D̂."""
     return Dataset.from_list(
         [{"prompt": f"Name colour {i}: ", "chosen": WORDS[i], "rejected": "a dull one"} for i in range(size)]
     )
 
 
 def trl_trainer(output_dir, model=None, tokenizer=None, data=None, eval_dataset=None, **settings) -> RewardTrainer:
-    """TRL's own trainer, with the same model, data and settings as [`rlp_trainer`]."""
+    """Builds TRL's own trainer, with the same model, data and settings as [`rlp_trainer`]."""
     tokenizer = tokenizer or tiny_tokenizer()
     return RewardTrainer(
         model or tiny_reward_model(tokenizer),
@@ -90,7 +90,7 @@ TRAINER_ARGUMENTS = (*REFINEMENT, "synthetic_dataset", "peft_config", "data_coll
 def rlp_trainer(
     output_dir, method="uml", model=None, tokenizer=None, data=None, eval_dataset=None, **settings
 ) -> RLPRewardTrainer:
-    """Our trainer. Unless the settings include other inputs, `uml` gets policy samples and `spg` gets a ready D̂."""
+    """Builds our trainer. By default, `uml` gets policy samples and `spg` gets a ready D̂."""
     tokenizer = tokenizer or tiny_tokenizer()
     arguments = {name: settings.pop(name) for name in TRAINER_ARGUMENTS if name in settings}
     if "uml" in method and "data_collator" not in arguments:
@@ -108,5 +108,5 @@ def rlp_trainer(
 
 
 def get_logged(trainer, key: str) -> list[float]:
-    """All values that a run logged under a key, in order."""
+    """Returns all values that a run logged under a key, in order."""
     return [entry[key] for entry in trainer.state.log_history if key in entry]

@@ -1,4 +1,4 @@
-"""docs/architecture.md names every file of the package, with the first line of its docstring, and no other."""
+"""docs/architecture.md lists exactly the files of the package, with the first line of each docstring."""
 
 import ast
 import re
@@ -16,7 +16,7 @@ def first_line(path: Path) -> str:
 
 
 def tree(folder: Path = ROOT, depth: int = 0) -> list[str]:
-    """Lines of a nested list: a folder with its own docstring's first line, then its folders and files."""
+    """Returns a nested list as lines: a folder with the first line of its docstring, then its folders and files."""
     indent = "  " * depth
     lines = [f"{indent}- `{folder.name}/`: {first_line(folder / '__init__.py')}"]
     for entry in sorted(folder.iterdir(), key=lambda entry: (entry.is_file(), entry.name)):
@@ -27,14 +27,14 @@ def tree(folder: Path = ROOT, depth: int = 0) -> list[str]:
     return lines
 
 
-def test_the_tree_names_every_file_and_says_what_it_is():
+def test_the_tree_lists_every_file_with_its_first_line():
     expected = "\n".join(tree())
     written = PAGE.split("## The tree\n\n")[1].strip()
     assert written == expected, f"Write the tree like this:\n\n{expected}"
 
 
 def test_the_names_on_the_page_exist():
-    """Every path, and every name in the two tables that is one of ours."""
+    """Checks every path, and every constant in the text before the tree."""
     text = PAGE.split("## The tree")[0]
     paths = re.findall(r"`([a-z_]+(?:/[a-z_]+)*/?(?:\.py)?)`", text)
     known = {path for path in paths if "/" in path or path.endswith(".py")}

@@ -29,19 +29,19 @@ FLOORS = {
     "quickstart": 6.0,
     "cli": 6.1,
 }
-"""Floor of each room. Two rooms on one floor do not know each other: PPO knows nothing of RLP."""
+"""Floor of each room. Two rooms on one floor do not import from each other: PPO knows nothing about RLP."""
 
 FORBIDDEN = {"losses": {"transformers", "trl", "datasets", "accelerate", "peft"}}
 
 
 def room(name: str) -> str:
-    """The room of a module, for example `data.groups` of `data.groups.nli`."""
+    """Returns the room of a module, for example `data.groups` for `data.groups.nli`."""
     parts = name.split(".")
     return next(".".join(parts[:end]) for end in range(len(parts), 0, -1) if ".".join(parts[:end]) in FLOORS)
 
 
 def imported_modules(path: Path) -> set[str]:
-    """Every absolute module name that the file imports, at its top or inside a function."""
+    """Returns every absolute module name that the file imports, at its top or inside a function."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -64,7 +64,9 @@ def test_imports_point_down_the_floors(path):
         assert not name.startswith("trl.experimental"), f"{path} imports {name}"
         if top == "trl_rlp" and rest:
             other = room(rest)
-            assert other == own or FLOORS[other] < FLOORS[own], f"{path} in {own} imports {name} from above or beside"
+            assert other == own or FLOORS[other] < FLOORS[own], (
+                f"{path} in {own} imports {name}, which is not below it"
+            )
 
 
 def test_every_package_has_a_floor():

@@ -22,7 +22,7 @@ TRAINING = {"per_device_train_batch_size": 4, "max_steps": 2, "report_to": "none
 
 
 class SameParity:
-    """Two outputs mean the same if the codes of their first characters are both even or both odd."""
+    """Two completions mean the same if the codes of their first characters are both even or both odd."""
 
     fingerprint = "same parity"
 
@@ -80,7 +80,7 @@ def config(tmp_path, sft_model, **overrides):
         ("uml+spg", False, {"reward_peft": {"r": 2}, "policy_peft": {"r": 2, "target_modules": ["q_proj"]}}),
     ],
 )
-def test_algorithm_1_leaves_plain_models_data_and_figures(tmp_path, sft_model, method, chat, overrides):
+def test_algorithm_1_saves_plain_models_data_and_metrics(tmp_path, sft_model, method, chat, overrides):
     preferences, prompts = data(chat)
     settings = config(tmp_path, sft_model, method=method, **overrides)
     result = run_rlp(settings, preferences, prompts, SameParity(), eval_prompt_dataset=prompts.select(range(2)))
@@ -116,7 +116,7 @@ def test_algorithm_1_leaves_plain_models_data_and_figures(tmp_path, sft_model, m
 
 @pytest.fixture
 def untrained(monkeypatch, sft_model):
-    """Stands in for both kinds of training: copies the models that training starts from. Gives the calls, in order."""
+    """Replaces both kinds of training: copies the models that training starts from. Returns the calls, in order."""
     calls = []
 
     def copy_policy(folder, **arguments):
@@ -134,7 +134,7 @@ def untrained(monkeypatch, sft_model):
     return calls
 
 
-def test_a_second_run_goes_on_after_the_last_finished_stage(tmp_path, sft_model, untrained, monkeypatch):
+def test_a_second_run_resumes_after_the_last_finished_stage(tmp_path, sft_model, untrained, monkeypatch):
     preferences, prompts = data(chat=False)
     settings = config(tmp_path, sft_model)
     copy_policy = pipeline.train_policy
@@ -172,7 +172,7 @@ def test_the_folder_of_another_run_is_refused_before_any_work(tmp_path, sft_mode
         ({"eval_prompt_dataset": Dataset.from_dict({"prompt": []})}, "`eval_prompt_dataset` is empty"),
     ],
 )
-def test_bad_inputs_are_named_before_the_folder_is_made(tmp_path, sft_model, change, match):
+def test_bad_inputs_are_named_before_the_folder_is_created(tmp_path, sft_model, change, match):
     preferences, prompts = data(chat=False)
     arguments = {"preference_dataset": preferences, "prompt_dataset": prompts, "equivalence": SameParity()}
     with pytest.raises(ValueError, match=match):
@@ -180,7 +180,7 @@ def test_bad_inputs_are_named_before_the_folder_is_made(tmp_path, sft_model, cha
     assert not (tmp_path / "run").exists()
 
 
-def test_a_trainer_that_continues_no_turn_refuses_prompts_that_begin_one(tmp_path, sft_model):
+def test_a_trainer_that_cannot_continue_a_turn_refuses_assistant_prefills(tmp_path, sft_model):
     preferences, prompts = data(chat=True)
     begun = prompts.map(lambda row: {"prompt": [*row["prompt"], *completion("It is", chat=True)]})
     with pytest.raises(ValueError, match="`prompt_dataset` row 0 ends with an assistant message"):
@@ -188,8 +188,8 @@ def test_a_trainer_that_continues_no_turn_refuses_prompts_that_begin_one(tmp_pat
     assert not (tmp_path / "run").exists()
 
 
-def test_both_reward_models_start_from_one_point(tmp_path, sft_model, untrained, monkeypatch):
-    """With a learning rate of zero, r and r̂ are the same model: same start, same head."""
+def test_both_reward_models_start_from_the_same_weights(tmp_path, sft_model, untrained, monkeypatch):
+    """With a learning rate of 0, r and r̂ are the same model, because they have the same start and the same head."""
     monkeypatch.setattr(pipeline, "train_reward_model", train_reward_model)
     monkeypatch.setattr(pipeline, "train_reward_model", train_reward_model)
     preferences, prompts = data(chat=False)
@@ -202,7 +202,7 @@ def test_both_reward_models_start_from_one_point(tmp_path, sft_model, untrained,
     assert all(first[name].equal(second[name]) for name in first)
 
 
-def test_all_reward_models_read_as_much_as_they_were_trained_on(tmp_path, sft_model, monkeypatch):
+def test_all_reward_models_use_the_maximum_length_of_their_training(tmp_path, sft_model, monkeypatch):
     seen = {}
 
     def spy(module, name):
@@ -226,7 +226,7 @@ def test_all_reward_models_read_as_much_as_they_were_trained_on(tmp_path, sft_mo
     assert seen == {"synthesize_preferences": 50, "gate": 50, "RewardFunction": 50}
 
 
-def test_answers_of_another_type_are_named_before_any_work(tmp_path, sft_model):
+def test_answers_of_the_wrong_type_are_named_before_any_work(tmp_path, sft_model):
     preferences, prompts = data(chat=False)
     prompts = prompts.remove_columns("answers").add_column("answers", list(range(8)))
     with pytest.raises(TypeError, match="`prompt_dataset` row 0: `answers` must be an accepted answer"):
@@ -234,7 +234,7 @@ def test_answers_of_another_type_are_named_before_any_work(tmp_path, sft_model):
     assert not (tmp_path / "run").exists()
 
 
-def test_what_the_gate_does_may_change_from_call_to_call(tmp_path, sft_model, monkeypatch):
+def test_on_regression_may_change_from_call_to_call(tmp_path, sft_model, monkeypatch):
     preferences, prompts = data(chat=False)
     worse = lambda *args, **kwargs: ["policy pairs: accuracy fell"]  # noqa: E731
     monkeypatch.setattr("trl_rlp.evaluation.gate_report._find_regressions", worse)

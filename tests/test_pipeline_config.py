@@ -9,7 +9,7 @@ def config(**overrides):
     return RLPConfig(**{"output_dir": "out", "sft_model": "model", **overrides})
 
 
-def test_the_defaults_are_the_papers():
+def test_the_defaults_are_those_of_the_paper():
     settings = config()
     assert (settings.method, settings.num_generations) == ("spg", 10)
     assert (settings.temperature, settings.evaluation_temperature) == (1.0, 0.7)
@@ -17,7 +17,7 @@ def test_the_defaults_are_the_papers():
     assert settings.reward_config().representation_coef == 0.5
 
 
-def test_mappings_come_as_json_text_from_the_command_line():
+def test_the_command_line_passes_mappings_as_json_text():
     settings = config(reward_args='{"learning_rate": 1e-5}', policy_peft='{"r": 4}')
     assert settings.reward_config().learning_rate == 1e-5
     assert settings.lora("policy").r == 4 and settings.lora("reward") is None
@@ -50,7 +50,7 @@ def test_wrong_settings_are_named_before_any_work(overrides, match):
         config(**overrides)
 
 
-def test_a_mapping_of_another_type_is_a_type_error():
+def test_a_mapping_of_the_wrong_type_is_a_type_error():
     with pytest.raises(TypeError, match="`reward_args` must be a mapping"):
         config(reward_args=[1])
 

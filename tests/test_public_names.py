@@ -45,7 +45,7 @@ def test_every_room_names_its_public_names(room):
 
 @pytest.mark.parametrize("room", ["trl_rlp", *ROOMS])
 def test_no_public_name_hides_a_module(room):
-    """Else `import trl_rlp.room.name as module` would get a function."""
+    """Otherwise `import trl_rlp.room.name as module` would get a function."""
     module = importlib.import_module(room)
     files = {path.stem for path in Path(module.__file__).parent.iterdir()}
     assert not files & set(module.__all__)

@@ -1,4 +1,4 @@
-"""What this package leans on in TRL, transformers and accelerate. A failure here says what moved when they moved."""
+"""Everything that we rely on in TRL, transformers and accelerate. A failure shows what a new version changed."""
 
 import inspect
 from types import SimpleNamespace
@@ -38,7 +38,7 @@ PPO_OVERRIDDEN = {
     "log": ["self", "logs", "start_time"],
     "train": ["self", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
 }
-"""What our PPO overrides of GRPO's trainer, and how each of them is called."""
+"""Methods of GRPO's trainer that our PPO overrides, with their first parameters."""
 
 PPO_OWN = {
     "policy_model",
@@ -66,13 +66,13 @@ def test_our_trainer_overrides_these_names_and_no_others():
     own = {name for name in vars(RLPRewardTrainer) if not name.startswith("__") or name == "__init__"}
     assert own == OVERRIDDEN | CLASS_ATTRIBUTES | OWN_METHODS
     for name in OVERRIDDEN | CLASS_ATTRIBUTES:
-        assert hasattr(RewardTrainer, name), f"TRL's RewardTrainer has lost `{name}`"
+        assert hasattr(RewardTrainer, name), f"TRL's RewardTrainer no longer has `{name}`"
     for name in OWN_METHODS:
-        assert not hasattr(RewardTrainer, name), f"TRL's RewardTrainer now has a `{name}` of its own"
+        assert not hasattr(RewardTrainer, name), f"TRL's RewardTrainer now has its own `{name}`"
 
 
-def test_the_reward_trainer_takes_these_arguments():
-    """Ours hands them on by position, so their order counts."""
+def test_the_reward_trainer_has_these_arguments():
+    """Our trainer passes them by position, so their order matters."""
     theirs, ours = parameters(RewardTrainer.__init__), parameters(RLPRewardTrainer.__init__)
     assert ours[: len(theirs)] == theirs
 
@@ -86,8 +86,8 @@ def test_the_loss_is_a_mean_that_the_trainer_divides_by_the_accumulation_steps()
     assert RewardTrainer.loss_is_scaled_for_ga is False
 
 
-def test_the_loss_runs_a_callable_in_place_of_the_model_once_and_reads_its_logits(tmp_path):
-    """Two pairs with rewards (2, 1) and (0, 3): the loss is the mean of softplus(-1) and softplus(3)."""
+def test_the_loss_calls_a_callable_instead_of_the_model_once_and_reads_its_logits(tmp_path):
+    """Two pairs have rewards (2, 1) and (0, 3). The loss is the mean of softplus(-1) and softplus(3)."""
     trainer = trl_trainer(tmp_path)
     calls = []
 
@@ -105,8 +105,8 @@ def test_the_loss_runs_a_callable_in_place_of_the_model_once_and_reads_its_logit
     assert outputs.logits.shape == (4, 1)
 
 
-def test_the_trainer_reads_what_is_set_after_it_stands(tmp_path):
-    """`train_dataset` and `data_collator` are replaced, callbacks added, once TRL's constructor has run."""
+def test_the_trainer_reads_attributes_that_are_set_after_its_constructor(tmp_path):
+    """After TRL's constructor, `train_dataset` and `data_collator` are replaced and callbacks are added."""
     trainer = trl_trainer(tmp_path, max_steps=1, remove_unused_columns=False)
     assert {"chosen_ids", "rejected_ids"} <= set(trainer.train_dataset.column_names)
     trainer.train_dataset = trainer.train_dataset.add_column("record", list(range(8)))
@@ -128,7 +128,10 @@ def test_the_trainer_reads_what_is_set_after_it_stands(tmp_path):
 
 
 def test_the_order_of_events_around_an_optimizer_step(tmp_path):
-    """Gradients are whole and clipped before the step, the step count rises after it, the folder is there on save."""
+    """
+    Before the step, gradients are complete and clipped. After the step, the step count rises. On save, the folder
+    exists.
+    """
     events = []
 
     class Recorder(TrainerCallback):
@@ -147,7 +150,7 @@ def test_the_order_of_events_around_an_optimizer_step(tmp_path):
     trainer = trl_trainer(tmp_path, save_strategy="steps", **settings)
     trainer.add_callback(Recorder())
     trainer.train()
-    # Eight pairs by four are two steps an epoch.
+    # Eight pairs in steps of four are two steps per epoch.
     steps = [("step", step, 1e-3) for step in range(4)]
     saves = [("save", 2, True), ("save", 4, True)]
     assert events == [("epoch", 0), *steps[:2], saves[0], ("epoch", 1), *steps[2:], saves[1]]
@@ -164,15 +167,15 @@ def test_names_on_the_trainer_that_we_read(tmp_path):
     assert trainer.processing_class.pad_token_id == trainer.model.config.pad_token_id
 
 
-def test_bf16_is_open_until_the_configuration_stands(tmp_path):
-    """TRL fills in `bf16=None` in its own `__post_init__`, which ours runs after having chosen."""
+def test_bf16_is_none_until_the_post_init_of_the_configuration(tmp_path):
+    """TRL replaces `bf16=None` in its own `__post_init__`. Ours chooses a value first and then calls it."""
     assert next(field for field in RewardConfig.__dataclass_fields__.values() if field.name == "bf16").default is None
     assert RewardConfig(str(tmp_path), bf16=False).bf16 is False
     assert RewardConfig(str(tmp_path), **SETTINGS).remove_unused_columns is True
 
 
-def test_columns_that_enter_trl_s_loss_or_not():
-    """The collator reads the ids and `margin` and leaves other columns alone."""
+def test_columns_that_the_collator_of_trl_reads():
+    """The collator reads the ids and `margin` and ignores other columns."""
     collator = DataCollatorForPreference(pad_token_id=0, pad_to_multiple_of=4)
     batch = collator([{"chosen_ids": [1], "rejected_ids": [2, 3], "margin": 0.5, "record": 1, "candidate_ids": None}])
     assert batch["input_ids"].tolist() == [[1, 0, 0, 0], [2, 3, 0, 0]]
@@ -205,7 +208,7 @@ def test_the_model_card_names_the_paper(tmp_path):
     assert "papers/2403.19279" in card
 
 
-def test_our_ppo_overrides_these_names_of_grpo_s_trainer_and_no_others():
+def test_our_ppo_overrides_these_names_of_the_grpo_trainer_and_no_others():
     own = {}
     for cls in (PPOTrainer, RLPPPOTrainer):
         own |= {name: value for name, value in vars(cls).items() if callable(value) or isinstance(value, property)}
@@ -213,12 +216,12 @@ def test_our_ppo_overrides_these_names_of_grpo_s_trainer_and_no_others():
     assert own == set(PPO_OVERRIDDEN) | PPO_OWN
     for name, arguments in PPO_OVERRIDDEN.items():
         theirs = parameters(inspect.getattr_static(GRPOTrainer, name))
-        assert theirs[: len(arguments)] == arguments, f"GRPOTrainer.{name} takes other arguments now"
+        assert theirs[: len(arguments)] == arguments, f"GRPOTrainer.{name} has other arguments now"
     for name in PPO_OWN:
-        assert not hasattr(GRPOTrainer, name), f"TRL's GRPOTrainer now has a `{name}` of its own"
+        assert not hasattr(GRPOTrainer, name), f"TRL's GRPOTrainer now has its own `{name}`"
 
 
-def test_what_our_ppo_reads_of_grpo_s_trainer(tmp_path):
+def test_attributes_of_the_grpo_trainer_that_our_ppo_reads(tmp_path):
     trainer = ppo_trainer(tmp_path)
     for name in (
         "eos_token_ids",
@@ -236,8 +239,8 @@ def test_what_our_ppo_reads_of_grpo_s_trainer(tmp_path):
     assert isinstance(RepeatSampler(range(4), 1).generator, torch.Generator) and RepeatSampler(range(4), 1).shuffle
 
 
-def test_a_rollout_of_grpo_s_has_what_ppo_needs(tmp_path):
-    """Prompts padded on the left, completions on the right, and rewards of all processes, one column a function."""
+def test_a_rollout_of_the_grpo_trainer_has_everything_that_ppo_needs(tmp_path):
+    """Prompts are padded on the left and completions on the right. Rewards have one column per function."""
     trainer = ppo_trainer(tmp_path)
     trainer.model.train()
     rows = [{"prompt": "a"}, {"prompt": "bcd"}]
@@ -256,6 +259,6 @@ def test_evaluation_takes_a_loss_and_a_mode_from_the_model(tmp_path):
     assert parameters(Trainer.get_optimizer_cls_and_kwargs) == ["args", "model"]
 
 
-def test_a_checkpoint_is_looked_through_for_adapters_of_the_policy():
-    """Why the critic's adapter is a file of another kind: a folder with an adapter would be loaded into the policy."""
+def test_the_trainer_searches_a_checkpoint_for_adapters_of_the_policy():
+    """It would load an adapter folder of the critic into the policy. The adapter is therefore another kind of file."""
     assert "adapter_subdirs" in inspect.getsource(Trainer._load_from_checkpoint)

@@ -1,4 +1,4 @@
-"""Tiny random models and tokenizers, built from configs, for tests that need neither a network nor time."""
+"""Tiny random models and tokenizers, built from configs. Tests with them are fast and need no network."""
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -21,7 +21,11 @@ ROLE_TOKENS = ["<|system|>", "<|user|>", "<|assistant|>"]
 
 
 def tiny_tokenizer(pad_is_eos: bool = False, chat: bool = True, offset: int = 0) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer: 256 bytes, `<pad>`, `<eos>` and three roles; `offset` shifts all ids to make another."""
+    """
+    Builds a byte-level tokenizer with 256 bytes, `<pad>`, `<eos>` and three roles.
+
+    `offset` shifts all ids, to get a different tokenizer.
+    """
     fillers = [f"<unused_{index}>" for index in range(offset)]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     special_tokens = ["<pad>", "<eos>", *ROLE_TOKENS]
@@ -58,19 +62,19 @@ def _llama_config(tokenizer, **overrides) -> LlamaConfig:
 
 
 def tiny_causal_lm(tokenizer, seed: int = 0, **overrides) -> LlamaForCausalLM:
-    """A two-layer Llama that generates; weights are random, the same for the same `seed`."""
+    """Builds a two-layer causal Llama with random weights. The same `seed` gives the same weights."""
     torch.manual_seed(seed)
     return LlamaForCausalLM(_llama_config(tokenizer, **overrides)).eval()
 
 
 def tiny_reward_model(tokenizer, seed: int = 0, num_labels: int = 1, **overrides) -> LlamaForSequenceClassification:
-    """A two-layer Llama with a score head; weights are random, the same for the same `seed`."""
+    """Builds a two-layer Llama with a score head and random weights. The same `seed` gives the same weights."""
     torch.manual_seed(seed)
     return LlamaForSequenceClassification(_llama_config(tokenizer, num_labels=num_labels, **overrides)).eval()
 
 
 def tiny_nli(tokenizer, seed: int = 0, labels=("contradiction", "neutral", "entailment"), **overrides):
-    """A one-layer BERT classifier over `labels`; weights are random, the same for the same `seed`."""
+    """Builds a one-layer BERT classifier over `labels` with random weights. The same `seed` gives the same weights."""
     torch.manual_seed(seed)
     config = BertConfig(
         vocab_size=len(tokenizer),
@@ -88,14 +92,14 @@ def tiny_nli(tokenizer, seed: int = 0, labels=("contradiction", "neutral", "enta
 
 
 def save(model, tokenizer, folder) -> str:
-    """Saves `model` with `tokenizer` to `folder` and returns the path as text, ready for `from_pretrained`."""
+    """Saves `model` and `tokenizer` to `folder`. Returns the path as text, for `from_pretrained`."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 
 
 def tiny_talker(tokenizer, answers: list[str], steps: int = 150, seed: int = 0) -> LlamaForCausalLM:
-    """A Llama that says one of `answers` and ends, whatever it is asked; it is trained for a few seconds."""
+    """Trains a Llama for a few seconds. It replies to every prompt with one of `answers` and EOS."""
     model = tiny_causal_lm(tokenizer, seed, hidden_size=32, intermediate_size=64, max_position_embeddings=1024)
     generator = torch.Generator().manual_seed(seed)
     endings = [tokenizer(answer)["input_ids"] + [tokenizer.eos_token_id] for answer in answers]

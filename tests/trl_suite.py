@@ -3,7 +3,7 @@ Runs TRL's own tests of its reward trainer on ours, to show that `RLPRewardTrain
 
 The tests are read from a checkout of TRL (https://github.com/huggingface/trl). The checkout is not changed. The tests
 run twice, each time in its own process: once with TRL's classes, and once with `RLPRewardTrainer` and
-`RLPRewardConfig` in their place. Every test that passes with TRL's classes must pass with ours. Otherwise the script
+`RLPRewardConfig` instead of them. Every test that passes with TRL's classes must pass with ours. Otherwise the script
 lists the test and exits with 1.
 
 The tests load models and datasets from the Hub. Here they load small local stand-ins: a folder contains each

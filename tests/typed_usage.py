@@ -1,4 +1,4 @@
-"""A user's script that pyright checks (`make quality`): every public name is seen, with the types of its arguments."""
+"""A user's script for pyright (`make quality`), which must see every public name with the types of its arguments."""
 
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer

@@ -1,4 +1,4 @@
-"""RLP for TRL: reward learning on policy (Lang, Huang, Li, NAACL 2024, https://arxiv.org/abs/2403.19279)."""
+"""RLP for TRL: reward learning on policy (Lang, Huang and Li, NAACL 2024, https://arxiv.org/abs/2403.19279)."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

@@ -31,18 +31,18 @@ class RLPResult:
 
     Args:
         reward_model (`Path`):
-            r_φ: a plain sequence classifier.
+            Reward model r_φ, a plain sequence classifier.
         policy (`Path`):
-            π_θ: a plain causal LM.
+            Policy π_θ, a plain causal LM.
         policy_samples (`Path`):
-            P: folder of a dataset with `prompt`, `completions` and `finished`, and with `cluster_ids` and `confidence`
-            if they were grouped. Read it with [`load_data`].
+            Policy samples P, a dataset with `prompt`, `completions` and `finished`. If the samples were grouped, it
+            also has `cluster_ids` and `confidence`. Read it with [`load_data`].
         synthetic_preferences (`Path` or `None`):
-            D̂: folder of a dataset. `None` without SPG.
+            Synthetic preferences D̂, a dataset. `None` without SPG.
         refined_reward_model (`Path`):
-            r̂_φ: a plain sequence classifier.
+            Refined reward model r̂_φ, a plain sequence classifier.
         retrained_policy (`Path`):
-            π̂_θ: a plain causal LM.
+            Retrained policy π̂_θ, a plain causal LM.
         stages (`dict`):
             `metrics` and `seconds` of each stage, by name.
     """
@@ -65,7 +65,7 @@ def run_rlp(
     eval_prompt_dataset: Dataset | None = None,
 ) -> RLPResult:
     """
-    Runs Algorithm 1: trains r, trains π, samples π, refines r, retrains π from π_SFT. Then evaluates the policies.
+    Runs Algorithm 1: trains r, trains π, samples π, refines r and retrains π from π_SFT. Then evaluates the policies.
 
     Each stage writes its result to a folder under `config.output_dir`, completely or not at all. A second call with
     the same settings and data skips the stages that are finished.
@@ -73,18 +73,18 @@ def run_rlp(
     Args:
         config ([`RLPConfig`]):
             Settings.
-        preference_dataset (`datasets.Dataset`):
-            D: human preferences in TRL's format (`prompt`, `chosen`, `rejected`).
-        prompt_dataset (`datasets.Dataset`):
-            U: prompts without labels, a column `prompt`. A column `answers` (accepted answer or answers) labels policy
-            pairs for the gate. Nothing is trained on it.
+        preference_dataset ([`~datasets.Dataset`]):
+            Human preferences D in TRL's preference format (`prompt`, `chosen`, `rejected`).
+        prompt_dataset ([`~datasets.Dataset`]):
+            Prompts U with a column `prompt`, without labels. A column `answers` (accepted answer or answers) labels
+            policy pairs for the gate. Nothing is trained on it.
         equivalence ([`Equivalence`], *optional*):
             Decides which completions mean the same. Required by SPG and by views of one group.
-        eval_preference_dataset (`datasets.Dataset`, *optional*):
+        eval_preference_dataset ([`~datasets.Dataset`], *optional*):
             Human preferences for the gate. If `None`, `config.heldout_share` of D is held out.
-        eval_prompt_dataset (`datasets.Dataset`, *optional*):
-            Prompts to evaluate the policies on, with a column `answers` if they are known. If `None`, the policies are
-            not evaluated.
+        eval_prompt_dataset ([`~datasets.Dataset`], *optional*):
+            Prompts to evaluate the policies on, with a column `answers` if the answers are known. If `None`, the
+            policies are not evaluated.
 
     Returns:
         [`RLPResult`]: Folders and metrics.
@@ -94,13 +94,13 @@ def run_rlp(
         RewardModelRegression: If the gate refuses the refined reward model (`on_regression="raise"`).
 
     Reference:
-        Lang, Huang, Li 2024, https://arxiv.org/abs/2403.19279, Algorithm 1.
+        Algorithm 1 of [Lang et al. 2024](https://arxiv.org/abs/2403.19279).
     """
     run = _open_run_folder(
         config, equivalence, preference_dataset, prompt_dataset, eval_preference_dataset, eval_prompt_dataset
     )
 
-    # Step 1: collect D. It is given. A part of it is held out for the gate.
+    # Step 1: collect D. The user passes it. A part of it is held out for the gate.
     preferences, heldout = preference_dataset, eval_preference_dataset
     if heldout is None:
         preferences, heldout = hold_out(preference_dataset, config.heldout_share, config.seed)
@@ -150,7 +150,7 @@ def run_rlp(
 
 
 class Refinement(NamedTuple):
-    """Folders of P, of D̂ (`None` without SPG), and of the refined reward model r̂_φ."""
+    """Folders of the samples P, the preferences D̂ (`None` without SPG), and the refined reward model r̂_φ."""
 
     samples: Path
     synthetic_preferences: Path | None
@@ -173,7 +173,7 @@ def refine_reward_model(
 
     $$L_{\hat R} = -E_{D \cup \hat D} \log\sigma(\hat r(x, y_w) - \hat r(x, y_l)) + \lambda L_M$$
 
-    RLP-UML leaves out D̂, RLP-SPG leaves out L_M. The gate then compares both reward models.
+    RLP-UML does not use D̂, and RLP-SPG does not use L_M. The gate then compares both reward models.
 
     Args:
         run ([`RunFolder`]):
@@ -181,16 +181,16 @@ def refine_reward_model(
         settings ([`RefinementSettings`]):
             Settings of the refinement.
         policy (`Path`):
-            π_θ.
+            Folder of the policy π_θ.
         reward_model (`Path`):
-            r_φ. It chooses y_w, and the gate compares with it.
-        prompt_dataset (`datasets.Dataset`):
-            U. A column `answers` labels policy pairs for the gate.
+            Folder of the reward model r_φ. It chooses y_w, and the gate compares with it.
+        prompt_dataset ([`~datasets.Dataset`]):
+            Prompts U. A column `answers` labels policy pairs for the gate.
         equivalence ([`Equivalence`], *optional*):
             Decides which completions mean the same. Required by SPG and by views of one group.
-        preference_dataset (`datasets.Dataset`):
-            D, without the held-out part.
-        heldout_preferences (`datasets.Dataset`):
+        preference_dataset ([`~datasets.Dataset`]):
+            Human preferences D, without the held-out part.
+        heldout_preferences ([`~datasets.Dataset`]):
             Human preferences for the gate.
 
     Returns:
@@ -200,7 +200,7 @@ def refine_reward_model(
         RewardModelRegression: If the gate refuses the refined reward model (`on_regression="raise"`).
 
     Reference:
-        Lang, Huang, Li 2024, https://arxiv.org/abs/2403.19279, Algorithm 1, step 4, and Eq. 1.
+        Step 4 of Algorithm 1, and Eq. 1, of [Lang et al. 2024](https://arxiv.org/abs/2403.19279).
     """
     # Sample: n completions of the policy for each prompt.
     samples = run.stage(
@@ -230,7 +230,7 @@ def refine_reward_model(
             seed=settings.seed,
         )
 
-    # Retrain: a new reward model from where the first one started, on D and D̂ (SPG), with L_M (UML), or both.
+    # Retrain: a new reward model, from the same start as the first one, on D and D̂ (SPG), with L_M (UML), or both.
     refined_reward_model = run.stage(
         "refined_reward_model",
         train_reward_model,
@@ -257,7 +257,7 @@ def refine_reward_model(
 
 
 def _run_gate(run: RunFolder, settings: RefinementSettings, **compared: Any) -> None:
-    """Raises outside of the stage, so that its metrics are kept and a later call may set another `on_regression`."""
+    """Raises outside the stage, to keep the metrics of the stage. A later call may set another `on_regression`."""
     run.stage("gate", compare_reward_models, max_length=settings.config.max_length, seed=settings.seed, **compared)
     report = run.metrics("gate")
     if settings.on_regression == "raise" and not report["passed"]:
@@ -290,7 +290,7 @@ def _open_run_folder(
     eval_preference_dataset: Dataset | None,
     eval_prompt_dataset: Dataset | None,
 ) -> RunFolder:
-    """Checks the arguments, and claims the folder with everything that decides the results, as plain values."""
+    """Checks the arguments, and claims the folder. Its settings are everything that decides the results."""
     _check_arguments(
         config, equivalence, preference_dataset, prompt_dataset, eval_preference_dataset, eval_prompt_dataset
     )

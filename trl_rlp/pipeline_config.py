@@ -24,8 +24,8 @@ class RefinementSettings:
 
     Args:
         base_model (`str` or `Path`):
-            Model that the refined reward model starts from, with a new score head: where the first reward model
-            started.
+            Model that the refined reward model starts from, with a new score head. The first reward model starts from
+            the same model.
         config ([`RLPRewardConfig`]):
             Configuration of the reward trainer, with its `method`.
         args (`dict`):
@@ -33,7 +33,7 @@ class RefinementSettings:
         sampling (`dict`):
             Arguments of [`sample_completions`].
         peft_config (`LoraConfig`, *optional*):
-            Trains an adapter, which is merged before saving.
+            Configuration of an adapter to train. The adapter is merged into the model before saving.
         on_regression (`str`, *optional*, defaults to `"warn"`):
             What the gate does if the refined model is worse: `"warn"` or `"raise"`.
         seed (`int`, *optional*, defaults to `42`):
@@ -59,7 +59,7 @@ class RLPConfig:
             Folder of the run, with a subfolder for each stage. A second run with the same settings resumes after the
             last finished stage. The folder of another run is refused.
         sft_model (`str`):
-            π_SFT: folder or Hub name of the causal LM that both policies start from.
+            Folder or Hub name of π_SFT, the causal LM that both policies start from.
         reward_base_model (`str`, *optional*):
             Folder or Hub name of the model that both reward models start from, with a new score head. Defaults to
             `sft_model`.
@@ -68,32 +68,32 @@ class RLPConfig:
         policy_trainer (`str`, *optional*, defaults to `"ppo"`):
             Trainer of the policy: `"ppo"` (the paper's), `"rloo"` or `"grpo"`.
         num_generations (`int`, *optional*, defaults to `10`):
-            n: number of completions sampled from the policy for each prompt, at least 2.
+            Number of completions sampled from the policy for each prompt, at least 2 (n in the paper).
         temperature (`float`, *optional*, defaults to `1.0`):
             Sampling temperature of the completions that the reward model is refined on, above 0.
         evaluation_temperature (`float`, *optional*, defaults to `0.7`):
             Sampling temperature of the evaluation, above 0.
         max_new_tokens (`int`, *optional*, defaults to `300`):
-            Maximum length of a completion, in tokens. AlpacaFarm's value.
+            Maximum length of a completion, in tokens. The default is AlpacaFarm's.
         tokens_per_batch (`int`, *optional*, defaults to `8192`):
             Maximum number of tokens in a sampling batch, prompts and completions together.
         heldout_share (`float`, *optional*, defaults to `0.05`):
             Share of the human preferences held out for the gate if no evaluation set is given, in (0, 1). AlpacaFarm
             holds out 500 of 10,000.
         standardize_rewards (`bool`, *optional*, defaults to `False`):
-            Whether to scale each reward model to mean 0 and standard deviation 1 on fixed samples of π_SFT, so that an
-            equal β means an equal KL pressure before and after the refinement. The paper does not.
+            Whether to scale each reward model to mean 0 and standard deviation 1 on fixed samples of π_SFT. The same β
+            then means the same strength of the KL penalty before and after the refinement. The paper does not do this.
         on_regression (`str`, *optional*, defaults to `"warn"`):
             What the gate does if the refined reward model is worse: `"warn"` or `"raise"`.
         reward_args (`dict` or `str`, *optional*):
-            Fields of [`RLPRewardConfig`] for both reward models: learning rate, batch size, γ, λ and so on.
+            Fields of [`RLPRewardConfig`] for both reward models, such as learning rate, batch size, γ and λ.
         policy_args (`dict` or `str`, *optional*):
-            Fields of [`PPOConfig`], or of TRL's `RLOOConfig` or `GRPOConfig`, for both policies: learning rate,
-            `kl_coef` or `beta`, and so on.
+            Fields of [`PPOConfig`], or of TRL's `RLOOConfig` or `GRPOConfig`, for both policies, such as learning
+            rate, and `kl_coef` or `beta`.
         reward_peft (`dict` or `str`, *optional*):
-            Fields of `peft.LoraConfig`. Trains the reward models as adapters, which are merged before saving.
+            Fields of `peft.LoraConfig`. If set, the reward models are trained as adapters and merged before saving.
         policy_peft (`dict` or `str`, *optional*):
-            Fields of `peft.LoraConfig`. Trains the policies as adapters, which are merged before saving.
+            Fields of `peft.LoraConfig`. If set, the policies are trained as adapters and merged before saving.
         seed (`int`, *optional*, defaults to `42`):
             Seed of sampling, pairs and splits. The trainers' `seed` and `data_seed` are fields of the mappings.
 
@@ -114,7 +114,7 @@ class RLPConfig:
     policy_trainer: str = field(default="ppo", metadata={"help": "Trainer of the policy: `ppo`, `rloo` or `grpo`."})
     num_generations: int = field(
         default=10,
-        metadata={"help": "n: number of completions sampled from the policy for each prompt, at least 2."},
+        metadata={"help": "Number of completions sampled from the policy for each prompt, at least 2."},
     )
     temperature: float = field(
         default=1.0,
@@ -178,7 +178,7 @@ class RLPConfig:
     def _check_ranges(self) -> None:
         if self.num_generations < 2:
             raise ValueError(
-                f"`num_generations` must be at least 2, got {self.num_generations}: RLP compares completions."
+                f"`num_generations` must be at least 2, got {self.num_generations}. RLP compares completions."
             )
         if not 0 < self.heldout_share < 1:
             raise ValueError(f"`heldout_share` must be in (0, 1), got {self.heldout_share}.")
@@ -189,11 +189,11 @@ class RLPConfig:
                 raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}.")
 
     def _check_mappings(self) -> None:
-        """Builds the configuration of each trainer once, so that a wrong field is found before hours of training."""
+        """Builds the configuration of each trainer once, to find wrong fields before hours of training."""
         for name, reserved in (("reward_args", {"output_dir", "method"}), ("policy_args", {"output_dir"})):
             taken = sorted(reserved & getattr(self, name).keys())
             if taken:
-                raise ValueError(f"`{name}` may not set {taken}. Use the field of the same name of RLPConfig.")
+                raise ValueError(f"`{name}` may not set {taken}. Use the field of RLPConfig with the same name.")
         policy_config = POLICY_TRAINERS[self.policy_trainer][1]
         for name, config_class in (
             ("reward_args", RLPRewardConfig),
@@ -212,7 +212,7 @@ class RLPConfig:
 
     def first_reward_args(self) -> dict[str, Any]:
         """
-        Selects the fields for the reward model of step 2, which is trained on human preferences alone.
+        Selects the fields for the reward model of step 2, which is trained on human preferences only.
 
         Returns:
             `dict`: Fields of [`RLPRewardConfig`].
@@ -291,7 +291,8 @@ class RLPConfig:
                 `"reward"` or `"policy"`.
 
         Returns:
-            `peft.LoraConfig` or `None`: With its task type. A reward model's score head is trained and saved.
+            `peft.LoraConfig` or `None`: The configuration with its task type. A reward model's score head is trained
+            and saved.
         """
         settings = {"reward": self.reward_peft, "policy": self.policy_peft}[name]
         if settings is None:

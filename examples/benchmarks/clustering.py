@@ -3,7 +3,7 @@ Speed of `cluster` compared with the usual ways to group completions by bidirect
 
     python examples/benchmarks/clustering.py --output clustering.json
 
-All ways use the same classifier, and the question stands before both completions:
+All methods use the same classifier, and the question comes before both completions:
 
 - `leader_loop` compares each completion with the first member of each group. It makes one call per pair and direction,
   also for repeated completions.
@@ -15,14 +15,13 @@ All ways use the same classifier, and the question stands before both completion
 `ours` and `complete` must make the same decisions and find the same largest groups as `distinct_loop`. If they do not,
 the script stops with an error.
 
-The data are 20 sampled short answers per question (TriviaQA), and long answers of five models per instruction
-(PandaLM). Each round takes different prompts, drawn with a fixed seed. It runs all ways on them with one thread, in
-rotating order. A result is the median over rounds of the ratio of the times. Without an accelerator, processor time is
-measured, so other programs have little influence.
+The data are 20 sampled short answers per question (TriviaQA), and long answers of five models per prompt (PandaLM).
+Each round takes different prompts, drawn with a fixed seed. It runs all methods on them with one thread, in rotating
+order. A result is the median over rounds of the ratio of the times. Without an accelerator, the script measures
+processor time, so other programs have little influence.
 
-The last part measures how often correct and incorrect answers (EVOUNA, labeled by people) share a group. This is a
-property of the classifier, not of the speed. Its goals are the values that the classifier's model card reports for
-single pairs.
+The last part measures how often correct and incorrect answers (EVOUNA, labeled by people) share a group. This measures
+the classifier, not the speed. Its goals are the values that the classifier's model card reports for single pairs.
 
 The script takes about ten minutes on one free core.
 """
@@ -46,7 +45,7 @@ SHARED = Path(__file__).resolve().parents[2] / "../shared"
 CLOCK = time.perf_counter if torch.accelerator.is_available() else time.process_time
 THRESHOLD = 0.5
 LONG_ANSWER = 60
-"""Smallest mean length of the answers to an instruction, in tokens."""
+"""Smallest mean length of the answers to a prompt, in tokens."""
 
 
 def load_json_lines(path: Path) -> list[dict]:
@@ -62,9 +61,9 @@ def load_short_answers(data: Path, num_generations: int) -> list[dict]:
 
 def load_long_answers(data: Path, judge: NLIEquivalence, count: int = 5) -> list[dict]:
     """
-    Loads instructions with five different long answers.
+    Loads prompts with five different long answers.
 
-    Every pair fits into the classifier, because each way truncates differently.
+    Every pair fits into the classifier, because each method truncates differently.
     """
     texts: dict[str, list[str]] = {}
     for row in load_json_lines(data / "preferences/pandalm_human_842.jsonl"):
@@ -155,7 +154,7 @@ def run_cluster(judge: NLIEquivalence, rows: list[dict], complete_groups: bool =
 def apply_to_rows(
     way: Callable[[NLIEquivalence, dict], list[int]],
 ) -> Callable[[NLIEquivalence, list[dict]], list[list[int]]]:
-    """Makes a function of many prompts from a function of one prompt."""
+    """Converts a function of one prompt to a function of many prompts."""
 
     def run(judge: NLIEquivalence, rows: list[dict]) -> list[list[int]]:
         largest = [way(judge, row) for row in rows]
@@ -189,10 +188,10 @@ class PairCounter:
 
 def run_round(judge: NLIEquivalence, counter: PairCounter, rows: list[dict], first: int) -> dict[str, dict]:
     """
-    Runs all ways on the same prompts, starting with the way at index `first`.
+    Runs all methods on the same prompts, starting with the method at index `first`.
 
     Returns:
-        `dict`: for each way its `seconds`, its NLI `pairs`, and the number of prompts on which its decision or its
+        `dict`: For each method, its `seconds`, its NLI `pairs`, and the number of prompts on which its decision or its
         largest group is `different` from that of `distinct_loop`.
     """
     measured, results = {}, {}
@@ -267,7 +266,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=SHARED / "data", help="folder with clusters/ and preferences/")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prompts", type=int, default=10, help="questions with short answers in each round")
-    parser.add_argument("--long_prompts", type=int, default=3, help="instructions with long answers in each round")
+    parser.add_argument("--long_prompts", type=int, default=3, help="prompts with long answers in each round")
     parser.add_argument("--labeled_questions", type=int, default=1000, help="number of EVOUNA questions")
     parser.add_argument("--num_generations", type=int, default=20, help="short answers per question")
     arguments = parser.parse_args()

@@ -9,11 +9,11 @@ and the same settings under the same names. Completions have full length (`stop_
 error unless both sides generate the same number of tokens and train on the same number of tokens.
 
 Gradient checkpointing is off on both sides. The trainer of TRL 1.12 never uses it, even with
-`gradient_checkpointing=True`. With `--checkpointing 1` both sides get `gradient_checkpointing=True`, which is their
-default. Then only ours uses it: it saves memory and computes activations twice.
+`gradient_checkpointing=True`. With `--checkpointing 1`, both sides get `gradient_checkpointing=True`, which is their
+default. Then only ours uses it. It saves memory and computes activations twice.
 
-In each round both sides run in alternating order, on a CPU with one thread. The first rollout of a worker is a
-warm-up. Rollouts are measured in processor time, so other programs have little influence. With one thread this equals
+In each round, both sides run in alternating order, on a CPU with one thread. The first rollout of a worker is a
+warm-up. Rollouts are measured in processor time, so other programs have little influence. With one thread, this equals
 the wall time of an idle machine. Peak memory is the largest resident set of the worker. The script also reports the
 part that is used after the models are made, without interpreter, libraries and weights. A result is the median over
 rounds of the ratio of ours to TRL's. The script takes about fifteen minutes on one core.

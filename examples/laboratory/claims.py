@@ -32,7 +32,7 @@ def select_claim_metric(method: str, name: str) -> Value:
 
 
 def decide(interval: dict[str, float]) -> str:
-    """Decides on the claim that a difference is above 0, from its 95 % interval."""
+    """Decides on the claim that a difference is above 0, from its 95% interval."""
     if interval["low"] > 0:
         return "replicated"
     return "reversed" if interval["high"] < 0 else "not replicated"
@@ -52,7 +52,7 @@ def build_claims_table(runs: dict[int, Results], kl_coef: float) -> str:
         summary = summarize_seeds(runs, value)
         interval = f"{summary['mean']:+.3f} [{summary['low']:+.3f}, {summary['high']:+.3f}]"
         rows.append([claim, label, interval, f"{p_value:.3f}", decide(summary)])
-    header = ["claim", "difference, claimed above 0", "mean and 95 % interval", "p, corrected for all rows", "verdict"]
+    header = ["claim", "difference, claimed above 0", "mean and 95% interval", "p, corrected for all rows", "verdict"]
     return format_table(header, rows)
 
 

@@ -16,7 +16,7 @@ def estimate_heldout_information(trainer: RLPRewardTrainer, samples: Dataset) ->
     Computes the MI estimate of trained heads on held-out prompts, with the batch size of training.
 
     A view contains its prompt, so the prompt alone can account for a part of the information. The last incomplete
-    batch is left out.
+    batch is dropped.
 
     Args:
         trainer ([`RLPRewardTrainer`]):
@@ -25,7 +25,7 @@ def estimate_heldout_information(trainer: RLPRewardTrainer, samples: Dataset) ->
             Two completions of each held-out prompt.
 
     Returns:
-        `float`: mean over batches, in nats.
+        `float`: Mean over batches, in nats.
     """
     heads, layers = trainer.representation_term.heads_callback.heads, find_score_layers(trainer.model)
     tokenizer, size = trainer.processing_class, trainer.args.view_prompts_per_device

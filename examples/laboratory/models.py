@@ -63,7 +63,7 @@ class LogRatioRewardModel(LlamaPreTrainedModel):
 
     Args:
         policy (`LlamaForCausalLM`):
-            π_SFT. The reward model holds one trained and one frozen copy of it.
+            The policy π_SFT. The reward model holds one trained and one frozen copy of it.
     """
 
     def __init__(self, policy: LlamaForCausalLM):
@@ -99,7 +99,7 @@ def make_reward_model(policy: LlamaForCausalLM, head: str, folder: Path) -> nn.M
 
     Args:
         policy (`LlamaForCausalLM`):
-            π_SFT.
+            The policy π_SFT.
         head (`str`):
             `"log_ratio"`, or `"last_token"` for the paper's head.
         folder (`Path`):

@@ -85,7 +85,7 @@ def build_summary(runs: Runs, refinements: Sequence[str]) -> str:
     correct = format_over_seeds(runs, select_metric("heldout", "right"))
     asked, unreadable = (sum(run["labels"]["rlaif"][key] for run in runs.values()) for key in ("asked", "unreadable"))
     parts = [
-        f"{len(runs)} seeds: {', '.join(map(str, runs))}. Each cell is the mean ± half the width of the 95 % interval "
+        f"{len(runs)} seeds: {', '.join(map(str, runs))}. Each cell is the mean ± half the width of the 95% interval "
         f"over seeds (Student's t). A share of {correct} of π_SFT's completions of held-out questions is correct.",
         f"{build_label_table(runs)}\n\nFor {unreadable} of the {asked} questions to the judge of RLAIF, the likeliest "
         "answer was neither A nor B.",

@@ -24,9 +24,9 @@ def write_report(folder: Path, target: Path) -> None:
     kl_coef = json.loads((folder / "settings.json").read_text())["kl_coef"]
     target.mkdir(parents=True, exist_ok=True)
     seeds = ", ".join(map(str, runs))
-    missing = f" Unfinished seeds, left out: {', '.join(map(str, unfinished))}." if unfinished else ""
+    missing = f" Unfinished seeds, not included: {', '.join(map(str, unfinished))}." if unfinished else ""
     sections = [
-        f"{len(runs)} seeds: {seeds}.{missing} Each cell is the mean ± half the width of the 95 % interval over seeds "
+        f"{len(runs)} seeds: {seeds}.{missing} Each cell is the mean ± half the width of the 95% interval over seeds "
         "(Student's t)."
     ]
     sections += [f"## Claims\n\n{build_claims_table(runs, kl_coef)}"]

@@ -116,7 +116,7 @@ class SeedRun:
         return train_policy(self.bench, reward_model, self.bench.settings.kl_coef if kl_coef is None else kl_coef)
 
     def _evaluate_policy(self, policy: PreTrainedModel, head: str = "log_ratio") -> dict[str, float]:
-        """Evaluates a policy. The proxy reward is r of the given head, whichever reward model trained the policy."""
+        """Evaluates a policy. The proxy reward is r of the given head, also if another reward model trained it."""
         return self.bench.evaluate_policy(policy, self.sft, self.reward_models[head])
 
     def _evaluate(

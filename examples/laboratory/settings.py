@@ -22,7 +22,7 @@ class Settings:
         copies (`int`):
             How often U repeats each of the 120 training prompts.
         num_generations (`int`):
-            n, the number of completions per prompt in P.
+            Number n of completions per prompt in P.
         rollouts (`int`), rollout_size (`int`), learning_rate (`float`):
             Training of every policy: number of PPO rollouts, and completions per rollout.
         kl_coef (`float`):
@@ -30,7 +30,7 @@ class Settings:
         sweep (`tuple[float, ...]`):
             β values of the sweep.
         best_of (`int`):
-            n of best-of-n.
+            Number n of best-of-n.
         best_of_samples (`int`):
             Number of samples per prompt for the estimate of best-of-n.
         evaluation_samples (`int`):

@@ -245,7 +245,7 @@ def build_equal_kl_table(runs: dict[int, Results]) -> str:
 
 
 def build_interpolation_table(runs: dict[int, Results]) -> str:
-    """Builds the table of the interpolation error: each inner β of plain PPO is left out of its own sweep."""
+    """Builds the table of the interpolation error: each inner β of plain PPO is predicted from the other values."""
     inner = list_sweep(runs)[1:]
     rows = [
         [
@@ -255,4 +255,4 @@ def build_interpolation_table(runs: dict[int, Results]) -> str:
         ]
         for name in inner
     ]
-    return format_table(["β left out", "KL, nats", "gold − interpolated gold"], rows)
+    return format_table(["predicted β", "KL, nats", "gold − interpolated gold"], rows)

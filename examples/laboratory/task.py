@@ -52,7 +52,7 @@ DOMINANT_WRONG = 0.12
 """Share of the facts for which most demonstrations give the same wrong value."""
 
 CORRECT_SHARE = {"known": 0.655, "mistaken": 0.2}
-"""Probability that a demonstration is correct. It is 60 % over all facts."""
+"""Probability that a demonstration is correct. It is 60% over all facts."""
 
 MISTAKEN_SHARE = 0.6
 """Probability that a demonstration of a mistaken fact gives the dominant wrong value."""
@@ -200,7 +200,7 @@ def build_prompts(questions: Sequence[str]) -> list[str]:
 def write_answer(
     world: World, prompt: str, generator: np.random.Generator, correct: dict[str, float], fillers: Sequence[float]
 ) -> str:
-    """Writes an answer with given probabilities of a correct value and of each number of fillers. 3 % hedge."""
+    """Writes an answer with given probabilities of a correct value and of each number of fillers. 3% hedge."""
     key = find_fact(prompt)
     animal, attribute = key
     truth, mistake = world.facts[key], world.mistakes.get(key)
@@ -227,7 +227,7 @@ REFERENCE_FILLERS = (0.3, 0.4, 0.3)
 
 
 def write_demonstrations(world: World, count: int, seed: int) -> Dataset:
-    """Writes the training data of π_SFT: questions in all wordings, with answers that are correct in 60 %."""
+    """Writes the training data of π_SFT: questions in all wordings. 60% of the answers are correct."""
     generator = np.random.default_rng([seed, 1])
     all_prompts = build_prompts(QUESTIONS)
     prompts = [all_prompts[index] for index in generator.integers(len(all_prompts), size=count)]

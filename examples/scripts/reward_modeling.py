@@ -1,7 +1,7 @@
 """
 Trains a reward model like TRL's own script. Two lines differ: the import of `trl_rlp` and `policy_samples=`.
 
-The first line imports the configuration and the trainer from `trl_rlp` instead of `trl`. Without `--method` this is
+The first line imports the configuration and the trainer from `trl_rlp` instead of `trl`. Without `--method`, this is
 the only difference, and the run is the same as TRL's, step for step:
 
     python examples/scripts/reward_modeling.py --model_name_or_path HuggingFaceTB/SmolLM2-135M-Instruct \

@@ -1,4 +1,4 @@
-"""Runs each command on tiny models and JSON-lines files."""
+"""Runs each command on tiny models and JSON Lines files."""
 
 import json
 

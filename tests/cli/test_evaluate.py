@@ -108,7 +108,7 @@ def test_a_reward_model_is_evaluated_on_pairs(tmp_path, models, capsys):
     assert evaluate(tmp_path, *words, folder="renamed") == found
 
 
-def test_policy_samples_are_evaluate(tmp_path, models):
+def test_policy_samples_are_evaluated(tmp_path, models):
     samples = [{"prompt": "a", "completions": ["b", "cc"], "finished": [True, False], "answers": ["b"]}]
     path = write_rows(tmp_path / "samples.json", samples)
     found = evaluate(tmp_path, *flags(samples=path))["policy"]
@@ -149,7 +149,7 @@ def test_invalid_combinations_are_one_line(tmp_path, options, message, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_files_of_an_earlier_evaluation_are_not_overwrite_rows(tmp_path, models, outputs, capsys):
+def test_files_of_an_earlier_evaluation_are_not_overwritten(tmp_path, models, outputs, capsys):
     words = ["evaluate", "--output_dir", str(tmp_path), *flags(judge_model=models["reward"])]
     words += flags(**{name: outputs[name] for name in ("outputs", "reference_outputs")})
     (tmp_path / "annotations.json").write_text("paid for")

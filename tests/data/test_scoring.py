@@ -27,7 +27,7 @@ COMPLETIONS = ["4", "Ada Lovelace, of course.", ""]
 
 
 def trl_ids(tokenizer, prompts, completions, folder):
-    """Token ids of an unmodified `trl.RewardTrainer` for these prompts with these completions as chosen."""
+    """Returns the token ids of an unmodified `trl.RewardTrainer` for these prompts and their chosen completions."""
     rows = {"prompt": prompts, "chosen": completions, "rejected": completions[::-1]}
     args = RewardConfig(str(folder), bf16=False, use_cpu=True, report_to="none")
     trainer = RewardTrainer(

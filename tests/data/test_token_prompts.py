@@ -38,7 +38,7 @@ def test_pad_tokens_outside_the_embedding_are_removed_and_those_inside_are_kept(
         ([[1, 2], []], "`data` row 1 has no tokens"),
         ([[1, 12]], "`data` row 0 contains token id 12, outside the policy's embedding of 10 rows"),
         ([[1, -1]], "`data` row 0 contains token id -1"),
-        ([[1] * 6], "`data` row 0 has 6 tokens, but the policy's context leaves 5"),
+        ([[1] * 6], "`data` row 0 has 6 tokens, but the policy's context leaves only 5"),
     ],
 )
 def test_ids_that_the_policy_cannot_read_are_errors(rows, match):

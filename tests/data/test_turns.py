@@ -1,4 +1,4 @@
-"""If a prompt begins the assistant's turn, every stage reads the prefill and the completion as one turn."""
+"""If a prompt ends with an assistant message, every stage reads it and the completion as one turn."""
 
 import importlib
 

@@ -33,7 +33,7 @@ def test_valid_samples_pass():
         (
             Dataset.from_dict({"text": ["a"]}),
             ValueError,
-            r"`prompts` lacks the columns \['prompt'\], it has \['text'\]",
+            r"`prompts` lacks the columns \['prompt'\]. It has \['text'\]",
         ),
         (Dataset.from_dict({"prompt": []}), ValueError, "`prompts` is empty"),
         (Dataset.from_dict({"prompt": ["a", " \n"]}), ValueError, "`prompts` row 1 has an empty prompt"),

@@ -21,7 +21,7 @@ def test_seed_interval_computed_by_hand():
 
 
 def test_bootstrap_interval_of_a_coin_is_binomial():
-    """Resampled means of 100 in 200 have standard deviation √(.25 / 200) = .0354. 95 % are within 1.96 of them."""
+    """Resampled means of 100 in 200 have standard deviation √(.25 / 200) = .0354. 95% are within 1.96 of them."""
     values = [0.0, 1.0] * 100
     low, high = bootstrap_interval(values)
     assert (low, high) == pytest.approx((0.5 - 0.0693, 0.5 + 0.0693), abs=0.006)

@@ -71,7 +71,7 @@ def test_demonstrations_have_the_intended_share_of_correct_answers(world):
     assert all(parse(row["prompt"], row["completion"]).values for row in rows)
     correct = np.array([is_correct(world, row["prompt"], row["completion"]) for row in rows])
     mistaken = np.array([find_fact(row["prompt"]) in world.mistakes for row in rows])
-    assert correct.mean() == pytest.approx(0.97 * 0.6, abs=0.02)  # 3 % hedge
+    assert correct.mean() == pytest.approx(0.97 * 0.6, abs=0.02)  # 3% hedge
     assert correct[mistaken].mean() == pytest.approx(0.97 * 0.2, abs=0.05)
 
 
@@ -190,7 +190,7 @@ def test_heldout_information_uses_the_two_completions_of_each_prompt():
         assert {round(value, 4) for value in states[:, 0].tolist()} == expected
     trainer.args.view_prompts_per_device = 2
     calls.clear()
-    assert estimate_heldout_information(trainer, samples) == 1 and len(calls) == 1  # the incomplete batch is left out
+    assert estimate_heldout_information(trainer, samples) == 1 and len(calls) == 1  # the incomplete batch is dropped
 
 
 def test_p_values_are_corrected_for_dependent_rows():

@@ -170,7 +170,7 @@ def test_the_order_of_the_batch_does_not_matter(loss, recipe):
 
 @every_loss
 def test_pairs_of_the_same_prompt_are_not_product_pairs(loss, recipe):
-    """If rows 0 and 1 have the same prompt, the loss leaves out the score of (0, 1), so the loss changes."""
+    """If rows 0 and 1 have the same prompt, the loss ignores the score of (0, 1), so the loss changes."""
     module = build_loss(loss=loss, recipe=recipe)
     ids = IDS.clone()
     ids[1] = ids[0]

@@ -48,12 +48,12 @@ def test_wrong_values_are_named(tmp_path, name, value, match):
         ppo_config(tmp_path, RLPPPOConfig, **{name: value})
 
 
-def test_presets_make_the_class_that_is_asked_for(tmp_path):
+def test_presets_create_the_class_that_is_called(tmp_path):
     args = RLPPPOConfig.from_preset("alpacafarm", str(tmp_path), rlp_method="spg", use_cpu=True, report_to="none")
     assert isinstance(args, RLPPPOConfig) and (args.rlp_method, args.kl_coef) == ("spg", 0.0067)
 
 
-def test_the_command_line_takes_every_field(tmp_path):
+def test_the_command_line_accepts_every_field(tmp_path):
     words = ["--output_dir", str(tmp_path), "--use_cpu", "true", "--rlp_method", "uml", "--lam", "0.9"]
     (args,) = TrlParser((RLPPPOConfig,)).parse_args_and_config(words)
     assert (args.rlp_method, args.lam) == ("uml", 0.9)

@@ -23,7 +23,7 @@ RLP = {"rlp_num_generations": 6, "rlp_reward_args": {**REWARD, "view_prompts_per
 
 
 class SameParity:
-    """Two outputs mean the same if the codes of their first characters are both even or both odd."""
+    """Two completions mean the same if the codes of their first characters are both even or both odd."""
 
     fingerprint = "same parity"
 
@@ -67,8 +67,8 @@ def test_it_trains_refines_and_trains_again(tmp_path, method, arguments):
     assert all(torch.equal(a, b) for a, b in zip(trainer.reward_model.parameters(), refined.parameters(), strict=True))
 
 
-def test_the_last_policy_starts_where_the_first_one_did(tmp_path, monkeypatch):
-    """With a learning rate of 0 the policy, the first one and the initial one are the same."""
+def test_the_last_policy_starts_from_the_initial_weights(tmp_path, monkeypatch):
+    """With a learning rate of 0, the last policy, the first policy and the initial policy are the same."""
     trainer = rlp_trainer(tmp_path, learning_rate=0.0)
     initial = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
     trainer.train()
@@ -87,7 +87,7 @@ def test_the_last_critic_starts_from_the_refined_reward_model(tmp_path):
     assert fresh.config.hidden_size == trainer.value_model.config.hidden_size
 
 
-def test_a_second_call_does_only_what_is_left(tmp_path, monkeypatch):
+def test_a_second_call_runs_only_the_unfinished_stages(tmp_path, monkeypatch):
     first = rlp_trainer(tmp_path)
     first.train()
     runs = []
@@ -113,7 +113,7 @@ def test_the_folder_of_another_run_is_refused(tmp_path):
         rlp_trainer(tmp_path, peft_config=LoraConfig(r=2, target_modules=["q_proj"]))
 
 
-def test_plain_ppo_leaves_no_folder(tmp_path):
+def test_plain_ppo_writes_no_rlp_folder(tmp_path):
     trainer = ppo_trainer(tmp_path, trainer_class=module.RLPPPOTrainer, config_class=RLPPPOConfig)
     trainer.train()
     assert trainer.refinement is None and not (tmp_path / "rlp").exists()
@@ -128,31 +128,31 @@ ERRORS = {
     ),
     "adapted policy": (
         {"model": get_peft_model(tiny_causal_lm(tiny_tokenizer()), LoraConfig(target_modules=["q_proj"]))},
-        "`model` is a `PeftModel`, whose training cannot start again",
+        "`model` is a `PeftModel`. Its training cannot start again",
     ),
     "stream": (
         {"data": IterableDataset.from_generator(lambda: iter([{"prompt": "a"}]))},
-        "`train_dataset` is a stream, whose prompts cannot be sampled again",
+        "`train_dataset` is a stream. Its prompts cannot be sampled again",
     ),
     "columns": ({"preference_dataset": Dataset.from_dict({"text": ["a"]})}, "`preference_dataset` lacks the columns"),
-    "useless": ({"method": "none"}, '`preference_dataset` has no use with `rlp_method`="none"'),
+    "useless": ({"method": "none"}, '`preference_dataset` is not used with `rlp_method`="none"'),
 }
 
 
 @pytest.mark.parametrize("arguments, match", ERRORS.values(), ids=ERRORS)
-def test_what_does_not_fit_is_named_before_any_work(tmp_path, arguments, match):
+def test_invalid_arguments_are_named_before_any_work(tmp_path, arguments, match):
     with pytest.raises(ValueError, match=match):
         rlp_trainer(tmp_path / "run", **arguments)
     assert not (tmp_path / "run").exists()
 
 
-def test_answers_of_another_type_are_named_before_any_work(tmp_path):
+def test_answers_of_the_wrong_type_are_named_before_any_work(tmp_path):
     with pytest.raises(TypeError, match="`train_dataset` row 0: `answers` must be an accepted answer"):
         rlp_trainer(tmp_path / "run", data=prompts().add_column("answers", [0.5] * 8))
     assert not (tmp_path / "run").exists()
 
 
-def test_an_optimizer_serves_one_policy_only(tmp_path):
+def test_an_optimizer_is_refused_because_there_are_two_policies(tmp_path):
     model = tiny_causal_lm(tiny_tokenizer())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(ValueError, match="`optimizers` belong to one policy"):
@@ -173,7 +173,7 @@ def test_fields_of_the_refinement_may_be_json(tmp_path):
     assert "rlp_method" not in SETTINGS and args.rlp_method == "none"
 
 
-def test_the_refinement_inherits_seed_and_device_of_the_policy_s_trainer(tmp_path):
+def test_the_refinement_inherits_seed_and_device_from_the_policy_trainer(tmp_path):
     settings = {"seed": 7, "gradient_checkpointing": False, "rlp_method": "uml", "rlp_reward_args": {"max_steps": 3}}
     args = ppo_config(tmp_path, RLPPPOConfig, **settings)
     config = build_reward_config(args)
@@ -185,7 +185,7 @@ def test_the_refinement_inherits_seed_and_device_of_the_policy_s_trainer(tmp_pat
         build_reward_config(args)
 
 
-def test_one_configuration_serves_twice(tmp_path):
+def test_one_configuration_can_be_used_twice(tmp_path):
     args = ppo_config(tmp_path / "run", RLPPPOConfig, rlp_method="uml")
     models = {"model": tiny_causal_lm(tiny_tokenizer()), "reward_model": tiny_reward_model(tiny_tokenizer())}
     for _ in range(2):
@@ -201,7 +201,7 @@ def test_one_configuration_serves_twice(tmp_path):
         )
 
 
-def test_only_the_last_policy_is_pushed(tmp_path, monkeypatch):
+def test_only_the_last_policy_is_pushed_to_the_hub(tmp_path, monkeypatch):
     pushed = []
     monkeypatch.setattr(
         module.PPOTrainer, "init_hf_repo", lambda self, *args, **kwargs: pushed.append(self.args.output_dir)
@@ -212,14 +212,14 @@ def test_only_the_last_policy_is_pushed(tmp_path, monkeypatch):
     assert set(pushed) == {str(tmp_path)}
 
 
-def test_arguments_are_told_apart():
+def test_fingerprints_of_different_arguments_differ():
     first, second = (LoraConfig(r=2, target_modules=list(names)) for names in ("ab", "ba"))
     assert fingerprint_argument(first) == fingerprint_argument(second)
     assert fingerprint_argument(first) != fingerprint_argument(LoraConfig(r=4, target_modules=["a", "b"]))
     assert fingerprint_argument([None, "folder", len]) == [None, "folder", "len"]
 
 
-def test_the_user_s_adapter_configs_are_left_alone(tmp_path):
+def test_the_adapter_configurations_of_the_user_do_not_change(tmp_path):
     configs = {
         "peft_config": LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"),
         "value_peft_config": LoraConfig(r=2, target_modules=["q_proj"]),

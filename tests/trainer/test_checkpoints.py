@@ -37,7 +37,7 @@ def test_a_run_resumes_from_the_requested_checkpoint(tmp_path, resume_from_check
 
 def test_a_missing_checkpoint_is_an_error(tmp_path):
     with pytest.raises(
-        ValueError, match="`resume_from_checkpoint` is True, but '.*' contains no checkpoint. Leave it out"
+        ValueError, match="`resume_from_checkpoint` is True, but '.*' contains no checkpoint. Remove it"
     ):
         resolve_checkpoint(True, str(tmp_path))
 

@@ -1,4 +1,4 @@
-"""Two processes by `torchrun`, as the field launches them: `accelerate launch --cpu` would run only one."""
+"""Two processes with `torchrun`. `accelerate launch --cpu` would run only one."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from tests.trainer.two_process_ppo import logged, run, weights
 
 HERE = Path(__file__).parent
 COMPARED = ("loss", "grad_norm", "kl_coef", "objective/kl", "objective/scores", "objective/rlhf_reward")
-"""Metrics that do not depend on how a step is cut into micro-batches."""
+"""Metrics that do not depend on how a step is split into micro-batches."""
 
 
 def run_two(script: str, folder: Path, *words: str) -> None:
@@ -35,7 +35,7 @@ def test_two_processes_refine_one_model(tmp_path):
 
 
 @pytest.mark.parametrize("words", [[], ["replicated"]], ids=["wrapped critic", "replicated critic"])
-def test_two_processes_take_the_steps_of_one(tmp_path, words):
+def test_two_processes_take_the_same_steps_as_one(tmp_path, words):
     """Whitening, running statistics and the normalization by tokens are global, so losses and weights are the same."""
     run_two("two_process_ppo.py", tmp_path, *words)
     two = torch.load(tmp_path / "two.pt", weights_only=True)
@@ -50,5 +50,5 @@ def test_two_processes_take_the_steps_of_one(tmp_path, words):
 
 
 @pytest.mark.parametrize("words", [[], ["adapter"]], ids=["whole model", "adapter"])
-def test_a_critic_that_two_processes_shard_is_saved_whole(tmp_path, words):
+def test_a_critic_that_two_processes_shard_is_saved_in_full(tmp_path, words):
     run_two("two_process_critic.py", tmp_path, *words)

@@ -1,4 +1,4 @@
-"""Run under torchrun by two processes: a critic whose weights they share out is saved whole, and restored."""
+"""Run by `torchrun --nproc_per_node 2`: a critic with sharded weights is saved in full and restored."""
 
 import os
 import sys
@@ -54,7 +54,7 @@ def main(folder: Path, has_adapter: bool) -> None:
     save_critic(folder, critic, optimizer, accelerator)
     state.wait_for_everyone()
     saved = values(critic)
-    # An adapter's file holds what was trained, so the base is the same one.
+    # The file of an adapter holds only the trained weights, so the base model must be the same.
     again, again_optimizer = make(0 if has_adapter else 1, has_adapter)
     load_critic(folder, again, again_optimizer, accelerator)
     assert torch.equal(values(again), saved)
@@ -67,7 +67,7 @@ def main(folder: Path, has_adapter: bool) -> None:
     sys.stdout.write("both processes agree\n")
     sys.stdout.flush()
     state.wait_for_everyone()
-    # Leaving in the ordinary way, FSDP's threads abort the interpreter now and then, after all work is done.
+    # With a normal exit, FSDP's threads sometimes abort the interpreter after all work is done.
     os._exit(0)
 
 

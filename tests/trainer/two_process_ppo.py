@@ -1,4 +1,4 @@
-"""PPO on replayed completions, in one process or, by `torchrun --nproc_per_node 2`, in two."""
+"""PPO on replayed completions, in one process, or in two with `torchrun --nproc_per_node 2`."""
 
 import sys
 from pathlib import Path
@@ -21,13 +21,13 @@ SETTINGS = {
     "adaptive_kl": True,
     "learning_rate": 1e-3,
     "max_grad_norm": 0.5,
-    "optim": "sgd",  # Adam makes steps of one size from gradients of any, rounding errors included
+    "optim": "sgd",  # Adam takes steps of the same size for all gradients, also for rounding errors
     "shuffle_dataset": False,
 }
 
 
 def replay(trainer: PPOTrainer) -> None:
-    """Completions of 1 to 4 tokens that depend on the prompt alone."""
+    """Replaces generation by completions of 1 to 4 tokens that depend only on the prompt."""
 
     def generate(prompt_ids, *args, **kwargs):
         return [[40 + (sum(ids) + place) % 50 for place in range(1 + sum(ids) % 4)] for ids in prompt_ids], None
@@ -36,7 +36,7 @@ def replay(trainer: PPOTrainer) -> None:
 
 
 def replicate_critic(trainer: PPOTrainer) -> None:
-    """As DeepSpeed has it: no wrapper around the critic, whose gradients are averaged by hand."""
+    """Uses the critic as under DeepSpeed: without a wrapper, so `CriticOptimizer` averages its gradients."""
     optimizer = trainer._critic_optimizer
     optimizer.critic = trainer._models.critic = trainer.accelerator.unwrap_model(optimizer.critic)
     trainer._checkpoints.critic = optimizer.critic
@@ -63,7 +63,7 @@ def main(folder: Path, is_replicated: bool) -> None:
     state = PartialState()
     assert state.num_processes == 2 and type(trainer.model_wrapped).__name__ == "DistributedDataParallel"
     mine, theirs = gather_object([[weight.tolist() for weight in weights(trainer)]])
-    assert mine == theirs, "policy or critic drifted apart"
+    assert mine == theirs, "policy or critic differ between the processes"
     if state.is_main_process:
         torch.save({"log": logged(trainer), "weights": weights(trainer)}, folder / "two.pt")
     sys.stdout.write("both processes agree\n")

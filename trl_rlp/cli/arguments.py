@@ -26,7 +26,7 @@ class EquivalenceArguments:
             contradiction).
         embedding_threshold (`float`, *optional*):
             Minimum cosine similarity of completions with the same meaning, in [-1, 1]. Required by `"embedding"`. It
-            has no default, because no value is right for all texts.
+            has no default, because no value works for all texts.
         equivalence_cache (`str`, *optional*):
             File that keeps the labels of the NLI model between runs.
     """
@@ -61,7 +61,7 @@ class EquivalenceArguments:
             An equivalence of `trl_rlp.data.groups`.
 
         Raises:
-            ValueError: if the name is unknown, or `"embedding"` has no threshold.
+            ValueError: If the name is unknown, or `"embedding"` has no threshold.
         """
         if self.equivalence not in EQUIVALENCES:
             raise ValueError(f"`equivalence` must be one of {sorted(EQUIVALENCES)}, got {self.equivalence!r}.")
@@ -89,10 +89,10 @@ def parse(command: str, description: str, options: Sequence[str], *dataclass_typ
             Dataclasses to fill.
 
     Returns:
-        `tuple`: one instance per dataclass.
+        `tuple`: One instance per dataclass.
 
     Raises:
-        ValueError: if the config file is not YAML, or has an unknown key.
+        ValueError: If the config file is not YAML, or has an unknown key.
     """
     parser = TrlParser(list(dataclass_types), prog=f"trl-rlp {command}", description=description)
     try:

@@ -23,7 +23,7 @@ def usage() -> str:
     Returns the help text of `trl-rlp --help`.
 
     Returns:
-        `str`.
+        `str`: The help text.
     """
     width = max(map(len, COMMANDS))
     lines = [f"  {name.ljust(width)}  {text}" for name, text in COMMANDS.items()]
@@ -50,10 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Args:
         argv (`Sequence[str]`, *optional*):
-            Command-line arguments after `trl-rlp`. Those of the process by default.
+            Command-line arguments after `trl-rlp`. Defaults to those of the process.
 
     Returns:
-        `int`: exit status, 0 for success and 2 for an error.
+        `int`: Exit status, 0 for success and 2 for an error.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in {"-h", "--help"}:

@@ -34,7 +34,7 @@ class PreferArguments:
             Folder or Hub name of the language model that serves as judge. Required by `"rlaif"`. The paper uses the
             policy itself.
         threshold (`float`, *optional*, defaults to `0.5`):
-            Minimum confidence of an accepted prompt, in [0, 1]. γ in the paper.
+            Minimum confidence of an accepted prompt, in [0, 1] (γ in the paper).
         chosen (`str`, *optional*, defaults to `"reward"`):
             Which member of the largest group is chosen: `"reward"` (the one with the highest reward) or `"random"`.
         keep_candidates (`bool`, *optional*, defaults to `False`):
@@ -60,7 +60,7 @@ class PreferArguments:
         default=None, metadata={"help": "Folder or Hub name of the language model that serves as judge for `rlaif`."}
     )
     threshold: float = field(
-        default=0.5, metadata={"help": "Minimum confidence of an accepted prompt, in [0, 1]. gamma in the paper."}
+        default=0.5, metadata={"help": "Minimum confidence of an accepted prompt, in [0, 1] (gamma in the paper)."}
     )
     chosen: str = field(
         default="reward", metadata={"help": "Which member of the largest group is chosen: `reward` or `random`."}

@@ -17,7 +17,7 @@ from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 @dataclass
 class RewardArguments:
     """
-    Arguments of `trl-rlp reward`. A dataset is a JSON-lines file, a folder written by `save_to_disk`, or a Hub name.
+    Arguments of `trl-rlp reward`. A dataset is a JSON Lines file, a folder written by `save_to_disk`, or a Hub name.
 
     Args:
         preference_dataset (`str`):
@@ -65,10 +65,10 @@ class RewardArguments:
             equivalence ([`EquivalenceArguments`]):
                 Arguments of the equivalence. It is built only if samples have to be grouped.
             config ([`RLPRewardConfig`]):
-                Settings of the run. `method` and `views_from` are used.
+                Configuration of the run. `method` and `views_from` are used.
 
         Returns:
-            `dict`: arguments of [`RLPRewardTrainer`].
+            `dict`: Arguments of [`RLPRewardTrainer`].
         """
         arguments: dict[str, Any] = {}
         if self.policy_samples is not None:
@@ -105,7 +105,7 @@ def main(options: Sequence[str]) -> None:
 
     Args:
         options (`Sequence[str]`):
-            Command-line words after `trl-rlp reward`.
+            Command-line arguments after `trl-rlp reward`.
     """
     data, config, model_arguments, equivalence = parse(
         "reward",

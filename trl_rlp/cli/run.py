@@ -17,7 +17,7 @@ from trl_rlp.storage.processes import process_state
 @dataclass
 class RunArguments:
     """
-    Datasets of `trl-rlp run`. A dataset is a JSON-lines file, a folder written by `save_to_disk`, or a Hub name.
+    Datasets of `trl-rlp run`. A dataset is a JSON Lines file, a folder written by `save_to_disk`, or a Hub name.
 
     Args:
         preference_dataset (`str`):
@@ -30,9 +30,9 @@ class RunArguments:
         prompt_split (`str`, *optional*, defaults to `"train"`):
             Split of `prompt_dataset`, if it is on the Hub.
         eval_preference_dataset (`str`, *optional*):
-            Human preferences for the gate. By default a part of D is held out.
+            Human preferences for the gate. By default, a part of D is held out.
         eval_prompt_dataset (`str`, *optional*):
-            Prompts to evaluate the policies on. By default the policies are not evaluated.
+            Prompts to evaluate the policies on. By default, the policies are not evaluated.
     """
 
     preference_dataset: str = field(metadata={"help": "Human preferences D in TRL's preference format."})
@@ -42,10 +42,10 @@ class RunArguments:
     )
     prompt_split: str = field(default="train", metadata={"help": "Split of `prompt_dataset`, if it is on the Hub."})
     eval_preference_dataset: str | None = field(
-        default=None, metadata={"help": "Human preferences for the gate. By default a part of D is held out."}
+        default=None, metadata={"help": "Human preferences for the gate. By default, a part of D is held out."}
     )
     eval_prompt_dataset: str | None = field(
-        default=None, metadata={"help": "Prompts to evaluate the policies on. By default they are not evaluated."}
+        default=None, metadata={"help": "Prompts to evaluate the policies on. By default, they are not evaluated."}
     )
 
 
@@ -110,5 +110,5 @@ def _build_policy_table(policies: dict[str, dict[str, float]]) -> Table:
 
 
 def _format_metric(value: float | None) -> str:
-    """A stage stores a metric that is not finite as `None`, for example the standard error of a single prompt."""
+    """Formats a metric. Stages store NaN and infinity as `None`, for example the standard error of a single prompt."""
     return "-" if value is None else f"{value:.3f}"

@@ -22,7 +22,7 @@ class SampleArguments:
         model (`str`):
             Folder or Hub name of a causal LM. With `base_url`, the name of the model on the server.
         prompts (`str`):
-            Dataset with a column of prompts: a JSON-lines file, a folder written by `save_to_disk`, or a Hub name.
+            Dataset with a column of prompts: a JSON Lines file, a folder written by `save_to_disk`, or a Hub name.
         output_dir (`str`):
             Folder for `samples.jsonl` (`prompt`, `completions`, `finished`) and for the shards. After an interruption,
             the next call resumes from the shards.
@@ -34,7 +34,7 @@ class SampleArguments:
             Base URL of an OpenAI-compatible server, for example `http://localhost:8000/v1`. By default, the command
             samples in process.
         num_generations (`int`, *optional*, defaults to `10`):
-            Number of completions per prompt, at least 2. n in the paper.
+            Number of completions per prompt, at least 2 (n in the paper).
         temperature (`float`, *optional*, defaults to `1.0`):
             Sampling temperature, above 0.
         top_p (`float`, *optional*, defaults to `1.0`):
@@ -50,7 +50,7 @@ class SampleArguments:
     """
 
     model: str = field(metadata={"help": "Folder or Hub name of a causal LM, or its name on the server."})
-    prompts: str = field(metadata={"help": "JSON-lines file, folder or Hub name of a dataset with prompts."})
+    prompts: str = field(metadata={"help": "JSON Lines file, folder or Hub name of a dataset with prompts."})
     output_dir: str = field(metadata={"help": "Folder for `samples.jsonl` and for the shards of an interrupted run."})
     split: str = field(default="train", metadata={"help": "Split of `prompts`, if it is on the Hub."})
     prompt_column: str = field(default="prompt", metadata={"help": "Column of the prompts, as text or messages."})

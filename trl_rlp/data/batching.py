@@ -1,4 +1,4 @@
-"""Padded batches of token id rows, and models in eval mode."""
+"""Padded batches of token id rows, and models in evaluation mode."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,10 +20,10 @@ def split_by_token_budget(lengths: list[int], tokens_per_batch: int) -> list[lis
             own batch.
 
     Returns:
-        `list[list[int]]`: row numbers. The longest rows come first, so that a lack of memory shows in the first batch.
+        `list[list[int]]`: Row numbers. The longest rows come first. If the memory is too small, the first batch fails.
 
     Raises:
-        ValueError: if `tokens_per_batch` is below 1.
+        ValueError: If `tokens_per_batch` is below 1.
     """
     if tokens_per_batch < 1:
         raise ValueError(f"`tokens_per_batch` must be at least 1, got {tokens_per_batch}. Try 8192.")
@@ -46,12 +46,12 @@ def pad_right(
         rows (`list[list[int]]`):
             Token ids.
         pad_token_id (`int`):
-            Padding token.
+            Id of the pad token.
         device (`torch.device` or `str`, *optional*, defaults to `"cpu"`):
             Device of the tensors.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`, both of shape `(batch, length)`: the token ids, and an attention mask with
+        `tuple[torch.Tensor, torch.Tensor]`, both of shape `(batch, length)`: The token ids, and an attention mask with
         1 for tokens and 0 for padding.
     """
     ids = [torch.tensor(row, dtype=torch.long) for row in rows]
@@ -71,7 +71,7 @@ def require_context(config: PreTrainedConfig, lengths: list[int]) -> None:
             Length of each row, in tokens.
 
     Raises:
-        ValueError: if a row is longer than the context. The message names the longest row.
+        ValueError: If a row is longer than the context. The message names the longest row.
     """
     text_config = config.get_text_config()
     longest = max(range(len(lengths)), key=lambda row: lengths[row])
@@ -86,12 +86,12 @@ def require_context(config: PreTrainedConfig, lengths: list[int]) -> None:
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """
-    Puts a model into eval mode without gradients. Afterwards each submodule returns to its own mode.
+    Puts a model into evaluation mode without gradients. Afterwards each submodule returns to its own mode.
 
     Args:
         model (`torch.nn.Module`):
-            Any model. Submodules that were in eval mode before, such as frozen parts of a model in training, stay in
-            eval mode.
+            Any model. Submodules that were in evaluation mode before stay in it, for example frozen parts of a model
+            in training.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

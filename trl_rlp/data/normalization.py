@@ -3,7 +3,7 @@
 import unicodedata
 
 
-# Punctuation that changes the meaning of a word: C#, 5 %, R&D, @name, -5, A-.
+# Punctuation that changes the meaning of a word: C#, 5%, R&D, @name, -5, A-.
 _MEANINGFUL = "#%&@-"
 
 # Signs that have a meaning if they stand alone: 6 / 2, 6 * 2.
@@ -33,7 +33,7 @@ def normalize_text(text: str) -> str:
             Any text.
 
     Returns:
-        `str`: the normalized text. A second normalization changes nothing.
+        `str`: The normalized text. A second normalization changes nothing.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""A separate pad token for the reward model, so that EOS is not treated as padding."""
+"""A separate pad token for the reward model. Without it, EOS may be treated as padding."""
 
 import torch
 from peft import PeftModel
@@ -11,7 +11,7 @@ PAD_TOKENS = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>")
 
 def ensure_pad_token(model: PreTrainedModel, processing_class: PreTrainedTokenizerBase) -> None:
     """
-    Sets a pad token that no text contains on a reward model and its tokenizer, so that the model scores EOS.
+    Sets a pad token that no text contains on a reward model and its tokenizer. The model then scores EOS.
 
     A reward is read at the last token that is not padding. TRL sets pad to EOS for tokenizers without a pad token. The
     reward is then read at the token before EOS. This function keeps the tokenizer's pad token if it has no other role.
@@ -23,11 +23,11 @@ def ensure_pad_token(model: PreTrainedModel, processing_class: PreTrainedTokeniz
         model ([`~transformers.PreTrainedModel`]):
             Reward model. Its `config.pad_token_id` is set. It must not be wrapped by PEFT if its embedding has to
             grow.
-        processing_class (`transformers.PreTrainedTokenizerBase`):
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer. Its `pad_token` is set. Save it with the model.
 
     Raises:
-        ValueError: if the embedding of a PEFT model would have to grow.
+        ValueError: If the embedding of a PEFT model would have to grow.
     """
     token = _choose_pad_token(processing_class)
     vocabulary = processing_class.get_vocab()

@@ -35,10 +35,10 @@ def score_rows(
             Whether to raise an error if a reward is NaN or infinite. With `False`, such rewards are returned.
 
     Returns:
-        `list[float]`: one reward per row, in order. Rewards are unbounded, and higher is better.
+        `list[float]`: One reward per row, in order. Rewards are unbounded, and higher is better.
 
     Raises:
-        TypeError, ValueError: for the same reasons as [`score`].
+        TypeError, ValueError: For the same reasons as [`score`].
     """
     require_reward_model(model)
     if not rows:
@@ -67,8 +67,8 @@ def require_reward_model(model: PreTrainedModel | PeftModel) -> None:
             The user's model.
 
     Raises:
-        TypeError: if `model` is not a `transformers` model.
-        ValueError: if `num_labels` is not 1.
+        TypeError: If `model` is not a `transformers` model.
+        ValueError: If `num_labels` is not 1.
     """
     if not isinstance(model, (PreTrainedModel, PeftModel)):
         raise TypeError(
@@ -99,8 +99,8 @@ def _require_scorable(model: PreTrainedModel | PeftModel, rows: list[list[int]])
         )
     if any(ids[-1] == config.pad_token_id for ids in rows):
         logger.warning_once(
-            f"Texts end with the pad token (id {config.pad_token_id}), which happens if pad equals EOS. Their reward "
-            "is read before the last token, so it cannot tell finished from unfinished texts. Call "
+            f"Texts end with the pad token (id {config.pad_token_id}), which happens if pad equals EOS. The reward is "
+            "then read before the last token, so finished and unfinished texts get the same reward. Call "
             "`ensure_pad_token(model, processing_class)` before you train the reward model."
         )
 

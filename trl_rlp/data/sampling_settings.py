@@ -34,8 +34,8 @@ def require_settings(**settings: Any) -> None:
             Values by name. Each name must be a key of `RULES`.
 
     Raises:
-        TypeError: if a value has the wrong type.
-        ValueError: if a value is out of range.
+        TypeError: If a value has the wrong type.
+        ValueError: If a value is out of range.
 
     Example:
 

@@ -40,10 +40,10 @@ def scoring_ids(
 
     For a finished completion, the ids are the same as `trl.RewardTrainer`'s for this prompt and completion. Prompt and
     completion text are joined, and the EOS token is appended if it is missing. Messages go through the chat template.
-    An unfinished completion (one that was stopped by the token limit) gets no EOS token, and its chat turn stays open.
+    An unfinished completion (one that the token limit stopped) gets no EOS token, and its chat turn stays open.
 
     Args:
-        processing_class (`transformers.PreTrainedTokenizerBase`):
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the reward model. It may differ from the policy's tokenizer.
         prompt (`str` or `list[dict[str, str]]`):
             Text, or messages with `role` and `content`. Empty if the completion holds the whole text or chat.
@@ -57,10 +57,10 @@ def scoring_ids(
             completion and its EOS token stay. TRL drops such pairs instead.
 
     Returns:
-        `list[int]`: token ids, at most `max_length`.
+        `list[int]`: Token ids, at most `max_length`.
 
     Raises:
-        ValueError: if the tokenizer lacks a required EOS token or chat template, or if `max_length` is below 1.
+        ValueError: If the tokenizer lacks a required EOS token or chat template, or if `max_length` is below 1.
 
     Example:
 
@@ -83,22 +83,22 @@ def batch_scoring_ids(
     Returns the [`scoring_ids`] of many rows with one tokenizer call, and logs how many rows were truncated.
 
     Args:
-        processing_class (`transformers.PreTrainedTokenizerBase`):
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the reward model.
         prompts (`list`):
             Prompts, all text or all messages.
         completions (`list`):
             One completion per prompt.
         finished (`list[bool]`, *optional*):
-            Whether each completion ended with EOS. By default all did.
+            Whether each completion ended with EOS. Defaults to `True` for all.
         max_length (`int`, *optional*):
             Maximum number of tokens per row.
 
     Returns:
-        `list[list[int]]`: one list of token ids per row.
+        `list[list[int]]`: One list of token ids per row.
 
     Raises:
-        ValueError: if the lists differ in length, or for the same reasons as [`scoring_ids`].
+        ValueError: If the lists differ in length, or for the same reasons as [`scoring_ids`].
     """
     finished = [True] * len(prompts) if finished is None else finished
     if not len(prompts) == len(completions) == len(finished):
@@ -127,12 +127,12 @@ def cut_prompts(
     Truncates rows of [`scoring_ids`] on the left, and logs once how many were truncated.
 
     A truncated row loses the beginning of its prompt. A BOS token at its start stays. The count is logged after the
-    last row. Rows are read one at a time, so that a large dataset needs little memory.
+    last row. Rows are read one at a time, so a large dataset needs little memory.
 
     Args:
         rows (`Iterable[list[int]]`):
             Token ids.
-        processing_class (`transformers.PreTrainedTokenizerBase`):
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the rows.
         max_length (`int`, *optional*):
             Maximum number of tokens per row, at least 1. `None` changes nothing.
@@ -141,10 +141,10 @@ def cut_prompts(
             of them with [`warn_of_cut_prompts`].
 
     Returns:
-        `Iterator[list[int]]`: the rows in their order.
+        `Iterator[list[int]]`: The rows in their order.
 
     Raises:
-        ValueError: if `max_length` is below 1.
+        ValueError: If `max_length` is below 1.
     """
     if max_length is None:
         yield from rows
@@ -239,31 +239,32 @@ def score(
 
     The reward is the model's output at the last token that is not padding. Rows are sorted by length, batched by token
     budget and padded on the right. Apart from rounding, the rewards do not depend on the batches. The model runs in
-    eval mode, and its modules return to their own modes afterwards.
+    evaluation mode, and its modules return to their own modes afterwards.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Sequence classifier with `num_labels=1`, on any device. Wrappers such as `DistributedDataParallel` are not
             accepted.
-        processing_class (`transformers.PreTrainedTokenizerBase`):
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of `model`.
         prompts (`list`):
             Prompts, all text or all messages.
         completions (`list`):
             One completion per prompt.
         finished (`list[bool]`, *optional*):
-            Whether each completion ended with EOS. Only finished completions get their EOS token. By default all did.
+            Whether each completion ended with EOS. Only finished completions get an EOS token. Defaults to `True` for
+            all.
         max_length (`int`, *optional*):
             Maximum number of tokens per row. Longer rows lose the beginning of their prompt.
         tokens_per_batch (`int`, *optional*, defaults to `8192`):
             Maximum number of tokens per batch, padding included. A longer row forms its own batch.
 
     Returns:
-        `list[float]`: one reward per row, in order. Rewards are unbounded, and higher is better.
+        `list[float]`: One reward per row, in order. Rewards are unbounded, and higher is better.
 
     Raises:
-        TypeError: if `model` is not a `transformers` model.
-        ValueError: if `num_labels` is not 1, the model has no pad token, the lists differ in length, a row is longer
+        TypeError: If `model` is not a `transformers` model.
+        ValueError: If `num_labels` is not 1, the model has no pad token, the lists differ in length, a row is longer
             than the model's context, or a reward is NaN or infinite.
 
     Example:
@@ -291,9 +292,9 @@ def score_samples(
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Reward model, as in [`score`].
-        processing_class (`transformers.PreTrainedTokenizerBase`):
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of `model`.
-        samples (`datasets.Dataset`):
+        samples ([`~datasets.Dataset`]):
             Policy samples with `prompt`, n `completions` and `finished`.
         max_length (`int`, *optional*):
             Maximum number of tokens per row, as in [`score`].
@@ -302,7 +303,7 @@ def score_samples(
         `list[list[float]]`: n rewards per row.
 
     Raises:
-        TypeError, ValueError: if the samples are not policy samples, or for the same reasons as [`score`].
+        TypeError, ValueError: If `samples` are not policy samples, or for the same reasons as [`score`].
     """
     require_samples(samples, "samples")
     size = len(samples[0]["completions"])

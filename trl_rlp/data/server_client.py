@@ -57,13 +57,13 @@ class Server:
                 Coroutine functions. Each one is called with a [`Session`].
 
         Returns:
-            `list`: the result of each job, in order.
+            `list`: The result of each job, in order.
 
         Raises:
-            ImportError: if `openai` is not installed.
-            ConnectionError: if no server answers.
-            RuntimeError: if the server still fails after `max_retries`.
-            ValueError: if the server refuses a request, or its response is not a completion.
+            ImportError: If `openai` is not installed.
+            ConnectionError: If no server answers.
+            RuntimeError: If the server still fails after `max_retries`.
+            ValueError: If the server refuses a request, or its response is not a completion.
         """
         return _run(self._work(jobs))
 
@@ -122,7 +122,7 @@ class Session:
                 Number of choices to request.
 
         Returns:
-            `list[tuple[str, bool]]`: the returned choices, each with whether the server gave `"stop"` as its finish
+            `list[tuple[str, bool]]`: The returned choices, each with whether the server gave `"stop"` as its finish
             reason. There is at least one, unless the server refuses to return more than one. Then the list is empty.
             The text is `None` if a message has no content, for example a refusal, or an answer that reached the token
             limit while the model was reasoning.
@@ -153,7 +153,7 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def _require_response(server: Server, client: AsyncOpenAI) -> None:
-    """Sends one request without retries, so that a missing server is an error at once. Any response is accepted."""
+    """Sends one request without retries, to detect a missing server at once. Any response is accepted."""
     from openai import APIConnectionError, APIStatusError
 
     try:

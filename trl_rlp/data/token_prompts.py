@@ -32,16 +32,16 @@ def add_prompts(rows: list[dict], processing_class: PreTrainedTokenizerBase, voc
 
     Args:
         rows (`list[dict]`):
-            Rows of a dataset, each with `prompt` (text or messages) or `input_ids`. Ids that an `attention_mask` hides
-            are left out.
-        processing_class (`PreTrainedTokenizerBase`):
+            Rows of a dataset, each with `prompt` (text or messages) or `input_ids`. Ids with 0 in an `attention_mask`
+            are dropped.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             The policy's tokenizer.
         vocabulary_size (`int`):
-            Number of embedding rows of the policy. A pad token beyond it is left out. Scripts add such a token without
-            resizing the embedding.
+            Number of embedding rows of the policy. A pad token beyond it is dropped. Some scripts add such a token
+            without resizing the embedding.
 
     Returns:
-        `list[dict]`: the same rows. A [`TokenPrompt`] replaces `input_ids` and `attention_mask`.
+        `list[dict]`: The same rows. A [`TokenPrompt`] replaces `input_ids` and `attention_mask`.
     """
     return [row if "prompt" in row else _add_prompt(row, processing_class, vocabulary_size) for row in rows]
 
@@ -54,7 +54,7 @@ def _add_prompt(row: dict, processing_class: PreTrainedTokenizerBase, vocabulary
 
 
 def _select_visible_ids(row: dict) -> list[int]:
-    """Returns the token ids that the row's attention mask does not hide. Datasets may be padded already."""
+    """Returns the token ids with 1 in the row's attention mask. Datasets may be padded already."""
     mask = row.get("attention_mask")
     if mask is None:
         return row["input_ids"]
@@ -78,7 +78,7 @@ def drop_foreign_padding(ids: Sequence[int], pad_token_id: int | None, vocabular
             Number of embedding rows.
 
     Returns:
-        `list[int]`: all other ids, unchanged.
+        `list[int]`: All other ids, unchanged.
     """
     is_foreign = pad_token_id is not None and pad_token_id >= vocabulary_size
     return [int(token) for token in ids if not (is_foreign and token == pad_token_id)]
@@ -91,7 +91,7 @@ def require_token_ids(
     Checks that the policy can read the `input_ids` of a dataset.
 
     Args:
-        dataset (`datasets.Dataset`):
+        dataset ([`~datasets.Dataset`]):
             Dataset with a column `input_ids` and optionally `attention_mask`.
         name (`str`):
             Name of the argument, for the error message.
@@ -103,7 +103,7 @@ def require_token_ids(
             Maximum length of a prompt that leaves room for a completion, in tokens.
 
     Raises:
-        ValueError: if a row is empty, too long, or contains an id outside the embedding.
+        ValueError: If a row is empty, too long, or contains an id outside the embedding.
     """
     for row, columns in enumerate(_select_id_columns(dataset)):
         ids = drop_foreign_padding(_select_visible_ids(columns), pad_token_id, vocabulary_size)
@@ -132,11 +132,11 @@ def require_length(length: int, longest: int, name: str) -> None:
             Name of the prompt, for the error message.
 
     Raises:
-        ValueError: if the prompt is longer.
+        ValueError: If the prompt is longer.
     """
     if length > longest:
         raise ValueError(
-            f"{name} has {length} tokens, but the policy's context leaves {longest} beside a completion of "
+            f"{name} has {length} tokens, but the policy's context leaves only {longest} next to a completion of "
             "`max_completion_length`. Shorten or drop the prompt, or lower `max_completion_length`."
         )
 
@@ -146,14 +146,14 @@ def decode_prompts(prompts: Dataset, processing_class: PreTrainedTokenizerBase) 
     Decodes `input_ids` to text prompts, for stages that read no token ids.
 
     Args:
-        prompts (`datasets.Dataset`):
-            Dataset with `prompt`, which is kept, or with `input_ids`. Special tokens and ids that an `attention_mask`
-            hides are left out.
-        processing_class (`PreTrainedTokenizerBase`):
+        prompts ([`~datasets.Dataset`]):
+            Dataset with `prompt`, which is kept, or with `input_ids`. Special tokens and ids with 0 in an
+            `attention_mask` are dropped.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             The policy's tokenizer.
 
     Returns:
-        `datasets.Dataset`: columns `prompt` and, if present, `answers`.
+        `datasets.Dataset`: Columns `prompt` and, if present, `answers`.
     """
     kept = [name for name in ("prompt", "answers") if name in prompts.column_names]
     if "prompt" in kept:

@@ -1,4 +1,4 @@
-"""Assistant turns of chat prompts. A completion opens a new turn, or continues a turn that the prompt has begun."""
+"""Assistant turns of chat prompts. A completion opens a new turn or continues the last turn of the prompt."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -18,7 +18,7 @@ def ends_with_assistant(prompt: str | Messages) -> bool:
             Text, or messages with `role` and `content`.
 
     Returns:
-        `bool`: always `False` for text.
+        `bool`: Always `False` for text.
     """
     return not isinstance(prompt, str) and bool(prompt) and prompt[-1]["role"] == "assistant"
 
@@ -32,7 +32,7 @@ def split_assistant_prefill(prompt: str | Messages) -> tuple[str | Messages, str
             Text, or messages with `role` and `content`.
 
     Returns:
-        `tuple[str | list[dict[str, str]], str]`: the prompt without a last assistant message, and the content of that
+        `tuple[str | list[dict[str, str]], str]`: The prompt without a last assistant message, and the content of that
         message. The content is empty if there is no such message, and if the prompt is text.
 
     Example:
@@ -54,7 +54,7 @@ def build_assistant_turn(text: str) -> Messages:
             Content of the turn.
 
     Returns:
-        `list[dict[str, str]]`: one message.
+        `list[dict[str, str]]`: One message.
     """
     return [{"role": "assistant", "content": text}]
 
@@ -65,8 +65,8 @@ def build_preference_sides(
     """
     Converts a prompt and its completions to TRL's preference format. In chats, each completion becomes a whole turn.
 
-    TRL opens a new turn for each side of a pair. If the prompt has begun the assistant's turn, that text is therefore
-    moved from the prompt to every side.
+    TRL opens a new turn for each side of a pair. If the prompt ends with an assistant message, its text is therefore
+    moved from the prompt to both sides.
 
     Args:
         prompt (`str` or `list[dict[str, str]]`):
@@ -75,7 +75,7 @@ def build_preference_sides(
             Completions.
 
     Returns:
-        `tuple[str | list[dict[str, str]], list]`: the prompt, and each completion as text or messages.
+        `tuple[str | list[dict[str, str]], list]`: The prompt, and each completion as text or messages.
     """
     prompt, prefill = split_assistant_prefill(prompt)
     return prompt, [text if isinstance(prompt, str) else build_assistant_turn(prefill + text) for text in texts]
@@ -85,10 +85,10 @@ def continue_final_message_ids(
     processing_class: PreTrainedTokenizerBase, prompt: Messages, **template_options: Any
 ) -> list[int]:
     """
-    Tokenizes a prompt that ends with an assistant message, so that the policy continues this message.
+    Tokenizes a prompt that ends with an assistant message. The policy then continues this message.
 
     Args:
-        processing_class (`transformers.PreTrainedTokenizerBase`):
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             The policy's tokenizer, with a chat template.
         prompt (`list[dict[str, str]]`):
             Messages. The last one is the assistant's.
@@ -96,10 +96,10 @@ def continue_final_message_ids(
             Further arguments of `apply_chat_template`.
 
     Returns:
-        `list[int]`: token ids.
+        `list[int]`: Token ids.
 
     Raises:
-        ValueError: if the template changes the assistant message, for example if it strips white space or removes
+        ValueError: If the template changes the assistant message, for example if it strips white space or removes
             reasoning. A completion could not be joined to such a message.
     """
     prefill = prompt[-1]["content"]
@@ -129,10 +129,10 @@ def prompt_token_ids(prompt: str | Messages, processing_class: PreTrainedTokeniz
             The policy's tokenizer.
 
     Returns:
-        `list[int]`: token ids.
+        `list[int]`: Token ids.
 
     Raises:
-        ValueError: if the prompt is messages and the tokenizer has no chat template, or if the template changes an
+        ValueError: If the prompt is messages and the tokenizer has no chat template, or if the template changes an
             assistant message at the prompt's end.
     """
     if isinstance(prompt, str):
@@ -155,7 +155,7 @@ def require_no_assistant_prefill(prompts: Iterable[str | Messages], policy_train
             Name of the trainer, for the error message.
 
     Raises:
-        ValueError: if a prompt ends with an assistant message.
+        ValueError: If a prompt ends with an assistant message.
     """
     for row, prompt in enumerate(prompts):
         if ends_with_assistant(prompt):

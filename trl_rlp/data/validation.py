@@ -15,7 +15,7 @@ def prompt_text(prompt: str | list[dict[str, str]]) -> str:
             Text, or messages with `role` and `content`.
 
     Returns:
-        `str`: the text itself, or the contents of the messages, one per line. Roles are left out.
+        `str`: The text itself, or the contents of the messages, one per line. Roles are not included.
     """
     if isinstance(prompt, str):
         return prompt
@@ -27,7 +27,7 @@ def require_columns(dataset: Dataset, columns: list[str], name: str) -> None:
     Checks that `dataset` is a `datasets.Dataset` with at least one row and all of `columns`.
 
     Args:
-        dataset (`datasets.Dataset`):
+        dataset ([`~datasets.Dataset`]):
             The user's dataset.
         columns (`list[str]`):
             Required columns. Other columns are allowed.
@@ -35,8 +35,8 @@ def require_columns(dataset: Dataset, columns: list[str], name: str) -> None:
             Name of the argument, for the error message.
 
     Raises:
-        TypeError: if it is not a `datasets.Dataset`.
-        ValueError: if a column is missing or there are no rows.
+        TypeError: If it is not a `datasets.Dataset`.
+        ValueError: If a column is missing or there are no rows.
     """
     if not isinstance(dataset, Dataset):
         raise TypeError(
@@ -45,7 +45,7 @@ def require_columns(dataset: Dataset, columns: list[str], name: str) -> None:
     missing = [column for column in columns if column not in dataset.column_names]
     if missing:
         raise ValueError(
-            f"`{name}` lacks the columns {missing}, it has {dataset.column_names}. Rename or add them "
+            f"`{name}` lacks the columns {missing}. It has {dataset.column_names}. Rename or add them "
             "(`Dataset.rename_column`, `Dataset.add_column`)."
         )
     if len(dataset) == 0:
@@ -57,14 +57,14 @@ def require_prompts(dataset: Dataset, name: str = "prompts") -> None:
     Checks a prompt-only dataset: a column `prompt` without empty entries.
 
     Args:
-        dataset (`datasets.Dataset`):
+        dataset ([`~datasets.Dataset`]):
             The user's dataset.
         name (`str`, *optional*, defaults to `"prompts"`):
             Name of the argument, for the error message.
 
     Raises:
-        TypeError: if it is not a `datasets.Dataset`, or a prompt is neither text nor messages.
-        ValueError: if the column is missing, there are no rows, or a prompt is empty or only white space.
+        TypeError: If it is not a `datasets.Dataset`, or a prompt is neither text nor messages.
+        ValueError: If the column is missing, there are no rows, or a prompt is empty or only white space.
     """
     require_columns(dataset, ["prompt"], name)
     for row, prompt in enumerate(dataset["prompt"]):
@@ -82,14 +82,14 @@ def require_preferences(dataset: Dataset, name: str = "preferences") -> None:
     Checks labeled pairs: columns `chosen` and `rejected` and optionally `prompt`, with text or messages.
 
     Args:
-        dataset (`datasets.Dataset`):
+        dataset ([`~datasets.Dataset`]):
             The user's dataset.
         name (`str`, *optional*, defaults to `"preferences"`):
             Name of the argument, for the error message.
 
     Raises:
-        TypeError: if it is not a `datasets.Dataset`, or an entry is neither text nor messages.
-        ValueError: if a column is missing or there are no rows.
+        TypeError: If it is not a `datasets.Dataset`, or an entry is neither text nor messages.
+        ValueError: If a column is missing or there are no rows.
     """
     require_columns(dataset, ["chosen", "rejected"], name)
     for column in ("prompt", "chosen", "rejected"):
@@ -116,13 +116,13 @@ def require_answers(dataset: Dataset, name: str) -> None:
     Checks the known answers of a dataset, if it has a column `answers`.
 
     Args:
-        dataset (`datasets.Dataset`):
+        dataset ([`~datasets.Dataset`]):
             The user's dataset.
         name (`str`):
             Name of the argument, for the error message.
 
     Raises:
-        TypeError: if an entry is neither text nor a list of texts.
+        TypeError: If an entry is neither text nor a list of texts.
     """
     if "answers" not in dataset.column_names:
         return
@@ -141,12 +141,12 @@ def require_sample_answers(answers: Sequence[str | Sequence[str]], samples: Data
     Args:
         answers (`Sequence`):
             The user's answers.
-        samples (`datasets.Dataset`):
+        samples ([`~datasets.Dataset`]):
             Samples that the answers belong to.
 
     Raises:
-        TypeError: if `answers` is one text, or an entry is neither text nor a list of texts.
-        ValueError: if the number of entries is not the number of rows.
+        TypeError: If `answers` is one text, or an entry is neither text nor a list of texts.
+        ValueError: If the number of entries is not the number of rows.
     """
     if isinstance(answers, str | dict) or not hasattr(answers, "__getitem__"):
         raise TypeError(f"`answers` must be a list with one entry per row of the samples, got {str(answers)[:60]!r}.")
@@ -171,15 +171,15 @@ def require_samples(dataset: Dataset, name: str = "policy_samples") -> None:
     Checks policy samples P: columns `prompt`, `completions` and `finished`, with the same n >= 2 for every prompt.
 
     Args:
-        dataset (`datasets.Dataset`):
+        dataset ([`~datasets.Dataset`]):
             The user's dataset, for example the result of `sample_completions`.
         name (`str`, *optional*, defaults to `"policy_samples"`):
             Name of the argument, for the error message.
 
     Raises:
-        TypeError: if it is not a `datasets.Dataset`, a prompt is neither text nor messages, or a completion is not
+        TypeError: If it is not a `datasets.Dataset`, a prompt is neither text nor messages, or a completion is not
             text.
-        ValueError: if a column is missing, there are no rows, a prompt is empty, n differs between rows or is below 2,
+        ValueError: If a column is missing, there are no rows, a prompt is empty, n differs between rows or is below 2,
             or `finished` and `completions` have different lengths.
     """
     require_columns(dataset, ["prompt", "completions", "finished"], name)

@@ -31,11 +31,11 @@ def read_model_outputs(path: str | Path) -> Rows:
             `generator` and `dataset`.
 
     Returns:
-        `list[dict]`: the entries.
+        `list[dict]`: The entries.
 
     Raises:
-        OSError: if the file cannot be read.
-        ValueError: if the file has another format, is empty, or has a duplicate instruction.
+        OSError: If the file cannot be read.
+        ValueError: If the file has another format, is empty, or has a duplicate instruction.
     """
     return _read_rows(path, ("instruction", "output"))
 
@@ -47,14 +47,14 @@ def write_model_outputs(path: str | Path, outputs: Dataset, generator: str) -> N
     Args:
         path (`str` or `Path`):
             File to write.
-        outputs (`datasets.Dataset`):
+        outputs ([`~datasets.Dataset`]):
             Columns `prompt` and `completion`, as text or messages. A column `completions` also works, and its first
             completion is written. Messages are written as their contents, one per line. A column `dataset` is kept.
         generator (`str`):
             Name of the policy.
 
     Raises:
-        ValueError: if a column is missing, there is no row, or a prompt appears twice.
+        ValueError: If a column is missing, there is no row, or a prompt appears twice.
     """
     column = "completion" if "completion" in outputs.column_names else "completions"
     require_columns(outputs, ["prompt", column], "outputs")
@@ -82,17 +82,17 @@ def annotate(outputs: Rows, reference_outputs: Rows, judge: Judge, annotator: st
         reference_outputs (`list[dict]`):
             The reference's outputs for the same instructions, in any order.
         judge (`Callable`):
-            See [`judge`]. The judge itself decides how to handle the order of the two outputs.
+            The judge, see [`Judge`]. It decides itself how to handle the order of the two outputs.
         annotator (`str`):
             Name of the judge.
 
     Returns:
-        `list[dict]`: annotations in AlpacaEval's format, in the order of the reference. `output_1` is the reference's
+        `list[dict]`: Annotations in AlpacaEval's format, in the order of the reference. `output_1` is the reference's
         output and `output_2` is the model's. `preference` is in [1, 2]: one plus the probability that the model's
         output is better. Equal outputs are a draw, and the judge does not see them.
 
     Raises:
-        ValueError: if the instructions differ, or the judge returns a value outside [0, 1].
+        ValueError: If the instructions differ, or the judge returns a value outside [0, 1].
     """
     require_same_instructions(outputs, reference_outputs)
     by_instruction = {row["instruction"]: row for row in outputs}
@@ -134,7 +134,7 @@ def require_same_instructions(outputs: Rows, reference_outputs: Rows, name: str 
             Name of the first argument in the error message.
 
     Raises:
-        ValueError: if an instruction is only in one of them, or appears twice in one of them.
+        ValueError: If an instruction is only in one of them, or appears twice in one of them.
     """
     found, expected = ({row["instruction"] for row in rows} for rows in (outputs, reference_outputs))
     for side, rows, distinct in ((name, outputs, found), ("reference_outputs", reference_outputs, expected)):
@@ -161,11 +161,11 @@ def read_annotations(path: str | Path) -> Rows:
             `output_2` (the model's output) and `preference`.
 
     Returns:
-        `list[dict]`: the entries.
+        `list[dict]`: The entries.
 
     Raises:
-        OSError: if the file cannot be read.
-        ValueError: if the file has another format, is empty, or has a duplicate instruction.
+        OSError: If the file cannot be read.
+        ValueError: If the file has another format, is empty, or has a duplicate instruction.
     """
     return _read_rows(path, ("instruction", "output_1", "output_2", "preference"))
 
@@ -178,7 +178,7 @@ def write_rows(path: str | Path, rows: Rows) -> None:
         path (`str` or `Path`):
             File to write.
         rows (`list[dict]`):
-            Its entries.
+            The entries.
     """
     Path(path).write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -192,7 +192,7 @@ def get_preferences(annotations: Rows) -> list[float | None]:
             From [`read_annotations`] or [`annotate`].
 
     Returns:
-        `list[float]`: one value per entry, in [0, 1]. A draw is 0.5: AlpacaEval writes it as 0 or 1.5. The value is
+        `list[float]`: One value per entry, in [0, 1]. A draw is 0.5. AlpacaEval writes it as 0 or 1.5. The value is
         `None` if the entry has no valid preference (null, NaN, or another number outside [1, 2]).
     """
     values = []
@@ -218,10 +218,11 @@ def leaderboard_row(annotations: Rows) -> dict[str, float]:
         outputs in characters, rounded down.
 
     Raises:
-        ValueError: if no entry has a preference.
+        ValueError: If no entry has a preference.
 
     Reference:
-        https://github.com/tatsu-lab/alpaca_eval/blob/cd543a1/src/alpaca_eval/metrics/winrate.py
+        [`winrate.py` of
+        AlpacaEval](https://github.com/tatsu-lab/alpaca_eval/blob/cd543a1/src/alpaca_eval/metrics/winrate.py).
     """
     values = np.array([value for value in get_preferences(annotations) if value is not None])
     if not len(values):

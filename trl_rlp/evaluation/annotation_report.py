@@ -19,13 +19,13 @@ def describe_annotations(annotations: Rows, anchors: Anchors | None = None) -> d
             AlpacaEval's anchors. Use them only with AlpacaEval's instructions.
 
     Returns:
-        `dict`: the result of [`win_rate`] on the entries with a preference, and:
-        - `missing`: number of entries without a preference.
-        - `length_controlled`: the result of [`length_controlled_win_rate`], or `None` if there are too few prompts.
-        - `alpaca_eval`: the result of [`leaderboard_row`], in percent.
+        `dict`: The result of [`win_rate`] on the entries with a preference, and:
+        - `missing`: Number of entries without a preference.
+        - `length_controlled`: The result of [`length_controlled_win_rate`], or `None` if there are too few prompts.
+        - `alpaca_eval`: The result of [`leaderboard_row`], in percent.
 
     Raises:
-        ValueError: if no entry has a preference.
+        ValueError: If no entry has a preference.
     """
     preferences = get_preferences(annotations)
     known = [value for value in preferences if value is not None]
@@ -57,11 +57,11 @@ def compare_annotations(first: Rows, second: Rows) -> dict[str, Any]:
             Annotations of the second policy for the same instructions, in any order.
 
     Returns:
-        `dict`: the result of [`compare_win_rates`], first minus second, on the instructions with a preference for both
+        `dict`: The result of [`compare_win_rates`], first minus second, on the instructions with a preference for both
         policies. `missing` is the number of other instructions.
 
     Raises:
-        ValueError: if the instructions or the reference's outputs differ, or no instruction has both preferences.
+        ValueError: If the instructions or the reference's outputs differ, or no instruction has both preferences.
     """
     by_instruction = {row["instruction"]: row for row in second}
     unmatched = {row["instruction"] for row in first} ^ by_instruction.keys()
@@ -101,7 +101,7 @@ def describe_win_rates(annotations: Sequence[Rows], anchors: Anchors | None = No
         `other_win_rate` for the second one, and `comparison`, the result of [`compare_annotations`].
 
     Raises:
-        ValueError: for the same reasons as [`describe_annotations`] and [`compare_annotations`].
+        ValueError: For the same reasons as [`describe_annotations`] and [`compare_annotations`].
     """
     metrics = {
         name: describe_annotations(rows, anchors)

@@ -28,10 +28,10 @@ def best_of_n_weights(rewards: Sequence[float], n: int) -> np.ndarray:
             Number of samples to draw, from 1 to N.
 
     Returns:
-        `numpy.ndarray` of shape `(N,)`: probabilities that sum to 1.
+        `numpy.ndarray` of shape `(N,)`: Probabilities that sum to 1.
 
     Raises:
-        ValueError: if `n` is out of range, or a reward is NaN.
+        ValueError: If `n` is out of range, or a reward is NaN.
 
     Reference:
         Hilton, Gao 2022, https://openai.com/research/measuring-goodharts-law, "Best-of-n sampling".
@@ -77,10 +77,11 @@ def best_of_n(
 
     Returns:
         `dict`: `value`, in the unit of `values`, with its `standard_error` and its bootstrap `interval` over prompts.
-        The last two are `None` for a single prompt. `kl`: see [`best_of_n_kl`]. `prompts`: number of prompts.
+        The last two are `None` for a single prompt. `kl` is the result of [`best_of_n_kl`], and `prompts` is the
+        number of prompts.
 
     Raises:
-        ValueError: if there is no prompt, `rewards` and `values` differ in shape, a value is NaN, or for the same
+        ValueError: If there is no prompt, `rewards` and `values` differ in shape, a value is NaN, or for the same
             reasons as [`best_of_n_weights`].
     """
     if len(rewards) == 0 or [len(row) for row in rewards] != [len(row) for row in values]:
@@ -116,13 +117,13 @@ def best_of_n_kl(n: int) -> float:
             Number of samples to choose from, at least 1.
 
     Returns:
-        `float`, in nats.
+        `float`: KL divergence, in nats.
 
     Raises:
-        ValueError: if `n` is below 1.
+        ValueError: If `n` is below 1.
 
     Reference:
-        Hilton, Gao 2022, https://openai.com/research/measuring-goodharts-law, "Best-of-n sampling".
+        "Best-of-n sampling" in [Hilton and Gao 2022](https://openai.com/research/measuring-goodharts-law).
     """
     if n < 1:
         raise ValueError(f"`n` must be at least 1, got {n}.")
@@ -140,21 +141,21 @@ def best_outputs(
     Selects the completion with the highest reward for each prompt. This is what best-of-n returns to a user.
 
     Args:
-        samples (`datasets.Dataset`):
+        samples ([`~datasets.Dataset`]):
             Policy samples: `prompt`, `completions` (n of them), `finished`.
         reward_model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            Reward model. r_φ in the paper.
-        processing_class (`transformers.PreTrainedTokenizerBase`):
-            Its tokenizer.
+            Reward model (r_φ in the paper).
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of `reward_model`.
         max_length (`int`, *optional*):
             Maximum number of tokens per row, as in [`score`].
 
     Returns:
-        `datasets.Dataset`: `prompt`, `completion`, `finished`, `reward`. If rewards are equal, the first completion is
-        selected.
+        `datasets.Dataset`: The columns `prompt`, `completion`, `finished` and `reward`. If rewards are equal, the
+        first completion is selected.
 
     Raises:
-        ValueError: if the samples are not policy samples, or for the same reasons as [`score`].
+        ValueError: If the samples are not policy samples, or for the same reasons as [`score`].
     """
     rewards = score_samples(reward_model, processing_class, samples, max_length=max_length)
     best = np.argmax(rewards, axis=1)  # (prompts,)

@@ -54,7 +54,7 @@ def collect_metrics(
             Maximum number of tokens per row for the reward model, as in [`score`].
 
     Returns:
-        `dict`: the result of [`describe_win_rates`], `judge` (`judge_counts`), `reward_model` (the result of
+        `dict`: The result of [`describe_win_rates`], `judge` (`judge_counts`), `reward_model` (the result of
         [`describe_saved_reward_model`]) and `policy` (the result of [`describe_saved_samples`]), as far as passed.
     """
     metrics: dict[str, Any] = describe_win_rates(annotations, anchors)
@@ -78,7 +78,7 @@ def write_metrics(folder: Path, metrics: dict[str, Any]) -> Path:
             From [`collect_metrics`].
 
     Returns:
-        `Path`: the file.
+        `Path`: The file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / METRICS_FILE, replace_nan(metrics))
@@ -101,10 +101,10 @@ def describe_saved_reward_model(
             Maximum number of tokens per row, as in [`score`].
 
     Returns:
-        `dict`: the result of [`describe_reward_model`].
+        `dict`: The result of [`describe_reward_model`].
 
     Raises:
-        OSError, TypeError, ValueError: if the model or the pairs cannot be loaded, or for the same reasons as
+        OSError, TypeError, ValueError: If the model or the pairs cannot be loaded, or for the same reasons as
             [`describe_reward_model`].
     """
     model, processing_class = load_reward_model(reward_model)
@@ -124,15 +124,15 @@ def describe_saved_samples(
         samples (`str`):
             Policy samples, as a name for [`load_rows`]. With a column `answers`, the metrics include the accuracy.
         policy (`str` or `Path`, *optional*):
-            Folder or Hub name of the policy of the samples. Without it, the KL divergence is left out.
+            Folder or Hub name of the policy of the samples. Without it, the KL divergence is not computed.
         reference_policy (`str` or `Path`, *optional*):
             Folder or Hub name of the reference policy. Required with `policy`.
 
     Returns:
-        `dict[str, float]`: the result of [`describe_outputs`], and with `policy` also `kl` in nats per completion.
+        `dict[str, float]`: The result of [`describe_outputs`], and with `policy` also `kl` in nats per completion.
 
     Raises:
-        OSError, TypeError, ValueError: if the samples or a policy cannot be loaded, or for the same reasons as
+        OSError, TypeError, ValueError: If the samples or a policy cannot be loaded, or for the same reasons as
             [`describe_outputs`].
     """
     rows = load_rows(samples)

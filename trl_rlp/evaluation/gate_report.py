@@ -53,16 +53,16 @@ def compare_on_pairs(
 
     Args:
         before (`tuple[PreTrainedModel, PreTrainedTokenizerBase]`):
-            Reward model and its tokenizer. r_φ in the paper.
+            Reward model and its tokenizer (r_φ in the paper).
         after (`tuple[PreTrainedModel, PreTrainedTokenizerBase]`):
-            Refined reward model and its tokenizer. r̂_φ in the paper.
-        pairs (`datasets.Dataset`):
+            Refined reward model and its tokenizer (r̂_φ in the paper).
+        pairs ([`~datasets.Dataset`]):
             Labeled pairs in TRL's preference format.
         max_length (`int`, *optional*):
             Maximum number of tokens per row, as in [`score`].
 
     Returns:
-        `dict`: the `metrics` of one set in a [`GateReport`].
+        `dict`: The `metrics` of one set in a [`GateReport`].
     """
     margins_before, lengths = reward_margins(*before, pairs, max_length)
     margins_after, _ = reward_margins(*after, pairs, max_length)
@@ -116,15 +116,15 @@ def gate(
 
     Args:
         before (`tuple[PreTrainedModel, PreTrainedTokenizerBase]`):
-            Reward model and its tokenizer. r_φ in the paper.
+            Reward model and its tokenizer (r_φ in the paper).
         after (`tuple[PreTrainedModel, PreTrainedTokenizerBase]`):
-            Refined reward model and its tokenizer. r̂_φ in the paper.
-        human_pairs (`datasets.Dataset`):
+            Refined reward model and its tokenizer (r̂_φ in the paper).
+        human_pairs ([`~datasets.Dataset`]):
             Held-out human preferences in TRL's preference format. Neither model was trained on them.
-        policy_pairs (`datasets.Dataset`, *optional*):
-            Pairs of policy samples with independent labels, see [`policy_pairs`].
-        synthetic_pairs (`datasets.Dataset`, *optional*):
-            Synthetic preferences. D̂ in the paper. They are reported, but a regression on them is not a failure.
+        policy_pairs ([`~datasets.Dataset`], *optional*):
+            Pairs of policy samples with independent labels, see [`answer_pairs`] and [`judged_pairs`].
+        synthetic_pairs ([`~datasets.Dataset`], *optional*):
+            Synthetic preferences (D̂ in the paper). They are reported, but a regression on them is not a failure.
         accuracy_tolerance (`float`, *optional*, defaults to `0.02`):
             Largest accepted fall of accuracy, in [0, 1]. The paper has no gate, so this value is ours.
         calibration_tolerance (`float`, *optional*, defaults to `0.05`):
@@ -135,12 +135,12 @@ def gate(
             Maximum number of tokens per row, as in [`score`].
 
     Returns:
-        [`GateReport`].
+        [`GateReport`]: The comparison on each set of pairs.
 
     Raises:
-        ValueError: if `on_regression` is unknown, a tolerance is out of range, a dataset is empty, or a column is
+        ValueError: If `on_regression` is unknown, a tolerance is out of range, a dataset is empty, or a column is
             missing.
-        RewardModelRegression: on a regression, with `on_regression="raise"`.
+        RewardModelRegression: On a regression, with `on_regression="raise"`.
     """
     if on_regression not in ON_REGRESSION:
         raise ValueError(f"`on_regression` must be one of {ON_REGRESSION}, got {on_regression!r}.")

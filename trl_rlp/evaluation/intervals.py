@@ -40,14 +40,14 @@ def bootstrap_interval(
             Seed of the resampling.
 
     Returns:
-        `tuple[float, float]`: lower and upper end.
+        `tuple[float, float]`: Lower and upper end.
 
     Raises:
-        ValueError: if there are fewer than two values or prompts, a value is not finite, `groups` has another length
+        ValueError: If there are fewer than two values or prompts, a value is not finite, `groups` has another length
             than `values`, or `level` is out of range.
 
     Reference:
-        Efron, Tibshirani 1993, An Introduction to the Bootstrap, section 13.3.
+        Section 13.3 of Efron and Tibshirani 1993, "An Introduction to the Bootstrap".
     """
     _require_values(values, level, "prompts")
     if groups is not None and len(groups) != len(values):
@@ -84,7 +84,7 @@ def seed_interval(values: Sequence[float], *, level: float = 0.95) -> dict[str, 
         `seeds`.
 
     Raises:
-        ValueError: if there are fewer than two seeds, a value is not finite, or `level` is out of range.
+        ValueError: If there are fewer than two seeds, a value is not finite, or `level` is out of range.
     """
     _require_values(values, level, "seeds")
     mean, error = float(np.mean(values)), float(standard_error(values))

@@ -48,7 +48,7 @@ def load_judge(
         messages.
 
     Raises:
-        OSError, ValueError: if the model cannot be loaded or is of another kind.
+        OSError, ValueError: If the model cannot be loaded or is of another kind.
     """
     if kind == "server":
         return ServerJudge(base_url, model, max_tokens=max_tokens, tolerance=1.0, api_key=api_key)
@@ -70,11 +70,11 @@ def read_matching_outputs(paths: dict[str, str | Path], reference_path: str | Pa
             `model_outputs.json` of the reference.
 
     Returns:
-        `tuple[dict, list[dict]]`: the outputs of each policy, and the outputs of the reference.
+        `tuple[dict, list[dict]]`: The outputs of each policy, and the outputs of the reference.
 
     Raises:
-        OSError: if a file cannot be read.
-        ValueError: if a file has another format, or the instructions differ.
+        OSError: If a file cannot be read.
+        ValueError: If a file has another format, or the instructions differ.
     """
     reference_outputs = read_model_outputs(reference_path)
     outputs = {name: read_model_outputs(path) for name, path in paths.items()}
@@ -104,11 +104,11 @@ def judge_outputs(
             Maximum share of answers that may be unreadable, in [0, 1]. A reward model has no such answers.
 
     Returns:
-        `tuple[list, dict]`: the annotations of each policy, and the counts `asked` (answers) and `unreadable` (answers
+        `tuple[list, dict]`: The annotations of each policy, and the counts `asked` (answers) and `unreadable` (answers
         that name neither A nor B). The counts are `None` for a reward model.
 
     Raises:
-        ValueError: if the judge returns a value outside [0, 1], or too many of its answers are unreadable.
+        ValueError: If the judge returns a value outside [0, 1], or too many of its answers are unreadable.
     """
     folder.mkdir(parents=True, exist_ok=True)
     annotations = []

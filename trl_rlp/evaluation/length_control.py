@@ -63,11 +63,11 @@ def load_anchors(path: str | Path) -> Anchors:
             The file.
 
     Returns:
-        [`Anchors`].
+        [`Anchors`]: The anchors.
 
     Raises:
-        OSError: if the file cannot be read.
-        ValueError: if a column is missing.
+        OSError: If the file cannot be read.
+        ValueError: If a column is missing.
     """
     try:
         with open(path, newline="", encoding="utf-8") as file:
@@ -123,8 +123,8 @@ def length_controlled_win_rate(
         level (`float`, *optional*, defaults to `0.95`):
             Level of the interval, in (0, 1).
         resamples (`int`, *optional*, defaults to `200`):
-            Number of resamples of the prompts for the interval. The model is fitted again on each one, with the same
-            C.
+            Number of resamples of the prompts for the interval. The model is fitted again on each resample, with the
+            same C.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the resampling.
 
@@ -133,13 +133,14 @@ def length_controlled_win_rate(
         below 0 if longer outputs win), and `prompts`, the number of prompts in the fit.
 
     Raises:
-        ValueError: if the lists differ in length, a length is not a number >= 0, fewer than five prompts have a
+        ValueError: If the lists differ in length, a length is not a number >= 0, fewer than five prompts have a
             preference, a preference is outside [0, 1], `level` is out of range, or there are more prompts than
             difficulties.
 
     Reference:
-        Dubois et al. 2024, Length-Controlled AlpacaEval, https://arxiv.org/abs/2404.04475. The details follow
-        https://github.com/tatsu-lab/alpaca_eval/blob/cd543a1/src/alpaca_eval/metrics/glm_winrate.py.
+        Length-Controlled AlpacaEval, [Dubois et al. 2024](https://arxiv.org/abs/2404.04475). The details follow
+        [`glm_winrate.py` of
+        AlpacaEval](https://github.com/tatsu-lab/alpaca_eval/blob/cd543a1/src/alpaca_eval/metrics/glm_winrate.py).
     """
     values = _check_inputs(preferences, lengths, reference_lengths, anchors)
     if not 0 < level < 1:

@@ -27,7 +27,7 @@ def token_kl(policy_logits: torch.Tensor, reference_logits: torch.Tensor) -> tor
             Logits of π_ref. If one model has a larger vocabulary, its additional tokens are ignored.
 
     Returns:
-        `torch.Tensor` of shape `(...)`, in nats.
+        `torch.Tensor` of shape `(...)`: KL divergence, in nats.
     """
     size = min(policy_logits.shape[-1], reference_logits.shape[-1])
     log_policy = policy_logits[..., :size].float().log_softmax(-1)
@@ -82,20 +82,20 @@ def kl_to_reference(
     prefixes sampled at that temperature.
 
     Args:
-        policy (`PreTrainedModel`):
-            Causal LM. π in the equation.
-        reference (`PreTrainedModel`):
-            Reference policy with the same tokenizer. π_ref in the equation, π_SFT in RLP.
-        processing_class (`PreTrainedTokenizerBase`):
-            Tokenizer of both.
-        samples (`datasets.Dataset`):
+        policy ([`~transformers.PreTrainedModel`]):
+            Causal LM (π in the equation).
+        reference ([`~transformers.PreTrainedModel`]):
+            Reference policy with the same tokenizer (π_ref in the equation, π_SFT in RLP).
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of both policies.
+        samples ([`~datasets.Dataset`]):
             Samples of `policy`: `prompt`, `completions`, `finished`.
 
     Returns:
-        `float`: nats per completion, at least 0. NaN if no completion has a token.
+        `float`: Nats per completion, at least 0. NaN if no completion has a token.
 
     Raises:
-        ValueError: if the samples are not policy samples.
+        ValueError: If the samples are not policy samples.
     """
     require_samples(samples, "samples")
     totals = []
@@ -115,7 +115,7 @@ def describe_outputs(samples: Dataset, answers: Sequence[str | Sequence[str]] | 
     Computes the metrics of policy samples that need no model.
 
     Args:
-        samples (`datasets.Dataset`):
+        samples ([`~datasets.Dataset`]):
             Policy samples: `prompt`, `completions`, `finished`.
         answers (`Sequence`, *optional*):
             Accepted answer or answers for each row.
@@ -127,8 +127,8 @@ def describe_outputs(samples: Dataset, answers: Sequence[str | Sequence[str]] | 
         error is over prompts, because completions of one prompt are not independent. It is `None` for a single prompt.
 
     Raises:
-        TypeError: if an answer is neither text nor a list of texts.
-        ValueError: if the samples are not policy samples, or `samples` and `answers` differ in length.
+        TypeError: If an answer is neither text nor a list of texts.
+        ValueError: If the samples are not policy samples, or `samples` and `answers` differ in length.
     """
     require_samples(samples, "samples")
     lengths = [len(completion) for row in samples["completions"] for completion in row]
@@ -158,16 +158,16 @@ def mean_reward(
     Computes the mean reward of all completions.
 
     Args:
-        model (`PreTrainedModel`):
+        model ([`~transformers.PreTrainedModel`]):
             Reward model, `num_labels=1`.
-        processing_class (`PreTrainedTokenizerBase`):
-            Its tokenizer.
-        samples (`datasets.Dataset`):
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of `model`.
+        samples ([`~datasets.Dataset`]):
             Policy samples: `prompt`, `completions`, `finished`.
         max_length (`int`, *optional*):
             Maximum number of tokens per row, as in [`score`].
 
     Returns:
-        `float`, in the unit of this reward model. Mean rewards of two reward models are not comparable.
+        `float`: Mean reward, in the unit of this reward model. Do not compare it with that of another reward model.
     """
     return float(np.mean(score_samples(model, processing_class, samples, max_length=max_length)))

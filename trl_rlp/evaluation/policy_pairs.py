@@ -25,7 +25,7 @@ def is_correct(completion: str, answers: str | Sequence[str]) -> bool:
             One or several accepted answers.
 
     Returns:
-        `bool`. A completion with an accepted answer and other words is not correct.
+        `bool`: `True` for an equal text. A completion with an accepted answer and other words is not correct.
 
     Example:
 
@@ -51,7 +51,7 @@ def answer_pairs(samples: Dataset, answers: Sequence[str | Sequence[str]], seed:
     Pairs a correct completion with a wrong one for each prompt, based on known answers.
 
     Args:
-        samples (`datasets.Dataset`):
+        samples ([`~datasets.Dataset`]):
             Policy samples: `prompt`, `completions`, `finished`.
         answers (`Sequence`):
             Accepted answer or answers for each row of `samples`.
@@ -59,12 +59,12 @@ def answer_pairs(samples: Dataset, answers: Sequence[str | Sequence[str]], seed:
             Seed of the choice of both completions. The pair of a row depends only on the seed and the row number.
 
     Returns:
-        `datasets.Dataset`: TRL preference format with `chosen_finished` and `rejected_finished`. Prompts without a
-        correct and a wrong completion are left out, so the dataset can be empty.
+        `datasets.Dataset`: TRL's preference format with `chosen_finished` and `rejected_finished`. Prompts without a
+        correct and a wrong completion are skipped, so the dataset can be empty.
 
     Raises:
-        TypeError: if an answer is neither text nor a list of texts.
-        ValueError: if the samples are not policy samples, or `samples` and `answers` differ in length.
+        TypeError: If an answer is neither text nor a list of texts.
+        ValueError: If the samples are not policy samples, or `samples` and `answers` differ in length.
     """
     require_samples(samples, "samples")
     require_sample_answers(answers, samples)
@@ -83,20 +83,20 @@ def judged_pairs(samples: Dataset, judge: Judge, seed: int = 0) -> Dataset:
     Pairs two different completions of each prompt. A judge decides which one is better.
 
     Args:
-        samples (`datasets.Dataset`):
+        samples ([`~datasets.Dataset`]):
             Policy samples: `prompt`, `completions`, `finished`.
         judge (`Callable`):
             `judge(prompts, firsts, seconds)` returns one probability in [0, 1] per pair: the probability that the
-            first completion is better. Exactly 0.5 is a tie, and the pair is left out. See [`judge`].
+            first completion is better. Exactly 0.5 is a tie, and the pair is skipped. See [`Judge`].
         seed (`int`, *optional*, defaults to `0`):
             Seed of the choice of both completions. The pair of a row depends only on the seed and the row number.
 
     Returns:
-        `datasets.Dataset`: TRL preference format with `chosen_finished` and `rejected_finished`. Prompts whose
-        completions are all equal are left out.
+        `datasets.Dataset`: TRL's preference format with `chosen_finished` and `rejected_finished`. Prompts whose
+        completions are all equal are skipped.
 
     Raises:
-        ValueError: if the samples are not policy samples, or the judge returns a value outside [0, 1].
+        ValueError: If the samples are not policy samples, or the judge returns a value outside [0, 1].
     """
     require_samples(samples, "samples")
     candidates = []

@@ -30,15 +30,15 @@ def describe_policies(
             Folder for the samples. Each policy gets a subfolder with its name.
         policies (`dict[str, str]`):
             Folder or Hub name of each policy. The policy `"sft"` is the reference of the KL divergence.
-        prompt_dataset (`datasets.Dataset`):
+        prompt_dataset ([`~datasets.Dataset`]):
             Held-out prompts. With a column `answers` (accepted answer or answers), the metrics include the accuracy.
         sampling (`dict`):
             Further arguments of [`sample_completions`].
         num_kl_prompts (`int`, *optional*):
-            Number of prompts for the KL divergence. The first ones are used. All prompts by default.
+            Number of prompts for the KL divergence. The first ones are used. Defaults to all prompts.
 
     Returns:
-        `tuple[dict, dict]`: the metrics and the samples of each policy. The metrics are those of [`describe_outputs`]
+        `tuple[dict, dict]`: The metrics and the samples of each policy. The metrics are those of [`describe_outputs`]
         and `kl`, in nats per completion. The reference's `kl` is 0.
     """
     prompts = prompt_dataset.select_columns(["prompt"])

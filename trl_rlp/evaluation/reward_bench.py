@@ -51,8 +51,8 @@ def reward_bench_pairs(rows: Dataset, *, chat: bool = False) -> Dataset:
     Converts pairs in the format of `rewardbench --load_json` to TRL's preference format.
 
     Args:
-        rows (`datasets.Dataset`):
-            Rows of a JSON or JSON-lines file, from [`load_rows`]. There are two formats. In the first, `chosen` and
+        rows ([`~datasets.Dataset`]):
+            Rows of a JSON or JSON Lines file, from [`load_rows`]. There are two formats. In the first, `chosen` and
             `rejected` are text, and `prompt` (or `question` or `input`) is text or messages. In the second, `chosen`
             and `rejected` are whole conversations that include the prompt, and a column `prompt` is ignored.
         chat (`bool`, *optional*, defaults to `False`):
@@ -60,10 +60,10 @@ def reward_bench_pairs(rows: Dataset, *, chat: bool = False) -> Dataset:
             message, and both sides become assistant messages. Messages do not change.
 
     Returns:
-        `datasets.Dataset`: `prompt`, `chosen`, `rejected`, and `subset` if `rows` has it.
+        `datasets.Dataset`: The columns `prompt`, `chosen`, `rejected`, and `subset` if `rows` has it.
 
     Raises:
-        ValueError: if a column is missing, a conversation is empty, or the two conversations differ before their last
+        ValueError: If a column is missing, a conversation is empty, or the two conversations differ before their last
             message.
     """
     for name in ("question", "input"):
@@ -104,10 +104,10 @@ def subset_accuracies(margins: Sequence[float], subsets: Sequence[str]) -> dict[
             Subset of each pair.
 
     Returns:
-        `dict[str, float]`: accuracy in [0, 1] per subset.
+        `dict[str, float]`: Accuracy in [0, 1] per subset.
 
     Raises:
-        ValueError: if `margins` and `subsets` differ in length, or a margin is NaN.
+        ValueError: If `margins` and `subsets` differ in length, or a margin is NaN.
     """
     if len(margins) != len(subsets):
         raise ValueError(f"There are {len(margins)} `margins` and {len(subsets)} `subsets`. Pass both for each pair.")
@@ -128,12 +128,12 @@ def section_scores(accuracies: dict[str, float]) -> dict[str, float]:
             Accuracy per subset, from [`subset_accuracies`]. Subsets with other names than RewardBench's are ignored.
 
     Returns:
-        `dict[str, float]`: for each section the mean of its available subsets, weighted as in [`SECTIONS`]. A section
-        without any subset is left out. `average` is the mean of the sections, without RewardBench's prior sets.
+        `dict[str, float]`: For each section the mean of its available subsets, weighted as in [`SECTIONS`]. A section
+        without any subset is skipped. `average` is the mean of the sections, without RewardBench's prior sets.
 
     Reference:
-        Lambert et al. 2024, RewardBench, https://arxiv.org/abs/2403.13787. The weights are from
-        https://github.com/allenai/reward-bench/blob/05a9005/rewardbench/constants.py.
+        RewardBench, [Lambert et al. 2024](https://arxiv.org/abs/2403.13787). The weights are from [`constants.py` of
+        RewardBench](https://github.com/allenai/reward-bench/blob/05a9005/rewardbench/constants.py).
     """
     scores = {}
     for section, weights in SECTIONS.items():

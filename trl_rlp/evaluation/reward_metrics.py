@@ -37,7 +37,7 @@ def preference_accuracy(margins: Sequence[float]) -> float:
             r(x, y_w) - r(x, y_l), one per pair.
 
     Returns:
-        `float` in [0, 1], higher is better.
+        `float`: Accuracy in [0, 1], higher is better.
     """
     return float(np.mean(correctness(margins)))
 
@@ -56,10 +56,10 @@ def expected_calibration_error(margins: Sequence[float], num_bins: int = NUM_CAL
             Number of bins.
 
     Returns:
-        `float` in [0, 1], lower is better.
+        `float`: Error in [0, 1], lower is better.
 
     Reference:
-        Guo et al. 2017, https://arxiv.org/abs/1706.04599, Eq. 3, applied to binary choices.
+        Eq. 3 of [Guo et al. 2017](https://arxiv.org/abs/1706.04599), applied to binary choices.
     """
     margins = np.asarray(margins, dtype=float)
     confidence = 1 / (1 + np.exp(-np.abs(margins)))  # (pairs,)
@@ -78,11 +78,11 @@ def brier_score(margins: Sequence[float]) -> float:
             m = r(x, y_w) - r(x, y_l), one per pair.
 
     Returns:
-        `float` in [0, 1], lower is better. It is ¼ if all margins are 0.
+        `float`: Error in [0, 1], lower is better. It is ¼ if all margins are 0.
 
     Reference:
-        Brier 1950, Verification of forecasts expressed in terms of probability. Brier's score sums over both classes,
-        so it is twice this one.
+        Brier 1950, "Verification of forecasts expressed in terms of probability". Brier's score sums over both
+        classes, so it is twice this one.
     """
     errors = 1 / (1 + np.exp(np.clip(np.asarray(margins, dtype=float), -700, 700)))  # 1 - σ(m), of shape (pairs,)
     return float(np.mean(errors**2))
@@ -114,17 +114,17 @@ def pair_metrics(margins: Sequence[float], length_differences: Sequence[float]) 
             Length of y_w minus length of y_l, in characters, one per pair.
 
     Returns:
-        `dict[str, float]`:
-        - `pairs`: number of pairs.
-        - `accuracy`: higher is better.
-        - `calibration_error`: lower is better.
-        - `brier_score`: lower is better, ¼ for random guesses.
-        - `log_loss`: nats, lower is better, ln 2 for random guesses.
-        - `margin`: mean margin, in units of reward.
-        - `length_accuracy`: accuracy of "the longer one is better". A reward model should beat it.
+        `dict[str, float]`: The metrics:
+        - `pairs`: Number of pairs.
+        - `accuracy`: Higher is better.
+        - `calibration_error`: Lower is better.
+        - `brier_score`: Lower is better, ¼ for random guesses.
+        - `log_loss`: Nats, lower is better, ln 2 for random guesses.
+        - `margin`: Mean margin, in units of reward.
+        - `length_accuracy`: Accuracy of "the longer one is better". A reward model should beat it.
 
     Raises:
-        ValueError: if there is no pair, the two sequences differ in length, or a value is NaN.
+        ValueError: If there is no pair, the two sequences differ in length, or a value is NaN.
     """
     if len(margins) == 0 or len(margins) != len(length_differences):
         raise ValueError(
@@ -160,23 +160,23 @@ def score_pairs(
     Scores both sides of every pair with [`score`].
 
     Args:
-        model (`PreTrainedModel`):
+        model ([`~transformers.PreTrainedModel`]):
             Reward model, `num_labels=1`.
-        processing_class (`PreTrainedTokenizerBase`):
-            Its tokenizer.
-        preferences (`datasets.Dataset`):
-            TRL preference format, as text or messages, with an explicit or implicit prompt. The columns
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of `model`.
+        preferences ([`~datasets.Dataset`]):
+            TRL's preference format, as text or messages, with an explicit or implicit prompt. The columns
             `chosen_finished` and `rejected_finished` are optional. Without them, all completions count as finished.
         max_length (`int`, *optional*):
             Maximum number of tokens per row, as in [`score`].
 
     Returns:
-        `tuple[dict, dict]`: rewards and lengths in characters. Both have the keys `chosen` and `rejected`, with one
+        `tuple[dict, dict]`: Rewards and lengths in characters. Both have the keys `chosen` and `rejected`, with one
         value per pair.
 
     Raises:
-        TypeError: if an entry is neither text nor messages.
-        ValueError: if a column is missing, the dataset is empty, or for the same reasons as [`score`].
+        TypeError: If an entry is neither text nor messages.
+        ValueError: If a column is missing, the dataset is empty, or for the same reasons as [`score`].
     """
     require_preferences(preferences)
     columns = preferences.column_names
@@ -208,21 +208,21 @@ def reward_margins(
     Computes the differences between the chosen and the rejected side: chosen minus rejected.
 
     Args:
-        model (`PreTrainedModel`):
+        model ([`~transformers.PreTrainedModel`]):
             Reward model, `num_labels=1`.
-        processing_class (`PreTrainedTokenizerBase`):
-            Its tokenizer.
-        preferences (`datasets.Dataset`):
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of `model`.
+        preferences ([`~datasets.Dataset`]):
             Labeled pairs, as in [`score_pairs`].
         max_length (`int`, *optional*):
             Maximum number of tokens per row, as in [`score`].
 
     Returns:
-        `tuple[list[float], list[int]]`: margins in units of reward, and differences in length in characters. Both have
+        `tuple[list[float], list[int]]`: Margins in units of reward, and differences in length in characters. Both have
         one value per pair.
 
     Raises:
-        TypeError, ValueError: for the same reasons as [`score_pairs`].
+        TypeError, ValueError: For the same reasons as [`score_pairs`].
     """
     rewards, lengths = score_pairs(model, processing_class, preferences, max_length)
     margins, length_differences = (
@@ -242,19 +242,19 @@ def evaluate_reward_model(
     Computes the [`pair_metrics`] of a reward model on labeled pairs.
 
     Args:
-        model (`PreTrainedModel`):
+        model ([`~transformers.PreTrainedModel`]):
             Reward model, `num_labels=1`.
-        processing_class (`PreTrainedTokenizerBase`):
-            Its tokenizer.
-        preferences (`datasets.Dataset`):
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of `model`.
+        preferences ([`~datasets.Dataset`]):
             Labeled pairs, as in [`score_pairs`].
         max_length (`int`, *optional*):
             Maximum number of tokens per row, as in [`score`].
 
     Returns:
-        `dict[str, float]`: the result of [`pair_metrics`].
+        `dict[str, float]`: The result of [`pair_metrics`].
 
     Raises:
-        TypeError, ValueError: for the same reasons as [`score_pairs`].
+        TypeError, ValueError: For the same reasons as [`score_pairs`].
     """
     return pair_metrics(*reward_margins(model, processing_class, preferences, max_length))

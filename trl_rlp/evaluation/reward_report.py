@@ -47,7 +47,7 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float |
             Second variable, of the same length.
 
     Returns:
-        `float` in [-1, 1], or `None` if one variable is constant.
+        `float`: Correlation in [-1, 1], or `None` if one variable is constant.
     """
     if len(set(first)) < 2 or len(set(second)) < 2:
         return None
@@ -78,16 +78,16 @@ def describe_rewards(
             Level of the interval, in (0, 1).
 
     Returns:
-        `dict`: the result of [`pair_metrics`], where `length_accuracy` needs `lengths`, and:
-        - `accuracy_interval`: bootstrap interval over prompts, or over pairs without `groups`. `None` for just one.
-        - `margin_histogram`: the result of [`margin_histogram`].
+        `dict`: The result of [`pair_metrics`], where `length_accuracy` needs `lengths`, and:
+        - `accuracy_interval`: Bootstrap interval over prompts, or over pairs without `groups`. `None` for only one.
+        - `margin_histogram`: The result of [`margin_histogram`].
         - `length_correlation` (with `lengths`): Spearman's correlation between reward and length over all completions,
-          in [-1, 1]. `None` if one of them is constant.
+          in [-1, 1]. `None` if the rewards or the lengths are constant.
         - `margin_length_correlation` (with `lengths`): Spearman's correlation between margin and difference in length
           over all pairs. The prompt cannot explain it, because both sides of a pair have the same prompt.
 
     Raises:
-        ValueError: if there is no pair, two sequences differ in length, `lengths` has other keys, or a reward is not
+        ValueError: If there is no pair, two sequences differ in length, `lengths` has other keys, or a reward is not
             finite.
     """
     _require_rewards(chosen, rejected, lengths, groups)
@@ -138,9 +138,9 @@ def describe_reward_model(
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Reward model, `num_labels=1`.
-        processing_class (`transformers.PreTrainedTokenizerBase`):
-            Its tokenizer.
-        preferences (`datasets.Dataset`):
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of `model`.
+        preferences ([`~datasets.Dataset`]):
             Labeled pairs, as in [`score_pairs`].
         max_length (`int`, *optional*):
             Maximum number of tokens per row, as in [`score`].
@@ -148,11 +148,11 @@ def describe_reward_model(
             Level of the interval, in (0, 1).
 
     Returns:
-        `dict`: the result of [`describe_rewards`] with lengths. If `preferences` has a column `subset`, also `subsets`
-        and `sections`, which are RewardBench's scores. See [`reward_bench`].
+        `dict`: The result of [`describe_rewards`] with lengths. If `preferences` has a column `subset`, also `subsets`
+        and `sections`, which are RewardBench's scores. See [`section_scores`].
 
     Raises:
-        ValueError: if a column is missing, the dataset is empty, or for the same reasons as [`score`].
+        ValueError: If a column is missing, the dataset is empty, or for the same reasons as [`score`].
     """
     rewards, lengths = score_pairs(model, processing_class, preferences, max_length)
     prompts = None

@@ -28,7 +28,7 @@ def win_rate(preferences: Sequence[float], *, level: float = 0.95, seed: int = 0
         above, at and below 0.5. `prompts` is the number of prompts.
 
     Raises:
-        ValueError: if there is no preference, or one is NaN or outside [0, 1].
+        ValueError: If there is no preference, or one is NaN or outside [0, 1].
 
     Example:
 
@@ -73,7 +73,7 @@ def compare_win_rates(
         bootstrap `interval` over prompts are `None` for a single prompt. `prompts` is the number of prompts.
 
     Raises:
-        ValueError: if the numbers of prompts differ, there is no prompt, or a preference is NaN or outside [0, 1].
+        ValueError: If the numbers of prompts differ, there is no prompt, or a preference is NaN or outside [0, 1].
     """
     if len(first) != len(second):
         raise ValueError(

@@ -15,16 +15,16 @@ def latent_head(hidden_size: int, latent_size: int = 128, is_linear: bool = Fals
         hidden_size (`int`):
             Size of a hidden state.
         latent_size (`int`, *optional*, defaults to `128`):
-            Size of the latent. The default is ours, RLP does not specify it.
+            Size of the latent. The default is ours. RLP does not specify it.
         is_linear (`bool`, *optional*, defaults to `False`):
             Whether to build one linear layer instead of a three-layer ReLU perceptron.
 
     Returns:
-        `nn.Module`: maps `(batch, hidden_size)` to `(batch, latent_size)`. The two hidden layers of the perceptron are
-        as wide as the hidden state, at most 1,024. The width is ours, RLP does not specify it.
+        `nn.Module`: Maps `(batch, hidden_size)` to `(batch, latent_size)`. The two hidden layers of the perceptron are
+        as wide as the hidden state, at most 1,024. The width is ours. RLP does not specify it.
 
     Raises:
-        ValueError: if a size is below 1.
+        ValueError: If a size is below 1.
 
     Reference:
         RLP specifies "three-layer", [Lang et al. 2024](https://arxiv.org/abs/2403.19279).
@@ -48,7 +48,7 @@ class GaussianHead(nn.Module):
         hidden_size (`int`):
             Size of a hidden state.
         latent_size (`int`, *optional*, defaults to `128`):
-            Size of the latent. The default is ours, RLP does not specify it.
+            Size of the latent. The default is ours. RLP does not specify it.
         has_linear_mean (`bool`, *optional*, defaults to `False`):
             Whether μ is one linear layer instead of a three-layer perceptron. σ is always a perceptron.
         smallest_deviation (`float`, *optional*, defaults to `1e-3`):
@@ -56,7 +56,7 @@ class GaussianHead(nn.Module):
             shrinks.
 
     Raises:
-        ValueError: if a size is below 1 or `smallest_deviation` is not positive.
+        ValueError: If a size is below 1 or `smallest_deviation` is not positive.
 
     Reference:
         [Lang et al. 2024](https://arxiv.org/abs/2403.19279) use two three-layer MLPs. Softplus plus a minimum is ours,
@@ -97,7 +97,7 @@ class GaussianHead(nn.Module):
                 Hidden states of views.
 
         Returns:
-            `tuple[torch.Tensor, torch.Tensor]`: the mean, any real number, and the standard deviation, at least
+            `tuple[torch.Tensor, torch.Tensor]`: The mean, any real number, and the standard deviation, at least
             `smallest_deviation`. Both have shape `(batch, latent_size)`.
         """
         return self.mean(hidden), softplus(self.deviation(hidden)) + self.smallest_deviation
@@ -123,7 +123,7 @@ class PairCritic(nn.Module):
             Width of both hidden layers.
 
     Raises:
-        ValueError: if a size is below 1.
+        ValueError: If a size is below 1.
 
     Reference:
         Two layers of width 1,024, as in [the code of Federici et al.
@@ -193,14 +193,14 @@ class CosineCritic(nn.Module):
             `-1 / (2 τ)`.
 
     Raises:
-        ValueError: if a size is below 1 or the temperature is not positive.
+        ValueError: If a size is below 1 or the temperature is not positive.
 
     Relations:
         With a fixed temperature of 0.1, μ instead of z, and the InfoNCE bound, it gives the contrastive loss `cl`.
 
     Reference:
-        Ours, after image-text models: [CLIP](https://arxiv.org/abs/2103.00020) learns a temperature,
-        [SigLIP](https://arxiv.org/abs/2303.15343) an offset as well.
+        Ours, after image-text models: [CLIP](https://arxiv.org/abs/2103.00020) learns a temperature, and
+        [SigLIP](https://arxiv.org/abs/2303.15343) also learns an offset.
 
     Example:
 

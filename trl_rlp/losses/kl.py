@@ -39,11 +39,11 @@ def kl_estimate(log_probs: torch.Tensor, ref_log_probs: torch.Tensor, estimator:
             A key of [`KL_ESTIMATORS`].
 
     Returns:
-        `torch.Tensor` of shape `(batch, length)`: nats per token. Padding is not masked.
+        `torch.Tensor` of shape `(batch, length)`: Nats per token. Padding is not masked.
 
     Raises:
-        KeyError: if `estimator` is not a key of [`KL_ESTIMATORS`].
-        ValueError: if the shapes differ.
+        KeyError: If `estimator` is not a key of [`KL_ESTIMATORS`].
+        ValueError: If the shapes differ.
 
     Relations:
         `k2` against the log-probabilities at rollout time is the "approximate KL" that PPO trainers log.
@@ -90,7 +90,7 @@ def next_kl_coef(kl_coef: float, kl: float, target: float, horizon: float, episo
         `float`: β, greater than 0.
 
     Raises:
-        ValueError: if `kl` is not finite, `target` is not positive, or `horizon` is too short.
+        ValueError: If `kl` is not finite, `target` is not positive, or `horizon` is too short.
 
     Relations:
         `episodes / horizon` is `K_β` of the paper (0.1) and `k_beta` of AlpacaFarm.
@@ -127,11 +127,11 @@ def locate_last_token(mask: torch.Tensor) -> torch.Tensor:
             Boolean, `True` at the tokens of a completion, including EOS. Right-padded.
 
     Returns:
-        `torch.Tensor` of shape `(batch,)`: positions from 0 to `length - 1`.
+        `torch.Tensor` of shape `(batch,)`: Positions from 0 to `length - 1`.
 
     Raises:
-        TypeError: if `mask` is not boolean.
-        ValueError: if `mask` is not right-padded or a row has no token.
+        TypeError: If `mask` is not boolean.
+        ValueError: If `mask` is not right-padded or a row has no token.
     """
     require_right_padding(mask)
     empty = ~mask.any(dim=1)  # (batch,)
@@ -155,13 +155,13 @@ def locate_after_last_token(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
             token. If the pad token is EOS, this mask excludes EOS, and a completion of EOS alone is an empty row.
 
     Returns:
-        `tuple` of `torch.Tensor`: positions of shape `(batch,)`, from 0 to `length - 1`, and the boolean mask of
+        `tuple` of `torch.Tensor`: Positions of shape `(batch,)`, from 0 to `length - 1`, and the boolean mask of
         values and rewards, of shape `(batch, length)`. The policy loss and the whitening of advantages still use
         `mask`.
 
     Raises:
-        TypeError: if `mask` is not boolean.
-        ValueError: if `mask` is not right-padded.
+        TypeError: If `mask` is not boolean.
+        ValueError: If `mask` is not right-padded.
 
     Reference:
         [TRL
@@ -209,12 +209,12 @@ def token_rewards(
             Positions of the scores, inside or outside `mask`. Defaults to [`locate_last_token`].
 
     Returns:
-        `torch.Tensor` of shape `(batch, length)`: rewards. They are 0 outside `mask`, except for a score at a position
+        `torch.Tensor` of shape `(batch, length)`: Rewards. They are 0 outside `mask`, except for a score at a position
         outside it.
 
     Raises:
-        TypeError: if `mask` is not boolean.
-        ValueError: if a shape is wrong, or if `score_positions` is `None` and [`locate_last_token`] raises.
+        TypeError: If `mask` is not boolean.
+        ValueError: If a shape is wrong, or if `score_positions` is `None` and [`locate_last_token`] raises.
 
     Reference:
         Eq. 2 of [Ziegler et al. 2019](https://arxiv.org/abs/1909.08593), applied per token as in [their

@@ -82,11 +82,11 @@ def token_log_probs(
             τ, above 0.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`, both of shape `(batch, length)` in fp32: log-probabilities in nats, at
+        `tuple[torch.Tensor, torch.Tensor]`, both of shape `(batch, length)` in fp32: Log-probabilities in nats, at
         most 0, and entropies in nats, at least 0. The entropies have no gradient.
 
     Raises:
-        ValueError: if the shapes do not match or the temperature is not positive.
+        ValueError: If the shapes do not match or the temperature is not positive.
 
     Example:
 

@@ -17,10 +17,10 @@ def product_pairs(prompt_indices: torch.Tensor) -> torch.Tensor:
             Integers that are equal if and only if the prompt is the same.
 
     Returns:
-        `torch.Tensor` of shape `(batch, batch)`: boolean, symmetric, `False` on the diagonal.
+        `torch.Tensor` of shape `(batch, batch)`: Boolean, symmetric, `False` on the diagonal.
 
     Raises:
-        ValueError: if the shape is wrong or there are fewer than two distinct prompts.
+        ValueError: If the shape is wrong or there are fewer than two distinct prompts.
 
     Example:
 
@@ -73,10 +73,10 @@ def gaussian_kl(
             size of the latent.
 
     Returns:
-        `torch.Tensor` of shape `(batch,)`: nats, at least 0.
+        `torch.Tensor` of shape `(batch,)`: Nats, at least 0.
 
     Raises:
-        ValueError: if `reduction` is neither `"sum"` nor `"mean"`.
+        ValueError: If `reduction` is neither `"sum"` nor `"mean"`.
 
     Reference:
         The KL term of [Federici et al. 2020](https://arxiv.org/abs/2002.07017). Their code uses one Monte Carlo
@@ -109,10 +109,10 @@ def symmetric_kl(
             `"sum"` or `"mean"` over the latent dimensions.
 
     Returns:
-        `torch.Tensor` of shape `(batch,)`: nats, at least 0. The order of the Gaussians does not matter.
+        `torch.Tensor` of shape `(batch,)`: Nats, at least 0. The order of the Gaussians does not matter.
 
     Raises:
-        ValueError: if `reduction` is neither `"sum"` nor `"mean"`.
+        ValueError: If `reduction` is neither `"sum"` nor `"mean"`.
 
     Reference:
         `D_SKL` of [Lang et al. 2024](https://arxiv.org/abs/2403.19279) and [Federici et al.
@@ -155,11 +155,11 @@ def mib_loss(
             `"sum"` or `"mean"` of the symmetric KL over the latent dimensions. The batch is always averaged.
 
     Returns:
-        `torch.Tensor`: a scalar in nats, lower is better.
+        `torch.Tensor`: A scalar in nats, lower is better.
 
     Raises:
-        KeyError: if `estimator` is not a key of [`LOWER_BOUNDS`].
-        ValueError: if `scores`, `product` or `kl_reduction` is invalid.
+        KeyError: If `estimator` is not a key of [`LOWER_BOUNDS`].
+        ValueError: If `scores`, `product` or `kl_reduction` is invalid.
 
     Relations:
         With `kl_weight=0` it equals [`mvi_loss`].
@@ -187,12 +187,12 @@ def mvi_loss(scores: torch.Tensor, product: torch.Tensor | None = None, estimato
             A key of [`LOWER_BOUNDS`].
 
     Returns:
-        `torch.Tensor`: a scalar in nats, lower is better. It is minus the bound, so it is between 0 and 2 ln 2 for
+        `torch.Tensor`: A scalar in nats, lower is better. It is minus the bound, so it is between 0 and 2 ln 2 for
         `jsd` with the best critic.
 
     Raises:
-        KeyError: if `estimator` is not a key of [`LOWER_BOUNDS`].
-        ValueError: if `scores` or `product` is invalid.
+        KeyError: If `estimator` is not a key of [`LOWER_BOUNDS`].
+        ValueError: If `scores` or `product` is invalid.
 
     Relations:
         It equals [`mib_loss`] with `kl_weight=0`. With the estimator `nce` on cosines of μ divided by 0.1, it equals
@@ -226,11 +226,11 @@ def infomax_loss(
             A key of [`LOWER_BOUNDS`].
 
     Returns:
-        `torch.Tensor`: a scalar in nats, lower is better.
+        `torch.Tensor`: A scalar in nats, lower is better.
 
     Raises:
-        KeyError: if `estimator` is not a key of [`LOWER_BOUNDS`].
-        ValueError: if a score matrix or `product` is invalid.
+        KeyError: If `estimator` is not a key of [`LOWER_BOUNDS`].
+        ValueError: If a score matrix or `product` is invalid.
 
     Relations:
         It is the mean of two [`mvi_loss`] values, one for each view, on `(h, z)` instead of `(z1, z2)`. The two views
@@ -268,10 +268,10 @@ def contrastive_loss(
             τ, greater than 0 (ours).
 
     Returns:
-        `torch.Tensor`: a scalar in nats, at least `-ln(batch)`, lower is better. Chance gives 0.
+        `torch.Tensor`: A scalar in nats, at least `-ln(batch)`, lower is better. Chance gives 0.
 
     Raises:
-        ValueError: if `product` is invalid.
+        ValueError: If `product` is invalid.
 
     Relations:
         The usual cross-entropy form is this loss plus `ln(batch)`. With a mask, it is this loss plus the mean
@@ -279,7 +279,7 @@ def contrastive_loss(
         estimator `nce`, a latent without noise and a cosine critic without learned parameters.
 
     Reference:
-        "CL" in Table 4 of [Lang et al. 2024](https://arxiv.org/abs/2403.19279), where two outputs of one instruction
+        "CL" in Table 4 of [Lang et al. 2024](https://arxiv.org/abs/2403.19279). There, two completions of one prompt
         are the positive pair. The cosine, the use of both directions and the temperature are ours.
     """
     scores = normalize(mean_1, dim=-1) @ normalize(mean_2, dim=-1).T / temperature  # (batch, batch)

@@ -25,12 +25,12 @@ def jsd_lower_bound(scores: torch.Tensor, product: torch.Tensor | None = None) -
             diagonal.
 
     Returns:
-        `torch.Tensor`: a scalar in nats, at most 0, higher is better. The best critic reaches -2 ln 2 = -1.386 if the
+        `torch.Tensor`: A scalar in nats, at most 0, higher is better. The best critic reaches -2 ln 2 = -1.386 if the
         views share nothing, and 0 if no joint pair could be a product pair. A bad critic falls below -1.386.
 
     Raises:
-        TypeError: if `product` is not boolean.
-        ValueError: if a shape is wrong, or `product` marks no pair or marks a joint pair.
+        TypeError: If `product` is not boolean.
+        ValueError: If a shape is wrong, or `product` marks no pair or marks a joint pair.
 
     Relations:
         With one joint pair per row, the bound is minus the sum of two binary cross-entropies of joint against product.
@@ -65,7 +65,7 @@ def nce_lower_bound(scores: torch.Tensor, product: torch.Tensor | None = None) -
     $$I_{NCE} = \frac{1}{2} \sum_{axes} E_i\left[T_{ii} - \ln \frac{1}{n_i} \sum_{j \in C_i} e^{T_{ij}}\right]$$
 
     `C_i` holds the partner and the product pairs of row `i` (for the second axis, of column `i`), and `n_i` is their
-    number. Pairs that are neither joint nor product are left out of the sum and of `n_i`. A row without product pairs
+    number. Pairs that are neither joint nor product count neither in the sum nor in `n_i`. A row without product pairs
     contributes 0.
 
     Args:
@@ -76,12 +76,12 @@ def nce_lower_bound(scores: torch.Tensor, product: torch.Tensor | None = None) -
             diagonal.
 
     Returns:
-        `torch.Tensor`: a scalar in nats of mutual information, higher is better. It is at most `ln(batch)`, so small
+        `torch.Tensor`: A scalar in nats of mutual information, higher is better. It is at most `ln(batch)`, so small
         batches cannot show much information. A critic that knows nothing gives 0.
 
     Raises:
-        TypeError: if `product` is not boolean.
-        ValueError: if a shape is wrong, or `product` marks no pair or marks a joint pair.
+        TypeError: If `product` is not boolean.
+        ValueError: If a shape is wrong, or `product` marks no pair or marks a joint pair.
 
     Relations:
         A constant added to all scores changes nothing, so the critic does not learn its offset. [`contrastive_loss`]
@@ -128,12 +128,12 @@ def nwj_lower_bound(scores: torch.Tensor, product: torch.Tensor | None = None) -
             diagonal.
 
     Returns:
-        `torch.Tensor`: a scalar in nats of mutual information, unlimited, higher is better. The best critic reaches 0
+        `torch.Tensor`: A scalar in nats of mutual information, unlimited, higher is better. The best critic reaches 0
         if the views share nothing (`T = 1`). `T = 0` gives -1/e = -0.368.
 
     Raises:
-        TypeError: if `product` is not boolean.
-        ValueError: if a shape is wrong, or `product` marks no pair or marks a joint pair.
+        TypeError: If `product` is not boolean.
+        ValueError: If a shape is wrong, or `product` marks no pair or marks a joint pair.
 
     Relations:
         The best critic is 1 + that of [`jsd_lower_bound`]. `nwj_lower_bound(scores + 1)` therefore estimates nats with
@@ -166,7 +166,7 @@ LOWER_BOUNDS: dict[str, Callable[..., torch.Tensor]] = {
 """Estimators of mutual information, by the name used in configurations."""
 
 ZERO_INFORMATION: dict[str, float] = {"jsd": -2 * math.log(2), "nce": 0.0, "nwj": 0.0}
-"""Value of each bound, in nats, with the best critic if the views share nothing. Log it beside the estimate."""
+"""Value of each bound, in nats, with the best critic if the views share nothing. Log it with the estimate."""
 
 
 def _build_joint_mask(scores: torch.Tensor) -> torch.Tensor:

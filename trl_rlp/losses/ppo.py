@@ -20,10 +20,10 @@ def masked_mean(values: torch.Tensor, mask: torch.Tensor, count: float | torch.T
             of tokens in `mask`.
 
     Returns:
-        `torch.Tensor`: a scalar in the unit of `values`, in fp32 or better.
+        `torch.Tensor`: A scalar in the unit of `values`, in fp32 or better.
 
     Raises:
-        ValueError: if the shapes differ, or `mask` has no token and `count` is `None`.
+        ValueError: If the shapes differ, or `mask` has no token and `count` is `None`.
     """
     require_equal_shapes(values=values, mask=mask)
     if count is None and not mask.any():
@@ -47,10 +47,10 @@ def masked_moments(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
             Boolean, `True` at the tokens that count. AlpacaFarm uses `True` everywhere.
 
     Returns:
-        `torch.Tensor` of shape `(3,)`, in fp32 or better. It is all zeros if `mask` has no token.
+        `torch.Tensor` of shape `(3,)`: The three numbers, in fp32 or better. All are 0 if `mask` has no token.
 
     Raises:
-        ValueError: if the shapes differ.
+        ValueError: If the shapes differ.
     """
     require_equal_shapes(values=values, mask=mask)
     values, count = _to_full_precision(values).masked_fill(~mask, 0), mask.sum()
@@ -71,10 +71,10 @@ def pooled_mean_and_variance(moments: torch.Tensor, unbiased: bool = True) -> tu
             count, as in AlpacaFarm.
 
     Returns:
-        `tuple` of `torch.Tensor`: the mean and the variance, two scalars.
+        `tuple` of `torch.Tensor`: The mean and the variance, two scalars.
 
     Raises:
-        ValueError: if there are fewer than two tokens. With `unbiased=False`, if there is no token.
+        ValueError: If there are fewer than two tokens. With `unbiased=False`, if there is no token.
     """
     counts, means, squares = moments.reshape(-1, 3).unbind(dim=1)  # (parts,)
     count, correction = counts.sum(), 1 if unbiased else 0
@@ -107,7 +107,7 @@ def whiten(
             reward of 0 does not stay 0 then.
 
     Returns:
-        `torch.Tensor` of shape `(batch, length)`: whitened values, 0 outside `mask`.
+        `torch.Tensor` of shape `(batch, length)`: Whitened values, 0 outside `mask`.
 
     Relations:
         AlpacaFarm adds 1e-8 to the standard deviation instead. For σ above 0.01, the results differ by a factor of at
@@ -138,7 +138,7 @@ def generalized_advantages(
             `V_t`, the critic's value before token `t`, in the unit of `rewards`. Values outside `mask` are ignored.
         mask (`torch.Tensor` of shape `(batch, length)`):
             Boolean, `True` at the tokens of a completion. Right-padded. To match TRL 1.12, pass the mask of
-            [`after_last_token`].
+            [`locate_after_last_token`].
         gamma (`float`):
             γ, the discount, in [0, 1].
         lam (`float`):
@@ -149,8 +149,8 @@ def generalized_advantages(
         or better, and 0 outside `mask`.
 
     Raises:
-        TypeError: if `mask` is not boolean.
-        ValueError: if the shapes differ or `mask` is not right-padded.
+        TypeError: If `mask` is not boolean.
+        ValueError: If the shapes differ or `mask` is not right-padded.
 
     Relations:
         With λ = 1, the advantage is the discounted sum of the future rewards minus the value. With λ = 0, it is `δ_t`.
@@ -207,11 +207,11 @@ def clipped_policy_loss(
             ε, greater than 0.
 
     Returns:
-        `torch.Tensor` of shape `(batch, length)`: lower is better. It is 0 outside `mask`. Reduce it with
+        `torch.Tensor` of shape `(batch, length)`: Lower is better. It is 0 outside `mask`. Reduce it with
         [`masked_mean`].
 
     Raises:
-        ValueError: if the shapes differ.
+        ValueError: If the shapes differ.
 
     Reference:
         Eq. 7 of [Schulman et al. 2017](https://arxiv.org/abs/1707.06347), negated.
@@ -230,7 +230,7 @@ def policy_is_clipped(
     Finds the tokens at which [`clipped_policy_loss`] is clipped and has no gradient. It has the same arguments.
 
     Returns:
-        `torch.Tensor` of shape `(batch, length)`: boolean, `False` outside `mask`. Compute the fraction with
+        `torch.Tensor` of shape `(batch, length)`: Boolean, `False` outside `mask`. Compute the fraction with
         [`masked_mean`].
     """
     return torch.lt(*_policy_losses(log_probs, old_log_probs, advantages, mask, cliprange))
@@ -262,10 +262,10 @@ def clipped_value_loss(
             `c`, in the unit of rewards, greater than 0. `None` turns clipping off.
 
     Returns:
-        `torch.Tensor` of shape `(batch, length)`: at least 0, lower is better. It is 0 outside `mask`.
+        `torch.Tensor` of shape `(batch, length)`: At least 0, lower is better. It is 0 outside `mask`.
 
     Raises:
-        ValueError: if the shapes differ.
+        ValueError: If the shapes differ.
 
     Reference:
         [Ziegler et al.
@@ -286,7 +286,7 @@ def value_is_clipped(
     Finds the tokens at which [`clipped_value_loss`] is clipped and has no gradient. It has the same arguments.
 
     Returns:
-        `torch.Tensor` of shape `(batch, length)`: boolean, `False` outside `mask`. Compute the fraction with
+        `torch.Tensor` of shape `(batch, length)`: Boolean, `False` outside `mask`. Compute the fraction with
         [`masked_mean`].
     """
     return torch.lt(*_value_losses(values, old_values, returns, mask, cliprange_value))

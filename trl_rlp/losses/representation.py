@@ -79,7 +79,7 @@ class RepresentationLoss(nn.Module):
             Weight of the symmetric KL, at least 0. Defaults to the weight of the recipe. Only `mib` uses it.
 
     Raises:
-        ValueError: if a name is unknown, a size is below 1, or the weight is negative or not finite.
+        ValueError: If a name is unknown, a size is below 1, or the weight is negative or not finite.
 
     Relations:
         With the same random latents, `mib` with `kl_weight=0` has the same loss and gradients as `mvi`. `cl` has no σ
@@ -148,7 +148,7 @@ class RepresentationLoss(nn.Module):
             prompt_indices (`torch.Tensor` of shape `(batch,)`):
                 Integers that are equal if and only if the prompt is the same. At least two of them differ.
             kl_weight (`float`, *optional*):
-                Weight of the symmetric KL in this call, at least 0, for example for a warmup. Only `mib` uses it.
+                Weight of the symmetric KL in this call, at least 0, for example for a warm-up. Only `mib` uses it.
 
         Returns:
             `dict[str, torch.Tensor]`: fp32 scalars. All except `"loss"` are detached.
@@ -165,7 +165,7 @@ class RepresentationLoss(nn.Module):
             The latents have collapsed if `mi` stays at `mi_zero`, or if `mean_spread` is far below `deviation`.
 
         Raises:
-            ValueError: if a shape is wrong, there are fewer than two distinct prompts, or the weight is negative or
+            ValueError: If a shape is wrong, there are fewer than two distinct prompts, or the weight is negative or
                 not finite.
         """
         self._require_shapes(hidden_1, hidden_2, prompt_indices)

@@ -1,8 +1,7 @@
 """
 The quickstart: Algorithm 1 on a small real model, without GPU, account or Hub (`trl-rlp quickstart`).
 
-Its parts are public, so that examples can use them: questions with known answers, simulated human preferences and the
-weights of SmolLM2-135M.
+Examples can use its parts: questions with known answers, simulated human preferences and the weights of SmolLM2-135M.
 """
 
 from trl_rlp.quickstart.model_outcome import compute_accuracies

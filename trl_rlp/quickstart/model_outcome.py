@@ -30,13 +30,14 @@ def wilson_interval(share: float, size: int, z: float = 1.96) -> tuple[float, fl
         size (`int`):
             n, the number of independent trials.
         z (`float`, *optional*, defaults to `1.96`):
-            Number of standard deviations. 1.96 gives a level of 95 %.
+            Number of standard deviations. 1.96 gives a level of 95%.
 
     Returns:
-        `tuple[float, float]`: lower and upper end, in [0, 1].
+        `tuple[float, float]`: Lower and upper end, in [0, 1].
 
     Reference:
-        Wilson 1927, Journal of the American Statistical Association 22.
+        Wilson 1927, "Probable inference, the law of succession, and statistical inference", Journal of the American
+        Statistical Association 22.
     """
     center = share + z * z / (2 * size)
     half_width = z * math.sqrt(share * (1 - share) / size + z * z / (4 * size * size))
@@ -48,13 +49,13 @@ def compute_accuracies(samples: Dataset, answers: Sequence[Sequence[str]]) -> np
     Computes the share of correct completions for each question. An unfinished completion is never correct.
 
     Args:
-        samples (`datasets.Dataset`):
+        samples ([`~datasets.Dataset`]):
             Columns `completions` and `finished`.
         answers (`Sequence[Sequence[str]]`):
             Accepted answers of each row.
 
     Returns:
-        `numpy.ndarray` of shape `(questions,)`, in [0, 1].
+        `numpy.ndarray` of shape `(questions,)`: Shares in [0, 1].
     """
     return np.array(
         [
@@ -80,19 +81,19 @@ def evaluate_policies(
             Folder for the samples. Each policy gets a subfolder with its name.
         policies (`dict[str, str]`):
             Folders of `sft`, `policy` and `retrained_policy`. `sft` is the reference of the KL divergence.
-        questions (`datasets.Dataset`):
+        questions ([`~datasets.Dataset`]):
             Columns `prompt` and `answers`.
         sampling (`dict`):
             Further arguments of [`sample_completions`].
 
     Returns:
-        `dict`:
-        - `policies`: for each policy `accuracy` (mean over questions), its `interval`, `finished`, and `kl` (nats per
-          completion, on the first 24 questions). The interval is Wilson's at 95 %. Its trials are the questions,
+        `dict`: The results:
+        - `policies`: For each policy, `accuracy` (mean over questions), its `interval`, `finished`, and `kl` (nats per
+          completion, on the first 24 questions). The interval is Wilson's at 95%. Its trials are the questions,
           because completions of one question are not independent.
-        - `comparisons`: for each pair of policies the paired `difference` of accuracy and its `standard_error` over
+        - `comparisons`: For each pair of policies, the paired `difference` of accuracy and its `standard_error` over
           questions.
-        - `questions` and `completions_per_question`: counts.
+        - `questions` and `completions_per_question`: Counts.
     """
     metrics, samples = describe_policies(folder, policies, questions, sampling, num_kl_prompts=NUM_KL_QUESTIONS)
     answers = list(questions["answers"])
@@ -122,14 +123,14 @@ def compare_rewards(before: RewardModel, after: RewardModel, sets: dict[str, Dat
 
     Args:
         before (`tuple[PreTrainedModel, PreTrainedTokenizerBase]`):
-            Reward model and its tokenizer. r in the paper.
+            Reward model and its tokenizer (r in the paper).
         after (`tuple[PreTrainedModel, PreTrainedTokenizerBase]`):
-            Refined reward model and its tokenizer. r̂ in the paper.
+            Refined reward model and its tokenizer (r̂ in the paper).
         sets (`dict[str, datasets.Dataset]`):
-            Preferences by name. Empty sets are left out.
+            Preferences by name. Empty sets are skipped.
 
     Returns:
-        `dict`: for each set `before` and `after` (results of [`pair_metrics`]) and `difference` (paired difference of
+        `dict`: For each set, `before` and `after` (results of [`pair_metrics`]) and `difference` (paired difference of
         the accuracy, where a tie counts one half).
     """
     return {name: compare_on_pairs(before, after, pairs) for name, pairs in sets.items() if len(pairs)}

@@ -37,19 +37,19 @@ def measure_outcome(
             Folder of the policy samples P.
         synthetic (`Path` or `None`):
             Folder of the synthetic preferences D̂. If `None`, D̂ is built for the page only.
-        unlabeled (`datasets.Dataset`), heldout (`datasets.Dataset`):
+        unlabeled ([`~datasets.Dataset`]), heldout ([`~datasets.Dataset`]):
             Questions with `prompt`, `answers`, `kind` and `question`.
-        heldout_preferences (`datasets.Dataset`):
+        heldout_preferences ([`~datasets.Dataset`]):
             Human pairs on the held-out questions, without flipped labels.
         threshold (`float`):
-            γ, in [0, 1].
+            Threshold γ, in [0, 1].
         sampling (`dict`):
             Arguments for sampling the policies.
         seed (`int`):
             Seed for choosing the pairs.
 
     Returns:
-        `dict` with `policies`, `rewards`, `synthetic`, `questions` and `kinds`.
+        `dict`: The keys are `policies`, `rewards`, `synthetic`, `questions` and `kinds`.
     """
     policies = {name: models[name] for name in ("sft", "policy", "retrained_policy")}
     evaluation = evaluate_policies(folder, policies, heldout, sampling)

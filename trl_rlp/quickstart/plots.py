@@ -37,12 +37,12 @@ def plot_confidence(questions: Sequence[dict[str, Any]], num_generations: int, t
         questions (`Sequence[dict]`):
             Entries with `confidence` and `majority_right`.
         num_generations (`int`):
-            n. Confidences are multiples of 1 / n.
+            Number n of completions per question. Confidences are multiples of 1 / n.
         threshold (`float`):
-            γ, shown as a dashed line.
+            Threshold γ, shown as a dashed line.
 
     Returns:
-        `str`: an SVG element.
+        `str`: An SVG element.
     """
     figure, axes = _create_axes(6.4, 2.9)
     positions = [count / num_generations for count in range(num_generations + 1)]
@@ -77,7 +77,7 @@ def plot_reward_models(comparisons: dict[str, dict[str, Any]]) -> str:
             By name of the set, `before` and `after`, each with `accuracy` and `pairs`.
 
     Returns:
-        `str`: an SVG element. The error bars are plus and minus one binomial standard error.
+        `str`: An SVG element. The error bars are plus and minus one binomial standard error.
     """
     figure, axes = _create_axes(6.4, 0.9 + 0.62 * len(comparisons))
     labels = []
@@ -105,7 +105,7 @@ def plot_policies(policies: dict[str, dict[str, Any]]) -> str:
             By name of the policy, `accuracy` and `interval`.
 
     Returns:
-        `str`: an SVG element.
+        `str`: An SVG element.
     """
     figure, axes = _create_axes(6.4, 2.0)
     for row, metrics in enumerate(policies.values()):

@@ -25,7 +25,7 @@ def train_sft(
             Folder for the trained model.
         base_model (`str` or `Path`):
             Folder or Hub name of the model to start from.
-        demonstrations (`datasets.Dataset`):
+        demonstrations ([`~datasets.Dataset`]):
             Prompts and completions, in TRL's prompt-completion format.
         args (`dict`):
             Fields of `trl.SFTConfig`, without `output_dir`.
@@ -52,7 +52,7 @@ def collect_preferences(
     folder: Path, sft_model: str | Path, questions: dict[str, Dataset], sampling: dict[str, Any], seed: int
 ) -> dict[str, dict[str, float]]:
     """
-    Collects human preferences (step 1 of Algorithm 1): samples π_SFT, and a simulated annotator compares right with
+    Collects human preferences (step 1 of Algorithm 1). π_SFT is sampled, and a simulated annotator compares right with
     wrong completions.
 
     Args:
@@ -61,14 +61,14 @@ def collect_preferences(
         sft_model (`str` or `Path`):
             Folder or Hub name of π_SFT.
         questions (`dict[str, datasets.Dataset]`):
-            By name of the part, `prompt` and `answers`.
+            Questions of each part, by name of the part, with the columns `prompt` and `answers`.
         sampling (`dict`):
             Further arguments of [`sample_completions`].
         seed (`int`):
             Seed for choosing the pairs and the flipped labels.
 
     Returns:
-        `dict`: by name of the part, the metrics of [`describe_outputs`], `pairs` and `flipped`.
+        `dict`: For each part, the metrics of [`describe_outputs`], `pairs` and `flipped`.
     """
     model, processing_class = load_policy(sft_model)
     metrics = {}

@@ -18,19 +18,19 @@ def label_accuracy(preferences: Dataset, answers: Sequence[Sequence[str]]) -> di
     Measures how often synthetic preferences agree with the known answers.
 
     Args:
-        preferences (`datasets.Dataset`):
-            D̂ with `sample_row`, the index into `answers`.
+        preferences ([`~datasets.Dataset`]):
+            Synthetic preferences D̂ with `sample_row`, the index into `answers`.
         answers (`Sequence[Sequence[str]]`):
             Accepted answers, one entry per sample row.
 
     Returns:
-        `dict` with these keys:
+        `dict`: The keys are:
 
-        - `pairs`: number of pairs.
-        - `decided`: number of pairs with exactly one right side.
-        - `accuracy`: share of the decided pairs that prefer the right side. `None` if there is no such pair.
-        - `neither_right`: number of pairs without a right side, which the answers cannot decide.
-        - `chosen_right`: share of all pairs whose chosen side is right.
+        - `pairs`: Number of pairs.
+        - `decided`: Number of pairs with exactly one right side.
+        - `accuracy`: Share of the decided pairs that prefer the right side. `None` if there is no such pair.
+        - `neither_right`: Number of pairs without a right side, which the answers cannot decide.
+        - `chosen_right`: Share of all pairs whose chosen side is right.
     """
     sides = [
         tuple(is_correct(row[side], answers[row["sample_row"]]) for side in ("chosen", "rejected"))
@@ -48,26 +48,26 @@ def label_accuracy(preferences: Dataset, answers: Sequence[Sequence[str]]) -> di
 
 def describe_questions(samples: Dataset, preferences: Dataset, threshold: float) -> list[dict[str, Any]]:
     """
-    Describes for each question of U what the policy answers and whether SPG accepted it.
+    Describes what the policy answers to each question of U, and whether SPG accepted the question.
 
     Args:
-        samples (`datasets.Dataset`):
-            P with `answers`, `kind` and `question`.
-        preferences (`datasets.Dataset`):
-            D̂ with `sample_row`.
+        samples ([`~datasets.Dataset`]):
+            Policy samples P with `answers`, `kind` and `question`.
+        preferences ([`~datasets.Dataset`]):
+            Synthetic preferences D̂ with `sample_row`.
         threshold (`float`):
-            γ, in [0, 1].
+            Threshold γ, in [0, 1].
 
     Returns:
-        `list[dict]`, one entry per question, with these keys:
+        `list[dict]`: One entry per question. The keys are:
 
-        - `kind`, `question`, `answer`: the question and its first accepted answer.
-        - `accuracy`: share of right completions.
-        - `confidence`: share of the largest group.
-        - `majority`: text of the largest group.
-        - `majority_right`: whether this text is right.
+        - `kind`, `question`, `answer`: The question and its first accepted answer.
+        - `accuracy`: Share of right completions.
+        - `confidence`: Share of the largest group.
+        - `majority`: Text of the largest group.
+        - `majority_right`: Whether this text is right.
         - `status`: `accepted`, `below γ`, `all agree` or `unfinished` (no completion of the largest group finished).
-        - `chosen`, `rejected`, `chosen_right`, `rejected_right`: the synthetic pair, for accepted questions only.
+        - `chosen`, `rejected`, `chosen_right`, `rejected_right`: The synthetic pair, for accepted questions only.
     """
     groups = cluster(
         samples.select_columns(["prompt", "completions", "finished"]),
@@ -116,13 +116,13 @@ def summarize_kinds(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             Result of [`describe_questions`].
 
     Returns:
-        `list[dict]`, one entry per kind, the most accurate kind first, with these keys:
+        `list[dict]`: One entry per kind, the most accurate kind first. The keys are:
 
-        - `kind`: name of the kind.
-        - `questions`: number of questions.
-        - `accuracy`, `confidence`, `majority_right`: means over the questions, in [0, 1].
-        - `accepted`: number of accepted questions.
-        - `accepted_right`: number of accepted questions with a right majority.
+        - `kind`: Name of the kind.
+        - `questions`: Number of questions.
+        - `accuracy`, `confidence`, `majority_right`: Means over the questions, in [0, 1].
+        - `accepted`: Number of accepted questions.
+        - `accepted_right`: Number of accepted questions with a right majority.
     """
     kinds = defaultdict(list)
     for row in rows:

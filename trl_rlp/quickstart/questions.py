@@ -61,7 +61,7 @@ def load_questions() -> list[Question]:
     Loads all questions of the package.
 
     Returns:
-        `list[Question]`, in the order of the file.
+        `list[Question]`: The questions, in the order of the file.
     """
     rows = [json.loads(line) for line in QUESTIONS.read_text(encoding="utf-8").splitlines()]
     return [Question(row["kind"], row["question"], tuple(row["answers"])) for row in rows]
@@ -74,8 +74,8 @@ def split_questions(questions: Sequence[Question], seed: int = SEED) -> dict[str
     Every question is used exactly once. In plain terms, the split works as follows:
 
     1. The questions of each kind are shuffled.
-    2. They are dealt to the parts in the shuffled order of [`SLOTS`]. All parts get about the same mix of kinds.
-    3. Each part is ordered such that its first questions have this mix too. A run with time for half of the questions
+    2. They are assigned to the parts in the shuffled order of [`SLOTS`]. All parts get about the same mix of kinds.
+    3. Each part is sorted to have this mix in its first questions, too. A run with time for half of the questions
        takes the first half.
 
     Args:
@@ -125,7 +125,7 @@ def prompt_dataset(questions: Sequence[Question]) -> Dataset:
             Questions.
 
     Returns:
-        `datasets.Dataset` with `prompt`, `answers` (all accepted ones), `kind` and `question`.
+        `datasets.Dataset`: The columns are `prompt`, `answers` (all accepted ones), `kind` and `question`.
     """
     return Dataset.from_list(
         [
@@ -141,9 +141,9 @@ def demonstration_dataset(questions: Sequence[Question]) -> Dataset:
 
     Args:
         questions (`Sequence[Question]`):
-            Questions.
+            The questions.
 
     Returns:
-        `datasets.Dataset` in TRL's prompt-completion format. The completion is the first accepted answer.
+        `datasets.Dataset`: TRL's prompt-completion format. The completion is the first accepted answer.
     """
     return Dataset.from_list([{"prompt": entry.prompt, "completion": f" {entry.answers[0]}"} for entry in questions])

@@ -42,8 +42,8 @@ class QuickstartConfig:
             Folder for the page `report.html`, the metrics `outcome.json`, the log `log.txt`, models and data. It takes
             about 3 GB. A second run with the same settings resumes after the last finished stage.
         minutes (`float`, *optional*, defaults to `10.0`):
-            Time budget, above 0. On a busy machine the quickstart uses fewer questions and steps, and the page says
-            so.
+            Time budget in minutes, above 0. On a busy machine, the quickstart uses fewer questions and steps, and the
+            page reports it.
         method (`str`, *optional*, defaults to `"spg"`):
             How the reward model is refined: `"spg"`, `"uml"` or `"uml+spg"`.
         seed (`int`, *optional*, defaults to `0`):
@@ -51,16 +51,16 @@ class QuickstartConfig:
         question_seed (`int`, *optional*, defaults to `2403`):
             Seed for the split of the questions.
         model (`str`, *optional*):
-            Folder of another small Llama-like causal LM to start from. If `None`, SmolLM2-135M-Instruct.
+            Folder of another small Llama-like causal LM to start from. Defaults to SmolLM2-135M-Instruct.
 
     Raises:
-        ValueError: if a value is out of range.
+        ValueError: If a value is out of range.
     """
 
     output_dir: str = field(default="quickstart_run", metadata={"help": "Folder for the page, models and data."})
     minutes: float = field(
         default=10.0,
-        metadata={"help": "Time budget, above 0. On a busy machine the quickstart uses fewer questions and steps."},
+        metadata={"help": "Time budget, above 0. A busy machine gets fewer questions and steps."},
     )
     method: str = field(
         default="spg", metadata={"help": "How the reward model is refined: `spg`, `uml` or `uml+spg`."}
@@ -70,7 +70,7 @@ class QuickstartConfig:
     model: str | None = field(
         default=None,
         metadata={
-            "help": "Folder of another small Llama-like causal LM to start from. If not set, SmolLM2-135M-Instruct."
+            "help": "Folder of another small Llama-like causal LM to start from. Defaults to SmolLM2-135M-Instruct."
         },
     )
 
@@ -97,7 +97,7 @@ def lora(model: str | Path, share: float) -> dict[str, Any]:
             Share of the layers that get an adapter, in (0, 1].
 
     Returns:
-        `dict`: fields of `peft.LoraConfig`.
+        `dict`: Fields of `peft.LoraConfig`.
     """
     num_layers = AutoConfig.from_pretrained(model).num_hidden_layers
     first = num_layers - max(1, round(share * num_layers))
@@ -120,7 +120,7 @@ def build_sampling_args(config: QuickstartConfig, sizes: Sizes) -> dict[str, Any
             Amounts of work.
 
     Returns:
-        `dict` with `num_generations`, `max_new_tokens` and `seed`.
+        `dict`: The keys are `num_generations`, `max_new_tokens` and `seed`.
     """
     return {"num_generations": sizes.num_generations, "max_new_tokens": MAX_NEW_TOKENS, "seed": config.seed}
 
@@ -140,7 +140,7 @@ def build_pipeline_config(config: QuickstartConfig, sizes: Sizes, sft_model: Pat
             Folder for the stages.
 
     Returns:
-        [`RLPConfig`].
+        [`RLPConfig`]: The settings.
     """
     return RLPConfig(
         output_dir=str(output_dir),

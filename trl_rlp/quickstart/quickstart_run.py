@@ -60,7 +60,7 @@ def quickstart(config: QuickstartConfig, sizes: Sizes | None = None, console: Co
     Runs all of Algorithm 1 on a small real model and writes a page with the results.
 
     Supervised fine-tuning and simulated human preferences are steps 0 and 1. [`run_rlp`] is steps 2 to 5. The page
-    shows the results as they are, good or bad. The output of the trainers goes to `log.txt`.
+    shows all results, good or bad. The output of the trainers goes to `log.txt`.
 
     Args:
         config ([`QuickstartConfig`]):
@@ -68,14 +68,14 @@ def quickstart(config: QuickstartConfig, sizes: Sizes | None = None, console: Co
         sizes ([`Sizes`], *optional*):
             Amounts of work before the time budget reduces them.
         console (`rich.console.Console`, *optional*):
-            Console for progress and summary. If `None`, standard output.
+            Console for progress and summary. Defaults to standard output.
 
     Returns:
-        `Path` of the page.
+        `Path`: The page.
 
     Raises:
-        ImportError: if the wheel with SmolLM2 is not installed.
-        ValueError: if the folder contains another run.
+        ImportError: If the wheel with SmolLM2 is not installed.
+        ValueError: If the folder contains another run.
 
     Example:
 
@@ -119,14 +119,14 @@ class _Budget:
         self.run, self.end, self.console = run, start + PLANNED_SHARE * 60 * minutes, console
 
     def plan(self, name: str, sizes: Sizes, slowdown: float, estimate_seconds: Callable[[Sizes], float]) -> Sizes:
-        """Reduces the remaining work to fit the budget. It is a stage, and a resumed run keeps its sizes."""
+        """Reduces the remaining work to fit the budget. It is a stage, so a resumed run keeps its sizes."""
         left = self.end - time.perf_counter()
         self.run.stage(name, _fit_plan, sizes=sizes, left=left, slowdown=slowdown, estimate_seconds=estimate_seconds)
         plan = self.run.metrics(name)
         if plan["share"] < 1:
             self.console.print(
-                f"        this machine takes {plan['slowdown']:.1f} times as long as two free cores: "
-                f"the remaining work is reduced to {plan['share']:.0%}",
+                f"        this machine takes {plan['slowdown']:.1f} times as long as two free cores, "
+                f"so the remaining work is reduced to {plan['share']:.0%}",
                 soft_wrap=True,
             )
         return Sizes(**plan["sizes"])

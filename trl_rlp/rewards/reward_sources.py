@@ -26,7 +26,7 @@ def list_reward_sources(reward_funcs: RewardSource | Sequence[RewardSource] | No
             One source, several, or none.
 
     Returns:
-        `list`: the sources.
+        `list`: The sources.
     """
     if isinstance(reward_funcs, (list, tuple)):
         return list(reward_funcs)
@@ -53,10 +53,10 @@ def build_reward_functions(
             The first source.
         reward_funcs (`Sequence`):
             Further sources: reward models, their folders or Hub names, or reward functions as for TRL's GRPO.
-        reward_processing_class (`PreTrainedTokenizerBase` or `Sequence`, *optional*):
+        reward_processing_class ([`~transformers.PreTrainedTokenizerBase`] or `Sequence`, *optional*):
             Tokenizer of the first model, or one entry per source, `None` for functions. By default `reward_model`
             reads the policy's tokens, and the other models use the tokenizer that was saved with them.
-        processing_class (`PreTrainedTokenizerBase`):
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             The policy's tokenizer.
         vocabulary_size (`int`):
             Vocabulary size of the policy: the number of rows of its embedding.
@@ -66,10 +66,10 @@ def build_reward_functions(
             Device for the models.
 
     Returns:
-        `list[Callable]`: the reward functions, in the order of the sources.
+        `list[Callable]`: The reward functions, in the order of the sources.
 
     Raises:
-        TypeError, ValueError: if a model is not a reward model, its vocabulary is too small for the policy's tokens,
+        TypeError, ValueError: If a model is not a reward model, its vocabulary is too small for the policy's tokens,
             or the tokenizers do not match the sources.
     """
     sources = [*([] if reward_model is None else [reward_model]), *reward_funcs]
@@ -106,13 +106,13 @@ def require_embedding(
             Name of the model in the error message.
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Reward model or value model.
-        processing_class (`PreTrainedTokenizerBase`):
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             The policy's tokenizer.
         vocabulary_size (`int`):
             Vocabulary size of the policy: the number of rows of its embedding.
 
     Raises:
-        ValueError: if the model's embedding is too small.
+        ValueError: If the model's embedding is too small.
     """
     rows = model.get_input_embeddings().weight.shape[0]
     last_id = max(get_writable_tokens(processing_class, vocabulary_size).values())
@@ -129,13 +129,13 @@ def get_writable_tokens(processing_class: PreTrainedTokenizerBase, vocabulary_si
     Returns the tokens that a policy can generate: all except the pad token and tokens outside its embedding.
 
     Args:
-        processing_class (`PreTrainedTokenizerBase`):
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             The policy's tokenizer.
         vocabulary_size (`int`):
             Vocabulary size of the policy: the number of rows of its embedding.
 
     Returns:
-        `dict[str, int]`: the id of each token.
+        `dict[str, int]`: The id of each token.
     """
     pad_token_id = None if processing_class.pad_token == processing_class.eos_token else processing_class.pad_token_id
     vocabulary = processing_class.get_vocab().items()
@@ -147,15 +147,15 @@ def shares_token_ids(reader: PreTrainedTokenizerBase, writer: PreTrainedTokenize
     Checks whether a model with one tokenizer can read the token ids of another tokenizer.
 
     Args:
-        reader (`PreTrainedTokenizerBase`):
+        reader ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the model that reads. It may have additional tokens, such as its own pad token.
-        writer (`PreTrainedTokenizerBase`):
+        writer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the token ids.
         vocabulary_size (`int`):
             Vocabulary size of the model that generates the token ids: the number of rows of its embedding.
 
     Returns:
-        `bool`: whether every token that can be generated has the same id in both tokenizers.
+        `bool`: Whether every token that can be generated has the same id in both tokenizers.
     """
     if reader is writer:
         return True
@@ -177,7 +177,7 @@ def _align_tokenizers(
         return [None] * len(sources)
     if not isinstance(given, (list, tuple)):
         if not any(are_models):
-            raise ValueError("`reward_processing_class` is set, but no source of rewards is a model. Leave it out.")
+            raise ValueError("`reward_processing_class` is set, but no source of rewards is a model. Remove it.")
         return [given if row == are_models.index(True) else None for row in range(len(sources))]
     if len(given) != len(sources):
         raise ValueError(
@@ -210,7 +210,7 @@ def _load_tokenizer(model: PreTrainedModel, is_first: bool) -> PreTrainedTokeniz
 
 
 def _wrap_function(function: Callable[..., list[float]]) -> Callable[..., list[float]]:
-    """Wraps a reward function so that it returns infinity instead of NaN. TRL logs it under the same name."""
+    """Wraps a reward function to return infinity instead of NaN. TRL logs it under the same name."""
     inner = function
     while isinstance(inner, functools.partial):
         inner = inner.func

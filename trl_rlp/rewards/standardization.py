@@ -26,23 +26,23 @@ def standardize(
     """
     Scales the rewards of reward models to mean 0 and standard deviation 1 on fixed samples of a policy.
 
-    r_φ and r̂_φ have different scales, so the same β does not mean the same KL pressure. Standardized on the same
-    samples, they are comparable. This is off by default, because the paper does not mention it.
+    r_φ and r̂_φ have different scales, so the same β does not mean the same strength of the KL penalty. Rewards that
+    are standardized on the same samples are comparable. This is off by default, because the paper does not mention it.
 
     Args:
         functions (`Sequence[RewardFunction]`):
             Reward functions. Their `mean` and `standard_deviation` are set. The previous values are ignored.
         policy ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            Initial policy. π_SFT in the paper.
-        processing_class (`PreTrainedTokenizerBase`):
-            Its tokenizer.
-        prompt_dataset (`datasets.Dataset`):
-            Prompts with a column `prompt`. U in the paper. The first 256 are used.
+            Initial policy (π_SFT in the paper).
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of `policy`.
+        prompt_dataset ([`~datasets.Dataset`]):
+            Prompts with a column `prompt` (U in the paper). The first 256 are used.
         sampling (`dict`):
             Further arguments of [`sample_completions`]. The same seed gives the same samples.
 
     Raises:
-        ValueError: if all rewards of a model are equal.
+        ValueError: If all rewards of a model are equal.
     """
     prompts = prompt_dataset.select(range(min(len(prompt_dataset), NUM_PROMPTS))).select_columns(["prompt"])
     samples = sample_completions(prompts, policy, processing_class, **sampling)

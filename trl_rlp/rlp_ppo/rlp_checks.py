@@ -31,22 +31,22 @@ def require_rlp_arguments(
             Policy.
         reward_model ([`~transformers.PreTrainedModel`], *optional*):
             Reward model to refine.
-        train_dataset (`Dataset` or `IterableDataset`, *optional*):
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`], *optional*):
             Prompts.
         optimizers (`tuple`):
-            Optimizer and scheduler of the user, which serve one policy only.
-        preference_dataset (`datasets.Dataset`, *optional*):
-            D: human preferences.
+            The user's optimizer and scheduler. They work for one policy only.
+        preference_dataset ([`~datasets.Dataset`], *optional*):
+            Human preferences D.
         equivalence ([`Equivalence`], *optional*):
             Decides which completions mean the same.
 
     Raises:
-        TypeError, ValueError: If an argument is missing, useless, or of a kind that RLP cannot use.
+        TypeError, ValueError: If an argument is missing, is not used, or has a type that RLP cannot use.
     """
     if args.rlp_method == "none":
         for name, value in (("preference_dataset", preference_dataset), ("equivalence", equivalence)):
             if value is not None:
-                raise ValueError(f'`{name}` has no use with `rlp_method`="none". Set it to "uml" or "spg".')
+                raise ValueError(f'`{name}` is not used with `rlp_method`="none". Set `rlp_method` to "uml" or "spg".')
         return
     if preference_dataset is None:
         raise ValueError(f"`preference_dataset` is None, but `rlp_method`={args.rlp_method!r} needs it. Pass D.")
@@ -73,13 +73,15 @@ def _require_restart(
     """Checks that training can start again after the refinement."""
     if isinstance(model, PeftModel):
         raise ValueError(
-            "`model` is a `PeftModel`, whose training cannot start again after the refinement. Pass the base model "
-            "and `peft_config`."
+            "`model` is a `PeftModel`. Its training cannot start again after the refinement. Pass the base model and "
+            "`peft_config`."
         )
     if train_dataset is None:
         raise ValueError("`train_dataset` is None. Pass prompts: a column `prompt` (text or messages) or `input_ids`.")
     if isinstance(train_dataset, IterableDataset):
-        raise ValueError("`train_dataset` is a stream, whose prompts cannot be sampled again. Load it whole.")
+        raise ValueError(
+            "`train_dataset` is a stream. Its prompts cannot be sampled again. Load it without streaming."
+        )
     require_answers(train_dataset, "train_dataset")
     if any(optimizers):
         raise ValueError(

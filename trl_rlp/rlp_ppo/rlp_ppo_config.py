@@ -20,12 +20,12 @@ class RLPPPOConfig(PPOConfig):
             Method that refines the reward model on the policy's samples before the policy is trained again from its
             initial weights: `none` (plain PPO), `uml`, `spg` or `uml+spg`.
         rlp_num_generations (`int`, *optional*, defaults to `10`):
-            Number of completions sampled from the policy for each prompt, at least 2. n in the paper.
+            Number of completions sampled from the policy for each prompt, at least 2 (n in the paper).
         rlp_temperature (`float`, *optional*, defaults to `1.0`):
             Sampling temperature of these completions, above 0.
         rlp_reward_base (`str`, *optional*):
-            Folder or Hub name of the model that the refined reward model starts from, with a new score head. If not
-            set, the initial policy.
+            Folder or Hub name of the model that the refined reward model starts from, with a new score head. Defaults
+            to the initial policy.
         rlp_reward_args (`dict`, *optional*):
             Fields of RLPRewardConfig for the refinement, as a mapping.
         rlp_heldout_share (`float`, *optional*, defaults to `0.05`):
@@ -53,7 +53,7 @@ class RLPPPOConfig(PPOConfig):
     rlp_num_generations: int = field(
         default=10,
         metadata={
-            "help": "Number of completions sampled from the policy for each prompt, at least 2. n in the paper."
+            "help": "Number of completions sampled from the policy for each prompt, at least 2 (n in the paper)."
         },
     )
     rlp_temperature: float = field(
@@ -64,7 +64,7 @@ class RLPPPOConfig(PPOConfig):
         metadata={
             "help": (
                 "Folder or Hub name of the model that the refined reward model starts from, with a new score head. "
-                "If not set, the initial policy."
+                "Defaults to the initial policy."
             )
         },
     )

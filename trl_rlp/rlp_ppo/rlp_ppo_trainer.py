@@ -39,17 +39,18 @@ RLP_FOLDER = "rlp"
 
 class RLPPPOTrainer(PPOTrainer):
     r"""
-    [`PPOTrainer`] whose `train()` can run Algorithm 1 of RLP.
+    Trainer for PPO with Algorithm 1 of RLP in `train()`.
 
-    With `args.rlp_method` it trains the policy, samples it, refines the reward model on the samples, and trains the
-    policy again, from its initial weights, against the refined reward model. With `rlp_method="none"` it is
-    [`PPOTrainer`].
+    With `args.rlp_method`, it trains the policy, samples it, and refines the reward model on the samples. Then it
+    trains the policy again, from its initial weights, against the refined reward model. With `rlp_method="none"`, it
+    is the same as [`PPOTrainer`].
 
     Args:
         args ([`RLPPPOConfig`]):
             Configuration.
         preference_dataset ([`~datasets.Dataset`], *optional*):
-            D: human preferences that `reward_model` was trained on, in TRL's format. Required by `args.rlp_method`.
+            Human preferences D that `reward_model` was trained on, in TRL's preference format. Required by
+            `args.rlp_method`.
         equivalence ([`Equivalence`], *optional*):
             Decides which completions mean the same. Required by SPG and by views of one group.
         processing_class, model, ref_model, reward_model, train_dataset, value_model, data_collator, eval_dataset, \
@@ -65,7 +66,7 @@ class RLPPPOTrainer(PPOTrainer):
         RuntimeError: During training, if three steps in a row are not finite.
 
     Reference:
-        Lang, Huang, Li 2024, https://arxiv.org/abs/2403.19279, Algorithm 1.
+        Algorithm 1 of [Lang et al. 2024](https://arxiv.org/abs/2403.19279).
 
     Example:
 
@@ -111,7 +112,7 @@ class RLPPPOTrainer(PPOTrainer):
     ):
         model, processing_class = prepare_policy(model, processing_class, args)
         require_rlp_arguments(args, model, reward_model, train_dataset, optimizers, preference_dataset, equivalence)
-        # PEFT writes the name of the base model into a configuration. The user's stays unchanged.
+        # PEFT writes the name of the base model into a configuration. The user's configuration stays unchanged.
         peft_config, value_peft_config = copy.deepcopy((peft_config, value_peft_config))
         deciding = {
             "ref_model": ref_model,
@@ -174,20 +175,20 @@ class RLPPPOTrainer(PPOTrainer):
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         """
-        Trains policy and critic. With `args.rlp_method` it runs Algorithm 1.
+        Trains policy and critic. With `args.rlp_method`, it runs Algorithm 1.
 
         Steps 1 to 4 are kept in `output_dir`/rlp. A second run with the same arguments skips those that are finished.
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*):
-                Folder of a checkpoint of the last step, or `True` for the last one in `args.output_dir`.
+                Folder of a checkpoint of the last step, or `True` for the last checkpoint in `args.output_dir`.
             trial (*optional*):
                 Passed to [`~transformers.Trainer.train`].
             ignore_keys_for_eval (`list[str]`, *optional*):
                 Passed to [`~transformers.Trainer.train`].
 
         Returns:
-            `TrainOutput`: Optimizer steps, mean loss and metrics of step 5.
+            `TrainOutput`: Number of steps, mean loss and metrics of step 5.
 
         Raises:
             RuntimeError: If three steps in a row are not finite.
@@ -203,10 +204,10 @@ class RLPPPOTrainer(PPOTrainer):
 
     def _refine_reward_model(self) -> Refinement:
         """Runs steps 1 to 4 of Algorithm 1."""
-        # Step 1: collect D. It is given. A part of it is held out for the gate.
+        # Step 1: collect D. The user passes it. A part of it is held out for the gate.
         preferences, heldout = hold_out(self._preference_dataset, self.args.rlp_heldout_share, self.args.seed)
 
-        # Step 2: train the reward model r on D. It is given.
+        # Step 2: train the reward model r on D. The user passes it.
         given = self.reward_funcs[0]
         reward_model = self._run.stage(
             "reward_model", save_model, model=given.model, processing_class=given.processing_class

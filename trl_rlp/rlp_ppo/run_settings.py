@@ -1,4 +1,4 @@
-"""Settings that the RLP-PPO trainer derives: those of the refinement, and what tells one run from another."""
+"""Settings that the RLP-PPO trainer derives: those of the refinement, and those that identify a run."""
 
 import json
 from pathlib import Path
@@ -43,7 +43,7 @@ IRRELEVANT_PREFIXES = (
     "reward_model_path",
     "dataset_num_proc",
 )
-"""Beginnings of the names of fields that do not decide the results."""
+"""Prefixes of the names of fields that do not decide the results."""
 
 
 def refinement_args(args: RLPPPOConfig) -> dict[str, Any]:
@@ -63,8 +63,8 @@ def refinement_args(args: RLPPPOConfig) -> dict[str, Any]:
     for name in ("use_cpu", "bf16", "fp16"):
         if args.rlp_reward_args.get(name, vars(args)[name]) != vars(args)[name]:
             raise ValueError(
-                f"`rlp_reward_args` sets `{name}`={args.rlp_reward_args[name]}, but the policy's trainer, in the same "
-                f"process, has {vars(args)[name]}. Set it only there."
+                f"`rlp_reward_args` sets `{name}`={args.rlp_reward_args[name]}, but the policy's trainer in the same "
+                f"process has {vars(args)[name]}. Set it only for the policy's trainer."
             )
     return {**{name: vars(args)[name] for name in INHERITED}, **args.rlp_reward_args}
 
@@ -127,18 +127,18 @@ def describe_run(
     Args:
         args ([`RLPPPOConfig`]):
             Configuration of the run.
-        policy (`PreTrainedModel`):
+        policy ([`~transformers.PreTrainedModel`]):
             Initial policy.
-        processing_class (`PreTrainedTokenizerBase`):
-            Its tokenizer.
-        prompt_dataset (`datasets.Dataset`):
-            U.
-        preference_dataset (`datasets.Dataset`):
-            D.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of `policy`.
+        prompt_dataset ([`~datasets.Dataset`]):
+            Prompts U.
+        preference_dataset ([`~datasets.Dataset`]):
+            Human preferences D.
         equivalence ([`Equivalence`], *optional*):
             Decides which completions mean the same.
         arguments (`dict[str, Any]`):
-            Further arguments of the trainer that decide what the first policy becomes.
+            Further arguments of the trainer that decide the weights of the first policy.
 
     Returns:
         `dict[str, Any]`: Settings by name.
@@ -158,7 +158,7 @@ def describe_run(
 
 def fingerprint_argument(value: Any) -> Any:
     """
-    Computes what tells one argument of a trainer from another.
+    Computes a plain value that identifies an argument of a trainer.
 
     Args:
         value (`Any`):
@@ -166,7 +166,7 @@ def fingerprint_argument(value: Any) -> Any:
             list of them.
 
     Returns:
-        `str`, or a list of them, or `None`.
+        `str`, `list` or `None`: Fingerprint of the value.
     """
     if value is None or isinstance(value, str):
         return value
@@ -182,5 +182,5 @@ def fingerprint_argument(value: Any) -> Any:
 
 
 def _to_plain(value: Any) -> Any:
-    """Sorts sets, whose order differs between processes."""
+    """Sorts sets, because their order differs between processes."""
     return sorted(value) if isinstance(value, (set, frozenset)) else str(value)

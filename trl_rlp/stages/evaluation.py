@@ -28,15 +28,15 @@ def evaluate_policies(
             Folder or Hub name of each policy. The policy `"sft"` is the reference of the KL divergence.
         reward_models (`dict[str, str]`):
             Folder or Hub name of each reward model. Each one scores all policies.
-        prompt_dataset (`datasets.Dataset`):
+        prompt_dataset ([`~datasets.Dataset`]):
             Held-out prompts. With a column `answers` (accepted answer or answers), the metrics include the accuracy.
         sampling (`dict`):
             Further arguments of [`sample_completions`].
         max_length (`int`, *optional*):
-            Maximum input length of the reward models in their training, in tokens.
+            Maximum number of tokens that the reward models were trained on.
 
     Returns:
-        `dict`: metrics of each policy: those of [`describe_outputs`], `kl` in nats per completion, and
+        `dict`: Metrics of each policy: those of [`describe_outputs`], `kl` in nats per completion, and
         `reward/<reward model>`.
     """
     metrics, samples = describe_policies(folder, policies, prompt_dataset, sampling)

@@ -22,16 +22,16 @@ def compare_reward_models(
     seed: int = 0,
 ) -> dict[str, Any]:
     """
-    Runs the gate, which warns about a worse reward model. The caller reads the metrics and may refuse it.
+    Runs the gate, which warns about a worse reward model. The caller reads the metrics and may refuse the model.
 
     Args:
         folder (`Path`):
             Folder of the stage. Nothing but the metrics is written to it.
         before (`str` or `Path`):
-            r_φ.
+            Folder or Hub name of the reward model r_φ.
         after (`str` or `Path`):
-            r̂_φ.
-        human_pairs (`datasets.Dataset`):
+            Folder or Hub name of the refined reward model r̂_φ.
+        human_pairs ([`~datasets.Dataset`]):
             Held-out human preferences.
         samples (`Path`):
             Folder of [`sample_policy`]. With `answers`, its completions become labeled policy pairs.
@@ -43,7 +43,7 @@ def compare_reward_models(
             Maximum number of tokens that the reward models were trained on. Longer texts lose the beginning of their
             prompt.
         seed (`int`, *optional*, defaults to `0`):
-            Seed of the draw of policy pairs.
+            Seed of the choice of policy pairs.
 
     Returns:
         `dict`: Result of [`GateReport.as_dict`].

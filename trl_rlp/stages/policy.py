@@ -24,7 +24,7 @@ POLICY_TRAINERS = {
     "rloo": (RLOOTrainer, RLOOConfig),
     "grpo": (GRPOTrainer, GRPOConfig),
 }
-"""Trainer and configuration of the policy by the name that `RLPConfig.policy_trainer` takes."""
+"""Trainers of the policy and their configurations by name. The names are the values of `RLPConfig.policy_trainer`."""
 
 
 def train_policy(
@@ -39,24 +39,25 @@ def train_policy(
     max_length: int | None = None,
 ) -> dict[str, float]:
     """
-    Maximizes E[r(x, y) - β KL(π ‖ π_SFT)], starting from π_SFT.
+    Trains a policy from π_SFT to maximize E[r(x, y) - β KL(π ‖ π_SFT)].
 
     Args:
         folder (`Path`):
             Folder for the plain causal LM. Training resumes from the last checkpoint in it.
         sft_model (`str` or `Path`):
-            π_SFT: initial policy, and reference policy of the KL divergence.
+            Folder or Hub name of π_SFT, the initial policy and the reference policy of the KL divergence.
         reward_model (`str` or `Path`):
-            r_φ or r̂_φ.
-        prompt_dataset (`datasets.Dataset`):
-            U: prompts, a column `prompt`.
+            Folder or Hub name of the reward model r_φ or r̂_φ.
+        prompt_dataset ([`~datasets.Dataset`]):
+            Prompts U with a column `prompt`.
         args (`dict`):
             Fields of the trainer's configuration except `output_dir`. β is `kl_coef` for PPO and `beta` for the
             others.
         policy_trainer (`str`, *optional*, defaults to `"ppo"`):
             `"ppo"` (the paper's), `"rloo"` or `"grpo"`.
         peft_config (`LoraConfig`, *optional*):
-            Trains an adapter, which is merged before saving. PPO's value model gets a similar one.
+            Configuration of an adapter to train. The adapter is merged into the model before saving. PPO's value model
+            gets a similar adapter.
         standardize_with (`dict`, *optional*):
             Arguments of [`sample_completions`] for [`standardize`]. `None` leaves the rewards unchanged.
         max_length (`int`, *optional*):

@@ -19,11 +19,11 @@ def make_synthetic_preferences(
         groups (`Path`):
             Folder of [`group_samples`].
         reward_model (`str` or `Path`):
-            r_φ, which chooses y_w.
+            Folder or Hub name of the reward model r_φ, which chooses y_w.
         config ([`RLPRewardConfig`]):
             Provides `confidence_threshold`, `chosen`, `redraw_rejected` and `max_length`.
         seed (`int`):
-            Seed of the draw of y_l.
+            Seed of the choice of y_l.
 
     Returns:
         `dict[str, int]`: Number of accepted prompts, and number of rejected ones by reason.

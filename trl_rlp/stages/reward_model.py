@@ -22,15 +22,15 @@ def build_reward_trainer(
         base_model (`str` or `Path`):
             Folder or Hub name of the SFT model.
         config ([`RLPRewardConfig`]):
-            Settings of the run. `model_init_kwargs` are the options for loading the model. They are set to `None`
+            Configuration of the run. `model_init_kwargs` are the options for loading the model. They are set to `None`
             afterwards, because TRL accepts them only with the name of a model.
-        preference_dataset (`datasets.Dataset`):
+        preference_dataset ([`~datasets.Dataset`]):
             Human preferences D in TRL's preference format.
         arguments:
             Other arguments of [`RLPRewardTrainer`].
 
     Returns:
-        [`RLPRewardTrainer`]
+        [`RLPRewardTrainer`]: The trainer.
     """
     model, processing_class = init_reward_model(base_model, config.seed, config.model_init_kwargs)
     config.model_init_kwargs = None
@@ -54,8 +54,8 @@ def train_reward_model(
         folder (`Path`):
             Folder for the plain sequence classifier. Training resumes from the last checkpoint in it.
         base_model (`str` or `Path`):
-            The SFT model that reward learning starts from.
-        preference_dataset (`datasets.Dataset`):
+            Folder or Hub name of the SFT model that reward learning starts from.
+        preference_dataset ([`~datasets.Dataset`]):
             Human preferences D in TRL's preference format.
         args (`dict`):
             Fields of [`RLPRewardConfig`] except `output_dir`. `method` is `"none"` for r_φ, and any other method for
@@ -66,7 +66,7 @@ def train_reward_model(
             Other arguments of [`RLPRewardTrainer`], such as `policy_samples` and `synthetic_dataset`.
 
     Returns:
-        `dict[str, float]`: the last value of each logged metric.
+        `dict[str, float]`: The last value of each logged metric.
     """
     config = RLPRewardConfig(**args, output_dir=str(folder / CHECKPOINTS))
     trainer = build_reward_trainer(base_model, config, preference_dataset, peft_config=peft_config, **refinement)

@@ -23,9 +23,9 @@ def sample_policy(
         folder (`Path`):
             Folder for the shards and for `data`: P with `prompt`, `completions` and `finished`.
         policy (`str` or `Path`):
-            π_θ: folder or Hub name of a causal LM.
-        prompt_dataset (`datasets.Dataset`):
-            U: prompts, a column `prompt`.
+            Folder or Hub name of the policy π_θ, a causal LM.
+        prompt_dataset ([`~datasets.Dataset`]):
+            Prompts U with a column `prompt`.
         sampling (`dict`):
             Further arguments of [`sample_completions`].
 
@@ -54,9 +54,9 @@ def group_samples(
         equivalence ([`Equivalence`]):
             Decides which completions mean the same.
         threshold (`float`):
-            γ in [0, 1].
+            Threshold γ in [0, 1].
         complete_groups (`bool`):
-            Whether to complete all groups, which views of one group need.
+            Whether to complete all groups. Views from one group need this.
 
     Returns:
         `dict[str, float]`: `accepted`, the share of prompts whose confidence is at least γ.

@@ -72,12 +72,12 @@ def load_policy(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerB
             Folder or Hub name of a causal LM, or of an adapter for one.
 
     Returns:
-        `tuple[PreTrainedModel, PreTrainedTokenizerBase]`: the model and its tokenizer. The model is in evaluation mode
+        `tuple[PreTrainedModel, PreTrainedTokenizerBase]`: The model and its tokenizer. The model is in evaluation mode
         and in the precision in which it was saved.
 
     Raises:
-        OSError: if there is no model with this name.
-        ValueError: if it is another kind of model.
+        OSError: If there is no model with this name.
+        ValueError: If it is another kind of model.
     """
     model = _load_model(AutoModelForCausalLM, path, "a causal LM")
     return model, _load_tokenizer(path)
@@ -92,12 +92,12 @@ def load_reward_model(path: str | Path) -> tuple[PreTrainedModel, PreTrainedToke
             Folder or Hub name of a sequence classifier with one label, or of an adapter for one.
 
     Returns:
-        `tuple[PreTrainedModel, PreTrainedTokenizerBase]`: the model and its tokenizer. The model is in evaluation mode
+        `tuple[PreTrainedModel, PreTrainedTokenizerBase]`: The model and its tokenizer. The model is in evaluation mode
         and in the precision in which it was saved.
 
     Raises:
-        OSError: if there is no model with this name.
-        ValueError: if it is another kind of model.
+        OSError: If there is no model with this name.
+        ValueError: If it is another kind of model.
     """
     model = _load_model(AutoModelForSequenceClassification, path, "a reward model with one label", num_labels=1)
     return model, _load_tokenizer(path)
@@ -110,9 +110,9 @@ def save_model(folder: Path, model: PreTrainedModel, processing_class: PreTraine
     Args:
         folder (`Path`):
             Output folder.
-        model (`PreTrainedModel`):
+        model ([`~transformers.PreTrainedModel`]):
             The model, not wrapped for distributed training.
-        processing_class (`PreTrainedTokenizerBase`):
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the model.
     """
     if process_state().is_main_process:
@@ -143,7 +143,7 @@ def save_data(rows: Dataset, folder: Path) -> None:
     Saves the dataset of a stage. With several processes, only the main process writes.
 
     Args:
-        rows (`datasets.Dataset`):
+        rows ([`~datasets.Dataset`]):
             Result of the stage.
         folder (`Path`):
             Folder of the stage.
@@ -162,6 +162,6 @@ def load_data(folder: Path) -> Dataset:
             Folder of the stage.
 
     Returns:
-        `datasets.Dataset`: the result of the stage.
+        `datasets.Dataset`: The result of the stage.
     """
     return load_from_disk(str(folder / DATA))

@@ -42,7 +42,7 @@ def tokenizer_fingerprint(processing_class: PreTrainedTokenizerBase) -> str:
     Computes a fingerprint of a tokenizer from its vocabulary and its chat template.
 
     Args:
-        processing_class (`transformers.PreTrainedTokenizerBase`):
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             The tokenizer.
 
     Returns:

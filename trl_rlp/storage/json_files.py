@@ -19,8 +19,8 @@ def read_json(path: str | Path) -> Any:
         The value in the file.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is not JSON.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is not JSON.
     """
     return json.loads(Path(path).read_text(encoding="utf-8"))
 

@@ -1,4 +1,4 @@
-"""Loads a dataset from a JSON-lines file, a folder written by `Dataset.save_to_disk`, or the Hub."""
+"""Loads a dataset from a JSON Lines file, a folder written by `Dataset.save_to_disk`, or the Hub."""
 
 import json
 from pathlib import Path
@@ -19,11 +19,11 @@ def load_rows(name: str, split: str = "train") -> Dataset:
             Split of a Hub dataset. Local data has one split and ignores it.
 
     Returns:
-        `datasets.Dataset`: the rows. Keys that are missing in a row are `None`.
+        `datasets.Dataset`: The rows. Keys that are missing in a row are `None`.
 
     Raises:
-        FileNotFoundError: if the name looks like a local path that does not exist.
-        ValueError: if the file is empty, is not JSON, or its rows are not a table.
+        FileNotFoundError: If the name looks like a local path that does not exist.
+        ValueError: If the file is empty, is not JSON, or its rows are not a table.
 
     Example:
 
@@ -33,7 +33,7 @@ def load_rows(name: str, split: str = "train") -> Dataset:
     >>> load_rows("no_such_file.jsonl")
     Traceback (most recent call last):
         ...
-    FileNotFoundError: No dataset at 'no_such_file.jsonl'. Pass a JSON-lines file, a folder of `save_to_disk`, or a \
+    FileNotFoundError: No dataset at 'no_such_file.jsonl'. Pass a JSON Lines file, a folder of `save_to_disk`, or a \
 Hub name.
 
     ```
@@ -52,7 +52,7 @@ Hub name.
         return load_from_disk(str(path))
     if path.suffix in {".json", ".jsonl"} or name.startswith((".", "/", "~")):
         raise FileNotFoundError(
-            f"No dataset at '{name}'. Pass a JSON-lines file, a folder of `save_to_disk`, or a Hub name."
+            f"No dataset at '{name}'. Pass a JSON Lines file, a folder of `save_to_disk`, or a Hub name."
         )
     return load_dataset(name, split=split)
 

@@ -29,10 +29,10 @@ def claim_folder(folder: Path, name: str, settings: dict[str, Any], run_files: s
             Glob pattern of the files that a run writes. A folder that holds such files but no manifest is refused.
 
     Returns:
-        `bool`: whether this call wrote the manifest.
+        `bool`: Whether this call wrote the manifest.
 
     Raises:
-        ValueError: if the settings differ from those in the manifest, the manifest is damaged, or the folder holds
+        ValueError: If the settings differ from those in the manifest, the manifest is damaged, or the folder holds
             files of unknown origin. The folder is left unchanged.
     """
     state = process_state()

@@ -12,10 +12,10 @@ def process_state() -> PartialState:
     every process would do all the work. An existing state is reused if its number of processes is correct.
 
     Returns:
-        [`~accelerate.PartialState`]: the process state.
+        [`~accelerate.PartialState`]: The process state.
 
     Raises:
-        RuntimeError: if the existing state and the process group have different numbers of processes.
+        RuntimeError: If the existing state and the process group have different numbers of processes.
 
     Example:
 

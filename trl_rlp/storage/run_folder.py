@@ -37,7 +37,7 @@ class RunFolder:
             Later runs compare theirs with them.
 
     Raises:
-        ValueError: if the folder belongs to a run with other settings, or holds files of unknown origin.
+        ValueError: If the folder belongs to a run with other settings, or holds files of unknown origin.
     """
 
     def __init__(self, path: str | Path, settings: dict[str, Any]):
@@ -75,7 +75,7 @@ class RunFolder:
                 Keyword arguments of `work`.
 
         Returns:
-            `Path`: the folder of the finished stage. Its `stage.json` holds `metrics` and `seconds`.
+            `Path`: The folder of the finished stage. Its `stage.json` holds `metrics` and `seconds`.
         """
         folder = self.path / name
         if not self.is_finished(name):
@@ -103,7 +103,7 @@ class RunFolder:
                 Name of the stage.
 
         Returns:
-            `dict`: the return value of the work of the stage, with `None` for NaN and infinity.
+            `dict`: The return value of the work of the stage, with `None` for NaN and infinity.
         """
         return read_json(self.path / name / RESULT)["metrics"]
 
@@ -112,14 +112,14 @@ class RunFolder:
         Reads the results of all finished stages.
 
         Returns:
-            `dict`: by the name of the stage, its `metrics` and its `seconds`. The latter is the wall time of the call
-            that finished the stage.
+            `dict`: `metrics` and `seconds` of each stage, by its name. `seconds` is the wall time of the call that
+            finished the stage.
         """
         return {file.parent.name: read_json(file) for file in sorted(self.path.glob(f"*/{RESULT}"))}
 
     def release(self) -> None:
         """
-        Gives up the folder if it is still empty, so that a run with other settings can use it.
+        Releases the folder if it is still empty. A run with other settings can then use it.
 
         It deletes the manifest only if this object wrote it and the folder holds nothing else. Otherwise it does
         nothing. Call it when a run fails before its first result.

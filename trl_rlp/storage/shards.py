@@ -30,7 +30,7 @@ def cut_shards(rows: list[int], shard_size: int) -> list[list[int]]:
             Number of rows in a shard. The last shard may have fewer.
 
     Returns:
-        `list[list[int]]`: row numbers of each shard.
+        `list[list[int]]`: Row numbers of each shard.
 
     Example:
 
@@ -57,7 +57,7 @@ def work_in_shards(
     Does the work of all shards. Every process gets all records, in the order of the rows.
 
     Process `i % num_processes` works on shard `i`, so every process must call this function. With `output_dir`, each
-    finished shard is saved as a JSON-lines file, and a second call reads this file instead of doing the work again.
+    finished shard is saved as a JSON Lines file, and a second call reads this file instead of doing the work again.
     All processes must see the same folder. Without `output_dir`, the processes exchange their records at the end.
 
     Args:
@@ -75,12 +75,12 @@ def work_in_shards(
             Everything that decides the records, as plain values by name. Required with `output_dir`.
 
     Returns:
-        `list[dict]`: one record for each row.
+        `list[dict]`: One record for each row.
 
     Raises:
-        ValueError: if the folder belongs to a run with another fingerprint, holds shards of unknown origin, or holds a
+        ValueError: If the folder belongs to a run with another fingerprint, holds shards of unknown origin, or holds a
             damaged shard.
-        FileNotFoundError: if a shard of another process is not in the folder.
+        FileNotFoundError: If a shard of another process is not in the folder.
     """
     state = process_state()
     folder = None if output_dir is None else Path(output_dir)

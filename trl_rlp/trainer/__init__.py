@@ -1,1 +1,1 @@
-"""The trainers: subclasses of TRL's, in a room for reward models and a room for PPO."""
+"""The trainers, which are subclasses of TRL's trainers: one for reward models and one for PPO."""

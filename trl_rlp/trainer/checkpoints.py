@@ -22,7 +22,7 @@ def last_checkpoint(folder: str | Path) -> str | None:
             `output_dir` of a trainer. It does not have to exist.
 
     Returns:
-        `str`, or `None` if there is no complete checkpoint.
+        `str` or `None`: Path of the checkpoint. `None` if there is no complete checkpoint.
     """
     names = [path.parent.name.rpartition("-")[2] for path in Path(folder).glob("checkpoint-*/trainer_state.json")]
     steps = [int(name) for name in names if name.isdecimal()]
@@ -40,10 +40,10 @@ def resolve_checkpoint(resume_from_checkpoint: str | bool | None, output_dir: st
             Output folder of the trainer.
 
     Returns:
-        `str`, or `None` if training starts from the beginning.
+        `str` or `None`: Path of the checkpoint. `None` if training starts from the beginning.
 
     Raises:
-        ValueError: if there is no checkpoint to resume from.
+        ValueError: If there is no checkpoint to resume from.
     """
     # A command line passes booleans as text.
     booleans = {"true": True, "false": None, "none": None}
@@ -53,7 +53,7 @@ def resolve_checkpoint(resume_from_checkpoint: str | bool | None, output_dir: st
     checkpoint = last_checkpoint(output_dir)
     if checkpoint is None:
         raise ValueError(
-            f"`resume_from_checkpoint` is True, but '{output_dir}' contains no checkpoint. Leave it out to start from "
+            f"`resume_from_checkpoint` is True, but '{output_dir}' contains no checkpoint. Remove it to start from "
             "the beginning."
         )
     return checkpoint
@@ -68,7 +68,7 @@ def completed_steps(checkpoint: str) -> int:
             Folder of the checkpoint.
 
     Returns:
-        `int`: optimizer steps.
+        `int`: Optimizer steps.
     """
     return TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")).global_step
 
@@ -86,7 +86,7 @@ def train_to_end(trainer: Trainer, folder: Path) -> dict[str, float]:
             Folder that the plain model is saved to.
 
     Returns:
-        `dict[str, float]`: the last logged value of each metric.
+        `dict[str, float]`: The last logged value of each metric.
     """
     trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args.output_dir))
     save_trained_model(trainer, folder)

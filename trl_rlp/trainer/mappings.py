@@ -16,11 +16,11 @@ def parse_mapping(name: str, value: dict[str, Any] | str | None) -> dict[str, An
             Value that the user passed.
 
     Returns:
-        `dict` or `None`.
+        `dict` or `None`: The mapping. `None` stays `None`.
 
     Raises:
-        TypeError: if the value is not a mapping.
-        ValueError: if the value is text that is not JSON.
+        TypeError: If the value is not a mapping.
+        ValueError: If the value is text that is not JSON.
     """
     if isinstance(value, str):
         try:
@@ -45,10 +45,10 @@ def parse_numbers(name: str, values: dict[str, Any], config_class: type) -> dict
             Dataclass that declares the fields.
 
     Returns:
-        `dict`: the same fields, with floats where the dataclass declares `float` or `float | None`.
+        `dict`: The same fields, with floats where the dataclass declares `float` or `float | None`.
 
     Raises:
-        ValueError: if the text for such a field is not a number.
+        ValueError: If the text for such a field is not a number.
     """
     types = {entry.name: entry.type for entry in fields(config_class)}
     converted = dict(values)

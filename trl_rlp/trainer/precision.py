@@ -19,7 +19,7 @@ def default_precision(config: TrainingArguments) -> bool:
             A TRL configuration before its `__post_init__`. Its `bf16` may be `None`.
 
     Returns:
-        `bool`: whether to train in bf16.
+        `bool`: Whether to train in bf16.
 
     Example:
 
@@ -41,7 +41,7 @@ def supported_precision(args: dict[str, Any]) -> dict[str, Any]:
             Fields of the configuration.
 
     Returns:
-        `dict[str, Any]`: the same fields and `bf16`.
+        `dict[str, Any]`: The same fields and `bf16`.
 
     Example:
 

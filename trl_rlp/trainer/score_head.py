@@ -25,13 +25,13 @@ def find_score_layers(model: nn.Module) -> list[nn.Linear]:
 
     Args:
         model (`nn.Module`):
-            A sequence classifier with one label, on its own or inside a PEFT model.
+            A sequence classifier with one label, plain or inside a PEFT model.
 
     Returns:
-        `list[nn.Linear]`: layers with the same input size. A forward pass runs one of them.
+        `list[nn.Linear]`: Layers with the same input size. A forward pass runs one of them.
 
     Raises:
-        ValueError: if the model has no head with a known name and a single output.
+        ValueError: If the model has no head with a known name and a single output.
     """
     layers = _find_score_layers(model)
     if layers:
@@ -49,7 +49,7 @@ def has_frozen_score_head(model: nn.Module) -> bool:
 
     Args:
         model (`nn.Module`):
-            A sequence classifier with one label, on its own or inside a PEFT model.
+            A sequence classifier with one label, plain or inside a PEFT model.
 
     Returns:
         `bool`: `False` if the head is trained or cannot be found.
@@ -80,7 +80,7 @@ def capture_score_inputs(layers: list[nn.Linear]) -> Iterator[list[torch.Tensor]
             Layers from [`find_score_layers`].
 
     Yields:
-        `list[torch.Tensor]`: a list that a forward pass fills with one tensor. Its shape is `(batch, length, hidden)`,
+        `list[torch.Tensor]`: A list that a forward pass fills with one tensor. Its shape is `(batch, length, hidden)`,
         or `(batch, hidden)` if the model pools before it scores.
     """
     captured = []
@@ -102,13 +102,13 @@ def select_scored_states(hidden: torch.Tensor, input_ids: torch.Tensor, pad_toke
         input_ids (`torch.Tensor` of shape `(batch, length)`):
             Token ids of the same rows.
         pad_token_id (`int`):
-            Id of the pad token. If it equals EOS, the last token is the one before EOS, as it is for the score.
+            Id of the pad token. If it equals EOS, the last token is the one before EOS. The score has the same rule.
 
     Returns:
-        `torch.Tensor` of shape `(batch, hidden)`.
+        `torch.Tensor` of shape `(batch, hidden)`: The hidden state of each row.
 
     Raises:
-        ValueError: if the model adds its own tokens to the text, as prompt tuning does.
+        ValueError: If the model adds its own tokens to the text, as prompt tuning does.
     """
     if hidden.ndim == 2:
         return hidden
@@ -130,11 +130,11 @@ def add_score_head(peft_config: PeftConfig) -> PeftConfig:
     initial weights and is not saved with the adapter.
 
     Args:
-        peft_config (`peft.PeftConfig`):
+        peft_config ([`~peft.PeftConfig`]):
             Configuration of an adapter. It is not changed.
 
     Returns:
-        `peft.PeftConfig`: the same object, or a copy with the head in `modules_to_save`.
+        `peft.PeftConfig`: The same object, or a copy with the head in `modules_to_save`.
     """
     if peft_config.task_type == TaskType.SEQ_CLS or not hasattr(peft_config, "modules_to_save"):
         return peft_config

@@ -109,7 +109,7 @@ def test_a_rejection_stops_before_all_pairs_of_a_leader():
 def test_completions_with_many_copies_come_first():
     """
     The weights are 1, 1 and 4, and the needed weight is 4. Completion 0 is compared with the heavy completion 2 and
-    cannot win. The same holds for completion 1. Completion 2 is enough on its own, so whether 0 and 1 belong together
+    cannot win. The same is true for completion 1. Completion 2 alone is enough, so whether 0 and 1 belong together
     does not matter.
     """
     assert run_search([1, 1, 4], build_all_different(3), 4)[1] == [(0, 2), (1, 2)]

@@ -167,7 +167,7 @@ def test_equal_pairs_are_classified_once(tokenizer):
     assert sum(rows) == 2
 
 
-def test_the_cache_serves_all_rules_and_keeps_models_apart(tokenizer, tmp_path):
+def test_the_cache_serves_all_rules_and_separates_models(tokenizer, tmp_path):
     model = tiny_nli(tokenizer, initializer_range=2.0)
     pairs = (["q"] * 4, ["a", "b", "c", "d"], ["b", "c", "d", "a"])
     first = NLIEquivalence(model, tokenizer, cache=tmp_path / "labels.sqlite").classify(*pairs)

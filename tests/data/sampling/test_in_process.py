@@ -322,7 +322,7 @@ assert len(calls) == [4, 2][PartialState().process_index], calls
 try:
     sample_completions(prompts, model, tokenizer, output_dir=folder + "/shards", seed=7, **{settings!r})
 except ValueError as error:
-    sys.stdout.write(f"refused: {{error}}\\n")  # one write, so that the lines of both processes do not mix
+    sys.stdout.write(f"refused: {{error}}\\n")  # one write, so the lines of both processes do not mix
 leave_process_group()
 """
 

@@ -125,7 +125,7 @@ def test_single_token_has_an_advantage_of_zero(tmp_path):
     assert whitened.tolist() == [[0.0]] and returns.tolist() == [[3.0]]
 
 
-def test_eos_is_left_out_as_in_trl_1_12_if_it_is_the_pad_token(tmp_path):
+def test_mask_excludes_eos_as_in_trl_1_12_if_it_is_the_pad_token(tmp_path):
     """Every completion is `a` and EOS. Both count by default. With `after_last_token` only `a` counts."""
     lengths = {}
     for name, settings in {"trl-1.12": {"score_position": "after_last_token"}, "default": {}}.items():

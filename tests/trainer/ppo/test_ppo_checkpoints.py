@@ -71,7 +71,7 @@ def test_folder_without_a_state_is_refused(tmp_path):
 
 def test_state_with_another_number_of_steps_per_rollout_is_refused(tmp_path):
     PPOState(0.1, steps_per_rollout=4).save(tmp_path)
-    with pytest.raises(ValueError, match="is of a run with 4 optimizer steps per rollout, but this run has 2"):
+    with pytest.raises(ValueError, match="is from a run with 4 optimizer steps per rollout, but this run has 2"):
         PPOState(0.1, steps_per_rollout=2).restore(tmp_path)
 
 
@@ -206,7 +206,7 @@ def test_checkpoint_of_another_trainer_is_refused(tmp_path):
 
 def test_checkpoint_of_a_run_with_another_number_of_steps_per_rollout_is_refused(tmp_path):
     ppo_trainer(tmp_path, save_strategy="steps", save_steps=1).train()
-    with pytest.raises(ValueError, match="of a run with 2 optimizer steps per rollout, but this run has 3"):
+    with pytest.raises(ValueError, match="from a run with 2 optimizer steps per rollout, but this run has 3"):
         ppo_trainer(tmp_path, num_ppo_epochs=3).train(resume_from_checkpoint=True)
 
 

@@ -29,7 +29,7 @@ ERRORS = {
     "too few prompts": (lambda: {"data": prompts(3)}, "`train_dataset` has 3 prompts, but a rollout needs 4"),
     "too long prompt": (
         lambda: {"data": Dataset.from_dict({"input_ids": [[40] * 510] * 8})},
-        "`train_dataset` row 0 has 510 tokens, but the policy's context leaves 506",
+        "`train_dataset` row 0 has 510 tokens, but the policy's context leaves only 506",
     ),
     "token outside the vocabulary": (
         lambda: {"data": Dataset.from_dict({"input_ids": [[9999]] * 8})},
@@ -57,7 +57,7 @@ ERRORS = {
     ),
     "standardized rewards of a stream": (
         lambda: {"data": Dataset.from_dict({"prompt": ["a"] * 8}).to_iterable_dataset(), "standardize_rewards": True},
-        "`train_dataset` is a stream, which `standardize_rewards` cannot sample",
+        "`train_dataset` is a stream. `standardize_rewards` cannot sample it in advance",
     ),
 }
 

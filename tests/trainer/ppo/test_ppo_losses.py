@@ -72,7 +72,7 @@ def test_value_clipping_can_be_disabled(tmp_path):
 
 
 def test_micro_batch_without_policy_tokens_still_trains_the_critic(tmp_path):
-    """All completions are only EOS. The masks of TRL 1.12 leave out EOS for the policy, but not for the critic."""
+    """All completions are only EOS. The masks of TRL 1.12 exclude EOS for the policy, but not for the critic."""
     no_tokens, first_token = torch.zeros(2, 2, dtype=torch.bool), torch.tensor([[True, False], [True, False]])
     loss, metrics = compute_loss(tmp_path, build_micro_batch(completion_mask=no_tokens, value_mask=first_token))
     value = (0.64 / 2 + 0.64 / 2) / 3

@@ -11,7 +11,7 @@ MACHINE = {name: SETTINGS[name] for name in ("use_cpu", "report_to")}
 
 
 def test_alpacafarm_preset_has_the_values_of_alpacafarm(tmp_path):
-    """On 8 devices a rollout has 8 x 2 x 32 = 512 completions and an optimizer step 256. 2 epochs make 4 steps."""
+    """On 8 devices, a rollout has 8 x 2 x 32 = 512 completions and a step has 256. Two epochs are four steps."""
     args = PPOConfig.from_preset("alpacafarm", str(tmp_path), **MACHINE)
     assert 8 * args.per_device_train_batch_size * args.steps_per_generation == 512
     assert 8 * args.per_device_train_batch_size * args.gradient_accumulation_steps == 256

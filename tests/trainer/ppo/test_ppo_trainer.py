@@ -218,7 +218,7 @@ def test_empty_text_is_an_error_when_it_is_read(tmp_path):
 
 
 def test_too_long_text_is_an_error_when_it_is_read(tmp_path):
-    with pytest.raises(ValueError, match="A prompt has 510 tokens, but the policy's context leaves 506"):
+    with pytest.raises(ValueError, match="A prompt has 510 tokens, but the policy's context leaves only 506"):
         ppo_trainer(tmp_path, Dataset.from_dict({"prompt": ["a" * 510] * 8})).train()
 
 

@@ -122,7 +122,7 @@ def test_presets_on_the_page_are_those_of_the_code(name):
     assert written == {field: format_value(value) for field, value in differing.items()}
 
 
-def test_defaults_beside_the_presets_are_those_of_the_configuration():
+def test_defaults_in_the_table_of_presets_are_those_of_the_configuration():
     presets = read_presets()
     assert presets
     assert {field: cells[0] for field, cells in presets.items()} == {

@@ -1,4 +1,4 @@
-"""A rollout, dealt out in micro-batches."""
+"""A rollout, split into micro-batches."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def get_normalizers(batch: MicroBatch) -> list[float]:
     return [batch.policy_normalizer.item(), batch.value_normalizer.item()]
 
 
-def test_each_epoch_deals_out_all_rows_once_in_a_new_order(tmp_path):
+def test_each_epoch_uses_all_rows_once_in_a_new_order(tmp_path):
     torch.manual_seed(1)
     dealt, rollout = [], build_rollout(tmp_path, num_ppo_epochs=6)
     while not rollout.is_used_up:

@@ -1,4 +1,4 @@
-"""Rollouts counted in optimizer steps."""
+"""Conversion from rollouts to optimizer steps."""
 
 import pytest
 import torch

@@ -94,7 +94,7 @@ def test_gradient_of_values_reaches_all_parameters():
 
 def test_classifier_that_pools_before_it_scores_is_refused():
     critic = Critic(tiny_nli(TOKENIZER, labels=("value",)))
-    with pytest.raises(ValueError, match="`BertForSequenceClassification`, which pools before it scores"):
+    with pytest.raises(ValueError, match="`BertForSequenceClassification`. It pools before it scores"):
         critic(IDS, MASK, position_ids_from_mask(MASK), 2)
 
 

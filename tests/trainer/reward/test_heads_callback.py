@@ -62,7 +62,7 @@ def test_a_checkpoint_contains_the_heads_and_the_model_does_not(tmp_path):
     assert not any("critic" in name for name in trainer.model.state_dict())
 
 
-def test_save_only_model_leaves_the_heads_out(tmp_path):
+def test_save_only_model_does_not_save_the_heads(tmp_path):
     rlp_trainer(tmp_path, save_strategy="steps", save_steps=2, max_steps=2, save_only_model=True).train()
     assert not (tmp_path / "checkpoint-2" / HEADS_FILE).exists()
 

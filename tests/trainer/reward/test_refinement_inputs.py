@@ -21,7 +21,7 @@ INPUTS = {
 
 @pytest.mark.parametrize("name", INPUTS)
 def test_none_accepts_no_inputs(tmp_path, name):
-    with pytest.raises(ValueError, match=f"`{name}` is not used with `method`='none'. Leave it out"):
+    with pytest.raises(ValueError, match=f"`{name}` is not used with `method`='none'. Remove it"):
         rlp_trainer(tmp_path, method="none", **{name: INPUTS[name]()})
 
 

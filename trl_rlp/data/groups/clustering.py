@@ -39,7 +39,7 @@ def cluster(
     distinct completions.
 
     Args:
-        samples (`datasets.Dataset`):
+        samples ([`~datasets.Dataset`]):
             Policy samples: `prompt`, `completions` and `finished`.
         equivalence ([`Equivalence`]):
             Decides which completions mean the same, for example [`NLIEquivalence`]. It gets pairs of many prompts in
@@ -52,23 +52,23 @@ def cluster(
 
     Returns:
         `datasets.Dataset`: `samples` with three more columns. Existing columns with these names are replaced.
-            - `cluster_ids` (`list[int]`): the group of each completion, numbered in the order of opening. It is -1 for
+            - `cluster_ids` (`list[int]`): The group of each completion, numbered in the order of opening. It is -1 for
               a completion that is empty or was not needed.
-            - `confidence` (`float`, in [0, 1]): the share of the largest group. For a rejected prompt it is a lower
+            - `confidence` (`float`, in [0, 1]): The share of the largest group. For a rejected prompt it is a lower
               bound, unless `complete_groups` is set.
-            - `confidence_upper` (`float`, in [0, 1]): equal to `confidence` for an accepted prompt and with
+            - `confidence_upper` (`float`, in [0, 1]): Equal to `confidence` for an accepted prompt and with
               `complete_groups`. For a rejected prompt it is an upper bound below `threshold`.
 
     Raises:
-        TypeError: if `samples` is not a `datasets.Dataset`.
-        ValueError: if `threshold` is outside [0, 1], or `samples` are not policy samples, see [`require_samples`].
+        TypeError: If `samples` is not a `datasets.Dataset`.
+        ValueError: If `threshold` is outside [0, 1], or `samples` are not policy samples, see [`require_samples`].
 
     Relations:
         With [`ExactMatch`] as the equivalence, this is majority voting.
 
     Reference:
-        https://arxiv.org/abs/2403.19279, section on synthetic preference generation (γ). The loop is algorithm 1 of
-        Kuhn et al. 2023, https://arxiv.org/abs/2302.09664.
+        The section on synthetic preference generation of [Lang et al. 2024](https://arxiv.org/abs/2403.19279) (γ). The
+        loop is Algorithm 1 of [Kuhn et al. 2023](https://arxiv.org/abs/2302.09664).
 
     Example:
 
@@ -109,7 +109,7 @@ def find_largest_group(cluster_ids: list[int]) -> list[int]:
             Group of each completion, as numbered by [`cluster`]. -1 means no group.
 
     Returns:
-        `list[int]`: positions of the members, in order. Empty if no completion has a group. The result has no meaning
+        `list[int]`: Positions of the members, in order. Empty if no completion has a group. The result has no meaning
         for a rejected prompt with incomplete groups.
 
     Example:
@@ -157,7 +157,7 @@ def _merge_duplicates(prompt: str, completions: list[str], equivalence: Equivale
 def _run_searches(
     inputs: list[_DistinctCompletions], equivalence: Equivalence, needed_weight: int, complete_groups: bool
 ) -> list[list[Group]]:
-    """Runs the searches of all prompts side by side. Each round makes one call of the equivalence for all of them."""
+    """Runs the searches of all prompts together. Each round makes one call of the equivalence for all of them."""
     found: list[list[Group]] = [[] for _ in inputs]
     searches: dict[int, tuple[Generator[list[Pair], list[bool], list[Group]], list[Pair]]] = {}
     waiting = iter(enumerate(inputs))

@@ -17,17 +17,17 @@ class EmbeddingEquivalence:
     """
     Compares two completions by the cosine similarity of their embeddings (masked mean of the last layer).
 
-    The prompt is left out, because it would make all completions look alike. Each completion is embedded once. Its
+    The prompt is not embedded, because it would make all completions look alike. Each completion is embedded once. Its
     vector is kept as long as this object exists.
 
-    Cosine similarity is not entailment. It hardly sees negation and numbers, and no threshold separates short answers
-    with the same meaning from short answers with different meanings. Use [`NLIEquivalence`] or [`ExactMatch`] for
-    short answers.
+    Cosine similarity is not entailment. Negation and numbers hardly change it. For short answers, no threshold
+    separates those with the same meaning from those with different meanings. Use [`NLIEquivalence`] or [`ExactMatch`]
+    for short answers.
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`]):
-            Encoder, or its name or folder. For example a sentence-transformers model with mean pooling.
-        processing_class (`transformers.PreTrainedTokenizerBase`, *optional*):
+            Encoder, or its name or folder, for example a sentence-transformers model with mean pooling.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer of the encoder. Defaults to the tokenizer under the model's name.
         threshold (`float`):
             Smallest cosine similarity of two completions that mean the same, in [-1, 1]. There is no default, because
@@ -36,7 +36,7 @@ class EmbeddingEquivalence:
             Tokens per batch, including padding. Defaults to 512 on a CPU and 16,384 on an accelerator.
 
     Raises:
-        ValueError: if `threshold` is outside [-1, 1].
+        ValueError: If `threshold` is outside [-1, 1].
 
     Example:
 
@@ -83,7 +83,7 @@ class EmbeddingEquivalence:
                 A completion.
 
         Returns:
-            `str`: the text after [`normalize_text`].
+            `str`: The text after [`normalize_text`].
         """
         return normalize_text(text)
 
@@ -100,7 +100,7 @@ class EmbeddingEquivalence:
                 Second completion of each pair.
 
         Returns:
-            `list[bool]`: one per pair, whether the cosine similarity is at least `threshold`.
+            `list[bool]`: One per pair, whether the cosine similarity is at least `threshold`.
         """
         if not firsts:
             return []

@@ -22,15 +22,15 @@ def load_encoder(
         model (`str` or [`~transformers.PreTrainedModel`]):
             Name or folder of a model, or a loaded model. A named model is loaded in fp32 on a CPU and in its own dtype
             on an accelerator. A loaded model keeps its dtype and its device.
-        processing_class (`transformers.PreTrainedTokenizerBase`, *optional*):
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer of the model. Defaults to the tokenizer under the model's name.
 
     Returns:
-        `tuple`: the model and the tokenizer.
+        `tuple`: The model and the tokenizer.
 
     Raises:
-        TypeError: if `model` is neither a name nor a `transformers` model.
-        ValueError: if the tokenizer has no pad token.
+        TypeError: If `model` is neither a name nor a `transformers` model.
+        ValueError: If the tokenizer has no pad token.
     """
     if isinstance(model, str):
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
@@ -52,11 +52,11 @@ def get_context_length(model: PreTrainedModel, processing_class: PreTrainedToken
     Args:
         model ([`~transformers.PreTrainedModel`]):
             Encoder.
-        processing_class (`transformers.PreTrainedTokenizerBase`):
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the encoder.
 
     Returns:
-        `int`: length in tokens, including special tokens.
+        `int`: Length in tokens, including special tokens.
     """
     positions = model.config.to_dict().get("max_position_embeddings") or processing_class.model_max_length
     # RoBERTa starts counting positions after its padding index, so no token can use the first rows of the table.
@@ -75,6 +75,6 @@ def choose_tokens_per_batch(model: PreTrainedModel) -> int:
             Encoder, on the device where it will run.
 
     Returns:
-        `int`: tokens per batch, including padding: 512 on a CPU, 16,384 on an accelerator.
+        `int`: Tokens per batch, including padding: 512 on a CPU, 16,384 on an accelerator.
     """
     return _CPU_TOKENS_PER_BATCH if model.device.type == "cpu" else _ACCELERATOR_TOKENS_PER_BATCH

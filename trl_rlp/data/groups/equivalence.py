@@ -40,7 +40,7 @@ class Equivalence(Protocol):
                 A completion.
 
         Returns:
-            `str`: the normalized text. It is empty for a completion that says nothing.
+            `str`: The normalized text. It is empty for a completion that says nothing.
         """
 
     def are_equivalent(self, prompts: list[str], firsts: list[str], seconds: list[str]) -> list[bool]:
@@ -56,7 +56,7 @@ class Equivalence(Protocol):
                 Second completion of each pair.
 
         Returns:
-            `list[bool]`: one per pair, whether the two mean the same.
+            `list[bool]`: One per pair, whether the two mean the same.
         """
 
 
@@ -85,7 +85,7 @@ class ExactMatch:
                 A completion.
 
         Returns:
-            `str`: the text after [`normalize_text`].
+            `str`: The text after [`normalize_text`].
         """
         return normalize_text(text)
 
@@ -102,7 +102,7 @@ class ExactMatch:
                 Second completion of each pair.
 
         Returns:
-            `list[bool]`: one per pair, whether the two are equal after normalization.
+            `list[bool]`: One per pair, whether the two are equal after normalization.
         """
         return [normalize_text(a) == normalize_text(b) for a, b in zip(firsts, seconds, strict=True)]
 

@@ -49,7 +49,7 @@ def find_possible_groups(weights: list[int], same: dict[Pair, bool]) -> list[Gro
             Known comparisons. Maps `(earlier, later)` completions to whether they mean the same.
 
     Returns:
-        `list[Group]`: one group per completion that opens a group or may open one, in the order of the completions.
+        `list[Group]`: One group per completion that opens a group or may open one, in the order of the completions.
     """
     groups: list[Group] = []
     for completion, weight in enumerate(weights):
@@ -79,8 +79,8 @@ def search_groups(
     Requests comparisons until it is certain whether a group reaches `needed_weight` and, if so, which is the largest.
 
     The search visits the groups in the order of opening, as the leader loop does. But it compares the completions with
-    the most copies first, and it leaves a group as soon as that group cannot win. Comparisons with earlier groups,
-    which may take completions from the winner, come last. If several groups are equally large, the first opened wins.
+    the most copies first, and it leaves a group as soon as that group cannot win. Earlier groups may take completions
+    from the winner. Comparisons with them come last. If several groups are equally large, the first opened wins.
 
     Args:
         weights (`list[int]`):
@@ -91,10 +91,10 @@ def search_groups(
             Whether to continue until the group of every completion is certain.
 
     Yields:
-        `list[tuple[int, int]]`: pairs `(earlier, later)` to compare. Send back one boolean per pair.
+        `list[tuple[int, int]]`: Pairs `(earlier, later)` to compare. Send back one boolean per pair.
 
     Returns:
-        `list[Group]`: what is known at the end. If the largest `lower` is at least `needed_weight`, the first group
+        `list[Group]`: What is known at the end. If the largest `lower` is at least `needed_weight`, the first group
         with this `lower` is the largest group, and all its members are known. Otherwise no group reaches
         `needed_weight`.
     """

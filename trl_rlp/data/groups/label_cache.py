@@ -22,7 +22,7 @@ class LabelCache:
             File to open or create. Its folder is created too.
 
     Raises:
-        ValueError: if the path is a folder, or the file exists and is not a label cache.
+        ValueError: If the path is a folder, or the file exists and is not a label cache.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -49,7 +49,7 @@ class LabelCache:
                 Keys to look up.
 
         Returns:
-            `dict[bytes, int]`: the label of each key that is in the cache.
+            `dict[bytes, int]`: The label of each key that is in the cache.
         """
         found = {}
         for start in range(0, len(keys), _KEYS_PER_STATEMENT):

@@ -31,7 +31,7 @@ def entails(label: str) -> bool:
             Label of one direction: `"entailment"`, `"contradiction"` or `"neutral"`.
 
     Returns:
-        `bool`: whether this direction allows the two completions to be the same.
+        `bool`: Whether this direction allows the two completions to be the same.
     """
     return label == "entailment"
 
@@ -41,14 +41,15 @@ def does_not_contradict(label: str) -> bool:
     Checks one direction under the rule `no_contradiction`: neither completion may contradict the other (Kuhn et al.'s
     code).
 
-    Two completions that say nothing about each other count as the same. So the groups are larger than with `strict`.
+    Two completions that say nothing about each other count as the same. The groups are therefore larger than with
+    `strict`.
 
     Args:
         label (`str`):
             Label of one direction: `"entailment"`, `"contradiction"` or `"neutral"`.
 
     Returns:
-        `bool`: whether this direction allows the two completions to be the same.
+        `bool`: Whether this direction allows the two completions to be the same.
     """
     return label != "contradiction"
 
@@ -72,7 +73,7 @@ class NLIEquivalence:
         model (`str` or [`~transformers.PreTrainedModel`], *optional*, defaults to `"microsoft/deberta-large-mnli"`):
             Classifier, or its name or folder. A named model is loaded in fp32 on a CPU and in its own dtype on an
             accelerator. A loaded model keeps its dtype and its device.
-        processing_class (`transformers.PreTrainedTokenizerBase`, *optional*):
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer of the classifier. Defaults to the tokenizer under the model's name.
         rule (`str`, *optional*, defaults to `"strict"`):
             Key of `RULES`: `"strict"` (both directions entail) or `"no_contradiction"` (no direction contradicts).
@@ -84,11 +85,11 @@ class NLIEquivalence:
             File that stores the labels, see [`LabelCache`]. One file serves all rules and any number of models.
 
     Raises:
-        ValueError: if `rule` is unknown, the classifier has no entailment label (or no contradiction label where the
+        ValueError: If `rule` is unknown, the classifier has no entailment label (or no contradiction label where the
             rule needs one), `max_length` is beyond the context or too small, or `cache` is not a label cache.
 
     Reference:
-        Kuhn et al. 2023, https://arxiv.org/abs/2302.09664, section 3.2 and algorithm 1.
+        Section 3.2 and Algorithm 1 of [Kuhn et al. 2023](https://arxiv.org/abs/2302.09664).
 
     Example:
 
@@ -141,7 +142,7 @@ class NLIEquivalence:
                 A completion.
 
         Returns:
-            `str`: the text after [`normalize_text`].
+            `str`: The text after [`normalize_text`].
         """
         return normalize_text(text)
 
@@ -158,7 +159,7 @@ class NLIEquivalence:
                 Second completion of each pair.
 
         Returns:
-            `list[bool]`: one per pair, whether the two mean the same under the rule.
+            `list[bool]`: One per pair, whether the two mean the same under the rule.
         """
         passes = RULES[self.rule]
         pairs = [sorted(pair, key=lambda text: (len(text), text)) for pair in zip(firsts, seconds, strict=True)]
@@ -183,7 +184,7 @@ class NLIEquivalence:
                 Completion that may follow from it.
 
         Returns:
-            `list[str]`: one label per pair: `"entailment"`, `"contradiction"`, or `"neutral"` for any other class.
+            `list[str]`: One label per pair: `"entailment"`, `"contradiction"`, or `"neutral"` for any other class.
         """
         pairs = self._encoder.encode(prompts, premises, hypotheses)
         self._count_truncated_pairs(pairs)
@@ -215,7 +216,7 @@ class NLIEquivalence:
         return label_ids
 
     def _hash_pair(self, pair: EncodedPair) -> bytes:
-        # Token ids also depend on the tokenizer and on the truncation, so these need no place of their own in the key.
+        # Token ids depend on the tokenizer and the truncation, so the key does not have to name these two.
         question = repr((self.model_fingerprint, pair.input_ids, pair.token_type_ids))
         return hashlib.blake2b(question.encode(), digest_size=16).digest()
 
@@ -244,7 +245,7 @@ class NLIEquivalence:
 def _read_label_names(config: PreTrainedConfig, needs_contradiction: bool) -> list[str]:
     """Returns the name of each class: "entailment", "contradiction", or "neutral" for any other."""
     label_names = ["neutral"] * config.num_labels
-    # One of the two mappings may hold only LABEL_0, LABEL_1, ..., and `label2id` may be None. So both are read.
+    # Both mappings are read, because one may hold only LABEL_0, LABEL_1, ..., and `label2id` may be None.
     labels = [(label, label_id) for label_id, label in config.id2label.items()]
     for label, label_id in [*labels, *(config.label2id or {}).items()]:
         for name in ("entailment", "contradiction"):

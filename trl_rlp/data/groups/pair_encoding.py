@@ -28,20 +28,20 @@ class PairEncoder:
     """
     Encodes (prompt + completion, prompt + completion) pairs as the tokenizer encodes a pair of texts.
 
-    The special tokens around the two sides are read from an example that the tokenizer encodes. So each text is
-    tokenized once and used in as many pairs as need it.
+    The special tokens around the two sides are read from an example that the tokenizer encodes. Each text can then be
+    tokenized once and used in many pairs.
 
     A pair longer than `max_length` is truncated. A side longer than its half keeps the first tokens of its completion
     and, before them, as many of the last tokens of the prompt as fit.
 
     Args:
-        processing_class (`transformers.PreTrainedTokenizerBase`):
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the classifier. It must be a fast tokenizer.
         max_length (`int`):
             Longest pair in tokens, including special tokens.
 
     Raises:
-        ValueError: if the tokenizer is a slow one, or `max_length` does not leave one token for each side.
+        ValueError: If the tokenizer is a slow one, or `max_length` does not leave one token for each side.
     """
 
     def __init__(self, processing_class: PreTrainedTokenizerBase, max_length: int):
@@ -64,7 +64,7 @@ class PairEncoder:
 
     def encode(self, prompts: list[str], firsts: list[str], seconds: list[str]) -> list[EncodedPair]:
         """
-        Encodes pairs. The prompt and a space stand before both completions.
+        Encodes pairs. The prompt and a space come before both completions.
 
         Args:
             prompts (`list[str]`):
@@ -75,7 +75,7 @@ class PairEncoder:
                 Completion on the second side (the hypothesis).
 
         Returns:
-            `list[EncodedPair]`: one per pair, with at most `max_length` tokens each.
+            `list[EncodedPair]`: One per pair, with at most `max_length` tokens each.
         """
         # Word-piece tokenizers ignore the space. Byte-level and SentencePiece tokenizers make it part of the first
         # word.

@@ -21,11 +21,11 @@ class AskedJudge(ABC):
             Maximum share of unreadable answers in one call, in [0, 1].
 
     Attributes:
-        asked (`int`): number of answers so far, two per pair.
-        unreadable (`int`): number of answers so far that name neither A nor B.
+        asked (`int`): Number of answers so far, two per pair.
+        unreadable (`int`): Number of answers so far that name neither A nor B.
 
     Raises:
-        ValueError: if `tolerance` is out of range.
+        ValueError: If `tolerance` is out of range.
     """
 
     def __init__(self, tolerance: float):
@@ -48,7 +48,7 @@ class AskedJudge(ABC):
                 Second completion of each prompt.
 
         Returns:
-            `list[float]`: probabilities in [0, 1] that the first completion is better.
+            `list[float]`: Probabilities in [0, 1] that the first completion is better.
         """
 
     def require_readable(self, tolerance: float) -> None:
@@ -60,7 +60,7 @@ class AskedJudge(ABC):
                 Maximum share of answers that name neither A nor B, in [0, 1].
 
         Raises:
-            ValueError: if the share is larger.
+            ValueError: If the share is larger.
         """
         if self.unreadable > tolerance * self.asked:
             raise ValueError(

@@ -17,7 +17,7 @@ Judge = Callable[[list[str | Messages], list[str], list[str]], list[float]]
 
 def judge_pairs(judge: Judge, prompts: list[str | Messages], firsts: list[str], seconds: list[str]) -> list[float]:
     """
-    Calls a judge and checks its result. The judge may be a function of the user's.
+    Calls a judge and checks its result. The judge may be the user's own function.
 
     Args:
         judge (`Callable`):
@@ -30,11 +30,11 @@ def judge_pairs(judge: Judge, prompts: list[str | Messages], firsts: list[str], 
             Second completion of each prompt.
 
     Returns:
-        `list[float]`: probabilities that the first completion is better. Without pairs the judge is not called, and
+        `list[float]`: Probabilities that the first completion is better. Without pairs the judge is not called, and
         the list is empty.
 
     Raises:
-        ValueError: if the judge does not return one number in [0, 1] per pair.
+        ValueError: If the judge does not return one number in [0, 1] per pair.
     """
     if not prompts:
         return []
@@ -74,7 +74,7 @@ def reward_judge(
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Reward model, a sequence classifier with `num_labels=1`.
-        processing_class (`transformers.PreTrainedTokenizerBase`):
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of `model`.
         max_length (`int`, *optional*):
             Maximum number of tokens per row. Longer rows lose the beginning of their prompt.
@@ -102,7 +102,7 @@ def reward_judge(
 
 def function_judge(function: Callable[[str | Messages, str], float]) -> Judge:
     """
-    Creates a judge from a Python function that scores one completion. The higher score wins, equal scores are a tie.
+    Creates a judge from a Python function that scores one completion. The higher score wins. Equal scores are a tie.
 
     A function that compares two completions itself does not need this. It is a judge if it takes lists of prompts,
     first and second completions, and returns a list of probabilities.
@@ -115,7 +115,7 @@ def function_judge(function: Callable[[str | Messages, str], float]) -> Judge:
         `Callable`: `judge(prompts, firsts, seconds)`, which returns 1, 0 or 0.5 for each pair.
 
     Raises:
-        ValueError: when the judge is called, if a score is NaN.
+        ValueError: When the judge is called, if a score is NaN.
     """
 
     def judge(prompts: list[str | Messages], firsts: list[str], seconds: list[str]) -> list[float]:
@@ -159,10 +159,10 @@ def snap_ties(probabilities: torch.Tensor) -> list[float]:
             Probabilities in [0, 1].
 
     Returns:
-        `list[float]`: the probabilities.
+        `list[float]`: The probabilities.
 
     Raises:
-        ValueError: if a probability is NaN.
+        ValueError: If a probability is NaN.
     """
     if probabilities.isnan().any():
         row = int(probabilities.isnan().nonzero()[0])

@@ -48,7 +48,7 @@ def language_model_judge(
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Causal LM. For the paper's RLAIF, it is the policy.
-        processing_class (`transformers.PreTrainedTokenizerBase`):
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of `model`. If it has a chat template, the question is the user's turn.
         template (`str`, *optional*, defaults to `JUDGE_TEMPLATE`):
             Question with `{prompt}`, `{first}` and `{second}`, to be answered with A or B. A prompt of several
@@ -57,13 +57,13 @@ def language_model_judge(
             Maximum number of tokens per batch, padding included.
         tolerance (`float`, *optional*, defaults to `1.0`):
             Maximum share of questions in one call, in [0, 1], whose most likely next token is neither label. A larger
-            share is an error. Their probabilities count like all others.
+            share is an error. The probabilities of these questions count like all others.
 
     Returns:
         [`LanguageModelJudge`]: `judge(prompts, firsts, seconds)`, with the attributes `asked` and `unreadable`.
 
     Raises:
-        ValueError: if `template` lacks a field or `tolerance` is out of range. When the judge is called, if a question
+        ValueError: If `template` lacks a field or `tolerance` is out of range. When the judge is called, if a question
             is longer than the model's context, a probability is NaN, or the share of answers that are neither A nor B
             exceeds `tolerance`.
     """
@@ -110,7 +110,7 @@ def require_template(template: str) -> None:
             Question with `{prompt}`, `{first}` and `{second}`.
 
     Raises:
-        ValueError: if a field is missing.
+        ValueError: If a field is missing.
     """
     missing = [field for field in ("{prompt}", "{first}", "{second}") if field not in template]
     if missing:
@@ -132,7 +132,7 @@ def build_question(template: str, prompt: str | Messages, first: str, second: st
             Completion that is called B.
 
     Returns:
-        `str`: the question.
+        `str`: The question.
     """
     prompt, prefill = split_assistant_prefill(prompt)
     fields = {"{prompt}": _render_prompt(prompt), "{first}": prefill + first, "{second}": prefill + second}

@@ -41,11 +41,11 @@ class ServerJudge(AskedJudge):
             Further fields of each request.
 
     Attributes:
-        asked (`int`): number of answers so far, two per pair.
-        unreadable (`int`): number of unreadable answers so far.
+        asked (`int`): Number of answers so far, two per pair.
+        unreadable (`int`): Number of unreadable answers so far.
 
     Raises:
-        ValueError: if `template` lacks a field or a setting is out of range.
+        ValueError: If `template` lacks a field or a setting is out of range.
 
     Example:
 
@@ -84,10 +84,10 @@ class ServerJudge(AskedJudge):
             `list[float]`: 1 if the first completion is better, 0 if the second is better, 0.5 for a tie.
 
         Raises:
-            ImportError: if `openai` is not installed.
-            ConnectionError: if no server answers.
-            RuntimeError: if the server still fails after `max_retries`.
-            ValueError: if the server refuses a request, or the share of unreadable answers exceeds `tolerance`.
+            ImportError: If `openai` is not installed.
+            ConnectionError: If no server answers.
+            RuntimeError: If the server still fails after `max_retries`.
+            ValueError: If the server refuses a request, or the share of unreadable answers exceeds `tolerance`.
         """
         pairs = zip(prompts, firsts, seconds, strict=True)
         answers = self._server.work([functools.partial(self._ask_both_orders, *pair) for pair in pairs])

@@ -35,8 +35,8 @@ def read_verdict(answer: str) -> str | None:
     """
     Reads which of A and B an answer calls better. Only a clear verdict for one of them counts.
 
-    A letter alone on the first or the last line is the verdict, whatever the other lines say ("B", "**B**", "[[B]]").
-    Without such a line, two kinds of sentences count:
+    A letter alone on the first or the last line is the verdict ("B", "**B**", "[[B]]"). The other lines do not matter
+    then. Without such a line, two kinds of sentences count:
 
     - sentences that name the choice ("The better response is B", "I prefer B", "B, because it is true"),
     - sentences that praise it ("Response B is better than Response A").

@@ -42,7 +42,7 @@ class SyntheticPreferenceCollator:
 
     Args:
         pad_token_id (`int`):
-            Padding token of the reward model.
+            Id of the reward model's pad token.
         pad_to_multiple_of (`int`, *optional*):
             If set, lengths are rounded up to a multiple of this number of tokens.
         seed (`int`, *optional*, defaults to `0`):
@@ -50,25 +50,25 @@ class SyntheticPreferenceCollator:
         views ([`ViewSampler`], *optional*):
             Source of the views. Without it, a batch has no views. Only `RLPRewardTrainer` reads them.
         view_prompts_per_device (`int`, *optional*, defaults to `8`):
-            Largest number V of prompts whose views are added to a batch, at least 2. A batch has fewer if several of
-            its slots hold the same prompt.
+            Largest number V of prompts that add their two views to a batch, at least 2. A batch has fewer if several
+            of its slots hold the same prompt.
         records_per_batch (`int`, *optional*):
             `per_device_train_batch_size`. Required with `views`, because it spreads the slots over the records.
 
     Records have `chosen_ids`, `rejected_ids`, and optionally:
-        - `margin` (`float`): as in TRL.
-        - `candidate_ids` (`list[list[int]]`): completions to draw y_l from, in place of `rejected_ids`. May be None.
-        - `record` (`int`): number of the record in the training set. The draws of a record depend on it, or on
+        - `margin` (`float`): As in TRL.
+        - `candidate_ids` (`list[list[int]]`): Completions to draw y_l from, instead of `rejected_ids`. May be `None`.
+        - `record` (`int`): Number of the record in the training set. The draws of a record depend on it, or on
           `chosen_ids` if it is missing. Only batches of records with a number get views, so evaluation sets get none.
 
     Returns of a call:
         `dict[str, torch.Tensor]`: `input_ids` and `attention_mask` of shape `(2 * batch, length)`, with the chosen
         sides first. `margin` of shape `(batch,)` if the records have one. With views also `view_input_ids` and
-        `view_attention_mask` of shape `(2 * V, view length)`, with the first views of all prompts first, and
-        `view_prompt_indices` of shape `(V,)`, the rows of the prompts in the policy samples.
+        `view_attention_mask` of shape `(2 * V, view length)`, with the first views of all prompts first. With views
+        also `view_prompt_indices` of shape `(V,)`, the rows of the prompts in the policy samples.
 
     Raises:
-        ValueError: if `seed` is negative, `view_prompts_per_device` is below 2, or `records_per_batch` is missing.
+        ValueError: If `seed` is negative, `view_prompts_per_device` is below 2, or `records_per_batch` is missing.
 
     Example:
 

@@ -12,7 +12,7 @@ class CompletionRewards:
     Each distinct completion of a prompt is scored once, when it is first requested.
 
     Args:
-        samples (`datasets.Dataset`):
+        samples ([`~datasets.Dataset`]):
             Policy samples.
         score_rows (`Callable`):
             `score_rows(prompts, completions, finished)` returns the rewards.
@@ -32,7 +32,7 @@ class CompletionRewards:
                 Row of the samples, and index of the completion in that row.
 
         Returns:
-            `list[float]`: rewards, unbounded, higher is better.
+            `list[float]`: Rewards, unbounded, higher is better.
         """
         rows = {row: self.samples[row] for row in {row for row, _ in completions}}
         keys = [(row, rows[row]["completions"][i], rows[row]["finished"][i]) for row, i in completions]

@@ -14,12 +14,12 @@ def hold_out(preferences: Dataset, share: float, seed: int) -> tuple[Dataset, Da
     """
     Splits human preferences into a training set and a held-out set for the gate.
 
-    Pairs of one prompt stay in the same set. If all pairs have the same prompt, each pair is placed on its own.
+    Pairs of one prompt stay in the same set. If all pairs have the same prompt, each pair is placed separately.
 
     Args:
-        preferences (`datasets.Dataset`):
+        preferences ([`~datasets.Dataset`]):
             Human preferences D, in TRL's preference format. If prompts are implicit, the prompt of a pair is the
-            common beginning of both sides. A pair without a prompt is placed on its own.
+            common beginning of both sides. A pair without a prompt is placed separately.
         share (`float`):
             Share of the pairs to hold out, in (0, 1). Fewer pairs are held out if whole prompts do not add up to the
             share. At least one prompt is held out, if necessary the one with the fewest pairs.
@@ -27,10 +27,10 @@ def hold_out(preferences: Dataset, share: float, seed: int) -> tuple[Dataset, Da
             Seed that selects the held-out prompts.
 
     Returns:
-        `tuple[datasets.Dataset, datasets.Dataset]`: the training set and the held-out set.
+        `tuple[datasets.Dataset, datasets.Dataset]`: The training set and the held-out set.
 
     Raises:
-        ValueError: if there is only one pair.
+        ValueError: If there is only one pair.
     """
     num_pairs = len(preferences)
     if num_pairs < 2:

@@ -17,10 +17,10 @@ def mix_preferences(
     column `is_synthetic` marks the synthetic pairs. The rows are not shuffled, because the trainer shuffles them.
 
     Args:
-        human (`datasets.Dataset`):
+        human ([`~datasets.Dataset`]):
             Human preferences D in TRL's preference format, as text or messages, with or without `prompt`. Or tokenized
             preferences.
-        synthetic (`datasets.Dataset`):
+        synthetic ([`~datasets.Dataset`]):
             Synthetic preferences D̂ in the same format. They must be tokenized if `human` is.
         synthetic_share (`float`, *optional*):
             Share of synthetic pairs in the result, between 0 and 1, both excluded. All human pairs are kept once.
@@ -30,10 +30,10 @@ def mix_preferences(
             Seed that selects the synthetic pairs.
 
     Returns:
-        `datasets.Dataset`: the mixture.
+        `datasets.Dataset`: The mixture.
 
     Raises:
-        ValueError: if `synthetic_share` is out of range, a column is missing, only one dataset is tokenized, or one
+        ValueError: If `synthetic_share` is out of range, a column is missing, only one dataset is tokenized, or one
             dataset holds text and the other messages.
     """
     for name, dataset in (("human", human), ("synthetic", synthetic)):

@@ -33,7 +33,7 @@ class Pair(NamedTuple):
         rejected (`int`):
             Other completion, y_l.
         alternatives (`list[int]`):
-            Completions that could be `rejected`, including itself.
+            Completions that could be `rejected`, including `rejected` itself.
         cluster_ids (`list[int]`, *optional*):
             Group of each completion of the row. None for a method without groups.
         confidence (`float`, *optional*):
@@ -88,13 +88,13 @@ def spg(samples: Dataset, settings: PairingSettings) -> tuple[list[Pair], Counte
     Prefers a member of the largest group to a completion outside it, if the group is large enough (SPG).
 
     Args:
-        samples (`datasets.Dataset`):
+        samples ([`~datasets.Dataset`]):
             Policy samples, clustered or not.
         settings ([`PairingSettings`]):
             Settings. `threshold` is γ.
 
     Returns:
-        `tuple[list[Pair], Counter]`: the pairs in the order of the rows, and the number of rows without a pair for
+        `tuple[list[Pair], Counter]`: The pairs in the order of the rows, and the number of rows without a pair for
         each reason.
     """
     return _pair_by_groups(samples, settings, settings.threshold, min_group_size=2)
@@ -105,13 +105,13 @@ def select_all(samples: Dataset, settings: PairingSettings) -> tuple[list[Pair],
     Applies SPG to all prompts, without a threshold.
 
     Args:
-        samples (`datasets.Dataset`):
+        samples ([`~datasets.Dataset`]):
             Policy samples, clustered or not.
         settings ([`PairingSettings`]):
             Settings. `threshold` is not used.
 
     Returns:
-        `tuple[list[Pair], Counter]`: as [`spg`].
+        `tuple[list[Pair], Counter]`: Same as [`spg`].
 
     Relations:
         Equal to [`spg`] at γ = 0, except that groups of one member are accepted.
@@ -124,13 +124,13 @@ def reward(samples: Dataset, settings: PairingSettings) -> tuple[list[Pair], Cou
     Draws two completions with different texts, and labels them with the reward model r_φ.
 
     Args:
-        samples (`datasets.Dataset`):
+        samples ([`~datasets.Dataset`]):
             Policy samples.
         settings ([`PairingSettings`]):
             Settings. `rewards` supplies the labels.
 
     Returns:
-        `tuple[list[Pair], Counter]`: as [`spg`].
+        `tuple[list[Pair], Counter]`: Same as [`spg`].
     """
 
     def compute_probabilities(drawn: list[tuple[int, int, int]]) -> list[float]:
@@ -146,13 +146,13 @@ def rlaif(samples: Dataset, settings: PairingSettings) -> tuple[list[Pair], Coun
     Draws two completions with different texts, and labels them with a judge. In the paper, the judge is the policy.
 
     Args:
-        samples (`datasets.Dataset`):
+        samples ([`~datasets.Dataset`]):
             Policy samples.
         settings ([`PairingSettings`]):
             Settings. `judge` supplies the labels.
 
     Returns:
-        `tuple[list[Pair], Counter]`: as [`spg`].
+        `tuple[list[Pair], Counter]`: Same as [`spg`].
     """
 
     def compute_probabilities(drawn: list[tuple[int, int, int]]) -> list[float]:
@@ -188,7 +188,7 @@ def count_group_sizes(cluster_ids: list[int]) -> dict[int, int]:
             Group of each completion. -1 means no group.
 
     Returns:
-        `dict[int, int]`: number of members by group id, in the order in which the groups were opened.
+        `dict[int, int]`: Number of members by group id, in the order in which the groups were opened.
     """
     return dict(Counter(cluster_id for cluster_id in cluster_ids if cluster_id >= 0))
 
@@ -225,7 +225,7 @@ def _find_rejection_reason(
 
 
 def _pick_chosen(drafts: list[tuple[list[int], Pair]], rewards: CompletionRewards | None) -> list[Pair]:
-    """Sets `chosen` of each pair to the member with the highest reward. Of equal rewards, the first member counts."""
+    """Sets `chosen` of each pair to the member with the highest reward. Among equal rewards, the first member wins."""
     if rewards is None:
         return [pair._replace(chosen=shortlist[0]) for shortlist, pair in drafts]
     # One call scores everything: the shortlists, and the rejected completions for the audit columns.

@@ -31,8 +31,8 @@ logger = logging.get_logger(__name__)
 
 REJECTIONS: dict[str, str] = {
     "below_threshold": "Lower `threshold`, or check that `equivalence` separates completions by meaning.",
-    "single_member": "Sample more completions per prompt, so that some agree.",
-    "all_agree": "Sample at a higher temperature or sample more completions, so that some differ.",
+    "single_member": "Sample more completions per prompt until some agree.",
+    "all_agree": "Sample at a higher temperature, or sample more completions until some differ.",
     "nothing_left": "Let completions finish (`max_new_tokens`), or pass `allow_unfinished_chosen=True`.",
     "ties": "Use a judge or a reward model that separates the completions.",
 }
@@ -63,7 +63,7 @@ def synthesize_preferences(
     unfinished completion can be y_w only with `allow_unfinished_chosen`.
 
     Args:
-        samples (`datasets.Dataset`):
+        samples ([`~datasets.Dataset`]):
             Policy samples: `prompt`, `completions` and `finished`. If they have `cluster_ids` and `confidence` (from
             [`cluster`]), these groups are used, and `equivalence` is not.
         method (`str`):
@@ -74,7 +74,7 @@ def synthesize_preferences(
         reward_model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*):
             Frozen r_φ of step 2. It must not be the model in training. Needed by `reward` and by `chosen="reward"`. In
             other cases it only fills the reward columns.
-        reward_processing_class (`transformers.PreTrainedTokenizerBase`, *optional*):
+        reward_processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer of `reward_model`.
         judge (`Callable`, *optional*):
             For `rlaif`: `judge(prompts, firsts, seconds)` returns the probabilities in [0, 1] that the first
@@ -95,16 +95,16 @@ def synthesize_preferences(
             Seed of all draws, at least 0. The draws of a row depend only on the seed and on the content of the row.
 
     Returns:
-        `tuple[datasets.Dataset, dict[str, int]]`: preferences in TRL's format with their audit columns (see
+        `tuple[datasets.Dataset, dict[str, int]]`: Preferences in TRL's format with their audit columns (see
         docs/synthetic_preferences.md), and the number of prompts without a pair for each reason in `REJECTIONS`.
 
     Raises:
-        ValueError: if an argument is out of range, an argument that the method needs is missing, the samples are not
+        ValueError: If an argument is out of range, an argument that the method needs is missing, the samples are not
             policy samples or were clustered for another threshold, a reward is NaN or infinite, or no prompt has a
             pair.
 
     Reference:
-        SPG, https://arxiv.org/abs/2403.19279. The other methods are those of its Table 5.
+        SPG of [Lang et al. 2024](https://arxiv.org/abs/2403.19279). The other methods are those of its Table 5.
     """
     require_samples(samples, "samples")
     _check_options(method, chosen, threshold, keep_candidates, seed)
@@ -136,25 +136,25 @@ def tokenize_preferences(
     """
     Adds the token ids of both sides of each pair, with EOS for finished completions only.
 
-    `trl.RewardTrainer` appends EOS to all text that it tokenizes, but it does not change token ids. Pairs whose sides
-    become equal by truncation are dropped, and their number is logged.
+    `trl.RewardTrainer` appends EOS to all text that it tokenizes, but it does not change token ids. If truncation
+    makes the sides of a pair equal, the pair is dropped. The number of dropped pairs is logged.
 
     Args:
-        dataset (`datasets.Dataset`):
+        dataset ([`~datasets.Dataset`]):
             Preferences in TRL's format, as text or messages, with or without `prompt`. `chosen_finished` and
             `rejected_finished` say which completions are finished. If they are missing, all are.
-        processing_class (`transformers.PreTrainedTokenizerBase`):
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the reward model.
         max_length (`int`, *optional*):
-            Longest side, in tokens. A longer side loses the beginning of its prompt. TRL in contrast drops pairs that
-            are longer than its own `max_length`.
+            Longest side, in tokens. A longer side loses the beginning of its prompt. TRL instead drops pairs that are
+            longer than its own `max_length`.
 
     Returns:
-        `datasets.Dataset`: the dataset with `chosen_ids` and `rejected_ids`, and `candidate_ids` if it has
+        `datasets.Dataset`: The dataset with `chosen_ids` and `rejected_ids`, and `candidate_ids` if it has
         `candidates`.
 
     Raises:
-        ValueError: if a column is missing, or for the same reasons as [`scoring_ids`].
+        ValueError: If a column is missing, or for the same reasons as [`scoring_ids`].
     """
     require_columns(dataset, ["chosen", "rejected"], "dataset")
     dataset = dataset.map(

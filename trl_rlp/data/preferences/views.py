@@ -46,9 +46,9 @@ class ViewSampler:
     are drawn again for each slot, uniformly from all pairs of completions with different texts, in random order.
 
     Args:
-        samples (`datasets.Dataset`):
+        samples ([`~datasets.Dataset`]):
             Policy samples: `prompt`, `completions` and `finished`. With `same_group` also `cluster_ids`.
-        processing_class (`transformers.PreTrainedTokenizerBase`):
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the reward model. All completions are tokenized once, with [`scoring_ids`].
         seed (`int`, *optional*, defaults to `0`):
             Seed of all draws, at least 0.
@@ -59,10 +59,10 @@ class ViewSampler:
             Longest view, in tokens. A longer view loses the beginning of its prompt.
 
     Attributes:
-        skipped (`int`): number of prompts that are left out because no two of their completions can be views.
+        skipped (`int`): Number of prompts that are skipped because no two of their completions can be views.
 
     Raises:
-        ValueError: if `samples` are not policy samples, or fewer than two prompts have two views.
+        ValueError: If `samples` are not policy samples, or fewer than two prompts have two views.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class ViewSampler:
                 Slots, at least 0.
 
         Returns:
-            `list[View]`: one per slot. Two slots of one round hold different prompts.
+            `list[View]`: One per slot. Two slots of one round hold different prompts.
         """
         return [self._draw_view(epoch, slot) for slot in slots]
 

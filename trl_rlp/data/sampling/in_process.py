@@ -23,7 +23,7 @@ from trl_rlp.storage.shards import Record, cut_shards, work_in_shards
 
 Prompt = str | list[dict[str, str]]
 SHARDS = "shards"
-"""Name of the folder of shards beside the samples that they become."""
+"""Name of the folder of shards, next to the file of the samples."""
 
 
 def sample_completions(
@@ -53,7 +53,7 @@ def sample_completions(
     are not supported.
 
     Args:
-        prompts (`datasets.Dataset`):
+        prompts ([`~datasets.Dataset`]):
             Column `prompt`: text, or messages with `role` and `content`. Messages get the chat template and a new
             assistant turn. If the last message is the assistant's, it is continued instead. Other columns are kept.
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -82,17 +82,17 @@ def sample_completions(
             Number of prompts per shard.
 
     Returns:
-        `datasets.Dataset`: the prompts in their order, with `completions` (n texts without special tokens) and
+        `datasets.Dataset`: The prompts in their order, with `completions` (n texts without special tokens) and
         `finished` (n booleans: whether the completion ended with EOS within `max_new_tokens`).
 
     Raises:
-        TypeError: if an argument has the wrong type.
-        ValueError: if a setting is out of range, there are no prompts, a prompt is empty or leaves no room for
+        TypeError: If an argument has the wrong type.
+        ValueError: If a setting is out of range, there are no prompts, a prompt is empty or leaves no room for
             `max_new_tokens`, the tokenizer lacks the EOS token or a required chat template, or `output_dir` holds
             samples of another policy, tokenizer, setting or set of prompts.
 
     Reference:
-        Lang, Huang, Li 2024, https://arxiv.org/abs/2403.19279, Algorithm 1: n = 10, temperature 1.0.
+        Algorithm 1 of [Lang et al. 2024](https://arxiv.org/abs/2403.19279): n = 10, temperature 1.0.
 
     Example:
 
@@ -143,13 +143,13 @@ def add_completions(prompts: Dataset, records: list[Record]) -> Dataset:
     Adds samples to their prompts.
 
     Args:
-        prompts (`datasets.Dataset`):
+        prompts ([`~datasets.Dataset`]):
             Dataset with a column `prompt`. Existing columns `completions` and `finished` are replaced.
         records (`list[dict]`):
             `completions` and `finished` of each row.
 
     Returns:
-        `datasets.Dataset`: policy samples P.
+        `datasets.Dataset`: Policy samples P.
     """
     samples = prompts.remove_columns([name for name in ("completions", "finished") if name in prompts.column_names])
     for name, kind in (("completions", "string"), ("finished", "bool")):
@@ -171,11 +171,11 @@ def get_eos_token_ids(model: PreTrainedModel | PeftModel, processing_class: PreT
             The policy's tokenizer.
 
     Returns:
-        `list[int]`: token ids, the tokenizer's EOS token first.
+        `list[int]`: Token ids, the tokenizer's EOS token first.
 
     Raises:
-        TypeError: if the model cannot generate.
-        ValueError: if the model is an encoder-decoder, or the tokenizer lacks an EOS token.
+        TypeError: If the model cannot generate.
+        ValueError: If the model is an encoder-decoder, or the tokenizer lacks an EOS token.
     """
     # torch.compile wraps a model in another class.
     is_module = isinstance(model, torch.nn.Module)

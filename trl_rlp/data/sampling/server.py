@@ -48,13 +48,13 @@ def sample_from_server(
 
     The server decides about two points:
 
-    - Each request has its own seed, but most servers do not promise that a seed determines the completion, least of
-      all with concurrent requests.
+    - Each request has its own seed. But most servers do not promise that the seed determines the completion,
+      especially with concurrent requests.
     - The server may change the distribution. For a vLLM server that reads defaults from the model's
       `generation_config`, pass `extra_body={"top_k": -1}`.
 
     Args:
-        prompts (`datasets.Dataset`):
+        prompts ([`~datasets.Dataset`]):
             Column `prompt`: text, or messages with `role` and `content`. Other columns are kept.
         base_url (`str`):
             URL of the API, usually ending in `/v1`.
@@ -87,15 +87,15 @@ def sample_from_server(
             Number of prompts per shard.
 
     Returns:
-        `datasets.Dataset`: the prompts in their order, with `completions` (n texts) and `finished` (n booleans:
+        `datasets.Dataset`: The prompts in their order, with `completions` (n texts) and `finished` (n booleans:
         whether the server gave `"stop"` as the finish reason).
 
     Raises:
-        ImportError: if `openai` is not installed.
-        TypeError: if an argument has the wrong type.
-        ConnectionError: if no server answers.
-        RuntimeError: if the server still fails after `max_retries`.
-        ValueError: if a setting is out of range, there are no prompts, a prompt is empty, the server refuses a request
+        ImportError: If `openai` is not installed.
+        TypeError: If an argument has the wrong type.
+        ConnectionError: If no server answers.
+        RuntimeError: If the server still fails after `max_retries`.
+        ValueError: If a setting is out of range, there are no prompts, a prompt is empty, the server refuses a request
             or its response is not a completion, or `output_dir` holds samples of another run.
 
     Example:
@@ -164,7 +164,7 @@ class _Sampler:
 
 
 def _require_continuation(prompts: list[Prompt], extra_body: dict[str, Any] | None) -> None:
-    """Checks that no prompt ends with an assistant message, unless the server is told to continue it."""
+    """Checks that no prompt ends with an assistant message, unless `extra_body` asks the server to continue it."""
     if "continue_final_message" in (extra_body or {}):
         return
     for row, prompt in enumerate(prompts):

@@ -13,8 +13,8 @@ from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
-# Names of the KV cache argument: the first since transformers 5.24, the second before. Delete the second together with
-# support for 5.23.
+# Names of the KV cache argument: the first since transformers 5.24, the second before. Delete the second when support
+# for 5.23 ends.
 CACHE_NAMES = ("cache", "past_key_values")
 
 
@@ -58,10 +58,11 @@ def generate_samples(
             Whether to share the prefill. `False` uses plain `generate`.
 
     Returns:
-        `torch.Tensor` of shape `(prompts, num_generations, new_tokens)`: samples, padded after their EOS token.
+        `torch.Tensor` of shape `(prompts, num_generations, new_tokens)`: Samples, padded after their EOS token.
 
     Reference:
-        Generation from an existing cache: https://huggingface.co/docs/transformers/kv_cache#prefill-a-cache
+        Generation from an existing cache: [Prefill a
+        cache](https://huggingface.co/docs/transformers/kv_cache#prefill-a-cache).
     """
     pad_token_id = generation_config.pad_token_id
     ids = [torch.tensor(row) for row in prompt_ids]

@@ -16,10 +16,10 @@ def metric_path(name: str) -> str:
             One of [`METRICS`].
 
     Returns:
-        `str`: folder of the metric.
+        `str`: Folder of the metric.
 
     Raises:
-        ValueError: if there is no metric with this name.
+        ValueError: If there is no metric with this name.
     """
     if name not in METRICS:
         raise ValueError(f"There is no metric {name!r}. Choose one of {list(METRICS)}.")

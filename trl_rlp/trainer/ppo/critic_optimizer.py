@@ -1,4 +1,4 @@
-"""The critic's optimizer, which steps beside the policy's."""
+"""The critic's optimizer, which steps together with the policy's optimizer."""
 
 from collections.abc import Collection
 from typing import Any
@@ -16,9 +16,9 @@ from trl_rlp.trainer.ppo.token_models import Critic
 
 class CriticOptimizer(TrainerCallback):
     """
-    Steps the critic just before each step of the policy. If the guard refuses the step, neither moves.
+    Updates the critic just before each optimizer step of the policy. If the guard refuses the step, neither changes.
 
-    The optimizer has the class and the settings of the policy's, and follows the policy's learning-rate schedule. The
+    The optimizer has the same class and settings as the policy's, and follows the same learning-rate schedule. The
     critic's gradients are clipped separately.
 
     Args:
@@ -39,7 +39,7 @@ class CriticOptimizer(TrainerCallback):
 
     Attributes:
         critic (`nn.Module`): The critic, wrapped for distributed training if there are several processes.
-        optimizer (`torch.optim.Optimizer`): Its optimizer.
+        optimizer (`torch.optim.Optimizer`): The optimizer of the critic.
 
     Raises:
         ValueError: If `value_warmup_rollouts` is set under DeepSpeed.
@@ -68,12 +68,12 @@ class CriticOptimizer(TrainerCallback):
         groups = [group for group in groups if group["params"]]
         self.critic: nn.Module = critic
         self.optimizer = optimizer_class(groups, **{**optimizer_kwargs, "lr": self.learning_rate})
-        # A DeepSpeed engine holds one model, the policy. The critic is then a whole copy on each process.
+        # A DeepSpeed engine holds one model, the policy. Each process then has a full copy of the critic.
         self._is_replicated = accelerator.distributed_type == DistributedType.DEEPSPEED
         if self._is_replicated and args.value_warmup_rollouts:
             raise ValueError(
-                "`value_warmup_rollouts` has no effect under DeepSpeed, whose engine steps the policy by itself. "
-                "Leave it at 0, or use FSDP."
+                "`value_warmup_rollouts` has no effect under DeepSpeed, because its engine steps the policy itself. "
+                "Set it to 0, or use FSDP."
             )
         if not self._is_replicated:
             self.critic, self.optimizer = accelerator.prepare(self.critic, self.optimizer)
@@ -81,7 +81,7 @@ class CriticOptimizer(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: PPOConfig, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Steps the critic, or drops the gradients of critic and policy if the guard refuses the step."""
+        """Updates the critic. If the guard refuses the step, drops the gradients of critic and policy instead."""
         policy = kwargs["model"]
         if not self.guard.check_step((policy, self.critic)):
             _drop_gradients(policy)
@@ -107,6 +107,6 @@ class CriticOptimizer(TrainerCallback):
 
 
 def _drop_gradients(module: nn.Module) -> None:
-    """Sets gradients to `None`: an optimizer skips such parameters, while gradients of 0 would move momenta."""
+    """Sets gradients to `None`. Optimizers skip such parameters. Gradients of 0 would still change the momenta."""
     for parameter in module.parameters():
         parameter.grad = None

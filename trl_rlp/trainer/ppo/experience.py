@@ -1,4 +1,4 @@
-"""A rollout as PPO learns from it: how it is stored, and how it is built from completions and scores."""
+"""The experience of a rollout: the tensors that PPO trains on, computed from completions and scores."""
 
 from dataclasses import dataclass, fields
 from typing import Any, Self
@@ -18,8 +18,8 @@ class Experience:
     """
     The completions of a rollout on this process, with everything that the losses and the log need.
 
-    All tensors are on one device. `length` is that of the longest completion, `prompt_length` that of the longest
-    prompt.
+    All tensors are on one device. `length` is the length of the longest completion, and `prompt_length` is that of the
+    longest prompt.
     """
 
     # Trajectory: what was sampled
@@ -36,10 +36,10 @@ class Experience:
     # Value model: what its loss needs
     old_values: torch.Tensor  # (batch, length), units of reward, before the first step on the rollout
     returns: torch.Tensor  # (batch, length), units of reward
-    value_mask: torch.Tensor  # (batch, length), boolean, `completion_mask` and perhaps one position more
+    value_mask: torch.Tensor  # (batch, length), boolean, `completion_mask` plus at most one position
 
     # Outcome: what the log needs
-    scores: torch.Tensor  # (batch,), as they enter the rewards
+    scores: torch.Tensor  # (batch,), as added to the token rewards
     finished: torch.Tensor  # (batch,), boolean, whether the completion has a stop token
     kl: torch.Tensor  # (batch, length), nats, 0 outside `completion_mask`
     kl_rewards: torch.Tensor  # (batch, length), -kl_coef * kl
@@ -75,10 +75,10 @@ class Experience:
 
     def is_finite(self) -> torch.Tensor:
         """
-        Checks the numbers that the losses use. Scores, log-probabilities and values all enter them.
+        Checks the advantages and the returns. They depend on all scores, log-probabilities and values.
 
         Returns:
-            `torch.Tensor`: Boolean scalar.
+            `torch.Tensor`: A boolean scalar, `True` if no number is NaN or infinite.
         """
         return self.advantages.isfinite().all() & self.returns.isfinite().all()
 
@@ -92,11 +92,11 @@ def build_experience(
     pad_token_id: int,
 ) -> Experience:
     """
-    Builds the experience of a rollout: models evaluate the tokens, scores become rewards, rewards advantages.
+    Builds the experience of a rollout: evaluates the tokens, and computes token rewards and advantages from scores.
 
     Args:
         generated (`dict[str, torch.Tensor]`):
-            What GRPO generates: `prompt_ids` and `prompt_mask` of shape `(batch, prompt_length)`, `completion_ids` and
+            Tensors from GRPO: `prompt_ids` and `prompt_mask` of shape `(batch, prompt_length)`, `completion_ids` and
             `completion_mask` of shape `(batch, length)`, and with vLLM `importance_sampling_ratio`.
         scores (`torch.Tensor` of shape `(batch,)`):
             Weighted sum of the reward functions.
@@ -142,7 +142,7 @@ def build_experience(
 
 def contains_token(completion_ids: torch.Tensor, completion_mask: torch.Tensor, token_ids: list[int]) -> torch.Tensor:
     """
-    Checks which completions contain one of some tokens.
+    Checks which completions contain at least one of the given tokens.
 
     Args:
         completion_ids (`torch.Tensor` of shape `(batch, length)`):
@@ -153,7 +153,7 @@ def contains_token(completion_ids: torch.Tensor, completion_mask: torch.Tensor, 
             Tokens to look for, for example stop tokens.
 
     Returns:
-        `torch.Tensor` of shape `(batch,)`: Boolean.
+        `torch.Tensor` of shape `(batch,)`: Boolean, `True` for completions with such a token.
     """
     wanted = torch.tensor(token_ids, device=completion_ids.device)
     return (torch.isin(completion_ids, wanted) & completion_mask).any(dim=1)
@@ -161,9 +161,10 @@ def contains_token(completion_ids: torch.Tensor, completion_mask: torch.Tensor, 
 
 def mask_before_pad(completion_ids: torch.Tensor, pad_token_id: int) -> torch.Tensor:
     """
-    Masks the tokens before the first pad token, which are those that TRL 1.12 counted.
+    Computes TRL 1.12's mask of completions, which selects the tokens before the first pad token.
 
-    A pad token that the policy sampled ends the completion too. If the pad token is the EOS token, EOS is left out.
+    A pad token that the policy sampled also ends the completion. If the pad token is the EOS token, the mask excludes
+    EOS.
 
     Args:
         completion_ids (`torch.Tensor` of shape `(batch, length)`):
@@ -172,7 +173,7 @@ def mask_before_pad(completion_ids: torch.Tensor, pad_token_id: int) -> torch.Te
             The pad token.
 
     Returns:
-        `torch.Tensor` of shape `(batch, length)`: Boolean.
+        `torch.Tensor` of shape `(batch, length)`: Boolean, `True` before the first pad token.
     """
     return (completion_ids == pad_token_id).cumsum(dim=1) == 0
 
@@ -196,7 +197,7 @@ def shape_scores(
             The trainer's accelerator.
 
     Returns:
-        `torch.Tensor` of shape `(batch,)`: Scores as they enter the rewards.
+        `torch.Tensor` of shape `(batch,)`: Scores to add to the token rewards.
     """
     if args.normalize_rewards:
         # Scores that are not finite must not enter the statistics of the whole run.
@@ -239,7 +240,7 @@ def compute_advantages(
             The trainer's accelerator.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor, torch.Tensor]` of shape `(batch, length)` each: whitened advantages,
+        `tuple[torch.Tensor, torch.Tensor, torch.Tensor]` of shape `(batch, length)` each: Whitened advantages,
         returns, and the mask of the values.
     """
     if args.score_position == "after_last_token":
@@ -258,7 +259,7 @@ def _whiten_over_processes(
 ) -> torch.Tensor:
     moments = accelerator.gather(masked_moments(values, mask)[None])  # (processes, 3)
     if moments[:, 0].sum() < 2:
-        # The last evaluation batch may be one completion of one token, which has no standard deviation.
+        # The last evaluation batch may be a single token, which has no standard deviation.
         return values.masked_fill(~mask, 0) * (not shift_mean)
     mean, variance = pooled_mean_and_variance(moments, unbiased=args.unbiased_whitening)
     return whiten(values, mask, mean, variance, shift_mean)

@@ -1,4 +1,4 @@
-"""The guard against numbers that are not finite: it skips rollouts and optimizer steps, and stops the run."""
+"""The guard against NaN and infinity: it skips rollouts and optimizer steps, and stops a run that does not recover."""
 
 from collections.abc import Iterable
 
@@ -19,7 +19,7 @@ MAX_BAD_IN_A_ROW = 3
 
 class FiniteGuard:
     """
-    Decides, on all processes together, whether a rollout and each optimizer step on it are used or skipped.
+    Decides whether a rollout, and each optimizer step on it, is used or skipped. All processes decide together.
 
     Args:
         state ([`PPOState`]):
@@ -27,7 +27,7 @@ class FiniteGuard:
         accelerator (`accelerate.Accelerator`):
             The trainer's accelerator.
         output_dir (`str`):
-            Folder of the checkpoints, which the error names.
+            Folder of the checkpoints. The error message names the last one.
     """
 
     def __init__(self, state: PPOState, accelerator: Accelerator, output_dir: str):
@@ -99,7 +99,7 @@ class FiniteGuard:
 
     def _are_gradients_good(self, modules: Iterable[nn.Module]) -> bool:
         gradients = [p.grad for module in modules for p in module.parameters() if p.grad is not None]
-        # The norm reads each gradient once. With sharded gradients it is a collective, so all processes compute it.
+        # The norm reads each gradient once. With sharded gradients, it is a collective operation of all processes.
         is_finite = bool(nn.utils.get_total_norm(gradients).isfinite())
         return self._everywhere(is_finite and self._are_losses_finite)
 

@@ -34,15 +34,15 @@ VALUE_OPTIMIZER = "value_optimizer.pt"
 @dataclass
 class PPOState:
     """
-    What PPO carries from rollout to rollout besides weights. Equal on all processes.
+    State that PPO keeps from rollout to rollout in addition to weights. It is equal on all processes.
 
     Args:
         kl_coef (`float`):
             Current weight of the KL divergence in the reward.
         rollouts (`int`, *optional*, defaults to `0`):
-            Number of rollouts begun.
+            Number of rollouts that have started.
         score_count, score_mean, score_squares (`float`, *optional*, defaults to `0.0`):
-            Number, mean and sum of squared deviations of all scores so far.
+            Number and mean of all scores so far, and the sum of their squared differences from the mean.
         skipped_steps (`int`, *optional*, defaults to `0`):
             Number of optimizer steps skipped because a number was not finite.
         bad_in_a_row (`int`, *optional*, defaults to `0`):
@@ -82,7 +82,7 @@ class PPOState:
                 [`masked_moments`] of each process.
 
         Returns:
-            `float`: Standard deviation of all scores so far, 1 if they are all equal or there are none.
+            `float`: Standard deviation of all scores so far. It is 1 if they are all equal or there are none.
         """
         if self.score_count + float(moments[:, 0].sum()) == 0:
             return 1.0
@@ -112,7 +112,7 @@ class PPOState:
                 The checkpoint.
 
         Raises:
-            ValueError: If the folder has no state, or that of a run with another number of steps per rollout.
+            ValueError: If the folder has no state, or its run had another number of steps per rollout.
         """
         path = Path(folder) / STATE_FILE
         if not path.is_file():
@@ -123,9 +123,9 @@ class PPOState:
         saved = PPOState(**read_json(path))
         if saved.steps_per_rollout != self.steps_per_rollout:
             raise ValueError(
-                f"`resume_from_checkpoint`={str(folder)!r} is of a run with {saved.steps_per_rollout} optimizer steps "
-                f"per rollout, but this run has {self.steps_per_rollout}. Set `num_ppo_epochs` and "
-                "`num_mini_batches` to their former values."
+                f"`resume_from_checkpoint`={str(folder)!r} is from a run with {saved.steps_per_rollout} optimizer "
+                f"steps per rollout, but this run has {self.steps_per_rollout}. Set `num_ppo_epochs` and "
+                "`num_mini_batches` to their previous values."
             )
         vars(self).update(vars(saved))
 
@@ -134,7 +134,7 @@ class RolloutCheckpoints(TrainerCallback):
     """
     Delays checkpoints to the end of a rollout, and writes and restores PPO's part of them.
 
-    A checkpoint within a rollout would lose the rollout: a resumed run would continue with another one.
+    A checkpoint within a rollout would lose the rollout. A resumed run would then continue with another one.
 
     Args:
         state ([`PPOState`]):
@@ -153,15 +153,16 @@ class RolloutCheckpoints(TrainerCallback):
 
     def on_step_end(self, args: PPOConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """
-        Delays a checkpoint within a rollout to its end, and one after a skipped step to the next good step. Requests
-        a log before each checkpoint. At the end of an epoch with evaluation the checkpoint follows the evaluation.
+        Delays a checkpoint within a rollout to the end of the rollout, and a checkpoint after a skipped step to the
+        next good step. Requests a log before each checkpoint. At the end of an epoch with evaluation, the checkpoint
+        comes after the evaluation.
         """
-        # The evaluation draws random numbers. A run resumed from before it would draw others.
+        # The evaluation draws random numbers. A run that resumes from an earlier checkpoint would draw others.
         is_evaluated = args.eval_strategy == IntervalStrategy.EPOCH and float(state.epoch or 0).is_integer()
         self._delay_or_request_save(args, state, control, must_wait=is_evaluated)
 
     def on_epoch_end(self, args: PPOConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Does the same for a checkpoint that is requested at the end of an epoch."""
+        """Applies the rules of [`on_step_end`] to a checkpoint that is requested at the end of an epoch."""
         self._delay_or_request_save(args, state, control)
 
     def _delay_or_request_save(
@@ -204,7 +205,7 @@ class RolloutCheckpoints(TrainerCallback):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         folder.mkdir(parents=True, exist_ok=True)
         if args.should_save:
-            # This file marks a checkpoint as complete. An older run may have left it in the same folder.
+            # This file marks a checkpoint as complete. An earlier run may have left it in the same folder.
             (folder / "trainer_state.json").unlink(missing_ok=True)
         save_critic(folder, self.critic, None if args.save_only_model else self.optimizer, self.accelerator)
         if args.should_save:
@@ -212,14 +213,15 @@ class RolloutCheckpoints(TrainerCallback):
 
     def begin(self, checkpoint: str | Path | None) -> None:
         """
-        Starts a run, or restores what [`save`] wrote.
+        Starts a run, or restores the state that [`save`] wrote.
 
         Args:
             checkpoint (`str` or `Path`, *optional*):
                 Checkpoint of the trainer.
 
         Raises:
-            ValueError: If the folder is no checkpoint of this trainer, or of a run with other rollouts.
+            ValueError: If the folder is not a checkpoint of this trainer, or its run had another number of steps per
+                rollout.
         """
         self._is_delayed, self.state.bad_in_a_row = False, 0
         if checkpoint is not None:
@@ -231,9 +233,10 @@ def save_critic(
     folder: Path, critic: nn.Module, optimizer: torch.optim.Optimizer | None, accelerator: Accelerator
 ) -> None:
     """
-    Saves the value model, or only its adapter, and its optimizer. All processes must call this. The main one writes.
+    Saves the value model, or only its adapter, and its optimizer. All processes must call this, and the main process
+    writes.
 
-    Weights that are sharded over processes are saved whole.
+    Weights that are sharded over processes are saved in full.
 
     Args:
         folder (`Path`):
@@ -241,7 +244,7 @@ def save_critic(
         critic (`nn.Module`):
             [`Critic`], possibly wrapped for distributed training.
         optimizer (`torch.optim.Optimizer`, *optional*):
-            Its optimizer. If `None`, no optimizer is saved.
+            Optimizer of the critic. If `None`, no optimizer is saved.
         accelerator (`accelerate.Accelerator`):
             The trainer's accelerator.
     """
@@ -264,7 +267,7 @@ def save_critic(
 
 def load_critic(folder: Path, critic: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> None:
     """
-    Loads what [`save_critic`] saved, in place.
+    Loads in place what [`save_critic`] saved.
 
     Args:
         folder (`Path`):
@@ -272,7 +275,7 @@ def load_critic(folder: Path, critic: nn.Module, optimizer: torch.optim.Optimize
         critic (`nn.Module`):
             [`Critic`], possibly wrapped for distributed training.
         optimizer (`torch.optim.Optimizer`):
-            Its optimizer.
+            Optimizer of the critic.
         accelerator (`accelerate.Accelerator`):
             The trainer's accelerator.
 
@@ -282,8 +285,8 @@ def load_critic(folder: Path, critic: nn.Module, optimizer: torch.optim.Optimize
     path = folder / VALUE_OPTIMIZER
     if not path.is_file():
         raise ValueError(
-            f"`resume_from_checkpoint`={str(folder)!r} has no {VALUE_OPTIMIZER}: it was written with "
-            "`save_only_model`, so no run can resume from it."
+            f"`resume_from_checkpoint`={str(folder)!r} has no {VALUE_OPTIMIZER}, because it was written with "
+            "`save_only_model`. No run can resume from it."
         )
     model = accelerator.unwrap_model(critic).model
     is_adapter = isinstance(model, PeftModel)

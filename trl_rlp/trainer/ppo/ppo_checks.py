@@ -40,7 +40,7 @@ def require_models(
             Value model.
         reward_funcs (`Sequence`):
             Further reward models and functions.
-        processing_class (`PreTrainedTokenizerBase`):
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the policy.
 
     Raises:
@@ -53,8 +53,8 @@ def require_models(
         )
     if value_model is not None and any(value_model is other for other in (model, ref_model, reward_model)):
         raise ValueError(
-            "`value_model` is also the policy, the reference policy or the reward model, but it is trained by itself. "
-            "Leave it at None for a copy of the reward model, or load it separately."
+            "`value_model` is also the policy, the reference policy or the reward model, but it is trained "
+            "separately. Pass None for a copy of the reward model, or load it separately."
         )
     if reward_model is None and not reward_funcs:
         raise ValueError("`reward_model` is None and there are no `reward_funcs`. Pass one of them.")
@@ -77,7 +77,7 @@ def require_adapters(
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Policy.
         ref_model ([`~transformers.PreTrainedModel`], *optional*):
-            Reference policy, if it is a model of its own.
+            Reference policy, if it is a separate model.
         peft_config ([`~peft.PeftConfig`], *optional*):
             Configuration of an adapter that the trainer adds.
         args ([`PPOConfig`]):
@@ -90,8 +90,8 @@ def require_adapters(
     adapters = model.peft_config if isinstance(model, PeftModel) else {}
     if any(config is not None and config.is_prompt_learning for config in (peft_config, *adapters.values())):
         raise ValueError(
-            "The policy's adapter uses virtual tokens (prompt or prefix tuning), whose log-probabilities PPO cannot "
-            "read. Use LoRA or another adapter that changes weights."
+            "The policy's adapter uses virtual tokens (prompt or prefix tuning). PPO cannot read their "
+            "log-probabilities. Use LoRA or another adapter that changes weights."
         )
     for name in ("model_adapter_name", "ref_adapter_name"):
         if vars(args)[name] not in (None, *adapters):
@@ -113,14 +113,14 @@ def require_datasets(
     args: PPOConfig,
 ) -> None:
     """
-    Checks the prompts of a run. Text and streams are checked when they are read.
+    Checks the prompts of a run. Text prompts and streams are checked later, when they are read.
 
     Args:
         datasets (`dict`):
             Datasets by the name of their argument. An argument may hold several datasets by name.
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Policy.
-        processing_class (`PreTrainedTokenizerBase`):
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the policy.
         args ([`PPOConfig`]):
             Configuration of the run.
@@ -141,7 +141,7 @@ def require_datasets(
         elif "prompt" not in dataset.column_names:
             if "input_ids" not in dataset.column_names:
                 raise ValueError(
-                    f"`{name}` lacks a column `prompt` (text or messages) or `input_ids`, it has "
+                    f"`{name}` lacks a column `prompt` (text or messages) or `input_ids`. It has "
                     f"{dataset.column_names}. Rename or add one."
                 )
             vocabulary_size = model.get_input_embeddings().weight.shape[0]

@@ -70,8 +70,8 @@ class PPOConfig(GRPOConfig):
     r"""
     Configuration class for the [`PPOTrainer`].
 
-    It has the fields of the PPOConfig that TRL removed in 1.13, under the same names, a few new ones, and all fields
-    of [`~trl.GRPOConfig`] that control generation, reward functions and logging. A rollout has
+    It has the fields of the PPOConfig that TRL removed in 1.13, under the same names, and a few new ones. It also has
+    all fields of [`~trl.GRPOConfig`] that control generation, reward functions and logging. A rollout has
     `per_device_train_batch_size` times `gradient_accumulation_steps` completions on each device. Step counts
     (`logging_steps`, `save_steps`, `eval_steps`, `warmup_steps`, `max_steps`) are numbers of rollouts.
 
@@ -105,11 +105,11 @@ class PPOConfig(GRPOConfig):
         > Parameters that control the reward
 
         kl_coef (`float`, *optional*, defaults to `0.05`):
-            Weight of the KL divergence to the reference policy in the reward, at least 0. beta in the paper.
+            Weight of the KL divergence from the reference policy in the reward, at least 0. It is beta in the paper.
         kl_estimator (`str`, *optional*, defaults to `"k1"`):
             Estimator of the KL divergence of each token: `k1`, `k2`, `k3`, or `clamped` (AlpacaFarm's).
         adaptive_kl (`bool`, *optional*, defaults to `False`):
-            Whether to adapt `kl_coef` during training so that the KL divergence approaches `kl_target`.
+            Whether to adapt `kl_coef` during training, to move the KL divergence toward `kl_target`.
         kl_target (`float`, *optional*, defaults to `6.0`):
             Target of an adaptive `kl_coef`: KL divergence per completion in nats, above 0.
         kl_horizon (`int`, *optional*, defaults to `10000`):
@@ -149,8 +149,8 @@ class PPOConfig(GRPOConfig):
         > Parameters that control the value model
 
         value_model_init (`str`, *optional*):
-            Initial weights of the value model if none is passed: `reward` or `policy`. If not set, the reward model if
-            it uses the policy's tokens, else the policy.
+            Initial weights of the value model if none is passed: `reward` or `policy`. Defaults to the reward model if
+            it uses the policy's tokens, else to the policy.
         value_learning_rate (`float`, *optional*):
             Learning rate of the value model, above 0. Defaults to `learning_rate`.
         value_warmup_rollouts (`int`, *optional*, defaults to `0`):
@@ -161,7 +161,7 @@ class PPOConfig(GRPOConfig):
         model_adapter_name (`str`, *optional*):
             Name of the adapter to train, if the policy has several.
         ref_adapter_name (`str`, *optional*):
-            Name of the adapter to use as the reference policy. If not set, the policy without its adapters.
+            Name of the adapter to use as the reference policy. Defaults to the policy without its adapters.
 
         > Parameters that TRL 1.12 had
 
@@ -260,7 +260,8 @@ class PPOConfig(GRPOConfig):
     kl_coef: float = field(
         default=0.05,
         metadata={
-            "help": "Weight of the KL divergence to the reference policy in the reward, at least 0. beta in the paper."
+            "help": "Weight of the KL divergence from the reference policy in the reward, at least 0. It is beta in "
+            "the paper."
         },
     )
     kl_estimator: str = field(
@@ -271,9 +272,7 @@ class PPOConfig(GRPOConfig):
     )
     adaptive_kl: bool = field(
         default=False,
-        metadata={
-            "help": "Whether to adapt `kl_coef` during training so that the KL divergence approaches `kl_target`."
-        },
+        metadata={"help": "Whether to adapt `kl_coef` during training, to move the KL divergence toward `kl_target`."},
     )
     kl_target: float = field(
         default=6.0,
@@ -353,8 +352,8 @@ class PPOConfig(GRPOConfig):
         default=None,
         metadata={
             "help": (
-                "Initial weights of the value model if none is passed: `reward` or `policy`. If not set, the reward "
-                "model if it uses the policy's tokens, else the policy."
+                "Initial weights of the value model if none is passed: `reward` or `policy`. Defaults to the reward "
+                "model if it uses the policy's tokens, else to the policy."
             )
         },
     )
@@ -374,7 +373,7 @@ class PPOConfig(GRPOConfig):
         default=None,
         metadata={
             "help": (
-                "Name of the adapter to use as the reference policy. If not set, the policy without its adapters."
+                "Name of the adapter to use as the reference policy. Defaults to the policy without its adapters."
             )
         },
     )
@@ -439,7 +438,7 @@ class PPOConfig(GRPOConfig):
         if self.adaptive_kl and self.generation_batch_size >= 5 * self.kl_horizon:
             raise ValueError(
                 f"`kl_horizon`={self.kl_horizon} is too short for rollouts of {self.generation_batch_size} "
-                "completions: a single rollout could make `kl_coef` negative. Set it above a fifth of a rollout."
+                "completions. One rollout could make `kl_coef` negative. Set it above a fifth of a rollout."
             )
 
     def _check_grpo_fields(self) -> None:
@@ -477,7 +476,7 @@ class PPOConfig(GRPOConfig):
                 "pass other stop tokens to vLLM in `generation_kwargs`."
             )
         if self.stop_token_id is not None:
-            self.stop_token = None  # "eos" is the default, so the user need not have asked for it
+            self.stop_token = None  # "eos" is the default, so it may not be the user's choice
 
     def _check_ranges(self) -> None:
         at_least_one = ("num_generations", "response_length", "num_mini_batches", "num_ppo_epochs")
@@ -501,7 +500,7 @@ class PPOConfig(GRPOConfig):
                 raise ValueError(f"`{name}` must be {expected}, got {values[name]}.")
 
     def _express_rollout_in_grpo_fields(self) -> None:
-        """Sets the fields with which GRPO generates a rollout and makes `num_iterations` passes over it."""
+        """Sets the fields of GRPO that control how a rollout is generated and how often it is used."""
         if self.gradient_accumulation_steps % self.num_mini_batches:
             raise ValueError(
                 f"`num_mini_batches`={self.num_mini_batches} does not divide `gradient_accumulation_steps`="
@@ -518,7 +517,7 @@ class PPOConfig(GRPOConfig):
             self.num_generations = self.per_device_train_batch_size * self.steps_per_generation
             if self.num_generations == 1:
                 raise ValueError(
-                    "`per_device_train_batch_size` times `gradient_accumulation_steps` is 1: the advantages of a "
+                    "`per_device_train_batch_size` times `gradient_accumulation_steps` is 1, but the advantages of a "
                     "rollout with one completion cannot be whitened. Raise one of them."
                 )
         self.num_generations_eval = self.num_generations_eval or 1

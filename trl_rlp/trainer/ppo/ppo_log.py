@@ -35,7 +35,7 @@ def rollout_metrics(experience: Experience) -> dict[str, torch.Tensor]:
 
 def objective_metrics(experience: Experience) -> dict[str, torch.Tensor]:
     """
-    Computes the objective that the policy is trained for, and its parts.
+    Computes the objective of the policy, and its parts.
 
     Args:
         experience ([`Experience`]):
@@ -60,7 +60,7 @@ def objective_metrics(experience: Experience) -> dict[str, torch.Tensor]:
 
 def critic_metrics(experience: Experience) -> dict[str, torch.Tensor]:
     """
-    Computes how well the critic predicts the returns.
+    Computes metrics of how well the critic predicts the returns.
 
     Args:
         experience ([`Experience`]):
@@ -84,7 +84,7 @@ def critic_metrics(experience: Experience) -> dict[str, torch.Tensor]:
 
 def add_ratio_variance(sums: dict[str, tuple[float, float]]) -> dict[str, float]:
     """
-    Turns sums into means, and the mean of the squared ratios into their variance, which TRL 1.12 logged.
+    Converts sums to means, and the mean of the squared ratios to the variance of the ratios, which TRL 1.12 logged.
 
     Args:
         sums (`dict[str, tuple[float, float]]`):

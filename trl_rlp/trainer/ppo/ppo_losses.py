@@ -40,7 +40,7 @@ def ppo_loss(
 
     Args:
         micro_batch ([`MicroBatch`]):
-            Its normalizers are N and N_V.
+            The micro-batch. Its normalizers are N and N_V.
         log_probs (`torch.Tensor` of shape `(batch, length)`):
             Log-probabilities of the tokens under the policy in training, in nats.
         entropies (`torch.Tensor` of shape `(batch, length)`):
@@ -55,7 +55,7 @@ def ppo_loss(
         mean over the tokens of the micro-batch.
 
     Reference:
-        [Schulman et al. 2017](https://arxiv.org/abs/1707.06347), Eq. 7 and 9.
+        Eq. 7 and 9 of [Schulman et al. 2017](https://arxiv.org/abs/1707.06347).
     """
     batch = micro_batch.experience
     mask, value_mask = batch.completion_mask, batch.value_mask
@@ -66,7 +66,7 @@ def ppo_loss(
     loss = masked_mean(policy_losses, mask, micro_batch.policy_normalizer)
     loss = loss + args.vf_coef * masked_mean(value_losses, value_mask, micro_batch.value_normalizer)
     with torch.no_grad():
-        # With `score_position="after_last_token"` and pad = EOS, a micro-batch of bare EOS has no policy token.
+        # With `score_position="after_last_token"` and pad = EOS, a micro-batch of EOS alone has no policy token.
         count, value_count = mask.sum().clamp(min=1), value_mask.sum().clamp(min=1)
         is_clipped = policy_is_clipped(log_probs, batch.old_log_probs, batch.advantages, mask, args.cliprange)
         is_value_clipped = value_is_clipped(values, batch.old_values, batch.returns, value_mask, args.cliprange_value)

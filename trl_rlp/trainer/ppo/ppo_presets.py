@@ -5,7 +5,7 @@ from typing import Any
 
 PRESETS: dict[str, dict[str, Any]] = {
     "alpacafarm": {
-        # A rollout of 512 on 8 devices, in steps of 256, twice over.
+        # On 8 devices: rollouts of 512 completions, optimizer steps of 256, and two passes over each rollout.
         "per_device_train_batch_size": 2,
         "gradient_accumulation_steps": 32,
         "num_mini_batches": 2,
@@ -59,6 +59,6 @@ Fields of [`PPOConfig`] by name of the preset.
 
 `alpacafarm` has the paper's settings ("AlpacaFarm codebase and its default hyperparameters"), with the KL weight of
 AlpacaFarm's script for simulated preferences. `trl-1.12` has the settings of the PPOTrainer that TRL removed in 1.13,
-including the score after the last token and gradients without clipping. docs/ppo_trainer.md lists the differences that
-remain.
+including the score after the last token and gradients without clipping. docs/ppo_trainer.md lists the remaining
+differences.
 """

@@ -27,13 +27,13 @@ def prepare_policy(
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Folder, Hub name, or the model itself.
-        processing_class (`PreTrainedTokenizerBase`, *optional*):
-            Tokenizer. If `None`, the one that was saved with the model.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer. If `None`, it is loaded from the model's folder.
         args ([`PPOConfig`]):
-            Provides `model_init_kwargs`, whose default dtype is float32 as in TRL's trainers, and `disable_dropout`.
+            Provides `disable_dropout` and `model_init_kwargs`. The dtype defaults to float32, as in TRL's trainers.
 
     Returns:
-        `tuple`: Policy and tokenizer.
+        `tuple`: The policy and its tokenizer.
     """
     if isinstance(model, str):
         model = AutoModelForCausalLM.from_pretrained(model, **{"dtype": "float32", **(args.model_init_kwargs or {})})
@@ -48,7 +48,7 @@ def disable_dropout(model: nn.Module) -> None:
 
     Args:
         model (`nn.Module`):
-            Changed in place.
+            The model. It is changed in place.
     """
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -60,7 +60,7 @@ def disable_dropout(model: nn.Module) -> None:
 
 def max_prompt_length(model: PreTrainedModel | PeftModel, args: PPOConfig) -> int | None:
     """
-    Computes how many tokens a prompt may have so that a completion fits into the context.
+    Computes the maximum length of a prompt that leaves room for a completion in the context.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -69,7 +69,7 @@ def max_prompt_length(model: PreTrainedModel | PeftModel, args: PPOConfig) -> in
             Provides `max_completion_length`.
 
     Returns:
-        `int`, or `None` for a model without a limit.
+        `int` or `None`: Number of tokens. `None` for a model without a limit.
     """
     config = model.config.get_text_config()
     if not hasattr(config, "max_position_embeddings"):
@@ -88,7 +88,7 @@ def resolve_stop_tokens(
             Provides `stop_token` and `stop_token_id`.
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Policy.
-        processing_class (`PreTrainedTokenizerBase`):
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the policy.
 
     Returns:
@@ -113,10 +113,10 @@ def ensure_embedded_pad_token(
     processing_class: PreTrainedTokenizerBase, vocabulary_size: int
 ) -> PreTrainedTokenizerBase:
     """
-    Replaces a pad token that the policy's embedding does not have. Padding is masked, but still looked up.
+    Replaces a pad token that the policy's embedding does not have. The embedding reads padding although it is masked.
 
     Args:
-        processing_class (`PreTrainedTokenizerBase`):
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the policy.
         vocabulary_size (`int`):
             Number of rows of the embedding.
@@ -138,7 +138,7 @@ def prepare_reference(ref_model: PreTrainedModel, args: PPOConfig, accelerator: 
 
     Args:
         ref_model ([`~transformers.PreTrainedModel`]):
-            Copy of the initial policy, or the user's model. Changed in place.
+            Copy of the initial policy, or the user's model. It is changed in place.
         args ([`PPOConfig`]):
             Provides `cast_lm_head_to_fp32`, which TRL applies to the policy.
         accelerator (`accelerate.Accelerator`):
@@ -221,11 +221,11 @@ def prepare_value_model(
     value_model: PreTrainedModel, peft_config: PeftConfig | None, args: PPOConfig
 ) -> PreTrainedModel | PeftModel:
     """
-    Prepares a value model for training as TRL's trainers prepare the policy.
+    Prepares a value model for training in the same way as TRL's trainers prepare the policy.
 
     Args:
         value_model ([`~transformers.PreTrainedModel`]):
-            Changed in place.
+            The model. It is changed in place.
         peft_config ([`~peft.PeftConfig`], *optional*):
             Configuration of an adapter to train. The score head is trained with it.
         args ([`PPOConfig`]):

@@ -1,4 +1,4 @@
-"""Proximal Policy Optimization on today's TRL: GRPO's generation, with a critic, token advantages and PPO's losses."""
+"""Proximal Policy Optimization on current TRL: GRPO's generation, with a critic, token advantages and PPO's losses."""
 
 import copy
 import time
@@ -66,22 +66,22 @@ class PPOTrainer(GRPOTrainer):
         args ([`PPOConfig`]):
             Configuration.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Tokenizer of the policy. If `None`, the one that was saved with it.
+            Tokenizer of the policy. If `None`, it is loaded from the policy's folder.
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Policy.
         ref_model ([`~transformers.PreTrainedModel`], *optional*):
-            Reference policy of the KL divergence. If `None`, a copy of the initial policy, or a PEFT policy without
-            its adapters.
+            Reference policy of the KL divergence. If `None`, it is a copy of the initial policy, or a PEFT policy
+            without its adapters.
         reward_model ([`~transformers.PreTrainedModel`], *optional*):
             Sequence classifier with `num_labels=1`. It reads the policy's tokens unless `reward_processing_class` is
             given.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             Prompts: a column `prompt` (text or messages), or `input_ids`, which the policy reads unchanged.
         value_model ([`~transformers.PreTrainedModel`], *optional*):
-            Sequence classifier with `num_labels=1` over the policy's tokens. If `None`, it is created as
-            `args.value_model_init` says.
+            Sequence classifier with `num_labels=1` over the policy's tokens. If `None`, `args.value_model_init`
+            decides how it is created.
         data_collator ([`~transformers.DataCollator`], *optional*):
-            Not used: prompts are padded when they are sampled. A collator that does more than padding causes a
+            Not used. Prompts are padded when they are sampled. A collator that does more than padding causes a
             warning.
         eval_dataset (*optional*):
             Prompts for `evaluate()` and `generate_completions()`.
@@ -90,14 +90,14 @@ class PPOTrainer(GRPOTrainer):
         callbacks (`list[TrainerCallback]`, *optional*):
             Further callbacks.
         peft_config ([`~peft.PeftConfig`], *optional*):
-            Trains the policy as an adapter.
+            Configuration of an adapter. If set, only the adapter of the policy is trained.
         reward_funcs (`list`, *optional*):
-            Reward models (or their folders or Hub names) and reward functions, beside or instead of `reward_model`.
-            `args.reward_weights` has a weight for each, `reward_model` first.
-        reward_processing_class (`PreTrainedTokenizerBase` or `list`, *optional*):
+            Reward models (or their folders or Hub names) and reward functions, in addition to `reward_model` or
+            instead of it. `args.reward_weights` has a weight for each, `reward_model` first.
+        reward_processing_class ([`~transformers.PreTrainedTokenizerBase`] or `list`, *optional*):
             Tokenizer of the first reward model, or one for each reward model and function, `None` for functions.
         value_peft_config ([`~peft.PeftConfig`], *optional*):
-            Trains the value model as an adapter, with its score head.
+            Configuration of an adapter. If set, only the adapter and the score head of the value model are trained.
 
     Raises:
         ValueError: If models, datasets or settings do not fit together.
@@ -105,7 +105,7 @@ class PPOTrainer(GRPOTrainer):
             checkpoint.
 
     Reference:
-        [Schulman et al. 2017](https://arxiv.org/abs/1707.06347). For language models [Ziegler et al.
+        [Schulman et al. 2017](https://arxiv.org/abs/1707.06347). For language models: [Ziegler et al.
         2019](https://arxiv.org/abs/1909.08593).
 
     Example:
@@ -165,7 +165,7 @@ class PPOTrainer(GRPOTrainer):
         if args.model_adapter_name is not None:
             model.set_adapter(args.model_adapter_name)
         if ref_model is None and peft_config is None and not isinstance(model, PeftModel):
-            # Copied before GRPO's constructor, which binds the model's forward to the model.
+            # The copy comes before GRPO's constructor, which binds the model's forward to the model.
             ref_model = copy.deepcopy(model)
         self.reward_model = reward_model
         self._resolve_tokens(model, processing_class, args)
@@ -191,7 +191,7 @@ class PPOTrainer(GRPOTrainer):
     def _resolve_tokens(
         self, model: PreTrainedModel | PeftModel, processing_class: PreTrainedTokenizerBase, args: PPOConfig
     ) -> None:
-        """Notes the tokens that stop, finish and pad a completion, before TRL replaces the tokenizer's pad token."""
+        """Stores the tokens that stop, finish and pad a completion, before TRL replaces the tokenizer's pad token."""
         self._stop_token_ids = resolve_stop_tokens(args, model, processing_class)
         # Without a stop token, a completion that contains EOS still counts as finished.
         self._finish_token_ids = self._stop_token_ids or [processing_class.eos_token_id]
@@ -201,14 +201,14 @@ class PPOTrainer(GRPOTrainer):
         self._max_prompt_length = max_prompt_length(model, args)
 
     def _set_stop_tokens(self) -> None:
-        """Generates until our stop tokens instead of TRL's."""
+        """Makes generation end at our stop tokens instead of TRL's."""
         self.eos_token_ids = self._stop_token_ids
         if not self.use_vllm:
             self.generation_config.eos_token_id = self._stop_token_ids or None
             self.generation_kwargs["eos_token_id"] = self._stop_token_ids or None
 
     def _add_critic(self) -> None:
-        """Creates the critic with its optimizer, the guard and the checkpoints. Replaces earlier ones."""
+        """Creates the critic with its optimizer, the guard and the checkpoints. Replaces any earlier ones."""
         value_model = self._given_value_model
         if value_model is None:
             value_model = init_value_model(self.args.value_model_init, self.model, self._policy_token_reward_model())
@@ -260,14 +260,14 @@ class PPOTrainer(GRPOTrainer):
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*):
-                Folder of a checkpoint, or `True` for the last one in `args.output_dir`.
+                Folder of a checkpoint, or `True` for the last checkpoint in `args.output_dir`.
             trial (*optional*):
                 Passed to [`~transformers.Trainer.train`].
             ignore_keys_for_eval (`list[str]`, *optional*):
                 Passed to [`~transformers.Trainer.train`].
 
         Returns:
-            `TrainOutput`: Optimizer steps, mean loss and metrics.
+            `TrainOutput`: Number of steps, mean loss and metrics.
 
         Raises:
             RuntimeError: If three steps in a row are not finite.
@@ -279,20 +279,20 @@ class PPOTrainer(GRPOTrainer):
             self._standardize_rewards()
         self._rollout = None
         self._start_time, self._first_rollout = time.time(), self.ppo_state.rollouts
-        # The last callback, so that no other one requests a checkpoint within a rollout.
+        # It must be the last callback. A later one could request a checkpoint within a rollout.
         self.remove_callback(self._checkpoints)
         self.add_callback(self._checkpoints)
         prompts = self.train_dataset
         is_complete = checkpoint is not None and completed_steps(checkpoint) >= self.args.max_steps
         if is_complete and isinstance(prompts, IterableDataset):
-            self.train_dataset = prompts.take(0)  # on a stream TRL's loop would take one more step
+            self.train_dataset = prompts.take(0)  # with a stream, TRL's loop would take one more step
         try:
             return super().train(checkpoint, trial, ignore_keys_for_eval)
         finally:
             self.train_dataset = prompts
 
     def _standardize_rewards(self) -> None:
-        """Uses the initial policy: a resumed run loads its weights later, so it gets the same scale."""
+        """Uses the initial policy. A resumed run loads its weights later, so it gets the same scale."""
         standardize(
             [function for function in self.reward_funcs if isinstance(function, RewardFunction)],
             self.model,
@@ -335,7 +335,7 @@ class PPOTrainer(GRPOTrainer):
     # A rollout: sample completions, score them, evaluate the tokens, compute advantages
 
     def _prepare_inputs(self, generation_batch: list[dict[str, Any]]) -> MicroBatch | dict[str, Any]:
-        """Returns the next micro-batch, of a new rollout if the last one is used up."""
+        """Returns the next micro-batch. Starts a new rollout if the current one is used up."""
         if not self.model.training:
             return super()._prepare_inputs(generation_batch)
         if self._rollout is None or self._rollout.is_used_up:
@@ -344,7 +344,7 @@ class PPOTrainer(GRPOTrainer):
         return self._rollout.next_micro_batch()
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Experience | dict[str, Any]:
-        """Returns the experience of a rollout, or in evaluation minus the objective as the loss."""
+        """Returns the experience of a rollout. In evaluation, returns minus the objective as the loss."""
         rows = add_prompts(inputs, self.processing_class, self._vocabulary_size)
         with default_generation_config(self.model):
             generated = super()._generate_and_score_completions(rows)
@@ -365,7 +365,7 @@ class PPOTrainer(GRPOTrainer):
         return experience
 
     def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], None, dict[str, Any]]:
-        """Keeps prompts that are token ids, and continues the last message if it is the assistant's."""
+        """Keeps the ids of token prompts. Continues the last message of a chat if it is the assistant's."""
         if isinstance(prompts[0], TokenPrompt):
             prompt_ids, images, fields = [prompt.ids for prompt in prompts], None, {}
         else:
@@ -381,18 +381,18 @@ class PPOTrainer(GRPOTrainer):
         return prompt_ids, images, fields
 
     def _continue_final_message(self, prompt: list[dict[str, str]]) -> list[int]:
-        """Tokenizes a prompt that ends with an assistant message, after which TRL would open a second one."""
+        """Tokenizes a prompt that ends with an assistant message. TRL would open a second one after it."""
         options = {"tools": self.tools or None, "chat_template": self.chat_template, **self.chat_template_kwargs}
         return continue_final_message_ids(self.processing_class, prompt, **options)
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor | None, ...]:
-        """Skips a forward pass that only GRPO needs, except with vLLM, whose log-probabilities are compared to it."""
+        """Skips a forward pass that only GRPO needs. With vLLM it stays, to compare log-probabilities."""
         if self.use_vllm:
             return super()._get_per_token_logps_and_entropies(*args, **kwargs)
         return None, None, None
 
     def _calculate_rewards(self, inputs: list, prompts: list, completions: list, completion_ids: list) -> torch.Tensor:
-        """Keeps the scores of this process, from which GRPO computes advantages of its own."""
+        """Stores the scores of this process. GRPO would only compute its own advantages from them."""
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids)  # (all, functions)
         local = rewards[self.accelerator.process_index * len(prompts) :][: len(prompts)]  # (batch, functions)
         self._scores = (local * self.reward_weights.to(local.device)).nansum(dim=1)  # (batch,)
@@ -402,7 +402,7 @@ class PPOTrainer(GRPOTrainer):
             self._printed_rows += [{"query": p, "model response": c, "score": s} for p, c, s in rows]
         return rewards
 
-    # An optimizer step: losses of the micro-batches. `CriticOptimizer` steps the critic just before the policy
+    # An optimizer step: the losses of the micro-batches. `CriticOptimizer` updates the critic just before the policy
 
     def compute_loss(
         self,
@@ -412,26 +412,26 @@ class PPOTrainer(GRPOTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """
-        Computes PPO's loss of a micro-batch, for policy and critic together. In evaluation it is minus the objective.
+        Computes PPO's loss of a micro-batch, for policy and critic together. In evaluation, it is minus the objective.
 
         Args:
             model (`nn.Module`):
                 The policy as the trainer wrapped it.
             inputs ([`MicroBatch`] or `dict[str, torch.Tensor]`):
-                Micro-batch of a rollout, or in evaluation its `loss`.
+                Micro-batch of a rollout. In evaluation, a dict with its `loss`.
             return_outputs (`bool`, *optional*, defaults to `False`):
                 Must be `False`.
             num_items_in_batch (*optional*):
                 Not used. The micro-batch knows the number of tokens of its step.
 
         Returns:
-            `torch.Tensor`: Scalar.
+            `torch.Tensor`: The loss, a scalar.
 
         Raises:
             ValueError: If `return_outputs` is `True`.
         """
         if return_outputs:
-            raise ValueError("`return_outputs` must be False: PPO's loss is computed by a policy and a critic.")
+            raise ValueError("`return_outputs` must be False, because PPO's loss needs a policy and a critic.")
         if not self.model.training:
             return inputs["loss"]
         batch = inputs.experience
@@ -447,13 +447,13 @@ class PPOTrainer(GRPOTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """
-        Logs what GRPO logs about completions and rewards, and PPO's metrics under TRL 1.12's names.
+        Logs GRPO's metrics of completions and rewards, and PPO's metrics under TRL 1.12's names.
 
         Args:
             logs (`dict[str, float]`):
                 Metrics by name.
             start_time (`float`, *optional*):
-                Start of training.
+                Time at which training started.
         """
         mode, prefix = ("train", "") if self.model.training else ("eval", "eval_")
         metrics = add_ratio_variance(self._term_logs[mode].sums(self.accelerator))
@@ -470,14 +470,14 @@ class PPOTrainer(GRPOTrainer):
         super().log(logs, start_time)
 
     def _log_advantages(self, experience: Experience) -> None:
-        """Replaces GRPO's advantages in the table of completions by the mean of PPO's over each completion."""
+        """Replaces GRPO's advantages in the table of completions with the mean of PPO's over each completion."""
         num_tokens = experience.completion_mask.sum(dim=1).clamp(min=1)  # (batch,)
         means = self.accelerator.gather(experience.advantages.sum(dim=1) / num_tokens).tolist()
         table = self._logs["advantages"]
         table.extend(means[-table.maxlen :])
 
     def _save_checkpoint(self, model: nn.Module, trial: Any | None) -> None:
-        """Writes PPO's part first: TRL deletes older checkpoints as soon as its own part is written."""
+        """Writes PPO's part first, because TRL deletes older checkpoints as soon as its own part is written."""
         if self._checkpoints.must_wait(self.args, self.state):
             return  # requested after the callbacks, as `save_strategy="best"` does
         self._checkpoints.save(self.args, self.state)
@@ -486,8 +486,8 @@ class PPOTrainer(GRPOTrainer):
     @torch.no_grad()
     def generate_completions(self, sampling: bool = False) -> None:
         """
-        Prints completions of the evaluation prompts with their scores, sampled at a temperature of 0.01. With several
-        evaluation datasets the first one is used.
+        Prints completions of the evaluation prompts with their scores. They are sampled at a temperature of 0.01. With
+        several evaluation datasets, the first one is used.
 
         Args:
             sampling (`bool`, *optional*, defaults to `False`):

@@ -24,12 +24,12 @@ def get_data_seed(args: PPOConfig) -> int:
 
 def repeat_stream(prompts: Dataset | IterableDataset, seed: int | None) -> Dataset | IterableDataset:
     """
-    Repeats a stream without end. Other datasets are returned unchanged.
+    Repeats a stream endlessly. Other datasets are returned unchanged.
 
     TRL's loop treats a stream as a single epoch, and a resumed run skips the rows that it has read.
 
     Args:
-        prompts (`datasets.Dataset` or `datasets.IterableDataset`):
+        prompts ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             Prompts.
         seed (`int`, *optional*):
             Seed that shuffles the stream, the same way in each pass. `None` keeps its order.
@@ -44,10 +44,10 @@ def repeat_stream(prompts: Dataset | IterableDataset, seed: int | None) -> Datas
 
 class RolloutSampler(Sampler):
     """
-    Orders the prompts of each epoch by the seed and the epoch alone.
+    Orders the prompts of each epoch. The order depends only on the seed and the epoch.
 
-    TRL's sampler uses one generator for all epochs, so a run that is resumed in a later epoch would see the order of
-    the first.
+    TRL's sampler uses one generator for all epochs. A run that resumes in a later epoch would see the order of the
+    first epoch.
 
     Args:
         sampler (`trl.trainer.utils.RepeatSampler`):

@@ -1,4 +1,4 @@
-"""A rollout in training: its experience, dealt out in micro-batches."""
+"""A rollout in training: its experience, split into micro-batches."""
 
 from typing import NamedTuple
 
@@ -29,9 +29,9 @@ class MicroBatch(NamedTuple):
 
 class Rollout:
     """
-    Deals out a rollout in micro-batches: all of it in each PPO epoch, each time in a new random order.
+    Splits a rollout into micro-batches. Each PPO epoch uses the whole rollout, in a new random order.
 
-    The order comes from PyTorch's global CPU generator.
+    The order is drawn with PyTorch's global CPU generator.
 
     Args:
         experience ([`Experience`]):
@@ -51,15 +51,15 @@ class Rollout:
 
     @property
     def is_used_up(self) -> bool:
-        """Whether all micro-batches have been dealt out."""
+        """Whether all micro-batches have been used."""
         return self._num_dealt == len(self._micro_batches)
 
     def next_micro_batch(self) -> MicroBatch:
         """
-        Deals out the next micro-batch.
+        Returns the next micro-batch.
 
         Returns:
-            [`MicroBatch`]: Without columns that are padding in all of its rows.
+            [`MicroBatch`]: The micro-batch, without columns that are padding in all of its rows.
 
         Raises:
             IndexError: If the rollout is used up.
@@ -74,11 +74,11 @@ def compute_normalizers(
     experience: Experience, micro_batches: torch.Tensor, args: PPOConfig, accelerator: Accelerator
 ) -> torch.Tensor:
     """
-    Computes what the summed losses of each micro-batch are divided by.
+    Computes the divisors of the summed losses of each micro-batch.
 
-    The trainer sums the losses of the micro-batches of a step and averages over processes. Divided by the number of
-    tokens of the whole step on all processes and multiplied by the number of processes, that is the mean over all
-    tokens of the step.
+    The trainer sums the losses of the micro-batches of a step and averages over processes. The loss should be the mean
+    over all tokens of the step. The divisor is therefore the number of tokens of the whole step on all processes,
+    divided by the number of processes.
 
     Args:
         experience ([`Experience`]):
@@ -91,7 +91,7 @@ def compute_normalizers(
             The trainer's accelerator.
 
     Returns:
-        `torch.Tensor` of shape `(micro_batches, 2)`: For policy and value loss.
+        `torch.Tensor` of shape `(micro_batches, 2)`: The divisors of the policy loss and of the value loss.
     """
     masks = (experience.completion_mask, experience.value_mask)
     lengths = torch.stack([mask.sum(dim=1) for mask in masks], dim=1)  # (batch, 2)

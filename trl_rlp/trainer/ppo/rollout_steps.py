@@ -1,4 +1,4 @@
-"""Rollouts counted in optimizer steps, as TRL's loop counts: the configuration and the learning-rate schedule."""
+"""Converts rollouts to optimizer steps, which TRL's loop counts, in the configuration and the schedule."""
 
 import copy
 import math
@@ -17,14 +17,14 @@ def rollouts_to_steps(args: PPOConfig, train_dataset: Dataset | IterableDataset 
     Args:
         args ([`PPOConfig`]):
             Configuration of the run. The sizes that the trainer sets are set in it.
-        train_dataset (`datasets.Dataset` or `datasets.IterableDataset`):
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             Prompts.
 
     Returns:
         [`PPOConfig`]: A copy for TRL's loop.
 
     Raises:
-        ValueError: If there are no prompts, fewer than a rollout needs, or the length of the run is unknown.
+        ValueError: If there are too few prompts for a rollout, or the length of the run is unknown.
     """
     if train_dataset is None:
         raise ValueError("`train_dataset` is None. Pass prompts: a column `prompt` (text or messages) or `input_ids`.")
@@ -57,8 +57,8 @@ def _set_sizes(args: PPOConfig) -> None:
 def _check_length(args: PPOConfig, num_prompts: int | None) -> None:
     if num_prompts is None and args.standardize_rewards:
         raise ValueError(
-            "`train_dataset` is a stream, which `standardize_rewards` cannot sample in advance. Load it whole, or use "
-            "`normalize_rewards`."
+            "`train_dataset` is a stream. `standardize_rewards` cannot sample it in advance. Load it without "
+            "streaming, or use `normalize_rewards`."
         )
     if num_prompts is not None and num_prompts * args.num_generations < args.batch_size:
         raise ValueError(
@@ -80,7 +80,7 @@ def _count_rollouts(args: PPOConfig, num_prompts: int | None) -> int:
 
 class RolloutScheduler:
     """
-    Learning-rate schedule that changes once per rollout, so that all steps on a rollout have the same rate.
+    Learning-rate schedule that changes once per rollout. All steps on a rollout have the same rate.
 
     Args:
         scheduler (`torch.optim.lr_scheduler.LRScheduler`):
@@ -103,7 +103,7 @@ class RolloutScheduler:
         return self.scheduler.get_last_lr()
 
     def step(self) -> None:
-        """Counts an optimizer step. At the end of a rollout the rates change."""
+        """Counts an optimizer step. At the end of a rollout, the rates change."""
         self.steps += 1
         if self.steps % self.steps_per_rollout == 0:
             self.scheduler.step()

@@ -50,7 +50,7 @@ def print_table(rows: list[dict[str, Any]], console: Console | None = None) -> N
         rows (`list[dict[str, Any]]`):
             Rows, each with its cells by column name.
         console (`rich.console.Console`, *optional*):
-            Console to print to. If `None`, the standard output.
+            Console to print to. Defaults to standard output.
     """
     if not rows:
         return

@@ -1,4 +1,4 @@
-"""The models of a PPO run, read at each token: log-probabilities of policy and reference, values of the critic."""
+"""The models of a PPO run. They compute the log-probability and the value of each token."""
 
 import contextlib
 import inspect
@@ -29,8 +29,8 @@ class Tokens:
         """
         Masks tokens that are not in a model's embedding, such as a pad token that only the policy has.
 
-        At a masked position the model reads the previous token again, so that it predicts the next token as if there
-        were nothing in between.
+        At a masked position, the model reads the previous token again. It then predicts the next token as if the
+        masked token did not exist.
 
         Args:
             vocabulary_size (`int`):
@@ -48,14 +48,14 @@ class Tokens:
 
     def split(self, batch_size: int) -> Iterator[Self]:
         """
-        Splits the batch.
+        Splits the batch into smaller batches.
 
         Args:
             batch_size (`int`):
-                Maximum number of rows of a part.
+                Maximum number of rows of a smaller batch.
 
         Yields:
-            [`Tokens`]: The parts, in order.
+            [`Tokens`]: The smaller batches, in order.
         """
         for ids, mask in zip(self.ids.split(batch_size), self.mask.split(batch_size), strict=True):
             yield type(self)(ids, mask, self.num_completion_tokens)
@@ -87,12 +87,12 @@ def join_tokens(
 
 class Critic(nn.Module):
     """
-    Reads a sequence classifier at every token: the value of the state that each completion token is sampled in.
+    Computes the value of the state before each completion token, with a sequence classifier.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The value model: a sequence classifier with `num_labels=1` whose score layer reads every token, which
-            decoder-only classifiers do.
+            The value model: a sequence classifier with `num_labels=1`. Its score layer must read every token, as in
+            decoder-only classifiers.
 
     Raises:
         ValueError: If `num_labels` is not 1, or the model has no score layer with a known name.
@@ -108,7 +108,7 @@ class Critic(nn.Module):
         self._layers = find_score_layers(model)
         self.model = model
         if model.config.get_text_config().pad_token_id is None:
-            # The classifier pools its scores. They are not used, but without a pad token it refuses batches.
+            # The classifier pools its scores, and without a pad token it refuses batches. The scores are not used.
             model.config.get_text_config().pad_token_id = 0
 
     def forward(
@@ -142,8 +142,8 @@ class Critic(nn.Module):
                 handle.remove()
         if scores[-1].ndim != 3:
             raise ValueError(
-                f"`value_model` is a `{type(self.model).__name__}`, which pools before it scores, so it has no value "
-                "for each token. Use a decoder-only classifier."
+                f"`value_model` is a `{type(self.model).__name__}`. It pools before it scores, so it has no value for "
+                "each token. Use a decoder-only classifier."
             )
         values = scores[-1].squeeze(-1)[:, -num_tokens - 1 : -1]  # (batch, num_tokens)
         return values.to(torch.float32, copy=True)  # FSDP does not accept a view
@@ -193,7 +193,7 @@ class TokenModels:
                 The rollout.
 
         Returns:
-            `tuple[torch.Tensor, torch.Tensor, torch.Tensor]` of shape `(batch, length)` each: log-probabilities under
+            `tuple[torch.Tensor, torch.Tensor, torch.Tensor]` of shape `(batch, length)` each: Log-probabilities under
             the policy and under the reference policy, in nats, and values.
         """
         parts = []
@@ -220,7 +220,8 @@ class TokenModels:
                 A batch.
 
         Returns:
-            `tuple[torch.Tensor, torch.Tensor]`, both of shape `(batch, length)`, in nats.
+            `tuple[torch.Tensor, torch.Tensor]`, both of shape `(batch, length)`: Log-probabilities and entropies, in
+            nats.
         """
         with self.accelerator.autocast():
             return completion_log_probs(
@@ -241,7 +242,7 @@ class TokenModels:
                 A batch.
 
         Returns:
-            `torch.Tensor` of shape `(batch, length)`, in units of reward.
+            `torch.Tensor` of shape `(batch, length)`: Values, in units of reward.
         """
         tokens = self._restrict(tokens, self._critic_vocabulary_size)
         position_ids = position_ids_from_mask(tokens.mask)
@@ -278,7 +279,7 @@ def completion_log_probs(
     with_position_ids: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Computes the log-probability and the entropy of each completion token. Only their logits are materialized.
+    Computes the log-probability and the entropy of each completion token. No logits of prompt tokens are computed.
 
     Args:
         model (`nn.Module`):
@@ -295,14 +296,15 @@ def completion_log_probs(
             Whether to pass `position_ids`, see [`accepts_position_ids`].
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`, both of shape `(batch, num_tokens)`, in nats. Undefined at padding.
+        `tuple[torch.Tensor, torch.Tensor]`, both of shape `(batch, num_tokens)`: Log-probabilities and entropies, in
+        nats. They are undefined at padding.
     """
     length = input_ids.shape[1]
     logits = model(
         input_ids=input_ids,
         attention_mask=attention_mask,
         **({"position_ids": position_ids_from_mask(attention_mask)} if with_position_ids else {}),
-        # Indices instead of a number: slicing would copy the gradient.
+        # Indices are passed instead of a number, because slicing would copy the gradient.
         logits_to_keep=torch.arange(length - num_tokens - 1, length - 1, device=input_ids.device),
         use_cache=False,
     ).logits  # (batch, num_tokens, vocabulary)
@@ -311,7 +313,7 @@ def completion_log_probs(
 
 def position_ids_from_mask(attention_mask: torch.Tensor) -> torch.Tensor:
     """
-    Computes the position of each token in its text, which left padding does not shift.
+    Computes the position of each token in its text. Left padding does not shift the positions.
 
     Args:
         attention_mask (`torch.Tensor` of shape `(batch, length)`):

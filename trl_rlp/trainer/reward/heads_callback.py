@@ -32,7 +32,7 @@ class HeadsCallback(TrainerCallback):
         heads (`RepresentationLoss`):
             The loss with its heads, equal on every process.
         args ([`RLPRewardConfig`]):
-            Settings of the run.
+            Configuration of the run.
         accelerator (`accelerate.Accelerator`):
             The trainer's accelerator.
     """
@@ -87,7 +87,7 @@ class HeadsCallback(TrainerCallback):
                 Folder of the checkpoint.
 
         Raises:
-            ValueError: if the folder contains no heads, or heads of another loss.
+            ValueError: If the folder contains no heads, or heads of another loss.
         """
         path = Path(checkpoint) / HEADS_FILE
         if not path.is_file():

@@ -37,10 +37,10 @@ def init_reward_model(
             Options for `from_pretrained`. `dtype` defaults to `"float32"`, as in TRL's `RewardTrainer`.
 
     Returns:
-        `tuple[PreTrainedModel, PreTrainedTokenizerBase]`: the model and its tokenizer.
+        `tuple[PreTrainedModel, PreTrainedTokenizerBase]`: The model and its tokenizer.
 
     Raises:
-        OSError: if there is no such model.
+        OSError: If there is no such model.
     """
     set_seed(seed)
     options = {"dtype": "float32", **(model_init_kwargs or {}), "num_labels": 1}

@@ -23,7 +23,7 @@ def stack_rows(first: torch.Tensor, second: torch.Tensor, value: int) -> torch.T
             Padding value.
 
     Returns:
-        `torch.Tensor` of shape `(first_batch + second_batch, longer length)`.
+        `torch.Tensor` of shape `(first_batch + second_batch, longer length)`: The rows of both batches.
     """
     length = max(first.shape[1], second.shape[1])
     return torch.cat([pad(rows, (0, length - rows.shape[1]), value=value) for rows in (first, second)])
@@ -34,7 +34,7 @@ class JointForward:
     Runs a reward model on preference pairs and on views. It returns the outputs for the pairs and keeps the hidden
     states of the views.
 
-    [`~trl.RewardTrainer.compute_loss`] gets an instance in place of the model and calls it once.
+    [`~trl.RewardTrainer.compute_loss`] gets an instance instead of the model and calls it once.
 
     Args:
         model (`nn.Module`):
@@ -78,7 +78,7 @@ class JointForward:
                 Other arguments from TRL. The model gets them unchanged.
 
         Returns:
-            `ModelOutput`: its `logits` have shape `(2 * pairs, 1)`.
+            `ModelOutput`: Its `logits` have shape `(2 * pairs, 1)`.
         """
         if not self.is_joint:
             outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, **inputs)

@@ -34,10 +34,10 @@ def broadcast_from_main(build: Callable[[], Dataset], accelerator: Accelerator) 
             The trainer's accelerator.
 
     Returns:
-        `datasets.Dataset`: the same rows on every process.
+        `datasets.Dataset`: The same rows on every process.
 
     Raises:
-        Exception: the exception that `build` raised, on every process.
+        Exception: The exception that `build` raised, on every process.
     """
     if accelerator.num_processes == 1:
         return build()
@@ -61,17 +61,17 @@ def add_groups(samples: Dataset, equivalence: Any, args: RLPRewardConfig, accele
     Adds complete groups of completions with the same meaning, for views from one group.
 
     Args:
-        samples (`datasets.Dataset`):
+        samples ([`~datasets.Dataset`]):
             Policy samples. If they already have groups, these are kept.
         equivalence:
             Decides which completions have the same meaning.
         args ([`RLPRewardConfig`]):
-            Settings of the run. `confidence_threshold` is used.
+            Configuration of the run. `confidence_threshold` is used.
         accelerator (`accelerate.Accelerator`):
             The trainer's accelerator.
 
     Returns:
-        `datasets.Dataset`: the samples with a column `cluster_ids`.
+        `datasets.Dataset`: The samples with a column `cluster_ids`.
     """
     if "cluster_ids" in samples.column_names:
         return samples
@@ -93,21 +93,22 @@ def synthesize_pairs(
     Makes the synthetic preferences D̂ from policy samples, with the settings of a run.
 
     Args:
-        samples (`datasets.Dataset`):
+        samples ([`~datasets.Dataset`]):
             Policy samples P, with or without groups.
         equivalence (*optional*):
             Decides which completions have the same meaning. Required unless the samples have groups.
-        reward_model (`PreTrainedModel`, *optional*):
-            r_φ, the reward model that labels the pairs.
-        processing_class (`PreTrainedTokenizerBase`, *optional*):
-            Tokenizer of the reward model. If not set, it is loaded from the reward model's folder.
+        reward_model ([`~transformers.PreTrainedModel`], *optional*):
+            Reward model that labels the pairs (r_φ in the paper).
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer of the reward model. If `None`, it is loaded from the reward model's folder.
         args ([`RLPRewardConfig`]):
-            Settings of the run. `confidence_threshold`, `chosen`, `redraw_rejected`, `max_length` and `seed` are used.
+            Configuration of the run. `confidence_threshold`, `chosen`, `redraw_rejected`, `max_length` and `seed` are
+            used.
         accelerator (`accelerate.Accelerator`):
             The trainer's accelerator.
 
     Returns:
-        `datasets.Dataset`: preferences in TRL's format, with audit columns.
+        `datasets.Dataset`: Preferences in TRL's format, with audit columns.
     """
     if reward_model is not None and processing_class is None:
         processing_class = AutoTokenizer.from_pretrained(reward_model.name_or_path)
@@ -137,21 +138,21 @@ def add_synthetic_pairs(
     Returns D ∪ D̂ as token ids, with only the columns that training reads.
 
     Args:
-        human (`datasets.Dataset`):
+        human ([`~datasets.Dataset`]):
             Human pairs D, tokenized by TRL.
-        synthetic (`datasets.Dataset`):
+        synthetic ([`~datasets.Dataset`]):
             Synthetic pairs D̂, tokenized or not. Texts longer than `max_length` lose the beginning of their prompt.
-        processing_class (`PreTrainedTokenizerBase`):
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the model in training.
         args ([`RLPRewardConfig`]):
-            Settings of the run. `max_length`, `redraw_rejected`, `synthetic_share` and `seed` are used.
+            Configuration of the run. `max_length`, `redraw_rejected`, `synthetic_share` and `seed` are used.
 
     Returns:
-        `datasets.Dataset`: the columns `chosen_ids` and `rejected_ids`, and `candidate_ids` and `margin` if the pairs
+        `datasets.Dataset`: The columns `chosen_ids` and `rejected_ids`, and `candidate_ids` and `margin` if the pairs
         have them.
 
     Raises:
-        ValueError: if `redraw_rejected` is set and D̂ has no candidates to draw from.
+        ValueError: If `redraw_rejected` is set and D̂ has no candidates to draw from.
     """
     if not {"chosen_ids", "rejected_ids"} <= set(synthetic.column_names):
         synthetic = tokenize_preferences(synthetic, processing_class, args.max_length)
@@ -178,11 +179,11 @@ def add_record_numbers(dataset: Dataset | IterableDataset) -> Dataset | Iterable
     Adds the column `record`, the number of each row. The collator's random draws depend on it.
 
     Args:
-        dataset (`Dataset` or `IterableDataset`):
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             Tokenized pairs. An existing column `record` is replaced.
 
     Returns:
-        `Dataset` or `IterableDataset`: the same rows, numbered from 0.
+        `Dataset` or `IterableDataset`: The same rows, numbered from 0.
     """
     if isinstance(dataset, IterableDataset):
         return dataset.map(lambda _, record: {"record": record}, with_indices=True)
@@ -198,15 +199,15 @@ def build_collator(
     Builds the collator of a run.
 
     Args:
-        samples (`datasets.Dataset`, *optional*):
+        samples ([`~datasets.Dataset`], *optional*):
             Policy samples, if the method trains on views.
-        processing_class (`PreTrainedTokenizerBase`):
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the model in training.
         args ([`RLPRewardConfig`]):
-            Settings of the run.
+            Configuration of the run.
 
     Returns:
-        [`SyntheticPreferenceCollator`]
+        [`SyntheticPreferenceCollator`]: The collator.
     """
     views = None
     if samples is not None:

@@ -35,17 +35,17 @@ class RefinementInputs:
 
         Args:
             args ([`RLPRewardConfig`]):
-                Settings of the run.
+                Configuration of the run.
             model (`str` or `nn.Module`):
                 The model to train.
-            train_dataset (`Dataset` or `IterableDataset`):
+            train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
                 Human pairs.
             data_collator (`DataCollator`, *optional*):
                 Collator that the user passed.
 
         Raises:
-            TypeError: if an input has the wrong type.
-            ValueError: if an input is missing or not used, or if the labeling model is the model to train.
+            TypeError: If an input has the wrong type.
+            ValueError: If an input is missing or not used, or if the labeling model is the model to train.
         """
         self._check_unused(args, data_collator)
         self._check_types()
@@ -77,7 +77,7 @@ class RefinementInputs:
         for name, is_used in used.items():
             if vars(self)[name] is not None and not is_used:
                 condition = " and a ready `synthetic_dataset`" if args.uses_synthetic_pairs and not makes_pairs else ""
-                raise ValueError(f"`{name}` is not used with `method`={args.method!r}{condition}. Leave it out.")
+                raise ValueError(f"`{name}` is not used with `method`={args.method!r}{condition}. Remove it.")
 
     def _check_types(self) -> None:
         if self.synthetic_dataset is not None:
@@ -147,12 +147,12 @@ def _check_view_collator(args: RLPRewardConfig, data_collator: DataCollator) -> 
     if not isinstance(data_collator, SyntheticPreferenceCollator):
         raise ValueError(
             f"`data_collator` is a `{type(data_collator).__name__}`, which adds no views for `method`="
-            f"{args.method!r}. Leave it out or pass a `SyntheticPreferenceCollator` with `views`."
+            f"{args.method!r}. Remove it or pass a `SyntheticPreferenceCollator` with `views`."
         )
     if data_collator.views is None:
         raise ValueError(
-            f"`data_collator` has no `views` for `method`={args.method!r}. Pass it a `ViewSampler`, or leave "
-            "`data_collator` out."
+            f"`data_collator` has no `views` for `method`={args.method!r}. Pass it a `ViewSampler`, or remove "
+            "`data_collator`."
         )
 
 
@@ -168,7 +168,7 @@ def _check_redraw(args: RLPRewardConfig, data_collator: DataCollator | None) -> 
     if args.redraw_rejected and not isinstance(data_collator, SyntheticPreferenceCollator | None):
         raise ValueError(
             f"`redraw_rejected` is True, but `data_collator` is a `{type(data_collator).__name__}`, which draws "
-            "nothing. Leave `data_collator` out or pass a `SyntheticPreferenceCollator`."
+            "nothing. Remove `data_collator` or pass a `SyntheticPreferenceCollator`."
         )
 
 
@@ -179,13 +179,13 @@ def check_preferences(
     Checks the human pairs and the tokenizer. TRL's trainer would fail on them later, with a less clear message.
 
     Args:
-        train_dataset (`Dataset` or `IterableDataset`, *optional*):
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`], *optional*):
             Human pairs. A stream is checked when it is read.
-        processing_class (`PreTrainedTokenizerBase`, *optional*):
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer that the user passed.
 
     Raises:
-        ValueError: if there are no pairs, or the tokenizer has no EOS token.
+        ValueError: If there are no pairs, or the tokenizer has no EOS token.
     """
     if isinstance(train_dataset, Dataset):
         is_tokenized = any(name in train_dataset.column_names for name in ("chosen_ids", "chosen_input_ids"))

@@ -62,7 +62,7 @@ class RepresentationLog:
                 The trainer's accelerator.
 
         Returns:
-            `dict[str, float]`: the mean of each term that some process added, and the number of skipped micro-batches.
+            `dict[str, float]`: The mean of each term that some process added, and the number of skipped micro-batches.
         """
         sums = self._terms.sums(accelerator)
         skipped, _ = sums.pop(SKIPPED)

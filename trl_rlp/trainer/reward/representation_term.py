@@ -24,7 +24,7 @@ class RepresentationTerm:
         pad_token_id (`int`):
             Id of the model's pad token.
         args ([`RLPRewardConfig`]):
-            Settings of the run.
+            Configuration of the run.
         accelerator (`accelerate.Accelerator`):
             The trainer's accelerator.
 
@@ -35,7 +35,7 @@ class RepresentationTerm:
             Terms of the loss since the last log.
 
     Raises:
-        ValueError: if the model has no score layer with a known name.
+        ValueError: If the model has no score layer with a known name.
     """
 
     def __init__(self, model: nn.Module, pad_token_id: int, args: RLPRewardConfig, accelerator: Accelerator):
@@ -66,7 +66,7 @@ class RepresentationTerm:
                 `input_ids` and `attention_mask` of the views.
 
         Returns:
-            [`JointForward`]
+            [`JointForward`]: The callable.
         """
         return JointForward(model, self._layers, views, self._pad_token_id, self._args.joint_forward)
 
@@ -85,7 +85,7 @@ class RepresentationTerm:
                 Optimizer steps so far, for the ramp of the KL weight.
 
         Returns:
-            `torch.Tensor`: a scalar in nats.
+            `torch.Tensor`: A scalar in nats.
         """
         if len(prompt_indices.unique()) < 2:
             self.log.add_skipped()
@@ -105,7 +105,7 @@ class RepresentationTerm:
                 Optimizer steps so far.
 
         Returns:
-            `float`: between 0 and the full weight.
+            `float`: Between 0 and the full weight.
         """
         weight, ramp_steps = self.heads_callback.heads.kl_weight, self._args.kl_ramp_steps
         return weight * min(1.0, step / ramp_steps) if ramp_steps else weight

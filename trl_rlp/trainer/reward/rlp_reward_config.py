@@ -42,16 +42,16 @@ class RLPRewardConfig(RewardConfig):
             weight 1) or `cosine` (linear means, a cosine critic, KL averaged with weight 0.01). `cosine` is ours and
             collapses less.
         representation_coef (`float`, *optional*, defaults to `0.5`):
-            Weight of the multi-view loss in the total loss, lambda in the paper. At least 0.
+            Weight of the multi-view loss in the total loss, at least 0 (lambda in the paper).
         kl_weight (`float`, *optional*):
-            Weight of the symmetric KL in the multi-view loss, at least 0. If not set, it is the weight of the recipe:
-            1 for `paper`, 0.01 for `cosine`.
+            Weight of the symmetric KL in the multi-view loss, at least 0. Defaults to the weight of the recipe: 1 for
+            `paper`, 0.01 for `cosine`.
         kl_ramp_steps (`int`, *optional*, defaults to `0`):
             Number of optimizer steps over which the weight of the symmetric KL rises from 0 to its full value. 0 means
             no ramp, as in the paper.
         view_prompts_per_device (`int`, *optional*, defaults to `8`):
-            Number of prompts whose two views are in each micro-batch of a device, at least 2. The paper does not state
-            it.
+            Number of prompts that add their two views to each micro-batch of a device, at least 2. The paper does not
+            state it.
         views_from (`str`, *optional*, defaults to `"any"`):
             Where the two views of a prompt come from: `any` (any two of its completions, as in the paper) or `group`
             (two completions of one group with the same meaning). `group` needs `equivalence`, or samples that were
@@ -68,8 +68,8 @@ class RLPRewardConfig(RewardConfig):
         > Parameters that control the synthetic preferences (`spg`)
 
         confidence_threshold (`float`, *optional*, defaults to `0.5`):
-            Minimum confidence for making a synthetic pair from a prompt, gamma in the paper. The confidence is the
-            share of the prompt's completions that are in its largest group. Between 0 and 1.
+            Minimum confidence for making a synthetic pair from a prompt, between 0 and 1 (gamma in the paper). The
+            confidence is the share of the prompt's completions that are in its largest group.
         chosen (`str`, *optional*, defaults to `"reward"`):
             Which completion of the largest group is chosen: the one with the highest `reward` under
             `labeling_reward_model` (as in the paper), or a `random` one.
@@ -78,8 +78,8 @@ class RLPRewardConfig(RewardConfig):
             outside the largest group. `False` keeps the first draw.
         synthetic_share (`float`, *optional*):
             Share of synthetic pairs in the training data, between 0 and 1, both excluded. All human pairs stay.
-            Synthetic pairs are drawn, or repeated if there are too few of them. If not set, the training data is the
-            union of both, as in the paper.
+            Synthetic pairs are drawn, or repeated if there are too few of them. Defaults to the union of both, as in
+            the paper.
 
     > [!NOTE]
     > These parameters have default values different from [`~trl.RewardConfig`]:
@@ -87,7 +87,7 @@ class RLPRewardConfig(RewardConfig):
     > - `bf16`: Defaults to `False` instead of `True` on a machine without an accelerator that supports it.
 
     Raises:
-        ValueError: if a value is out of range, a name is unknown, or a combination is not possible.
+        ValueError: If a value is out of range, a name is unknown, or a combination is not possible.
 
     Example:
 
@@ -137,13 +137,13 @@ class RLPRewardConfig(RewardConfig):
     )
     representation_coef: float = field(
         default=0.5,
-        metadata={"help": "Weight of the multi-view loss in the total loss, lambda in the paper. At least 0."},
+        metadata={"help": "Weight of the multi-view loss in the total loss, at least 0 (lambda in the paper)."},
     )
     kl_weight: float | None = field(
         default=None,
         metadata={
-            "help": "Weight of the symmetric KL in the multi-view loss, at least 0. If not set, it is the weight of "
-            "the recipe: 1 for `paper`, 0.01 for `cosine`."
+            "help": "Weight of the symmetric KL in the multi-view loss, at least 0. Defaults to the weight of the "
+            "recipe: 1 for `paper`, 0.01 for `cosine`."
         },
     )
     kl_ramp_steps: int = field(
@@ -156,8 +156,8 @@ class RLPRewardConfig(RewardConfig):
     view_prompts_per_device: int = field(
         default=8,
         metadata={
-            "help": "Number of prompts whose two views are in each micro-batch of a device, at least 2. The paper "
-            "does not state it."
+            "help": "Number of prompts that add their two views to each micro-batch of a device, at least 2. The "
+            "paper does not state it."
         },
     )
     views_from: str = field(
@@ -191,9 +191,8 @@ class RLPRewardConfig(RewardConfig):
     confidence_threshold: float = field(
         default=0.5,
         metadata={
-            "help": "Minimum confidence for making a synthetic pair from a prompt, gamma in the paper. The "
-            "confidence is the share of the prompt's completions that are in its largest group. Between 0 "
-            "and 1."
+            "help": "Minimum confidence for making a synthetic pair from a prompt, between 0 and 1 (gamma in the "
+            "paper). The confidence is the share of the prompt's completions that are in its largest group."
         },
     )
     chosen: str = field(
@@ -214,8 +213,8 @@ class RLPRewardConfig(RewardConfig):
         default=None,
         metadata={
             "help": "Share of synthetic pairs in the training data, between 0 and 1, both excluded. All human pairs "
-            "stay. Synthetic pairs are drawn, or repeated if there are too few of them. If not set, the "
-            "training data is the union of both, as in the paper."
+            "stay. Synthetic pairs are drawn, or repeated if there are too few of them. Defaults to the union of "
+            "both, as in the paper."
         },
     )
 

@@ -45,15 +45,15 @@ VIEW_TENSORS = ("input_ids", "attention_mask", "prompt_indices")
 
 class RLPRewardTrainer(RewardTrainer):
     r"""
-    Trainer for reward models on human preferences and policy samples, without new labels.
+    Trainer for reward models that learns from human preferences and policy samples, without new labels.
 
     $$L = -E_{D \cup \hat D} \log\sigma(r(x, y_w) - r(x, y_l)) + \lambda L_M$$
 
     It is a drop-in replacement for [`~trl.RewardTrainer`]. `args.method` selects the terms:
-    - `none`: no additional terms. The trainer is the same as TRL's, step for step.
-    - `uml`: adds L_M on pairs of policy samples.
-    - `spg`: adds synthetic pairs D̂.
-    - `uml+spg`: adds both.
+    - `none`: No additional terms. The trainer is the same as TRL's, step for step.
+    - `uml`: Adds L_M on pairs of policy samples.
+    - `spg`: Adds synthetic pairs D̂.
+    - `uml+spg`: Adds both.
 
     In the paper, the retrained reward model starts from the same weights as the first one. For this, pass the SFT
     model with a new head. To start from the first reward model instead (a warm start), pass that model.
@@ -65,7 +65,7 @@ class RLPRewardTrainer(RewardTrainer):
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Model to train, as in [`~trl.RewardTrainer`].
         args ([`RLPRewardConfig`], *optional*):
-            Configuration. If not set, the default configuration is used.
+            Configuration. If `None`, all fields have their default values.
         data_collator ([`~transformers.DataCollator`], *optional*):
             Collator for the batches. Views and redrawn pairs need a [`SyntheticPreferenceCollator`], which is built if
             this is not set.
@@ -91,14 +91,14 @@ class RLPRewardTrainer(RewardTrainer):
             The frozen reward model r_φ of step 2, which selects y_w. It must not be the model to train. The trainer
             keeps no reference to it.
         labeling_processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Tokenizer of `labeling_reward_model`. If not set, it is loaded from the model's folder.
+            Tokenizer of `labeling_reward_model`. If `None`, it is loaded from the model's folder.
         synthetic_dataset ([`~datasets.Dataset`], *optional*):
             Ready synthetic preferences D̂: the result of [`synthesize_preferences`], or any dataset in TRL's preference
             format.
 
     Raises:
-        TypeError: if `args` is not an [`RLPRewardConfig`], or an argument has the wrong type.
-        ValueError: if an argument that the method needs is missing, or an argument is not used by the method.
+        TypeError: If `args` is not an [`RLPRewardConfig`], or an argument has the wrong type.
+        ValueError: If an argument that the method needs is missing, or an argument is not used by the method.
 
     Reference:
         Eq. 1 of [Lang et al. 2024](https://arxiv.org/abs/2403.19279).
@@ -228,7 +228,7 @@ class RLPRewardTrainer(RewardTrainer):
                 Passed to TRL, whose loss is a mean over the micro-batch.
 
         Returns:
-            `torch.Tensor` or `tuple[torch.Tensor, Any]`: a scalar in nats, and the outputs if `return_outputs` is set.
+            `torch.Tensor` or `tuple[torch.Tensor, Any]`: A scalar in nats, and the outputs if `return_outputs` is set.
         """
         term = self.representation_term
         views = {name: inputs.pop(f"view_{name}") for name in VIEW_TENSORS if f"view_{name}" in inputs}
@@ -272,10 +272,10 @@ class RLPRewardTrainer(RewardTrainer):
                 Passed to [`~transformers.Trainer.train`].
 
         Returns:
-            `TrainOutput`: number of steps, mean loss and metrics.
+            `TrainOutput`: Number of steps, mean loss and metrics.
 
         Raises:
-            ValueError: if there is no checkpoint, or the checkpoint has no heads of the same loss.
+            ValueError: If there is no checkpoint, or the checkpoint has no heads of the same loss.
         """
         term = self.representation_term
         checkpoint = resolve_checkpoint(resume_from_checkpoint, self.args.output_dir)

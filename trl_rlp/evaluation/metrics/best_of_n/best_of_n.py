@@ -15,7 +15,7 @@ class BestOfN(evaluate.Metric):
         numbers = datasets.Sequence(datasets.Value("float64"))
         return evaluate.MetricInfo(
             description="Expected value of the sample with the highest reward among n, without bias, from N samples.",
-            citation="Hilton, Gao 2022, https://openai.com/research/measuring-goodharts-law",
+            citation="Hilton and Gao 2022, https://openai.com/research/measuring-goodharts-law",
             inputs_description="predictions: rewards of N samples per prompt. references: value of each sample.",
             features=datasets.Features({"predictions": numbers, "references": numbers}),
         )
