@@ -101,8 +101,8 @@ def test_algorithm_1_saves_plain_models_data_and_metrics(tmp_path, sft_model, me
     assert [len(row) for row in samples["completions"]] == [6] * 8
     assert ("cluster_ids" in samples.column_names) == ("spg" in method)
     stages = result.stages
-    assert set(stages["gate"]["metrics"]["metrics"]) == ({"human", "synthetic"} if "spg" in method else {"human"})
-    assert stages["gate"]["metrics"]["metrics"]["human"]["before"]["pairs"] == 3
+    assert set(stages["gate"]["metrics"]["comparisons"]) == ({"human", "synthetic"} if "spg" in method else {"human"})
+    assert stages["gate"]["metrics"]["comparisons"]["human"]["before"]["pairs"] == 3
     assert set(stages["evaluation"]["metrics"]) == {"sft", "policy", "retrained_policy"}
     assert stages["evaluation"]["metrics"]["sft"]["kl"] == pytest.approx(0, abs=1e-6)
     assert stages["evaluation"]["metrics"]["policy"]["kl"] > 0
@@ -246,3 +246,17 @@ def test_on_regression_may_change_from_call_to_call(tmp_path, sft_model, monkeyp
     settings.on_regression = "raise"
     with pytest.raises(RewardModelRegression, match="policy pairs: accuracy fell"):
         run_rlp(settings, preferences, prompts)
+
+
+def test_wrong_policies_and_equivalences_are_named_before_the_folder_is_made(tmp_path, sft_model):
+    preferences, prompts = data(chat=False)
+    save(tiny_reward_model(tiny_tokenizer()), tiny_tokenizer(), tmp_path / "classifier")
+    wrong = config(tmp_path, str(tmp_path / "classifier"), method="uml")
+    with pytest.raises(ValueError, match="classifier' is not a causal LM, but a `LlamaForSequenceClassification`"):
+        run_rlp(wrong, preferences, prompts)
+    with pytest.raises(OSError, match="No model could be loaded from 'nothing'"):
+        run_rlp(config(tmp_path, "nothing", method="uml"), preferences, prompts)
+    for equivalence, what in ((SameParity, "got the class `SameParity`"), ("exact", "got 'exact'")):
+        with pytest.raises(TypeError, match=f"`equivalence` must be an object, {what}"):
+            run_rlp(config(tmp_path, sft_model, method="spg"), preferences, prompts, equivalence)
+    assert not (tmp_path / "run").exists()

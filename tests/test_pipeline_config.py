@@ -39,7 +39,11 @@ def test_a_lora_reward_model_keeps_its_score_head():
         ({"reward_args": "{lr: 1"}, "`reward_args` is not JSON"),
         ({"reward_args": {"lerning_rate": 1}}, r"`reward_args` has \['lerning_rate'\], which RLPRewardConfig"),
         ({"policy_args": {"kl": 1}}, r"`policy_args` has \['kl'\], which PPOConfig does not have"),
-        ({"policy_args": {"rlp_method": "spg"}}, r"`policy_args` has \['rlp_method'\], which PPOConfig does not have"),
+        ({"policy_args": {"learning_rat": 1}}, "Did you mean `learning_rate`?"),
+        (
+            {"policy_args": {"rlp_method": "spg"}},
+            r"`policy_args` has \['rlp_method'\], which PPOConfig does not have. Set `method` .* of RLPConfig instead",
+        ),
         ({"reward_peft": {"rank": 1}}, r"`reward_peft` has \['rank'\], which LoraConfig does not have"),
         ({"policy_args": {"output_dir": "x"}}, r"`policy_args` may not set \['output_dir'\]"),
         ({"reward_args": {"confidence_threshold": 1.5}}, "confidence_threshold"),

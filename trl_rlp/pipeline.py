@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset
 
-from trl_rlp.data.groups.equivalence import Equivalence
+from trl_rlp.data.groups.equivalence import Equivalence, require_equivalence
 from trl_rlp.data.preferences.holdout import hold_out
 from trl_rlp.data.turns import require_no_assistant_prefill
 from trl_rlp.data.validation import require_answers, require_columns, require_prompts
@@ -19,7 +19,7 @@ from trl_rlp.stages.policy import train_policy
 from trl_rlp.stages.preferences import make_synthetic_preferences
 from trl_rlp.stages.reward_model import train_reward_model
 from trl_rlp.stages.samples import group_samples, sample_policy
-from trl_rlp.storage.artifacts import load_data
+from trl_rlp.storage.artifacts import load_data, require_causal_lm
 from trl_rlp.storage.fingerprints import value_fingerprint
 from trl_rlp.storage.run_folder import RunFolder
 
@@ -146,7 +146,15 @@ def run_rlp(
         policies = {"sft": config.sft_model, "policy": policy, "retrained_policy": retrained_policy}
         reward_models = {"reward_model": reward_model, "refined_reward_model": refinement.reward_model}
         _run_evaluation(run, config, policies, reward_models, eval_prompt_dataset)
-    return RLPResult(reward_model, policy, *refinement, retrained_policy, run.results())
+    return RLPResult(
+        reward_model=reward_model,
+        policy=policy,
+        policy_samples=refinement.samples,
+        synthetic_preferences=refinement.synthetic_preferences,
+        refined_reward_model=refinement.reward_model,
+        retrained_policy=retrained_policy,
+        stages=run.results(),
+    )
 
 
 class Refinement(NamedTuple):
@@ -315,6 +323,7 @@ def _check_arguments(
     eval_preference_dataset: Dataset | None,
     eval_prompt_dataset: Dataset | None,
 ) -> None:
+    require_causal_lm(config.sft_model)
     require_columns(preference_dataset, ["chosen", "rejected"], "preference_dataset")
     require_prompts(prompt_dataset, "prompt_dataset")
     require_answers(prompt_dataset, "prompt_dataset")
@@ -325,7 +334,9 @@ def _check_arguments(
         require_answers(eval_prompt_dataset, "eval_prompt_dataset")
     if config.policy_trainer != "ppo":
         require_no_assistant_prefill(prompt_dataset["prompt"], config.policy_trainer)
-    if equivalence is None and config.reward_config().needs_groups:
+    if equivalence is not None:
+        require_equivalence(equivalence)
+    elif config.reward_config().needs_groups:
         raise ValueError(
             f"`equivalence` is None, but `method`={config.method!r} groups completions by meaning. Pass for example "
             "`NLIEquivalence()`."

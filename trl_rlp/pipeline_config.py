@@ -1,5 +1,6 @@
 """Settings of Algorithm 1."""
 
+import difflib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,11 @@ from trl_rlp.evaluation.gate_report import ON_REGRESSION
 from trl_rlp.stages.policy import POLICY_TRAINERS
 from trl_rlp.trainer.mappings import parse_mapping, parse_numbers
 from trl_rlp.trainer.precision import supported_precision
-from trl_rlp.trainer.reward.methods import FIELDS
+from trl_rlp.trainer.reward.methods import FIELDS, METHODS
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 
 
-METHODS = ("uml", "spg", "uml+spg")
+REFINING_METHODS = tuple(name for name in METHODS if name != "none")
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,14 @@ class RLPConfig:
             Folder of the run, with a subfolder for each stage. A second run with the same settings resumes after the
             last finished stage. The folder of another run is refused.
         sft_model (`str`):
-            Folder or Hub name of π_SFT, the causal LM that both policies start from.
+            Folder or Hub name of the causal LM that both policies start from (π_SFT in the paper).
         reward_base_model (`str`, *optional*):
             Folder or Hub name of the model that both reward models start from, with a new score head. Defaults to
             `sft_model`.
         method (`str`, *optional*, defaults to `"spg"`):
-            Method that refines the reward model: `"uml"`, `"spg"` or `"uml+spg"`.
+            Method that refines the reward model: `uml`, `spg` or `uml+spg`.
         policy_trainer (`str`, *optional*, defaults to `"ppo"`):
-            Trainer of the policy: `"ppo"` (the paper's), `"rloo"` or `"grpo"`.
+            Trainer of the policy: `ppo` (the paper's), `rloo` or `grpo`.
         num_generations (`int`, *optional*, defaults to `10`):
             Number of completions sampled from the policy for each prompt, at least 2 (n in the paper).
         temperature (`float`, *optional*, defaults to `1.0`):
@@ -81,19 +82,22 @@ class RLPConfig:
             Share of the human preferences held out for the gate if no evaluation set is given, in (0, 1). AlpacaFarm
             holds out 500 of 10,000.
         standardize_rewards (`bool`, *optional*, defaults to `False`):
-            Whether to scale each reward model to mean 0 and standard deviation 1 on fixed samples of π_SFT. The same β
-            then means the same strength of the KL penalty before and after the refinement. The paper does not do this.
+            Whether to scale each reward model to mean 0 and standard deviation 1 on fixed samples of the SFT policy.
+            The same KL coefficient then means the same strength of the KL penalty before and after the refinement. The
+            paper does not do this.
         on_regression (`str`, *optional*, defaults to `"warn"`):
-            What the gate does if the refined reward model is worse: `"warn"` or `"raise"`.
+            What the gate does if the refined reward model is worse: `warn` or `raise`.
         reward_args (`dict` or `str`, *optional*):
-            Fields of [`RLPRewardConfig`] for both reward models, such as learning rate, batch size, γ and λ.
+            Fields of RLPRewardConfig for both reward models, as a mapping. Examples are the learning rate, the batch
+            size, `confidence_threshold` (gamma in the paper) and `representation_coef` (lambda in the paper).
         policy_args (`dict` or `str`, *optional*):
-            Fields of [`PPOConfig`], or of TRL's `RLOOConfig` or `GRPOConfig`, for both policies, such as learning
-            rate, and `kl_coef` or `beta`.
+            Fields of PPOConfig, or of TRL's RLOOConfig or GRPOConfig, for both policies, as a mapping. Examples are
+            the learning rate, and `kl_coef` or `beta`.
         reward_peft (`dict` or `str`, *optional*):
-            Fields of `peft.LoraConfig`. If set, the reward models are trained as adapters and merged before saving.
+            Fields of LoraConfig, as a mapping. If set, the reward models are trained as adapters and merged before
+            saving.
         policy_peft (`dict` or `str`, *optional*):
-            Fields of `peft.LoraConfig`. If set, the policies are trained as adapters and merged before saving.
+            Fields of LoraConfig, as a mapping. If set, the policies are trained as adapters and merged before saving.
         seed (`int`, *optional*, defaults to `42`):
             Seed of sampling, pairs and splits. The trainers' `seed` and `data_seed` are fields of the mappings.
 
@@ -102,19 +106,37 @@ class RLPConfig:
         TypeError: If a mapping has another type.
     """
 
-    output_dir: str = field(metadata={"help": "Folder of the run, with a subfolder for each stage."})
-    sft_model: str = field(metadata={"help": "Folder or Hub name of the causal LM that both policies start from."})
+    output_dir: str = field(
+        metadata={
+            "help": (
+                "Folder of the run, with a subfolder for each stage. A second run with the same settings resumes "
+                "after the last finished stage. The folder of another run is refused."
+            )
+        }
+    )
+    sft_model: str = field(
+        metadata={"help": "Folder or Hub name of the causal LM that both policies start from (π_SFT in the paper)."}
+    )
     reward_base_model: str | None = field(
         default=None,
-        metadata={"help": "Model that both reward models start from. Defaults to `sft_model`."},
+        metadata={
+            "help": (
+                "Folder or Hub name of the model that both reward models start from, with a new score head. Defaults "
+                "to `sft_model`."
+            )
+        },
     )
     method: str = field(
         default="spg", metadata={"help": "Method that refines the reward model: `uml`, `spg` or `uml+spg`."}
     )
-    policy_trainer: str = field(default="ppo", metadata={"help": "Trainer of the policy: `ppo`, `rloo` or `grpo`."})
+    policy_trainer: str = field(
+        default="ppo", metadata={"help": "Trainer of the policy: `ppo` (the paper's), `rloo` or `grpo`."}
+    )
     num_generations: int = field(
         default=10,
-        metadata={"help": "Number of completions sampled from the policy for each prompt, at least 2."},
+        metadata={
+            "help": "Number of completions sampled from the policy for each prompt, at least 2 (n in the paper)."
+        },
     )
     temperature: float = field(
         default=1.0,
@@ -123,21 +145,29 @@ class RLPConfig:
     evaluation_temperature: float = field(
         default=0.7, metadata={"help": "Sampling temperature of the evaluation, above 0."}
     )
-    max_new_tokens: int = field(default=300, metadata={"help": "Maximum length of a completion, in tokens."})
+    max_new_tokens: int = field(
+        default=300, metadata={"help": "Maximum length of a completion, in tokens. The default is AlpacaFarm's."}
+    )
     tokens_per_batch: int = field(
         default=8192,
         metadata={"help": "Maximum number of tokens in a sampling batch, prompts and completions together."},
     )
     heldout_share: float = field(
         default=0.05,
-        metadata={"help": "Share of the human preferences held out for the gate, in (0, 1)."},
+        metadata={
+            "help": (
+                "Share of the human preferences held out for the gate if no evaluation set is given, in (0, 1). "
+                "AlpacaFarm holds out 500 of 10,000."
+            )
+        },
     )
     standardize_rewards: bool = field(
         default=False,
         metadata={
             "help": (
                 "Whether to scale each reward model to mean 0 and standard deviation 1 on fixed samples of the SFT "
-                "policy."
+                "policy. The same KL coefficient then means the same strength of the KL penalty before and after the "
+                "refinement. The paper does not do this."
             )
         },
     )
@@ -146,19 +176,50 @@ class RLPConfig:
         metadata={"help": "What the gate does if the refined reward model is worse: `warn` or `raise`."},
     )
     reward_args: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Fields of RLPRewardConfig for both reward models, as a mapping."}
+        default=None,
+        metadata={
+            "help": (
+                "Fields of RLPRewardConfig for both reward models, as a mapping. Examples are the learning rate, the "
+                "batch size, `confidence_threshold` (gamma in the paper) and `representation_coef` (lambda in the "
+                "paper)."
+            )
+        },
     )
     policy_args: dict[str, Any] | str | None = field(
         default=None,
-        metadata={"help": "Fields of PPOConfig, RLOOConfig or GRPOConfig for both policies, as a mapping."},
+        metadata={
+            "help": (
+                "Fields of PPOConfig, or of TRL's RLOOConfig or GRPOConfig, for both policies, as a mapping. Examples "
+                "are the learning rate, and `kl_coef` or `beta`."
+            )
+        },
     )
     reward_peft: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Fields of LoraConfig. Trains the reward models as adapters."}
+        default=None,
+        metadata={
+            "help": (
+                "Fields of LoraConfig, as a mapping. If set, the reward models are trained as adapters and merged "
+                "before saving."
+            )
+        },
     )
     policy_peft: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Fields of LoraConfig. Trains the policies as adapters."}
+        default=None,
+        metadata={
+            "help": (
+                "Fields of LoraConfig, as a mapping. If set, the policies are trained as adapters and merged before "
+                "saving."
+            )
+        },
     )
-    seed: int = field(default=42, metadata={"help": "Seed of sampling, pairs and splits."})
+    seed: int = field(
+        default=42,
+        metadata={
+            "help": (
+                "Seed of sampling, pairs and splits. The trainers' `seed` and `data_seed` are fields of the mappings."
+            )
+        },
+    )
 
     def __post_init__(self):
         for name in ("reward_args", "policy_args"):
@@ -170,7 +231,11 @@ class RLPConfig:
         self._check_mappings()
 
     def _check_names(self) -> None:
-        allowed = {"method": METHODS, "policy_trainer": tuple(POLICY_TRAINERS), "on_regression": ON_REGRESSION}
+        allowed = {
+            "method": REFINING_METHODS,
+            "policy_trainer": tuple(POLICY_TRAINERS),
+            "on_regression": ON_REGRESSION,
+        }
         for name, values in allowed.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"`{name}` must be one of {values}, got {getattr(self, name)!r}.")
@@ -204,7 +269,8 @@ class RLPConfig:
             known = {entry.name for entry in fields(config_class) if entry.init}
             unknown = sorted((getattr(self, name) or {}).keys() - known)
             if unknown:
-                raise ValueError(f"`{name}` has {unknown}, which {config_class.__name__} does not have.")
+                hint = _suggest_field(unknown[0], known)
+                raise ValueError(f"`{name}` has {unknown}, which {config_class.__name__} does not have.{hint}")
             if getattr(self, name):
                 setattr(self, name, parse_numbers(name, getattr(self, name), config_class))
         self.reward_config()
@@ -300,3 +366,11 @@ class RLPConfig:
         if name == "policy":
             return LoraConfig(**{"task_type": "CAUSAL_LM", **settings})
         return LoraConfig(**{"task_type": "SEQ_CLS", "modules_to_save": ["score"], **settings})
+
+
+def _suggest_field(name: str, known: set[str]) -> str:
+    """Suggests what was meant by an unknown field of a mapping."""
+    if name.startswith("rlp_"):
+        return " Set `method` and the other fields of RLPConfig instead."
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean `{close[0]}`?" if close else ""

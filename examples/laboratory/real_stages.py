@@ -11,6 +11,7 @@ from trl_rlp.data.judges import language_model_judge
 from trl_rlp.evaluation import answer_pairs, best_of_n, evaluate_reward_model
 from trl_rlp.evaluation.policy_pairs import is_correct
 from trl_rlp.storage.artifacts import load_data, load_policy, load_reward_model, save_data
+from trl_rlp.storage.run_folder import SHARDS
 
 
 GENERATORS = ("spg", "select_all", "reward", "rlaif")
@@ -22,7 +23,7 @@ def sample_questions(folder: Path, policy: Path, questions: Dataset, sampling: d
     """Samples a policy. Returns the number of questions and the share of correct completions."""
     model, processing_class = load_policy(policy)
     samples = sample_completions(
-        questions.select_columns(["prompt"]), model, processing_class, output_dir=str(folder / "shards"), **sampling
+        questions.select_columns(["prompt"]), model, processing_class, output_dir=str(folder / SHARDS), **sampling
     )
     samples = samples.add_column("answers", questions["answers"][:])
     save_data(samples, folder)

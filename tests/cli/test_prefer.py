@@ -1,8 +1,13 @@
 import json
 
 import pytest
+from datasets import Dataset
 
+import trl_rlp.cli.prefer as module
+from trl_rlp.cli import main as run_command
 from trl_rlp.cli.prefer import main
+from trl_rlp.storage.loading import load_rows
+from trl_rlp.storage.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -14,18 +19,90 @@ def words(tmp_path):
     return [*samples, "--equivalence", "exact", "--output_dir", str(tmp_path / "out")]
 
 
-def test_a_failed_call_leaves_an_empty_folder(tmp_path, words):
+@pytest.fixture
+def result(monkeypatch):
+    """Replaces the synthesis by a result that is known already."""
+    preferences = Dataset.from_dict({"prompt": ["a"], "chosen": ["x"], "rejected": ["y"]})
+    monkeypatch.setattr(module, "synthesize_preferences", lambda *_, **__: (preferences, {"accepted": 1}))
+    return preferences
+
+
+def test_a_failed_call_does_not_create_the_folder(tmp_path, words):
     with pytest.raises(ValueError, match="below_threshold"):
         main(words)
-    assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
 
 
-def test_the_manifest_of_another_run_is_never_deleted(tmp_path, words):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "run.json").write_text('{"seed": 1}')
+def test_a_killed_call_leaves_the_folder_free_for_other_settings(tmp_path, words, result, monkeypatch):
+    """A hard kill runs no cleanup, so the folder must not exist during the work."""
+
+    def interrupted(*_, **__):
+        assert not (tmp_path / "out").exists()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "synthesize_preferences", interrupted)
+        main(words)
+    main([*words, "--seed", "7"])
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["seed"] == 7
+
+
+def test_the_folder_of_another_run_is_refused_before_any_work_and_stays_unchanged(tmp_path, words, monkeypatch):
+    (tmp_path / "out" / "policy").mkdir(parents=True)
+    for name in ("run.json", "preferences.jsonl", "policy/model"):
+        (tmp_path / "out" / name).write_text('{"seed": 1}')
+    before = {path: path.stat() for path in sorted((tmp_path / "out").rglob("*"))}
+    monkeypatch.setattr(module, "synthesize_preferences", lambda *_, **__: pytest.fail("work was done"))
     with pytest.raises(ValueError, match="holds a run with other settings"):
         main(words)
+    after = {path: path.stat() for path in sorted((tmp_path / "out").rglob("*"))}
+    assert after.keys() == before.keys()
+    assert all(after[path].st_mtime_ns == before[path].st_mtime_ns for path in before)
     assert (tmp_path / "out" / "run.json").read_text() == '{"seed": 1}'
+
+
+def test_a_folder_that_another_run_claims_during_the_work_stays_unchanged(tmp_path, words, monkeypatch):
+    def claim(*_, **__):
+        RunFolder(tmp_path / "out", {"seed": 1})
+        return Dataset.from_dict({"a": [1]}), {}
+
+    monkeypatch.setattr(module, "synthesize_preferences", claim)
+    with pytest.raises(ValueError, match="holds a run with other settings"):
+        main(words)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["run.json"]
+
+
+def test_an_interrupted_write_leaves_no_preferences_and_the_same_settings_write_them(
+    tmp_path, words, result, monkeypatch
+):
+    def interrupted(rows, path):
+        with open(path, "w") as file:
+            file.write('{"prompt')
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Dataset, "to_json", interrupted)
+        main(words)
+    assert not (tmp_path / "out" / "preferences.jsonl").exists()
+    main(words)
+    assert load_rows(str(tmp_path / "out" / "preferences.jsonl")).to_list() == result.to_list()
+
+
+@pytest.mark.parametrize("is_main_process", [True, False])
+def test_only_the_main_process_writes_and_prints(tmp_path, words, result, monkeypatch, capsys, is_main_process):
+    class Process:
+        def __init__(self):
+            self.is_main_process = is_main_process
+
+        def wait_for_everyone(self):
+            pass
+
+    for name in ("manifest", "run_folder"):
+        monkeypatch.setattr(f"trl_rlp.storage.{name}.process_state", Process)
+    main(words)
+    names = ["counts.json", "preferences.jsonl", "run.json"] if is_main_process else []
+    assert sorted(path.name for path in tmp_path.glob("out/*")) == names
+    assert ("1 preferences of 1 prompts" in capsys.readouterr().out) == is_main_process
 
 
 def test_other_files_in_the_folder_are_refused(tmp_path, words):
@@ -33,3 +110,37 @@ def test_other_files_in_the_folder_are_refused(tmp_path, words):
     (tmp_path / "out" / "thesis.txt").write_text("precious")
     with pytest.raises(ValueError, match="is not empty and holds no run.json"):
         main(words)
+
+
+# The command on tiny models
+
+
+def test_preferences_and_counts_are_written(tmp_path, models, samples, capsys):
+    words = ["prefer", "--samples", samples, "--reward_model", models["reward"], "--equivalence", "exact"]
+    assert run_command([*words, "--output_dir", str(tmp_path / "out")]) == 0
+    assert "4 preferences of 4 prompts" in capsys.readouterr().out
+    rows = load_rows(str(tmp_path / "out" / "preferences.jsonl"))
+    assert all(row["chosen"].lower().startswith("yes") and row["rejected"] in {"no", ""} for row in rows)
+    assert isinstance(json.loads((tmp_path / "out" / "counts.json").read_text()), dict)
+
+
+def test_an_nli_model_and_a_judge_can_be_used(tmp_path, models, samples):
+    words = ["prefer", "--samples", samples, "--output_dir", str(tmp_path / "out"), "--threshold", "0.2"]
+    nli = ["--reward_model", models["reward"], "--equivalence_model", models["nli"], "--generator", "select_all"]
+    assert run_command([*words, *nli]) == 0
+    judged = [*words, "--generator", "rlaif", "--judge_model", models["policy"]]
+    assert run_command(judged) == 2  # the folder has the preferences of another generator
+    words[4] = str(tmp_path / "judged")
+    judged = [*words, "--generator", "rlaif", "--judge_model", models["policy"], "--max_length", "200"]
+    assert run_command(judged) == 0 and run_command(judged) == 0
+
+
+def test_no_accepted_prompt_is_one_line(tmp_path, models, write_rows, capsys):
+    rows = [{"prompt": "a", "completions": ["x", "y", "z"], "finished": [True] * 3}]
+    words = ["prefer", "--samples", write_rows("s.jsonl", rows), "--reward_model", models["reward"]]
+    assert run_command([*words, "--equivalence", "exact", "--output_dir", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("trl-rlp prefer: ") and "below_threshold" in error
+    # The folder is still free, so another generator can use it.
+    more = ["--equivalence", "exact", "--output_dir", str(tmp_path / "out"), "--generator", "reward"]
+    assert run_command([*words, *more]) == 0

@@ -2,6 +2,7 @@ import io
 
 from rich.console import Console
 
+from trl_rlp.cli import main
 from trl_rlp.cli.run import _build_policy_table
 
 
@@ -11,3 +12,22 @@ def test_a_metric_that_is_not_finite_is_printed_as_a_dash():
     console.print(_build_policy_table({"sft": {"accuracy": 0.5, "accuracy_standard_error": None}}))
     text = console.file.getvalue()
     assert "0.500" in text and "-" in text.split("accuracy_standard_error")[1]
+
+
+def test_algorithm_1_runs_from_a_config_file(tmp_path, models, preferences, write_rows, capsys):
+    prompts = write_rows("prompts.jsonl", [{"prompt": f"question {i}"} for i in range(4)])
+    training = "{use_cpu: true, max_steps: 1, per_device_train_batch_size: 4, report_to: none, %s}"
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"sft_model: {models['policy']}\npreference_dataset: {preferences}\nprompt_dataset: {prompts}\n"
+        f"eval_prompt_dataset: {prompts}\nmethod: uml\nnum_generations: 3\nmax_new_tokens: 4\nheldout_share: 0.25\n"
+        f"reward_args: {training % 'view_prompts_per_device: 2'}\n"
+        f"policy_args: {training % 'num_generations: 2, max_completion_length: 4'}\n"
+    )
+    words = ["run", "--config", str(config), "--output_dir", str(tmp_path / "run")]
+    assert main(words) == 0
+    output = capsys.readouterr().out
+    assert "refined reward model:" in output and "retrained_policy" in output
+    assert main(words) == 0
+    assert main([*words, "--seed", "7"]) == 2
+    assert "other settings: `seed` was 42 and is 7" in capsys.readouterr().err

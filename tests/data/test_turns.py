@@ -91,7 +91,7 @@ def test_synthetic_preferences_contain_whole_turns_with_the_same_rewards(tokeniz
 
 def test_views_policy_pairs_and_the_judge_read_the_whole_turn(tokenizer, monkeypatch):
     views = ViewSampler(samples(), tokenizer).views(0, [0, 1])
-    view = next(view for view in views if view.instruction == 0)
+    view = next(view for view in views if view.prompt_index == 0)
     expected = batch_scoring_ids(tokenizer, [PREFILLED] * 3, [" 4", " 4!", " 5"], [True, True, False])
     assert view.first in expected and view.second in expected
     pair = answer_pairs(samples(), ["4", "6"])[0]

@@ -30,14 +30,15 @@ def test_a_better_model_passes_and_the_difference_is_paired(margins):
     margins["before", 4], margins["after", 4] = [1.0, 1.0, -1.0, -1.0], [1.0, 1.0, 1.0, -1.0]
     report = gate(("before", None), ("after", None), PAIRS)
     assert report.passed and report.problems == []
-    assert report.metrics["human"]["difference"] == {"accuracy": 0.25, "standard_error": 0.25}
-    assert json.loads(json.dumps(report.as_dict()))["passed"] is True
+    assert report.comparisons["human"]["difference"] == {"accuracy": 0.25, "standard_error": 0.25}
+    saved = json.loads(json.dumps(report.as_dict()))
+    assert saved == {"passed": True, "problems": [], "comparisons": report.comparisons}
 
 
 def test_one_pair_has_no_standard_error(margins):
     margins["before", 1], margins["after", 1] = [1.0], [-1.0]
     report = gate(("before", None), ("after", None), PAIRS.select([0]))
-    assert report.metrics["human"]["difference"] == {"accuracy": -1.0, "standard_error": None}
+    assert report.comparisons["human"]["difference"] == {"accuracy": -1.0, "standard_error": None}
     assert "accuracy fell from 1.000 to 0.000 (1 pairs)" in report.problems[0]
 
 
@@ -57,7 +58,7 @@ def test_policy_pairs_can_fail_but_synthetic_pairs_cannot(margins):
     margins["before", 2], margins["after", 2] = [1.0, 1.0], [-1.0, -1.0]
     margins["before", 3], margins["after", 3] = [1.0] * 3, [-9.0] * 3
     report = gate(("before", None), ("after", None), PAIRS, synthetic_pairs=three)
-    assert report.passed and report.metrics["synthetic"]["after"]["accuracy"] == 0
+    assert report.passed and report.comparisons["synthetic"]["after"]["accuracy"] == 0
     report = gate(("before", None), ("after", None), PAIRS, policy_pairs=two)
     assert not report.passed and report.problems[0].startswith("policy pairs: accuracy fell from 1.000 to 0.000")
 
@@ -72,8 +73,8 @@ def test_real_models():
     tokenizer = tiny_tokenizer()
     model = (tiny_reward_model(tokenizer), tokenizer)
     report = gate(model, model, PAIRS)
-    assert report.passed and report.metrics["human"]["difference"]["accuracy"] == 0
-    assert report.metrics["human"]["before"]["length_accuracy"] == 0
+    assert report.passed and report.comparisons["human"]["difference"]["accuracy"] == 0
+    assert report.comparisons["human"]["before"]["length_accuracy"] == 0
 
 
 @pytest.mark.parametrize(

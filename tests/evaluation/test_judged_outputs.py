@@ -53,6 +53,18 @@ def test_outputs_of_other_instructions_raise_an_error(tmp_path):
         read_matching_outputs(paths, reference)
 
 
+def test_unknown_kind_of_judge_is_an_error():
+    message = r"`kind` must be one of \['reward_model', 'language_model', 'server'\], got 'oracle'"
+    with pytest.raises(ValueError, match=message):
+        load_judge("oracle", "name")
+
+
+def test_kind_of_judge_is_added_by_its_loader(monkeypatch):
+    monkeypatch.setitem(JUDGES, "new", lambda model, **settings: (model, settings))
+    settings = {"max_length": 5, "base_url": "url", "api_key": "key", "max_tokens": 2}
+    assert load_judge("new", "name", **settings) == ("name", settings)
+
+
 @pytest.mark.parametrize("kind", JUDGES)
 @pytest.mark.parametrize("chat", [False, True])
 def test_judges_are_loaded(tmp_path, kind, chat):

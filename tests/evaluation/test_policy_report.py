@@ -20,13 +20,15 @@ def policies(tmp_path_factory):
 
 
 @pytest.mark.parametrize("has_answers", [False, True])
-@pytest.mark.parametrize("num_kl_prompts", [None, 1, 5])
-def test_policies_are_evaluated_on_the_same_prompts(tmp_path, policies, has_answers, num_kl_prompts):
+@pytest.mark.parametrize(("reference", "num_kl_prompts"), [("sft", None), ("sft", 1), ("policy", 5)])
+def test_policies_are_evaluated_on_the_same_prompts(tmp_path, policies, has_answers, reference, num_kl_prompts):
     prompts = Dataset.from_dict({"prompt": ["1?", "2?", "3?"], "answers": [["a"], ["b"], ["c"]]})
     answers = prompts["answers"] if has_answers else None
     prompts = prompts if has_answers else prompts.remove_columns("answers")
-    metrics, samples = describe_policies(tmp_path, policies, prompts, SAMPLING, num_kl_prompts=num_kl_prompts)
-    reference, _ = load_policy(policies["sft"])
+    metrics, samples = describe_policies(
+        tmp_path, policies, prompts, SAMPLING, reference=reference, num_kl_prompts=num_kl_prompts
+    )
+    reference_model, _ = load_policy(policies[reference])
     for name, path in policies.items():
         assert samples[name]["prompt"][:] == prompts["prompt"][:]
         assert load_data(tmp_path / name)[:] == samples[name][:]
@@ -34,5 +36,11 @@ def test_policies_are_evaluated_on_the_same_prompts(tmp_path, policies, has_answ
         assert metrics[name] == describe_outputs(samples[name], answers)
         kl_samples = samples[name].select(range(min(num_kl_prompts or 3, 3)))
         model, tokenizer = load_policy(path)
-        assert kl == pytest.approx(kl_to_reference(model, reference, tokenizer, kl_samples), abs=1e-6)
-        assert (kl == 0) == (name == "sft")
+        assert kl == pytest.approx(kl_to_reference(model, reference_model, tokenizer, kl_samples), abs=1e-6)
+        assert (kl == 0) == (name == reference)
+
+
+def test_a_reference_that_is_not_among_the_policies_is_an_error(tmp_path, policies):
+    prompts = Dataset.from_dict({"prompt": ["1?"]})
+    with pytest.raises(ValueError, match=r"`reference` must be one of the policies \['sft', 'policy'\], got 'base'"):
+        describe_policies(tmp_path, policies, prompts, SAMPLING, reference="base")

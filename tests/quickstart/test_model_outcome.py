@@ -2,7 +2,7 @@ import pytest
 from datasets import Dataset
 
 from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
-from trl_rlp.quickstart.model_outcome import compare_rewards, compute_accuracies, evaluate_policies, wilson_interval
+from trl_rlp.quickstart.model_outcome import compare_rewards, compute_accuracies, measure_policies, wilson_interval
 from trl_rlp.storage.artifacts import load_data
 
 
@@ -29,7 +29,7 @@ def test_equal_policies_have_equal_results(tmp_path):
     questions = Dataset.from_dict({"prompt": ["1?", "2?", "3?"], "answers": [["a"], ["b"], ["c"]]})
     sampling = {"num_generations": 2, "max_new_tokens": 2, "temperature": 0.7}
     policies = {"sft": folder, "policy": folder, "retrained_policy": other}
-    outcome = evaluate_policies(tmp_path / "out", policies, questions, sampling)
+    outcome = measure_policies(tmp_path / "out", policies, questions, sampling)
     assert load_data(tmp_path / "out" / "sft")[:] == load_data(tmp_path / "out" / "policy")[:]
     assert outcome["comparisons"]["policy - sft"] == {"difference": 0.0, "standard_error": 0.0}
     assert outcome["policies"]["sft"]["kl"] == 0

@@ -61,7 +61,7 @@ def test_a_run_writes_metrics_and_page_and_resumes(model, tmp_path, few_question
     assert len(accepted) == outcome["synthetic"]["spg"]["pairs"] > 0
     assert all(row["confidence"] >= 0.5 for row in accepted)
     assert outcome["preferences"]["train"]["pairs"] >= outcome["preferences"]["train"]["flipped"]
-    assert outcome["stages"]["gate"]["metrics"]["metrics"]["human"]["before"]["pairs"] > 0
+    assert outcome["stages"]["gate"]["metrics"]["comparisons"]["human"]["before"]["pairs"] > 0
 
     text = page.read_text()
     assert all(question.question in text for question in QUESTIONS if question.question in str(outcome["questions"]))

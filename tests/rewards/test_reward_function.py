@@ -4,6 +4,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.scoring import score
+from trl_rlp.data.token_prompts import TokenPrompt
 from trl_rlp.rewards.reward_function import RewardFunction
 
 
@@ -39,6 +40,18 @@ def test_rewards_are_standardized(tokenizer):
     assert standardized == pytest.approx((reward - 2) / 4, abs=1e-6)
     with pytest.raises(ValueError, match="`standard_deviation` must be positive, got 0"):
         RewardFunction(model, tokenizer, [1], standard_deviation=0.0)
+
+
+def test_truncated_token_prompts_are_not_logged(tokenizer, caplog):
+    """A trainer calls the function in each step, so it would log in each step."""
+    prompt = TokenPrompt("Who was it?", tokenizer("Who was it?")["input_ids"])
+    ids = [*tokenizer("Ada")["input_ids"], tokenizer.eos_token_id]
+    model = tiny_reward_model(tokenizer)
+    function = RewardFunction(model, tokenizer, [tokenizer.eos_token_id], max_length=6, reads_policy_tokens=True)
+    rewards = function([prompt], ["Ada"], completion_ids=[ids])
+    assert not caplog.records
+    # Two bytes of the prompt, three of the completion, and EOS.
+    assert rewards == pytest.approx(score(model, tokenizer, ["t?"], ["Ada"]), abs=1e-6)
 
 
 @pytest.mark.parametrize(("trainer_class", "config_class"), [(RLOOTrainer, RLOOConfig), (GRPOTrainer, GRPOConfig)])

@@ -40,6 +40,7 @@ def test_every_method_is_accepted(tmp_path, method):
         ("rlp_temperature", 0.0, "must be above 0, got 0.0"),
         ("rlp_heldout_share", 1.0, r"must be between 0 and 1 \(both excluded\), got 1.0"),
         ("rlp_reward_args", "{lr: 1", "is not JSON"),
+        ("rlp_reward_args", {"lr": 1}, r"has \['lr'\], which RLPRewardConfig does not have"),
         ("rlp_reward_args", {"method": "uml"}, r"may not set \['method'\]. Set `rlp_method`"),
     ],
 )

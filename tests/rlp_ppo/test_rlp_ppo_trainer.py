@@ -14,7 +14,6 @@ from tests.reward_runs import preferences
 from tests.tiny_models import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.normalization import normalize_text
 from trl_rlp.rlp_ppo.rlp_ppo_config import RLPPPOConfig
-from trl_rlp.rlp_ppo.run_settings import build_reward_config, fingerprint_argument
 from trl_rlp.storage.artifacts import load_data
 
 
@@ -134,8 +133,6 @@ ERRORS = {
         {"data": IterableDataset.from_generator(lambda: iter([{"prompt": "a"}]))},
         "`train_dataset` is a stream. Its prompts cannot be sampled again",
     ),
-    "columns": ({"preference_dataset": Dataset.from_dict({"text": ["a"]})}, "`preference_dataset` lacks the columns"),
-    "useless": ({"method": "none"}, '`preference_dataset` is not used with `rlp_method`="none"'),
 }
 
 
@@ -143,12 +140,6 @@ ERRORS = {
 def test_invalid_arguments_are_named_before_any_work(tmp_path, arguments, match):
     with pytest.raises(ValueError, match=match):
         rlp_trainer(tmp_path / "run", **arguments)
-    assert not (tmp_path / "run").exists()
-
-
-def test_answers_of_the_wrong_type_are_named_before_any_work(tmp_path):
-    with pytest.raises(TypeError, match="`train_dataset` row 0: `answers` must be an accepted answer"):
-        rlp_trainer(tmp_path / "run", data=prompts().add_column("answers", [0.5] * 8))
     assert not (tmp_path / "run").exists()
 
 
@@ -171,18 +162,6 @@ def test_fields_of_the_refinement_may_be_json(tmp_path):
     args = ppo_config(tmp_path, RLPPPOConfig, rlp_reward_args=json.dumps({"max_steps": 3}))
     assert args.rlp_reward_args == {"max_steps": 3}
     assert "rlp_method" not in SETTINGS and args.rlp_method == "none"
-
-
-def test_the_refinement_inherits_seed_and_device_from_the_policy_trainer(tmp_path):
-    settings = {"seed": 7, "gradient_checkpointing": False, "rlp_method": "uml", "rlp_reward_args": {"max_steps": 3}}
-    args = ppo_config(tmp_path, RLPPPOConfig, **settings)
-    config = build_reward_config(args)
-    assert (config.seed, config.use_cpu, config.gradient_checkpointing, config.max_steps) == (7, True, False, 3)
-    args.rlp_reward_args = {"seed": 8, "use_cpu": True}
-    assert build_reward_config(args).seed == 8
-    args.rlp_reward_args = {"bf16": True}
-    with pytest.raises(ValueError, match="`rlp_reward_args` sets `bf16`=True, but the policy's trainer"):
-        build_reward_config(args)
 
 
 def test_one_configuration_can_be_used_twice(tmp_path):
@@ -212,13 +191,6 @@ def test_only_the_last_policy_is_pushed_to_the_hub(tmp_path, monkeypatch):
     assert set(pushed) == {str(tmp_path)}
 
 
-def test_fingerprints_of_different_arguments_differ():
-    first, second = (LoraConfig(r=2, target_modules=list(names)) for names in ("ab", "ba"))
-    assert fingerprint_argument(first) == fingerprint_argument(second)
-    assert fingerprint_argument(first) != fingerprint_argument(LoraConfig(r=4, target_modules=["a", "b"]))
-    assert fingerprint_argument([None, "folder", len]) == [None, "folder", "len"]
-
-
 def test_the_adapter_configurations_of_the_user_do_not_change(tmp_path):
     configs = {
         "peft_config": LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"),
@@ -234,3 +206,18 @@ def test_the_model_card_names_the_paper(tmp_path):
     trainer.create_model_card(model_name="policy")
     card = (tmp_path / "README.md").read_text()
     assert "trained with RLP-PPO, a method introduced in [Fine-Tuning Language Models with Reward Learning" in card
+
+
+def test_refined_reward_model_is_standardized_and_the_first_arguments_are_released(tmp_path):
+    trainer = rlp_trainer(tmp_path, standardize_rewards=True)
+    first = trainer.reward_funcs[0]
+    trainer.train()
+    refined = trainer.reward_funcs[0]
+    assert refined is not first and (refined.mean, refined.standard_deviation) != (0.0, 1.0)
+    assert trainer._first_arguments is None
+
+
+def test_arguments_of_ppo_are_checked_before_the_folder_is_claimed(tmp_path):
+    with pytest.raises(ValueError, match="`train_dataset` lacks a column `prompt`"):
+        rlp_trainer(tmp_path / "run", data=Dataset.from_dict({"text": ["a"] * 8}))
+    assert not (tmp_path / "run").exists()

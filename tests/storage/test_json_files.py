@@ -1,9 +1,12 @@
 import json
 import math
+from pathlib import Path
 
 import pytest
+from datasets import Dataset
 
-from trl_rlp.storage.json_files import read_json, replace_nan, write_json, write_text
+from trl_rlp.storage.json_files import read_json, replace_nan, write_json, write_rows, write_text
+from trl_rlp.storage.loading import load_rows
 
 
 def test_a_value_survives_writing_and_reading(tmp_path):
@@ -13,10 +16,11 @@ def test_a_value_survives_writing_and_reading(tmp_path):
     assert "π" in (tmp_path / "value.json").read_text(encoding="utf-8")
 
 
-def test_a_file_is_written_completely_or_not_at_all(tmp_path, monkeypatch):
-    def crash(source, target):
-        raise OSError("disk is full")
+def crash(*_):
+    raise OSError("disk is full")
 
+
+def test_a_file_is_written_completely_or_not_at_all(tmp_path, monkeypatch):
     write_text(tmp_path / "file.txt", "old")
     with monkeypatch.context() as patch, pytest.raises(OSError, match="disk is full"):
         patch.setattr("os.replace", crash)
@@ -24,6 +28,17 @@ def test_a_file_is_written_completely_or_not_at_all(tmp_path, monkeypatch):
     assert (tmp_path / "file.txt").read_text() == "old"
     write_text(tmp_path / "file.txt", "new")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_rows_are_written_completely_or_not_at_all(tmp_path, monkeypatch):
+    path, rows = tmp_path / "rows.jsonl", Dataset.from_dict({"a": ["é", "x\n"], "b": [[1], [2, 3]]})
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk is full"):
+        patch.setattr(Dataset, "to_json", lambda rows, path: (Path(path).write_text('{"a'), crash()))
+        write_rows(path, rows)
+    assert not path.exists()
+    write_rows(str(path), rows)
+    assert load_rows(str(path)).to_list() == rows.to_list()
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
 def test_nan_and_infinity_become_none():

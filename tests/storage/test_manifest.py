@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 import trl_rlp.storage.manifest as module
-from trl_rlp.storage.manifest import claim_folder
+from trl_rlp.storage.manifest import check_folder, claim_folder
 
 
 SETTINGS = {"seed": 1, "method": "spg", "sizes": (1, 2)}
@@ -12,9 +12,11 @@ SETTINGS = {"seed": 1, "method": "spg", "sizes": (1, 2)}
 
 def test_the_first_call_writes_the_manifest_and_equal_settings_are_accepted(tmp_path):
     folder = tmp_path / "new" / "folder"
-    assert claim_folder(folder, "run.json", SETTINGS)
+    claim_folder(folder, "run.json", SETTINGS)
     assert json.loads((folder / "run.json").read_text()) == {"seed": 1, "method": "spg", "sizes": [1, 2]}
-    assert not claim_folder(folder, "run.json", SETTINGS)
+    before = (folder / "run.json").stat().st_mtime_ns
+    claim_folder(folder, "run.json", SETTINGS)
+    assert (folder / "run.json").stat().st_mtime_ns == before
     assert [path.name for path in folder.iterdir()] == ["run.json"]
 
 
@@ -49,7 +51,40 @@ def test_a_folder_with_files_of_unknown_origin_is_refused_and_left_unchanged(tmp
 
 def test_only_files_that_match_the_pattern_count(tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
-    assert claim_folder(tmp_path, "run.json", SETTINGS, run_files="shard-*.jsonl")
+    claim_folder(tmp_path, "run.json", SETTINGS, run_files="shard-*.jsonl")
+    assert (tmp_path / "run.json").exists()
+
+
+def test_the_check_writes_nothing_and_refuses_what_a_claim_refuses(tmp_path):
+    folder = tmp_path / "new" / "folder"
+    check_folder(folder, "run.json", SETTINGS)
+    assert not list(tmp_path.iterdir())
+    folder.mkdir(parents=True)
+    check_folder(folder, "run.json", SETTINGS)
+    assert not list(folder.iterdir())
+    claim_folder(folder, "run.json", SETTINGS)
+    check_folder(folder, "run.json", SETTINGS)
+    with pytest.raises(ValueError, match="`seed` was 1 and is 2"):
+        check_folder(folder, "run.json", {**SETTINGS, "seed": 2})
+    with pytest.raises(ValueError, match=r"is not empty and holds no run\.json"):
+        check_folder(folder.parent, "run.json", SETTINGS)
+    assert [path.name for path in folder.iterdir()] == ["run.json"]
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("precious")
+    for folder in (tmp_path / "file", tmp_path / "file" / "folder"):
+        with pytest.raises(ValueError, match="cannot be written, because .*file is not a writable folder"):
+            check_folder(folder, "run.json", SETTINGS)
+    monkeypatch.setattr(module.os, "access", lambda path, mode: False)
+    with pytest.raises(ValueError, match="cannot be written"):
+        check_folder(tmp_path / "new", "run.json", SETTINGS)
+
+
+def test_a_finished_run_in_a_folder_that_is_only_readable_is_accepted(tmp_path, monkeypatch):
+    claim_folder(tmp_path, "run.json", SETTINGS)
+    monkeypatch.setattr(module.os, "access", lambda path, mode: False)
+    claim_folder(tmp_path, "run.json", SETTINGS)
 
 
 def test_a_second_process_raises_the_error_of_the_main_process(tmp_path, monkeypatch):
@@ -59,7 +94,7 @@ def test_a_second_process_raises_the_error_of_the_main_process(tmp_path, monkeyp
         is_main_process = False
 
     def broadcast(values):
-        values[:] = ["`output_dir` holds another run", False]
+        values[:] = ["`output_dir` holds another run"]
 
     monkeypatch.setattr(module, "process_state", SecondProcess)
     monkeypatch.setattr(module, "broadcast_object_list", broadcast)

@@ -1,4 +1,4 @@
-import json
+import threading
 
 import pytest
 
@@ -55,19 +55,23 @@ def test_the_callback_hears_of_stages_that_start_inside_the_block_only(tmp_path)
     assert outer == ["sft", "policy"] and inner == ["policy"]
 
 
-def test_an_empty_folder_is_released_for_other_settings(tmp_path):
-    RunFolder(tmp_path / "run", {"seed": 1}).release()
-    assert RunFolder(tmp_path / "run", {"seed": 2}).path.is_dir()
+def test_a_new_thread_does_not_have_the_callback(tmp_path):
+    started, run = [], RunFolder(tmp_path, {})
+    with RunFolder.notify_on_start(started.append):
+        thread = threading.Thread(target=run.stage, args=("sft", lambda folder: None))
+        thread.start()
+        thread.join()
+        run.stage("policy", lambda folder: None)
+    assert run.is_finished("sft") and started == ["policy"]
 
 
-def test_a_folder_with_files_or_of_an_earlier_run_is_not_released(tmp_path):
-    run = RunFolder(tmp_path / "stage", {"seed": 1})
-    run.stage("policy", lambda folder: None)
-    run.release()
-    RunFolder(tmp_path / "earlier", {"seed": 1})
-    RunFolder(tmp_path / "earlier", {"seed": 1}).release()
-    for name in ("stage", "earlier"):
-        assert json.loads((tmp_path / name / "run.json").read_text()) == {"seed": 1}
+def test_the_check_leaves_a_free_folder_free_and_refuses_that_of_another_run(tmp_path):
+    RunFolder.check(tmp_path / "run", {"seed": 1})
+    assert not (tmp_path / "run").exists()
+    RunFolder(str(tmp_path / "run"), {"seed": 2})
+    RunFolder.check(str(tmp_path / "run"), {"seed": 2})
+    with pytest.raises(ValueError, match="`seed` was 2 and is 1"):
+        RunFolder.check(tmp_path / "run", {"seed": 1})
 
 
 def test_a_folder_of_another_run_or_of_unknown_origin_is_refused(tmp_path):

@@ -1,7 +1,8 @@
 import pytest
 
 from tests.ppo_runs import ppo_trainer
-from trl_rlp.trainer.checkpoints import CHECKPOINTS, last_checkpoint, resolve_checkpoint, train_to_end
+from trl_rlp.storage.run_folder import CHECKPOINTS
+from trl_rlp.trainer.checkpoints import last_checkpoint, resolve_checkpoint, train_to_end
 
 
 def make_checkpoint(folder, step: int) -> None:

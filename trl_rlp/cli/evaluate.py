@@ -38,18 +38,18 @@ class EvaluateArguments:
         other_annotations (`str`, *optional*):
             AlpacaEval's `annotations.json` of a second policy.
         judge (`str`, *optional*, defaults to `"reward_model"`):
-            Kind of judge: `"reward_model"`, `"language_model"` or `"server"`.
+            Kind of judge: `reward_model`, `language_model` or `server`.
         judge_model (`str`, *optional*):
             Folder or Hub name of the judge, or its name on the server.
         base_url (`str`, *optional*):
-            Base URL of the server's API. Required by `"server"`.
+            Base URL of the server's API. Required by `server`.
         api_key (`str`, *optional*):
             Key of the server, if it requires one.
         max_tokens (`int`, *optional*, defaults to `16`):
             Maximum number of tokens per answer of the server's judge. A judge that reasons needs more.
         tolerance (`float`, *optional*, defaults to `0.1`):
-            Maximum share of answers that name neither A nor B, in [0, 1]. For the judges `"server"` and
-            `"language_model"`.
+            Maximum share of a judge's answers that name neither A nor B, in [0, 1]. For the judges `server` and
+            `language_model`.
         anchors (`str`, *optional*):
             AlpacaEval's `df_gamed.csv`, for the length-controlled win rate on AlpacaEval's 805 instructions.
         reward_model (`str`, *optional*):
@@ -69,13 +69,19 @@ class EvaluateArguments:
 
     output_dir: str = field(metadata={"help": "Folder for `metrics.json` and the annotations of the judge."})
     outputs: str | None = field(
-        default=None, metadata={"help": "The policy's outputs: AlpacaEval's `model_outputs.json`. Requires a judge."}
+        default=None,
+        metadata={
+            "help": (
+                "The policy's outputs: AlpacaEval's `model_outputs.json`. Requires `reference_outputs` and a judge."
+            )
+        },
     )
     reference_outputs: str | None = field(
         default=None, metadata={"help": "The reference's outputs for the same instructions."}
     )
     other_outputs: str | None = field(
-        default=None, metadata={"help": "Outputs of a second policy, to compare with the first one prompt by prompt."}
+        default=None,
+        metadata={"help": "Outputs of a second policy. It is compared with the first one, prompt by prompt."},
     )
     annotations: str | None = field(
         default=None, metadata={"help": "AlpacaEval's `annotations.json` of the policy. Replaces `outputs`."}
@@ -100,25 +106,53 @@ class EvaluateArguments:
         },
     )
     tolerance: float = field(
-        default=0.1, metadata={"help": "Maximum share of a judge's answers that name neither A nor B, in [0, 1]."}
+        default=0.1,
+        metadata={
+            "help": (
+                "Maximum share of a judge's answers that name neither A nor B, in [0, 1]. For the judges `server` and "
+                "`language_model`."
+            )
+        },
     )
     anchors: str | None = field(
-        default=None, metadata={"help": "AlpacaEval's `df_gamed.csv`, for its length-controlled win rate."}
+        default=None,
+        metadata={
+            "help": "AlpacaEval's `df_gamed.csv`, for the length-controlled win rate on AlpacaEval's 805 instructions."
+        },
     )
     reward_model: str | None = field(
         default=None, metadata={"help": "Folder or Hub name of a reward model to evaluate on `preferences`."}
     )
     preferences: str | None = field(
-        default=None, metadata={"help": "Labeled pairs in TRL's preference format, or in RewardBench's with `subset`."}
+        default=None,
+        metadata={
+            "help": "Labeled pairs in TRL's preference format, or in RewardBench's format with a column `subset`."
+        },
     )
     max_length: int | None = field(
-        default=None, metadata={"help": "Maximum input length of a reward model, in tokens."}
+        default=None,
+        metadata={
+            "help": (
+                "Maximum input length of a reward model, in tokens. Longer inputs lose the beginning of their prompt."
+            )
+        },
     )
     samples: str | None = field(
-        default=None, metadata={"help": "Policy samples to evaluate, as written by `trl-rlp sample`."}
+        default=None,
+        metadata={
+            "help": (
+                "Policy samples to evaluate, as written by `trl-rlp sample`. With a column `answers`, the metrics "
+                "include the accuracy."
+            )
+        },
     )
     policy: str | None = field(
-        default=None, metadata={"help": "Folder or Hub name of the policy of `samples`, for its KL divergence."}
+        default=None,
+        metadata={
+            "help": (
+                "Folder or Hub name of the policy of `samples`, for its KL divergence. Requires `reference_policy`."
+            )
+        },
     )
     reference_policy: str | None = field(
         default=None, metadata={"help": "Folder or Hub name of the reference policy of the KL divergence."}

@@ -7,10 +7,11 @@ from datasets import Dataset
 
 from trl_rlp.cli.arguments import EquivalenceArguments, parse
 from trl_rlp.data.judges.language_model import language_model_judge
+from trl_rlp.data.preferences.pairing import GROUP_GENERATORS
 from trl_rlp.data.preferences.preferences import synthesize_preferences
 from trl_rlp.storage.artifacts import load_policy, load_reward_model
 from trl_rlp.storage.fingerprints import value_fingerprint
-from trl_rlp.storage.json_files import write_json
+from trl_rlp.storage.json_files import write_json, write_rows
 from trl_rlp.storage.loading import load_rows
 from trl_rlp.storage.run_folder import RunFolder
 
@@ -26,17 +27,17 @@ class PreferArguments:
         output_dir (`str`):
             Folder for `preferences.jsonl` (TRL's preference format with audit columns) and `counts.json`.
         generator (`str`, *optional*, defaults to `"spg"`):
-            How pairs are made: `"spg"`, `"select_all"`, `"reward"` or `"rlaif"`.
+            How pairs are made: `spg`, `select_all`, `reward` or `rlaif`.
         reward_model (`str`, *optional*):
             Folder or Hub name of the reward model r, which selects the chosen completion. Required unless the
-            generator is `"rlaif"`.
+            generator is `rlaif`.
         judge_model (`str`, *optional*):
-            Folder or Hub name of the language model that serves as judge. Required by `"rlaif"`. The paper uses the
+            Folder or Hub name of the language model that serves as judge. Required by `rlaif`. The paper uses the
             policy itself.
         threshold (`float`, *optional*, defaults to `0.5`):
-            Minimum confidence of an accepted prompt, in [0, 1] (γ in the paper).
+            Minimum confidence of an accepted prompt, in [0, 1] (gamma in the paper).
         chosen (`str`, *optional*, defaults to `"reward"`):
-            Which member of the largest group is chosen: `"reward"` (the one with the highest reward) or `"random"`.
+            Which member of the largest group is chosen: `reward` (the one with the highest reward) or `random`.
         keep_candidates (`bool`, *optional*, defaults to `False`):
             Whether to keep all candidates for the rejected completion. A collator can then draw a new one in each
             epoch.
@@ -49,30 +50,66 @@ class PreferArguments:
     """
 
     samples: str = field(metadata={"help": "Policy samples, as written by `trl-rlp sample`."})
-    output_dir: str = field(metadata={"help": "Folder for `preferences.jsonl` and `counts.json`."})
+    output_dir: str = field(
+        metadata={
+            "help": "Folder for `preferences.jsonl` (TRL's preference format with audit columns) and `counts.json`."
+        }
+    )
     generator: str = field(
         default="spg", metadata={"help": "How pairs are made: `spg`, `select_all`, `reward` or `rlaif`."}
     )
     reward_model: str | None = field(
-        default=None, metadata={"help": "Folder or Hub name of the reward model r. Required unless `rlaif`."}
+        default=None,
+        metadata={
+            "help": (
+                "Folder or Hub name of the reward model r, which selects the chosen completion. Required unless the "
+                "generator is `rlaif`."
+            )
+        },
     )
     judge_model: str | None = field(
-        default=None, metadata={"help": "Folder or Hub name of the language model that serves as judge for `rlaif`."}
+        default=None,
+        metadata={
+            "help": (
+                "Folder or Hub name of the language model that serves as judge. Required by `rlaif`. The paper uses "
+                "the policy itself."
+            )
+        },
     )
     threshold: float = field(
         default=0.5, metadata={"help": "Minimum confidence of an accepted prompt, in [0, 1] (gamma in the paper)."}
     )
     chosen: str = field(
-        default="reward", metadata={"help": "Which member of the largest group is chosen: `reward` or `random`."}
+        default="reward",
+        metadata={
+            "help": (
+                "Which member of the largest group is chosen: `reward` (the one with the highest reward) or `random`."
+            )
+        },
     )
     keep_candidates: bool = field(
-        default=False, metadata={"help": "Whether to keep all candidates for the rejected completion."}
+        default=False,
+        metadata={
+            "help": (
+                "Whether to keep all candidates for the rejected completion. A collator can then draw a new one in "
+                "each epoch."
+            )
+        },
     )
     allow_unfinished_chosen: bool = field(
-        default=False, metadata={"help": "Whether the chosen completion may be unfinished."}
+        default=False,
+        metadata={
+            "help": "Whether the chosen completion may be unfinished, that is, truncated at the maximum length."
+        },
     )
     max_length: int | None = field(
-        default=None, metadata={"help": "Maximum input length of the reward model, in tokens."}
+        default=None,
+        metadata={
+            "help": (
+                "Maximum input length of the reward model, in tokens. Longer inputs lose the beginning of their "
+                "prompt."
+            )
+        },
     )
     seed: int = field(default=42, metadata={"help": "Seed of all random choices."})
 
@@ -91,21 +128,21 @@ def main(options: Sequence[str]) -> None:
     samples = load_rows(arguments.samples)
     settings = {name: value for name, value in vars(arguments).items() if name not in ("samples", "output_dir")}
     settings |= {"samples": value_fingerprint(samples.to_list()), **vars(equivalence_arguments)}
-    run = RunFolder(arguments.output_dir, settings)
-    try:
-        preferences, counts = _synthesize(samples, arguments, equivalence_arguments)
-        preferences.to_json(str(run.path / "preferences.jsonl"))
+    RunFolder.check(arguments.output_dir, settings)
+    preferences, counts = _synthesize(samples, arguments, equivalence_arguments)
+    run = RunFolder(arguments.output_dir, settings)  # Claimed this late, so a killed command leaves the folder free.
+    if run.state.is_main_process:
+        path = run.path / "preferences.jsonl"
+        write_rows(path, preferences)
         write_json(run.path / "counts.json", counts)
-    finally:
-        run.release()  # Only after a failure is the folder still empty.
-    print(f"{len(preferences)} preferences of {len(samples)} prompts, written to {run.path / 'preferences.jsonl'}")
-    print("\n".join(f"  {reason}: {count}" for reason, count in counts.items()))
+        print(f"{len(preferences)} preferences of {len(samples)} prompts, written to {path}")
+        print("\n".join(f"  {reason}: {count}" for reason, count in counts.items()))
 
 
 def _synthesize(
     samples: Dataset, arguments: PreferArguments, equivalence_arguments: EquivalenceArguments
 ) -> tuple[Dataset, dict[str, int]]:
-    needs_groups = arguments.generator in {"spg", "select_all"} and "cluster_ids" not in samples.column_names
+    needs_groups = arguments.generator in GROUP_GENERATORS and "cluster_ids" not in samples.column_names
     reward_model, tokenizer = load_reward_model(arguments.reward_model) if arguments.reward_model else (None, None)
     return synthesize_preferences(
         samples,

@@ -47,14 +47,25 @@ class RewardArguments:
         default="test", metadata={"help": "Split of `eval_preference_dataset`, if it is on the Hub."}
     )
     policy_samples: str | None = field(
-        default=None, metadata={"help": "Policy samples P, as written by `trl-rlp sample`."}
+        default=None,
+        metadata={
+            "help": (
+                "Policy samples P, as written by `trl-rlp sample`. Required by `uml`, and by `spg` without "
+                "`synthetic_dataset`."
+            )
+        },
     )
     synthetic_dataset: str | None = field(
         default=None, metadata={"help": "Synthetic preferences D̂, as written by `trl-rlp prefer`."}
     )
     labeling_reward_model: str | None = field(
         default=None,
-        metadata={"help": "Folder or Hub name of the frozen reward model r that selects the chosen completions."},
+        metadata={
+            "help": (
+                "Folder or Hub name of the frozen reward model r that selects the chosen completions, for `spg` "
+                "without `synthetic_dataset`."
+            )
+        },
     )
 
     def load_refinement(self, equivalence: EquivalenceArguments, config: RLPRewardConfig) -> dict[str, Any]:

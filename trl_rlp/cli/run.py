@@ -36,7 +36,14 @@ class RunArguments:
     """
 
     preference_dataset: str = field(metadata={"help": "Human preferences D in TRL's preference format."})
-    prompt_dataset: str = field(metadata={"help": "Prompts U with a column `prompt`."})
+    prompt_dataset: str = field(
+        metadata={
+            "help": (
+                "Prompts U with a column `prompt`. With a column `answers` (known answers), the gate also compares "
+                "the reward models on policy pairs."
+            )
+        }
+    )
     preference_split: str = field(
         default="train", metadata={"help": "Split of `preference_dataset`, if it is on the Hub."}
     )
@@ -45,7 +52,8 @@ class RunArguments:
         default=None, metadata={"help": "Human preferences for the gate. By default, a part of D is held out."}
     )
     eval_prompt_dataset: str | None = field(
-        default=None, metadata={"help": "Prompts to evaluate the policies on. By default, they are not evaluated."}
+        default=None,
+        metadata={"help": "Prompts to evaluate the policies on. By default, the policies are not evaluated."},
     )
 
 
@@ -85,18 +93,18 @@ def print_result(result: RLPResult) -> None:
             Result of the run.
     """
     console = Console()
-    console.print(_build_gate_table(result.stages["gate"]["metrics"]["metrics"]))
+    console.print(_build_gate_table(result.stages["gate"]["metrics"]["comparisons"]))
     if "evaluation" in result.stages:
         console.print(_build_policy_table(result.stages["evaluation"]["metrics"]))
     console.print(f"refined reward model: {result.refined_reward_model}", soft_wrap=True)
     console.print(f"retrained policy:     {result.retrained_policy}", soft_wrap=True)
 
 
-def _build_gate_table(sets: dict[str, dict]) -> Table:
+def _build_gate_table(comparisons: dict[str, dict]) -> Table:
     table = Table("pairs", "reward model", "accuracy", "calibration error", "margin", "length baseline")
-    for name, metrics in sets.items():
+    for name, comparison in comparisons.items():
         for model in ("before", "after"):
-            row = metrics[model]
+            row = comparison[model]
             cells = [row["accuracy"], row["calibration_error"], row["margin"], row["length_accuracy"]]
             table.add_row(f"{name} ({row['pairs']})", model, *map(_format_metric, cells))
     return table

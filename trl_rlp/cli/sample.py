@@ -9,8 +9,10 @@ from trl_rlp.data.sampling.in_process import sample_completions
 from trl_rlp.data.sampling.server import sample_from_server
 from trl_rlp.evaluation.policy_metrics import describe_outputs
 from trl_rlp.storage.artifacts import load_policy
+from trl_rlp.storage.json_files import write_rows
 from trl_rlp.storage.loading import load_rows
 from trl_rlp.storage.processes import process_state
+from trl_rlp.storage.run_folder import SHARDS
 
 
 @dataclass
@@ -49,22 +51,48 @@ class SampleArguments:
             Maximum number of concurrent requests. For sampling from a server.
     """
 
-    model: str = field(metadata={"help": "Folder or Hub name of a causal LM, or its name on the server."})
-    prompts: str = field(metadata={"help": "JSON Lines file, folder or Hub name of a dataset with prompts."})
-    output_dir: str = field(metadata={"help": "Folder for `samples.jsonl` and for the shards of an interrupted run."})
+    model: str = field(
+        metadata={"help": "Folder or Hub name of a causal LM. With `base_url`, the name of the model on the server."}
+    )
+    prompts: str = field(
+        metadata={
+            "help": (
+                "Dataset with a column of prompts: a JSON Lines file, a folder written by `save_to_disk`, or a Hub "
+                "name."
+            )
+        }
+    )
+    output_dir: str = field(
+        metadata={
+            "help": (
+                "Folder for `samples.jsonl` (`prompt`, `completions`, `finished`) and for the shards. After an "
+                "interruption, the next call resumes from the shards."
+            )
+        }
+    )
     split: str = field(default="train", metadata={"help": "Split of `prompts`, if it is on the Hub."})
     prompt_column: str = field(default="prompt", metadata={"help": "Column of the prompts, as text or messages."})
     base_url: str | None = field(
         default=None,
-        metadata={"help": "Base URL of an OpenAI-compatible server, for example http://localhost:8000/v1."},
+        metadata={
+            "help": (
+                "Base URL of an OpenAI-compatible server, for example `http://localhost:8000/v1`. By default, the "
+                "command samples in process."
+            )
+        },
     )
-    num_generations: int = field(default=10, metadata={"help": "Number of completions per prompt, at least 2."})
+    num_generations: int = field(
+        default=10, metadata={"help": "Number of completions per prompt, at least 2 (n in the paper)."}
+    )
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature, above 0."})
     top_p: float = field(default=1.0, metadata={"help": "Top-p (nucleus) sampling, in (0, 1]."})
     max_new_tokens: int = field(default=300, metadata={"help": "Maximum completion length, in tokens."})
     seed: int = field(default=42, metadata={"help": "Seed. The same seed gives the same samples."})
     tokens_per_batch: int = field(
-        default=8192, metadata={"help": "Maximum number of tokens per batch. For sampling in process."}
+        default=8192,
+        metadata={
+            "help": "Maximum number of tokens per batch, prompts and completions together. For sampling in process."
+        },
     )
     max_concurrency: int = field(
         default=16, metadata={"help": "Maximum number of concurrent requests. For sampling from a server."}
@@ -88,7 +116,7 @@ def main(options: Sequence[str]) -> None:
         "temperature": arguments.temperature,
         "top_p": arguments.top_p,
         "seed": arguments.seed,
-        "output_dir": str(Path(arguments.output_dir) / "shards"),
+        "output_dir": str(Path(arguments.output_dir) / SHARDS),
     }
     if arguments.base_url is None:
         samples = sample_completions(
@@ -109,6 +137,6 @@ def main(options: Sequence[str]) -> None:
         )
     if process_state().is_main_process:
         path = Path(arguments.output_dir) / "samples.jsonl"
-        samples.to_json(str(path))
+        write_rows(path, samples)
         metrics = describe_outputs(samples)
         print(f"{metrics['outputs']} completions, {metrics['finished']:.0%} finished, written to {path}")

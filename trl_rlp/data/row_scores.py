@@ -68,12 +68,17 @@ def require_reward_model(model: PreTrainedModel | PeftModel) -> None:
 
     Raises:
         TypeError: If `model` is not a `transformers` model.
-        ValueError: If `num_labels` is not 1.
+        ValueError: If `model` is a language model, or `num_labels` is not 1.
     """
     if not isinstance(model, (PreTrainedModel, PeftModel)):
         raise TypeError(
-            f"`model` must be a sequence classifier of transformers or peft, got `{type(model).__name__}`. Unwrap it "
-            "with `accelerator.unwrap_model`."
+            f"`model` must be a sequence classifier of transformers or peft, got `{type(model).__name__}`. Load it "
+            "with `AutoModelForSequenceClassification`, or unwrap it with `accelerator.unwrap_model`."
+        )
+    if model.get_output_embeddings() is not None:
+        raise ValueError(
+            f"`model` is a `{type(model).__name__}`, a language model, but a reward comes from a sequence classifier. "
+            "Pass a reward model, for example one that `RLPRewardTrainer` has trained."
         )
     if model.config.num_labels != 1:
         raise ValueError(

@@ -1,7 +1,5 @@
 """The one function that scores completions, and the token ids that it scores."""
 
-from collections.abc import Iterable, Iterator
-
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -15,6 +13,7 @@ from trl_rlp.data.validation import require_samples
 
 __all__ = [
     "batch_scoring_ids",
+    "count_overlong",
     "cut_prompts",
     "ensure_pad_token",
     "score",
@@ -113,54 +112,57 @@ def batch_scoring_ids(
     texts = [render(processing_class, *row) for row in zip(prompts, completions, finished, strict=True)]
     # A chat template writes the special tokens itself.
     rows = processing_class(text=texts, add_special_tokens=not is_chat)["input_ids"]
-    return list(cut_prompts(rows, processing_class, max_length))
+    cut = cut_prompts(rows, processing_class, max_length)
+    warn_of_cut_prompts(count_overlong(rows, max_length), len(rows), max_length)
+    return cut
 
 
 def cut_prompts(
-    rows: Iterable[list[int]],
-    processing_class: PreTrainedTokenizerBase,
-    max_length: int | None,
-    *,
-    log_count: bool = True,
-) -> Iterator[list[int]]:
+    rows: list[list[int]], processing_class: PreTrainedTokenizerBase, max_length: int | None
+) -> list[list[int]]:
     """
-    Truncates rows of [`scoring_ids`] on the left, and logs once how many were truncated.
+    Truncates rows of [`scoring_ids`] on the left. It logs nothing.
 
-    A truncated row loses the beginning of its prompt. A BOS token at its start stays. The count is logged after the
-    last row. Rows are read one at a time, so a large dataset needs little memory.
+    A truncated row loses the beginning of its prompt. A BOS token at its start stays.
 
     Args:
-        rows (`Iterable[list[int]]`):
+        rows (`list[list[int]]`):
             Token ids.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the rows.
         max_length (`int`, *optional*):
             Maximum number of tokens per row, at least 1. `None` changes nothing.
-        log_count (`bool`, *optional*, defaults to `True`):
-            Whether to log the count. A caller with rows in several batches passes `False`, and logs one count for all
-            of them with [`warn_of_cut_prompts`].
 
     Returns:
-        `Iterator[list[int]]`: The rows in their order.
+        `list[list[int]]`: The rows in their order.
 
     Raises:
         ValueError: If `max_length` is below 1.
     """
     if max_length is None:
-        yield from rows
-        return
+        return rows
     if max_length < 1:
         raise ValueError(f"`max_length` must be at least 1 token, got {max_length}. Use None for no limit.")
-    overlong = total = 0
-    for ids in rows:
-        total += 1
-        overlong += len(ids) > max_length
-        yield _cut_prompt(ids, max_length, processing_class.bos_token_id)
-    if log_count:
-        warn_of_cut_prompts(overlong, total, max_length)
+    return [_cut_prompt(ids, max_length, processing_class.bos_token_id) for ids in rows]
 
 
-def warn_of_cut_prompts(overlong: int, total: int, max_length: int) -> None:
+def count_overlong(rows: list[list[int]], max_length: int | None) -> int:
+    """
+    Counts the rows that [`cut_prompts`] truncates.
+
+    Args:
+        rows (`list[list[int]]`):
+            Token ids, before truncation.
+        max_length (`int`, *optional*):
+            Maximum number of tokens per row. `None` means no limit.
+
+    Returns:
+        `int`: Number of rows that are longer.
+    """
+    return 0 if max_length is None else sum(len(ids) > max_length for ids in rows)
+
+
+def warn_of_cut_prompts(overlong: int, total: int, max_length: int | None) -> None:
     """
     Logs how many texts lost the beginning of their prompt. Logs nothing if none did.
 
@@ -169,8 +171,8 @@ def warn_of_cut_prompts(overlong: int, total: int, max_length: int) -> None:
             Number of truncated texts.
         total (`int`):
             Number of texts.
-        max_length (`int`):
-            The limit, in tokens.
+        max_length (`int`, *optional*):
+            The limit, in tokens. `None` if there is none, so that no text is truncated.
     """
     if overlong:
         logger.warning(

@@ -30,15 +30,15 @@ class GateReport:
             Whether the refined reward model is within the tolerances on each of the human pairs and policy pairs.
         problems (`list[str]`):
             One sentence per regression.
-        metrics (`dict`):
-            `metrics[set]["before"]` and `metrics[set]["after"]` are the results of [`pair_metrics`].
-            `metrics[set]["difference"]` holds `accuracy` (after - before) and its paired `standard_error`, which is
-            `None` for a single pair.
+        comparisons (`dict`):
+            `comparisons[set]["before"]` and `comparisons[set]["after"]` are the results of [`pair_metrics`].
+            `comparisons[set]["difference"]` holds `accuracy` (after - before) and its paired `standard_error`, which
+            is `None` for a single pair.
     """
 
     passed: bool
     problems: list[str]
-    metrics: dict[str, dict[str, dict[str, float]]]
+    comparisons: dict[str, dict[str, dict[str, float]]]
 
     def as_dict(self) -> dict:
         """Returns the report as plain values that JSON can store."""
@@ -62,7 +62,7 @@ def compare_on_pairs(
             Maximum number of tokens per row, as in [`score`].
 
     Returns:
-        `dict`: The `metrics` of one set in a [`GateReport`].
+        `dict`: One of the `comparisons` of a [`GateReport`].
     """
     margins_before, lengths = reward_margins(*before, pairs, max_length)
     margins_after, _ = reward_margins(*after, pairs, max_length)
@@ -77,8 +77,10 @@ def compare_on_pairs(
     }
 
 
-def _find_regressions(name: str, metrics: dict, accuracy_tolerance: float, calibration_tolerance: float) -> list[str]:
-    before, after, difference = metrics["before"], metrics["after"], metrics["difference"]
+def _find_regressions(
+    name: str, comparison: dict, accuracy_tolerance: float, calibration_tolerance: float
+) -> list[str]:
+    before, after, difference = comparison["before"], comparison["after"], comparison["difference"]
     problems = []
     if difference["accuracy"] < -accuracy_tolerance:
         error = difference["standard_error"]
@@ -149,14 +151,14 @@ def gate(
             raise ValueError(f"`{name}` must be in [0, 1], got {value}.")
     sets = {"human": human_pairs, "policy": policy_pairs, "synthetic": synthetic_pairs}
     given = {name: pairs for name, pairs in sets.items() if pairs is not None}
-    metrics = {name: compare_on_pairs(before, after, pairs, max_length) for name, pairs in given.items()}
+    comparisons = {name: compare_on_pairs(before, after, pairs, max_length) for name, pairs in given.items()}
     problems = [
         problem
         for name in ("human", "policy")
-        if name in metrics
-        for problem in _find_regressions(name, metrics[name], accuracy_tolerance, calibration_tolerance)
+        if name in comparisons
+        for problem in _find_regressions(name, comparisons[name], accuracy_tolerance, calibration_tolerance)
     ]
-    report = GateReport(passed=not problems, problems=problems, metrics=metrics)
+    report = GateReport(passed=not problems, problems=problems, comparisons=comparisons)
     if problems:
         message = (
             f"The refined reward model is worse than the one it replaces: {'; '.join(problems)}. Keep the old one."

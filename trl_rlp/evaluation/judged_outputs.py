@@ -1,6 +1,8 @@
 """Judges files of model outputs. The annotations are saved, so no output has to be judged twice."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from trl_rlp.data.judges.asked_judge import AskedJudge
 from trl_rlp.data.judges.judge import Judge, add_user_turns, reward_judge
@@ -9,9 +11,6 @@ from trl_rlp.data.judges.server import ServerJudge
 from trl_rlp.evaluation.alpaca_eval import Rows, annotate, read_model_outputs, require_same_instructions, write_rows
 from trl_rlp.storage.artifacts import load_policy, load_reward_model
 
-
-JUDGES = ("reward_model", "language_model", "server")
-"""Kinds of judges."""
 
 ANNOTATION_FILES = {"outputs": "annotations.json", "other_outputs": "other_annotations.json"}
 """File of the annotations for the outputs of the first policy and of the second one."""
@@ -31,7 +30,7 @@ def load_judge(
 
     Args:
         kind (`str`):
-            One of [`JUDGES`].
+            A key of [`JUDGES`].
         model (`str`):
             Folder or Hub name of the judge, or its name on the server.
         max_length (`int`, *optional*):
@@ -48,15 +47,34 @@ def load_judge(
         messages.
 
     Raises:
-        OSError, ValueError: If the model cannot be loaded or is of another kind.
+        OSError, ValueError: If the kind is unknown, or the model cannot be loaded or is of another kind.
     """
-    if kind == "server":
-        return ServerJudge(base_url, model, max_tokens=max_tokens, tolerance=1.0, api_key=api_key)
-    if kind == "language_model":
-        return language_model_judge(*load_policy(model))
+    if kind not in JUDGES:
+        raise ValueError(f"`kind` must be one of {list(JUDGES)}, got {kind!r}.")
+    settings = {"max_length": max_length, "base_url": base_url, "api_key": api_key, "max_tokens": max_tokens}
+    return JUDGES[kind](model, **settings)
+
+
+def _load_reward_judge(model: str, *, max_length: int | None, **unused: Any) -> Judge:
     reward_model, processing_class = load_reward_model(model)
     judge = reward_judge(reward_model, processing_class, max_length=max_length)
     return judge if processing_class.chat_template is None else add_user_turns(judge)
+
+
+def _load_language_model_judge(model: str, **unused: Any) -> Judge:
+    return language_model_judge(*load_policy(model))
+
+
+def _load_server_judge(model: str, *, base_url: str, api_key: str | None, max_tokens: int, **unused: Any) -> Judge:
+    return ServerJudge(base_url, model, max_tokens=max_tokens, tolerance=1.0, api_key=api_key)
+
+
+JUDGES: dict[str, Callable[..., Judge]] = {
+    "reward_model": _load_reward_judge,
+    "language_model": _load_language_model_judge,
+    "server": _load_server_judge,
+}
+"""Kinds of judges. Each function loads a judge from a model and the other arguments of [`load_judge`]."""
 
 
 def read_matching_outputs(paths: dict[str, str | Path], reference_path: str | Path) -> tuple[dict[str, Rows], Rows]:

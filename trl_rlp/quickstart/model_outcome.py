@@ -70,11 +70,11 @@ def _compare_shares(after: np.ndarray, before: np.ndarray) -> dict[str, float | 
     return {"difference": float(np.mean(differences)), "standard_error": standard_error(differences)}
 
 
-def evaluate_policies(
+def measure_policies(
     folder: Path, policies: dict[str, str | Path], questions: Dataset, sampling: dict[str, Any]
 ) -> dict[str, Any]:
     """
-    Evaluates every policy on the same held-out questions.
+    Measures every policy on the same held-out questions.
 
     Args:
         folder (`Path`):
@@ -95,7 +95,9 @@ def evaluate_policies(
           questions.
         - `questions` and `completions_per_question`: Counts.
     """
-    metrics, samples = describe_policies(folder, policies, questions, sampling, num_kl_prompts=NUM_KL_QUESTIONS)
+    metrics, samples = describe_policies(
+        folder, policies, questions, sampling, reference="sft", num_kl_prompts=NUM_KL_QUESTIONS
+    )
     answers = list(questions["answers"])
     shares = {name: compute_accuracies(samples[name], answers) for name in policies}
     accuracies = {name: float(np.mean(shares[name])) for name in policies}

@@ -8,7 +8,7 @@ from datasets import Dataset, concatenate_datasets
 from trl_rlp.data.groups.equivalence import ExactMatch
 from trl_rlp.data.preferences.preferences import synthesize_preferences
 from trl_rlp.evaluation.policy_pairs import answer_pairs
-from trl_rlp.quickstart.model_outcome import compare_rewards, evaluate_policies
+from trl_rlp.quickstart.model_outcome import compare_rewards, measure_policies
 from trl_rlp.quickstart.question_outcome import describe_questions, label_accuracy, summarize_kinds
 from trl_rlp.storage.artifacts import load_data, load_reward_model
 
@@ -52,7 +52,7 @@ def measure_outcome(
         `dict`: The keys are `policies`, `rewards`, `synthetic`, `questions` and `kinds`.
     """
     policies = {name: models[name] for name in ("sft", "policy", "retrained_policy")}
-    evaluation = evaluate_policies(folder, policies, heldout, sampling)
+    evaluation = measure_policies(folder, policies, heldout, sampling)
     answers = list(unlabeled["answers"])
     policy_samples = load_data(samples).select_columns(["prompt", "completions", "finished"])
     settings = {"equivalence": ExactMatch(), "chosen": "random", "seed": seed}

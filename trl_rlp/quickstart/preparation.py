@@ -11,6 +11,7 @@ from trl_rlp.data.sampling.in_process import sample_completions
 from trl_rlp.evaluation.policy_metrics import describe_outputs
 from trl_rlp.quickstart.simulation import simulate_preferences
 from trl_rlp.storage.artifacts import load_policy, save_data, save_trained_model
+from trl_rlp.storage.run_folder import CHECKPOINTS, SHARDS
 from trl_rlp.trainer.precision import supported_precision
 
 
@@ -38,7 +39,7 @@ def train_sft(
     model, processing_class = load_policy(base_model)
     trainer = SFTTrainer(
         model=model,
-        args=SFTConfig(**supported_precision(args), output_dir=str(folder / "checkpoints")),
+        args=SFTConfig(**supported_precision(args), output_dir=str(folder / CHECKPOINTS)),
         train_dataset=demonstrations,
         processing_class=processing_class,
         peft_config=LoraConfig(task_type="CAUSAL_LM", **lora),
@@ -77,7 +78,7 @@ def collect_preferences(
             rows.select_columns(["prompt"]),
             model,
             processing_class,
-            output_dir=str(folder / part / "shards"),
+            output_dir=str(folder / part / SHARDS),
             **sampling,
         )
         pairs = simulate_preferences(samples, rows["answers"], seed=seed + number)

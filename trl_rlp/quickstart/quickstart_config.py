@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from trl_rlp.pipeline_config import METHODS, RLPConfig
+from trl_rlp.pipeline_config import REFINING_METHODS, RLPConfig
 from trl_rlp.quickstart.questions import SEED
 from trl_rlp.quickstart.sizes import Sizes
 
@@ -45,7 +45,7 @@ class QuickstartConfig:
             Time budget in minutes, above 0. On a busy machine, the quickstart uses fewer questions and steps, and the
             page reports it.
         method (`str`, *optional*, defaults to `"spg"`):
-            How the reward model is refined: `"spg"`, `"uml"` or `"uml+spg"`.
+            How the reward model is refined: `spg`, `uml` or `uml+spg`.
         seed (`int`, *optional*, defaults to `0`):
             Seed for training, sampling and simulated labels.
         question_seed (`int`, *optional*, defaults to `2403`):
@@ -57,10 +57,23 @@ class QuickstartConfig:
         ValueError: If a value is out of range.
     """
 
-    output_dir: str = field(default="quickstart_run", metadata={"help": "Folder for the page, models and data."})
+    output_dir: str = field(
+        default="quickstart_run",
+        metadata={
+            "help": (
+                "Folder for the page `report.html`, the metrics `outcome.json`, the log `log.txt`, models and data. "
+                "It takes about 3 GB. A second run with the same settings resumes after the last finished stage."
+            )
+        },
+    )
     minutes: float = field(
         default=10.0,
-        metadata={"help": "Time budget, above 0. A busy machine gets fewer questions and steps."},
+        metadata={
+            "help": (
+                "Time budget in minutes, above 0. On a busy machine, the quickstart uses fewer questions and steps, "
+                "and the page reports it."
+            )
+        },
     )
     method: str = field(
         default="spg", metadata={"help": "How the reward model is refined: `spg`, `uml` or `uml+spg`."}
@@ -79,8 +92,8 @@ class QuickstartConfig:
             raise ValueError(
                 f"`minutes` must be above 0, got {self.minutes}. Ten minutes are enough on two free cores."
             )
-        if self.method not in METHODS:
-            raise ValueError(f"`method` must be one of {METHODS}, got {self.method!r}.")
+        if self.method not in REFINING_METHODS:
+            raise ValueError(f"`method` must be one of {REFINING_METHODS}, got {self.method!r}.")
         for name, value in (("seed", self.seed), ("question_seed", self.question_seed)):
             if value < 0:
                 raise ValueError(f"`{name}` must be at least 0, got {value}.")

@@ -85,7 +85,7 @@ def collect_comparisons(outcome: dict[str, Any]) -> dict[str, dict[str, Any]]:
     Returns:
         `dict`: Comparisons by display name. Those that decide the gate come first.
     """
-    gate = outcome["stages"]["gate"]["metrics"]["metrics"]
+    gate = outcome["stages"]["gate"]["metrics"]["comparisons"]
     names = {
         "human": "human, as labeled (gates)",
         "policy": "policy, on unlabeled questions (gates)",

@@ -1,4 +1,4 @@
-"""A reward model as a reward function for TRL's RLOO and GRPO trainers. It scores completions as in its training."""
+"""A reward model as a reward function for PPO, RLOO and GRPO trainers. It scores completions as in its training."""
 
 import itertools
 import math
@@ -122,7 +122,7 @@ class RewardFunction:
         """
         if self.reads_policy_tokens and isinstance(prompts[0], TokenPrompt):
             rows = [[*prompt.ids, *ids] for prompt, ids in zip(prompts, completion_ids, strict=True)]
-            rows = list(cut_prompts(rows, self.processing_class, self.max_length))
+            rows = cut_prompts(rows, self.processing_class, self.max_length)
         else:
             texts = [text if isinstance(text, str) else text[-1]["content"] for text in completions]
             finished = [bool(ids) and ids[-1] in self.eos_token_ids for ids in completion_ids]

@@ -6,7 +6,7 @@ from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from trl_rlp.data.groups.equivalence import Equivalence
+from trl_rlp.data.groups.equivalence import Equivalence, require_equivalence
 from trl_rlp.data.validation import require_answers, require_columns
 from trl_rlp.rlp_ppo.rlp_ppo_config import RLPPPOConfig
 from trl_rlp.rlp_ppo.run_settings import build_reward_config
@@ -49,14 +49,18 @@ def require_rlp_arguments(
                 raise ValueError(f'`{name}` is not used with `rlp_method`="none". Set `rlp_method` to "uml" or "spg".')
         return
     if preference_dataset is None:
-        raise ValueError(f"`preference_dataset` is None, but `rlp_method`={args.rlp_method!r} needs it. Pass D.")
+        raise ValueError(
+            f"`preference_dataset` is None, but `rlp_method`={args.rlp_method!r} needs it. Pass human preferences."
+        )
     require_columns(preference_dataset, ["chosen", "rejected"], "preference_dataset")
     if reward_model is None:
         raise ValueError(
             f"`reward_model` is None, but `rlp_method`={args.rlp_method!r} refines it. Pass the model itself. Models "
             "in `reward_funcs` are not refined."
         )
-    if build_reward_config(args).needs_groups and equivalence is None:
+    if equivalence is not None:
+        require_equivalence(equivalence)
+    elif build_reward_config(args).needs_groups:
         raise ValueError(
             f"`equivalence` is None, but `rlp_method`={args.rlp_method!r} groups completions by meaning. Pass for "
             "example `NLIEquivalence()`."

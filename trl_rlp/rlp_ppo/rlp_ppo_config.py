@@ -1,11 +1,13 @@
 """Configuration of the PPO trainer that runs Algorithm 1."""
 
-from dataclasses import dataclass, field
+import copy
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from trl_rlp.trainer.mappings import parse_mapping
 from trl_rlp.trainer.ppo.ppo_config import PPOConfig
 from trl_rlp.trainer.reward.methods import METHODS
+from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 
 
 @dataclass
@@ -96,4 +98,26 @@ class RLPPPOConfig(PPOConfig):
         taken = sorted({"method", "output_dir"} & self.rlp_reward_args.keys())
         if taken:
             raise ValueError(f"`rlp_reward_args` may not set {taken}. Set `rlp_method` and `output_dir` instead.")
+        unknown = sorted(self.rlp_reward_args.keys() - {entry.name for entry in fields(RLPRewardConfig)})
+        if unknown:
+            raise ValueError(f"`rlp_reward_args` has {unknown}, which RLPRewardConfig does not have.")
         super().__post_init__()
+
+
+def drop_rlp_fields(args: RLPPPOConfig) -> RLPPPOConfig:
+    """
+    Copies a configuration and sets the fields of RLP to their defaults, so that [`PPOTrainer`] accepts it.
+
+    Args:
+        args ([`RLPPPOConfig`]):
+            Configuration of the run.
+
+    Returns:
+        [`RLPPPOConfig`]: A shallow copy.
+    """
+    args = copy.copy(args)
+    ppo_fields = {entry.name for entry in fields(PPOConfig)}
+    for entry in fields(args):
+        if entry.name not in ppo_fields:
+            setattr(args, entry.name, entry.default)
+    return args

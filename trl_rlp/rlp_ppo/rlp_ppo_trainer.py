@@ -21,17 +21,32 @@ from trl_rlp.data.groups.equivalence import Equivalence
 from trl_rlp.data.preferences.holdout import hold_out
 from trl_rlp.data.token_prompts import decode_prompts
 from trl_rlp.pipeline import Refinement, refine_reward_model
-from trl_rlp.rewards.reward_sources import RewardSource, build_reward_functions
+from trl_rlp.rewards.reward_sources import RewardSource, list_reward_sources
 from trl_rlp.rlp_ppo.rlp_checks import require_rlp_arguments
-from trl_rlp.rlp_ppo.rlp_ppo_config import RLPPPOConfig
+from trl_rlp.rlp_ppo.rlp_ppo_config import RLPPPOConfig, drop_rlp_fields
 from trl_rlp.rlp_ppo.run_settings import build_refinement_settings, build_reward_config, describe_run
 from trl_rlp.storage.artifacts import load_reward_model, save_model
-from trl_rlp.storage.run_folder import RunFolder
-from trl_rlp.trainer.checkpoints import CHECKPOINTS, resolve_checkpoint, train_to_end
+from trl_rlp.storage.run_folder import CHECKPOINTS, RunFolder
+from trl_rlp.trainer.checkpoints import resolve_checkpoint, train_to_end
 from trl_rlp.trainer.citation import PAPER
+from trl_rlp.trainer.ppo.ppo_checks import require_config, require_fit
 from trl_rlp.trainer.ppo.ppo_setup import prepare_policy
 from trl_rlp.trainer.ppo.ppo_trainer import PPOTrainer
 
+
+CHECKED = ("ref_model", "reward_model", "value_model", "reward_funcs", "train_dataset", "eval_dataset", "peft_config")
+"""Arguments that [`require_fit`] checks."""
+
+DECIDING = (
+    "ref_model",
+    "reward_model",
+    "value_model",
+    "reward_funcs",
+    "reward_processing_class",
+    "peft_config",
+    "value_peft_config",
+)
+"""Arguments that decide what the first policy becomes, in addition to those that every run has."""
 
 RLP_FOLDER = "rlp"
 """Folder of the stages in the trainer's output folder."""
@@ -87,6 +102,7 @@ class RLPPPOTrainer(PPOTrainer):
     _tag_names = ["trl", "ppo", "rlp"]
     _name = "RLP-PPO"
     _paper = PAPER
+    _config_class = RLPPPOConfig
     refinement: Refinement | None = None
 
     def __init__(
@@ -110,52 +126,46 @@ class RLPPPOTrainer(PPOTrainer):
         preference_dataset: Dataset | None = None,
         equivalence: Equivalence | None = None,
     ):
+        require_config(args, self._config_class, type(self).__name__)
         model, processing_class = prepare_policy(model, processing_class, args)
         require_rlp_arguments(args, model, reward_model, train_dataset, optimizers, preference_dataset, equivalence)
         # PEFT writes the name of the base model into a configuration. The user's configuration stays unchanged.
         peft_config, value_peft_config = copy.deepcopy((peft_config, value_peft_config))
-        deciding = {
+        arguments = {
             "ref_model": ref_model,
             "reward_model": reward_model,
-            "reward_funcs": reward_funcs,
-            "reward_processing_class": reward_processing_class,
-            "peft_config": peft_config,
-            "value_peft_config": value_peft_config,
-        }
-        arguments = {
-            **deciding,
             "train_dataset": train_dataset,
+            "value_model": value_model,
             "data_collator": data_collator,
             "eval_dataset": eval_dataset,
             "callbacks": callbacks,
+            "peft_config": peft_config,
+            "reward_funcs": reward_funcs,
+            "reward_processing_class": reward_processing_class,
+            "value_peft_config": value_peft_config,
         }
         self._has_rlp = args.rlp_method != "none"
         if self._has_rlp:
-            self._prepare_rlp(
-                args,
-                model,
-                processing_class,
-                decode_prompts(train_dataset, processing_class),
-                preference_dataset,
-                equivalence,
-                {**deciding, "value_model": value_model},
-            )
-            self._first_arguments = {"args": args, **arguments, "value_model": copy.deepcopy(value_model)}
-        super().__init__(args, processing_class, model, value_model=value_model, optimizers=optimizers, **arguments)
+            self._prepare_rlp(args, model, processing_class, preference_dataset, equivalence, arguments)
+        super().__init__(args, processing_class, model, optimizers=optimizers, **arguments)
 
     def _prepare_rlp(
         self,
         args: RLPPPOConfig,
         policy: PreTrainedModel,
         processing_class: PreTrainedTokenizerBase,
-        prompt_dataset: Dataset,
         preference_dataset: Dataset,
         equivalence: Equivalence | None,
-        deciding: dict[str, Any],
+        arguments: dict[str, Any],
     ) -> None:
         """Opens the run folder and saves the initial policy, before the trainer changes it."""
+        checked = {name: arguments[name] for name in CHECKED}
+        checked["reward_funcs"] = list_reward_sources(arguments["reward_funcs"])
+        require_fit(args, policy, processing_class, **checked)
         # A configuration resets accelerate's state, so it must be created before the trainer's accelerator.
         reward_config = build_reward_config(args)
+        prompt_dataset = decode_prompts(arguments["train_dataset"], processing_class)
+        deciding = {name: arguments[name] for name in DECIDING}
         settings = describe_run(
             args, policy, processing_class, prompt_dataset, preference_dataset, equivalence, deciding
         )
@@ -167,6 +177,8 @@ class RLPPPOTrainer(PPOTrainer):
         self._refinement_settings = build_refinement_settings(args, self._initial_policy, reward_config)
         self._prompt_dataset, self._preference_dataset = prompt_dataset, preference_dataset
         self._equivalence = equivalence
+        # The first policy starts from copies, because the trainer changes the models that it gets.
+        self._first_arguments = {**arguments, "args": args, "value_model": copy.deepcopy(arguments["value_model"])}
 
     def train(
         self,
@@ -229,7 +241,7 @@ class RLPPPOTrainer(PPOTrainer):
         )
 
     def _train_first_policy(self, folder: Path) -> dict[str, float]:
-        args = copy.copy(self._first_arguments["args"])
+        args = drop_rlp_fields(self._first_arguments["args"])
         args.output_dir, args.push_to_hub = str(folder / CHECKPOINTS), False
         policy = AutoModelForCausalLM.from_pretrained(self._initial_policy, dtype=self._initial_dtype)
         configs = {name: copy.deepcopy(self._first_arguments[name]) for name in ("peft_config", "value_peft_config")}
@@ -240,8 +252,9 @@ class RLPPPOTrainer(PPOTrainer):
     def _replace_reward_model(self, folder: Path) -> None:
         """Replaces the reward model, and the critic, which may start from it."""
         self.reward_model, processing_class = load_reward_model(folder)
-        policy = self.processing_class, self._vocabulary_size, self._finish_token_ids, self.args.device
-        (self.reward_funcs[0],) = build_reward_functions(self.reward_model, [], processing_class, *policy)
+        (self.reward_funcs[0],) = self._build_reward_functions(
+            self.reward_model, [], processing_class, self.processing_class, self.args
+        )
         self._are_rewards_standardized = False
         set_seed(self.args.seed, device_specific=True)  # as before the first critic, whose adapter may be random
         self._add_critic()

@@ -39,7 +39,7 @@ def evaluate_policies(
         `dict`: Metrics of each policy: those of [`describe_outputs`], `kl` in nats per completion, and
         `reward/<reward model>`.
     """
-    metrics, samples = describe_policies(folder, policies, prompt_dataset, sampling)
+    metrics, samples = describe_policies(folder, policies, prompt_dataset, sampling, reference="sft")
     for reward_name, path in reward_models.items():
         reward_model = load_reward_model(path)
         for name in policies:

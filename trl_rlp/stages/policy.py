@@ -13,7 +13,8 @@ from trl_rlp.rewards.reward_function import RewardFunction
 from trl_rlp.rewards.reward_sources import shares_token_ids
 from trl_rlp.rewards.standardization import standardize
 from trl_rlp.storage.artifacts import load_policy, load_reward_model
-from trl_rlp.trainer.checkpoints import CHECKPOINTS, train_to_end
+from trl_rlp.storage.run_folder import CHECKPOINTS
+from trl_rlp.trainer.checkpoints import train_to_end
 from trl_rlp.trainer.ppo.ppo_config import PPOConfig
 from trl_rlp.trainer.ppo.ppo_trainer import PPOTrainer
 from trl_rlp.trainer.precision import supported_precision

@@ -6,7 +6,8 @@ from typing import Any
 from datasets import Dataset
 from peft import LoraConfig
 
-from trl_rlp.trainer.checkpoints import CHECKPOINTS, train_to_end
+from trl_rlp.storage.run_folder import CHECKPOINTS
+from trl_rlp.trainer.checkpoints import train_to_end
 from trl_rlp.trainer.reward.initial_model import init_reward_model
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 from trl_rlp.trainer.reward.rlp_reward_trainer import RLPRewardTrainer

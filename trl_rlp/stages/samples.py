@@ -8,9 +8,10 @@ from datasets import Dataset
 
 from trl_rlp.data.groups.clustering import cluster
 from trl_rlp.data.groups.equivalence import Equivalence
-from trl_rlp.data.sampling.in_process import SHARDS, sample_completions
+from trl_rlp.data.sampling.in_process import sample_completions
 from trl_rlp.evaluation.policy_metrics import describe_outputs
 from trl_rlp.storage.artifacts import load_data, load_policy, save_data
+from trl_rlp.storage.run_folder import SHARDS
 
 
 def sample_policy(

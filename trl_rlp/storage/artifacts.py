@@ -8,6 +8,7 @@ from typing import Any
 from datasets import Dataset, load_from_disk
 from peft import PeftConfig, PeftModel
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -20,6 +21,7 @@ from transformers.utils import find_adapter_config_file
 from trl_rlp.storage.processes import process_state
 
 
+CAUSAL_LM = "a causal LM"
 DATA = "data"
 
 
@@ -34,16 +36,33 @@ def explain_missing_model(path: str | Path) -> Iterator[None]:
         ) from error
 
 
-def _load_model(auto_class: type, path: str | Path, kind: str, **options: Any) -> PreTrainedModel:
+def load_complete_model(auto_class: type, path: str | Path, kind: str, **options: Any) -> PreTrainedModel:
     """
     Loads a model and checks that the checkpoint holds all of its weights.
 
     A checkpoint of another kind of model would get a head with random weights, and transformers would only log it.
+
+    Args:
+        auto_class (`type`):
+            Auto class of transformers.
+        path (`str` or `Path`):
+            Folder or Hub name of a model, or of an adapter for one.
+        kind (`str`):
+            Description of the model for the error message, for example "a causal LM".
+        options:
+            Further arguments of `from_pretrained`. The dtype is that of the checkpoint, unless it is given.
+
+    Returns:
+        [`~transformers.PreTrainedModel`]: The model, in evaluation mode.
+
+    Raises:
+        OSError: If there is no model with this name.
+        ValueError: If it is another kind of model.
     """
     with explain_missing_model(path):
         adapter = PeftConfig.from_pretrained(path) if find_adapter_config_file(str(path)) else None
         try:
-            model, report = auto_class.from_pretrained(path, dtype="auto", output_loading_info=True, **options)
+            model, report = auto_class.from_pretrained(path, output_loading_info=True, **{"dtype": "auto", **options})
         except RuntimeError as error:  # the shapes of the weights differ
             raise ValueError(f"'{path}' is not {kind} ({' '.join(str(error).split())[:120]}). Pass one.") from error
     differences = [*report["missing_keys"], *(key for key in report["unexpected_keys"] if key.startswith("score."))]
@@ -55,7 +74,27 @@ def _load_model(auto_class: type, path: str | Path, kind: str, **options: Any) -
         raise ValueError(
             f"'{path}' is not {kind}. The first difference is {min(differences)!r}. Pass the folder or name of one."
         )
-    return model.eval().to(process_state().device)
+    return model.eval()
+
+
+def require_causal_lm(path: str | Path) -> None:
+    """
+    Checks that a model exists and that its configuration does not name a classifier, without loading its weights.
+
+    Args:
+        path (`str` or `Path`):
+            Folder or Hub name of a causal LM, or of an adapter for one.
+
+    Raises:
+        OSError: If there is no model with this name.
+        ValueError: If it is a sequence classifier.
+    """
+    with explain_missing_model(path):
+        if find_adapter_config_file(str(path)):
+            return
+        architectures = AutoConfig.from_pretrained(path).architectures or []
+    if any(name.endswith("ForSequenceClassification") for name in architectures):
+        raise ValueError(f"'{path}' is not {CAUSAL_LM}, but a `{architectures[0]}`. Pass the folder or name of one.")
 
 
 def _load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
@@ -79,8 +118,8 @@ def load_policy(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerB
         OSError: If there is no model with this name.
         ValueError: If it is another kind of model.
     """
-    model = _load_model(AutoModelForCausalLM, path, "a causal LM")
-    return model, _load_tokenizer(path)
+    model = load_complete_model(AutoModelForCausalLM, path, CAUSAL_LM)
+    return model.to(process_state().device), _load_tokenizer(path)
 
 
 def load_reward_model(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -99,8 +138,10 @@ def load_reward_model(path: str | Path) -> tuple[PreTrainedModel, PreTrainedToke
         OSError: If there is no model with this name.
         ValueError: If it is another kind of model.
     """
-    model = _load_model(AutoModelForSequenceClassification, path, "a reward model with one label", num_labels=1)
-    return model, _load_tokenizer(path)
+    model = load_complete_model(
+        AutoModelForSequenceClassification, path, "a reward model with one label", num_labels=1
+    )
+    return model.to(process_state().device), _load_tokenizer(path)
 
 
 def save_model(folder: Path, model: PreTrainedModel, processing_class: PreTrainedTokenizerBase) -> None:
@@ -153,15 +194,24 @@ def save_data(rows: Dataset, folder: Path) -> None:
     process_state().wait_for_everyone()
 
 
-def load_data(folder: Path) -> Dataset:
+def load_data(folder: str | Path) -> Dataset:
     """
     Loads the dataset of a finished stage.
 
     Args:
-        folder (`Path`):
+        folder (`str` or `Path`):
             Folder of the stage.
 
     Returns:
-        `datasets.Dataset`: The result of the stage.
+        [`~datasets.Dataset`]: The result of the stage.
+
+    Raises:
+        FileNotFoundError: If the folder is not that of a finished stage with a dataset.
     """
-    return load_from_disk(str(folder / DATA))
+    data = Path(folder) / DATA
+    if not data.is_dir():
+        raise FileNotFoundError(
+            f"'{folder}' has no subfolder `{DATA}`, so it is not a finished stage. Pass the folder of a stage, for "
+            "example `result.policy_samples`. Read files with `load_rows`."
+        )
+    return load_from_disk(str(data))

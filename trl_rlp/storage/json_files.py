@@ -3,8 +3,12 @@
 import json
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from datasets import Dataset
 
 
 def read_json(path: str | Path) -> Any:
@@ -50,9 +54,29 @@ def write_text(path: str | Path, text: str) -> None:
         text (`str`):
             The whole text.
     """
-    path = Path(path)
+    with _replace_at_end(Path(path)) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_rows(path: str | Path, rows: Dataset) -> None:
+    """
+    Writes a dataset as JSON Lines, completely or not at all.
+
+    Args:
+        path (`str` or `Path`):
+            The file. An existing file is replaced.
+        rows ([`~datasets.Dataset`]):
+            The dataset. Each row becomes one line.
+    """
+    with _replace_at_end(Path(path)) as partial:
+        rows.to_json(str(partial))
+
+
+@contextmanager
+def _replace_at_end(path: Path) -> Iterator[Path]:
+    """Yields a hidden file in the same folder. It replaces `path` after the block, unless the block raises."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
+    yield partial
     os.replace(partial, path)
 
 

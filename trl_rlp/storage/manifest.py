@@ -1,6 +1,7 @@
 """A manifest records the settings of the run that owns a folder."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,34 @@ from trl_rlp.storage.json_files import read_json, write_json
 from trl_rlp.storage.processes import process_state
 
 
-def claim_folder(folder: Path, name: str, settings: dict[str, Any], run_files: str = "*") -> bool:
+def check_folder(folder: Path, name: str, settings: dict[str, Any], run_files: str = "*") -> None:
+    """
+    Checks that a folder is free or already belongs to the same run. It writes nothing.
+
+    With several processes, every process must call this function. The main process looks at the folder, and all
+    processes raise the same error.
+
+    Args:
+        folder (`Path`):
+            The folder. It does not have to exist.
+        name (`str`):
+            File name of the manifest.
+        settings (`dict`):
+            Everything that decides the results of the run, as plain values by name.
+        run_files (`str`, *optional*, defaults to `"*"`):
+            Glob pattern of the files that a run writes. A folder that holds such files but no manifest is refused.
+
+    Raises:
+        ValueError: If the settings differ from those in the manifest, the manifest is damaged, the folder holds files
+            of unknown origin, or the folder cannot be written.
+    """
+    error = [_find_conflict(folder, name, settings, run_files) if process_state().is_main_process else None]
+    broadcast_object_list(error)
+    if error[0] is not None:
+        raise ValueError(error[0])
+
+
+def claim_folder(folder: Path, name: str, settings: dict[str, Any], run_files: str = "*") -> None:
     """
     Claims a folder for a run, or checks that the folder already belongs to the same run.
 
@@ -28,28 +56,28 @@ def claim_folder(folder: Path, name: str, settings: dict[str, Any], run_files: s
         run_files (`str`, *optional*, defaults to `"*"`):
             Glob pattern of the files that a run writes. A folder that holds such files but no manifest is refused.
 
-    Returns:
-        `bool`: Whether this call wrote the manifest.
-
     Raises:
-        ValueError: If the settings differ from those in the manifest, the manifest is damaged, or the folder holds
-            files of unknown origin. The folder is left unchanged.
+        ValueError: For the same reasons as [`check_folder`]. The folder is left unchanged.
     """
+    check_folder(folder, name, settings, run_files)
     state = process_state()
-    error, is_new = None, False
-    if state.is_main_process:
-        settings = json.loads(json.dumps(settings))  # like the manifest, which holds lists instead of tuples
-        is_new = not (folder / name).exists()
-        error = _find_foreign_files(folder, name, run_files) if is_new else _find_difference(folder, name, settings)
-        if is_new and error is None:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / name, settings)
-    outcome = [error, is_new]
-    broadcast_object_list(outcome)
-    error, is_new = outcome
-    if error is not None:
-        raise ValueError(error)
-    return is_new
+    if state.is_main_process and not (folder / name).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / name, settings)
+    state.wait_for_everyone()
+
+
+def _find_conflict(folder: Path, name: str, settings: dict[str, Any], run_files: str) -> str | None:
+    if (folder / name).exists():
+        return _find_difference(folder, name, settings)
+    return _find_write_problem(folder) or _find_foreign_files(folder, name, run_files)
+
+
+def _find_write_problem(folder: Path) -> str | None:
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
+        return None
+    return f"`output_dir` {folder} cannot be written, because {existing} is not a writable folder. Choose another one."
 
 
 def _find_foreign_files(folder: Path, name: str, run_files: str) -> str | None:
@@ -62,6 +90,7 @@ def _find_foreign_files(folder: Path, name: str, run_files: str) -> str | None:
 
 
 def _find_difference(folder: Path, name: str, settings: dict[str, Any]) -> str | None:
+    settings = json.loads(json.dumps(settings))  # like the manifest, which holds lists instead of tuples
     remedy = "Choose another `output_dir`, or delete this one to start again."
     try:
         recorded = dict(read_json(folder / name))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_rlp.storage.json_files import read_json, replace_nan, write_json
-from trl_rlp.storage.manifest import claim_folder
+from trl_rlp.storage.manifest import check_folder, claim_folder
 from trl_rlp.storage.processes import process_state
 
 
@@ -19,6 +19,10 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "run.json"
 RESULT = "stage.json"
+CHECKPOINTS = "checkpoints"
+"""Name of the folder inside a stage's folder that holds the stage's checkpoints."""
+SHARDS = "shards"
+"""Name of the folder of shards, next to the file of the samples."""
 
 _start_callbacks: ContextVar[tuple[Callable[[str], None], ...]] = ContextVar("start_callbacks", default=())
 
@@ -37,13 +41,33 @@ class RunFolder:
             Later runs compare theirs with them.
 
     Raises:
-        ValueError: If the folder belongs to a run with other settings, or holds files of unknown origin.
+        ValueError: If the folder belongs to a run with other settings, holds files of unknown origin, or cannot be
+            written.
     """
 
     def __init__(self, path: str | Path, settings: dict[str, Any]):
         self.path = Path(path)
         self.state = process_state()
-        self._is_new = claim_folder(self.path, MANIFEST, settings)
+        claim_folder(self.path, MANIFEST, settings)
+
+    @staticmethod
+    def check(path: str | Path, settings: dict[str, Any]) -> None:
+        """
+        Checks that a folder is free or belongs to a run with the same settings. It writes nothing.
+
+        A program that writes its only result at the end calls it at the start. It claims the folder with
+        `RunFolder(path, settings)` when it writes the result.
+
+        Args:
+            path (`str` or `Path`):
+                The folder. It does not have to exist.
+            settings (`dict`):
+                Everything that decides the results, as plain values by name.
+
+        Raises:
+            ValueError: For the same reasons as [`RunFolder`].
+        """
+        check_folder(Path(path), MANIFEST, settings)
 
     def is_finished(self, name: str) -> bool:
         """
@@ -117,18 +141,6 @@ class RunFolder:
         """
         return {file.parent.name: read_json(file) for file in sorted(self.path.glob(f"*/{RESULT}"))}
 
-    def release(self) -> None:
-        """
-        Releases the folder if it is still empty. A run with other settings can then use it.
-
-        It deletes the manifest only if this object wrote it and the folder holds nothing else. Otherwise it does
-        nothing. Call it when a run fails before its first result.
-        """
-        manifest = self.path / MANIFEST
-        if self.state.is_main_process and self._is_new and list(self.path.iterdir()) == [manifest]:
-            manifest.unlink()
-            self._is_new = False
-
     @staticmethod
     @contextmanager
     def notify_on_start(callback: Callable[[str], None]) -> Iterator[None]:
@@ -136,7 +148,8 @@ class RunFolder:
         Calls a function whenever a stage starts inside a `with` block.
 
         This includes the stages of run folders that other functions create, such as [`run_rlp`]. Finished stages do
-        not start again.
+        not start again. The callback belongs to the current context (`contextvars`). A new thread has its own context,
+        so stages that start in it do not call the callback.
 
         Args:
             callback (`Callable[[str], None]`):

@@ -7,10 +7,6 @@ from transformers import Trainer, TrainerState
 from trl_rlp.storage.artifacts import save_trained_model
 
 
-CHECKPOINTS = "checkpoints"
-"""Name of the folder inside a stage's folder that holds the stage's checkpoints."""
-
-
 def last_checkpoint(folder: str | Path) -> str | None:
     """
     Returns the newest complete checkpoint in a folder.

@@ -33,7 +33,7 @@ def find_score_layers(model: nn.Module) -> list[nn.Linear]:
     Raises:
         ValueError: If the model has no head with a known name and a single output.
     """
-    layers = _find_score_layers(model)
+    layers = _find_score_layers_if_any(model)
     if layers:
         return layers
     base = model.get_base_model() if is_peft_model(model) else model
@@ -54,11 +54,12 @@ def has_frozen_score_head(model: nn.Module) -> bool:
     Returns:
         `bool`: `False` if the head is trained or cannot be found.
     """
-    layers = _find_score_layers(model)
+    layers = _find_score_layers_if_any(model)
     return bool(layers) and not any(layer.weight.requires_grad for layer in layers)
 
 
-def _find_score_layers(model: nn.Module) -> list[nn.Linear]:
+def _find_score_layers_if_any(model: nn.Module) -> list[nn.Linear]:
+    """Returns an empty list if the model has no head with a known name and a single output."""
     base = model.get_base_model() if is_peft_model(model) else model
     for name, head in base.named_children():
         if name not in SCORE_HEADS:

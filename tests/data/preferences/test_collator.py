@@ -188,7 +188,7 @@ def test_a_batch_holds_all_first_views_and_then_all_second_views(sampler):
     batch = collator(list(build_records())[4:8])
     # Each record owns c = ceil(4 / 4) = 1 slot, so records 4 to 7 take the slots 4 to 7.
     views = sampler.views(2, [4, 5, 6, 7])
-    assert batch["view_prompt_indices"].tolist() == [view.instruction for view in views]
+    assert batch["view_prompt_indices"].tolist() == [view.prompt_index for view in views]
     assert batch["view_input_ids"].shape == batch["view_attention_mask"].shape
     rows = [
         ids[mask.bool()].tolist()
@@ -204,7 +204,7 @@ def test_a_small_batch_takes_more_slots_per_record_and_a_large_batch_is_limited(
         return collator([build_records(20)[record] for record in batch_records])["view_prompt_indices"].tolist()
 
     def draw_prompt_rows(*slots):
-        return [view.instruction for view in sampler.views(0, list(slots))]
+        return [view.prompt_index for view in sampler.views(0, list(slots))]
 
     # V = 5 and 2 records per batch: each record owns c = 3 slots. Record 0 takes the slots 0 to 2 and record 1 takes
     # 3 to 5. Five of these six are kept.
@@ -225,7 +225,7 @@ def test_a_prompt_appears_once_per_batch_with_the_views_of_its_first_slot(sample
     order = [slot for pair in zip(range(10), range(10, 20), strict=True) for slot in pair]
     first = {}
     for view in sampler.views(0, order):
-        first.setdefault(view.instruction, view)
+        first.setdefault(view.prompt_index, view)
     assert ids == list(first)
     length = int(batch["view_attention_mask"][0].sum())
     assert batch["view_input_ids"][0, :length].tolist() == first[ids[0]].first

@@ -5,7 +5,15 @@ from datasets import Dataset
 
 from trl_rlp.data.groups import find_largest_group
 from trl_rlp.data.preferences.completion_rewards import CompletionRewards
-from trl_rlp.data.preferences.pairing import CHOSEN, GENERATORS, GROUP_METHODS, PairingSettings, count_group_sizes
+from trl_rlp.data.preferences.pairing import (
+    CHOSEN,
+    GENERATORS,
+    GROUP_GENERATORS,
+    JUDGE_GENERATORS,
+    REWARD_GENERATORS,
+    PairingSettings,
+    count_group_sizes,
+)
 
 
 def build_samples(cluster_ids, completions=None, finished=None, **columns):
@@ -40,6 +48,11 @@ def build_settings(samples, score_rows=score_by_letter, **overrides):
         "seed": 0,
     }
     return PairingSettings(**{**fields, **overrides})
+
+
+def test_every_generator_is_in_exactly_one_dict():
+    assert list(GENERATORS) == [*GROUP_GENERATORS, *REWARD_GENERATORS, *JUDGE_GENERATORS]
+    assert list(GROUP_GENERATORS) == ["spg", "select_all"]
 
 
 def test_group_sizes_are_in_the_order_of_opening_and_skip_completions_without_a_group():
@@ -122,7 +135,7 @@ def test_empty_completions_can_only_be_rejected():
     assert (pair.chosen, pair.rejected) == (1, 2)
 
 
-@pytest.mark.parametrize("method", GROUP_METHODS)
+@pytest.mark.parametrize("method", GROUP_GENERATORS)
 def test_one_call_scores_only_the_members_and_the_rejected_completions(method):
     calls = []
 

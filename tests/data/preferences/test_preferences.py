@@ -6,6 +6,7 @@ from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 
 from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.groups import ExactMatch, cluster
+from trl_rlp.data.preferences import pairing
 from trl_rlp.data.preferences.preferences import GENERATORS, REJECTIONS, synthesize_preferences, tokenize_preferences
 from trl_rlp.data.scoring import score, scoring_ids
 
@@ -173,6 +174,22 @@ def test_a_threshold_of_at_most_one_completion_logs_a_warning(labelers, caplog):
 def test_invalid_arguments_raise(method, overrides, match, labelers):
     with pytest.raises(ValueError, match=match):
         synthesize_preferences(build_samples(), method, **{**labelers, **overrides})
+
+
+@pytest.mark.parametrize(
+    ("kind", "missing", "match"),
+    [
+        ("GROUP_GENERATORS", {"reward_model": None}, "`reward_model` is None, but `method`='new'"),
+        ("REWARD_GENERATORS", {"reward_model": None}, "`reward_model` is None, but `method`='new'"),
+        ("JUDGE_GENERATORS", {"judge": None}, "`judge` is None, but `method`='new'"),
+    ],
+)
+def test_the_dict_of_a_generator_decides_which_arguments_it_needs(kind, missing, match, labelers, monkeypatch):
+    for name in (kind, "GENERATORS"):
+        monkeypatch.setitem(vars(pairing)[name], "new", pairing.spg)
+    assert len(synthesize_preferences(build_samples(), "new", **labelers)[0]) == 1
+    with pytest.raises(ValueError, match=match):
+        synthesize_preferences(build_samples(), "new", **{**labelers, **missing})
 
 
 @pytest.mark.parametrize("method", ["spg", "select_all"])

@@ -1,141 +1,104 @@
-"""Shaped scores, advantages and masks of a rollout, computed by hand."""
+"""A rollout, split into micro-batches."""
 
 import pytest
 import torch
 from accelerate import Accelerator
 
-from tests.ppo_runs import ppo_config, ppo_trainer
-from tests.tiny_models import tiny_tokenizer
-from trl_rlp.losses.kl import kl_estimate
-from trl_rlp.trainer.ppo.experience import compute_advantages, contains_token, mask_before_pad, shape_scores
-from trl_rlp.trainer.ppo.ppo_checkpoints import PPOState
+from tests.ppo_runs import ppo_config
+from trl_rlp.trainer.ppo.experience import Experience, MicroBatch, Rollout
 
 
-ACCELERATOR = Accelerator(cpu=True)
-MASK = torch.tensor([[True, True, False], [True, True, True]])
+LENGTHS = [3, 1, 2, 4]
 
 
-def shape(tmp_path, scores, finished=None, state=None, **settings) -> list[float]:
-    finished = torch.ones(len(scores), dtype=torch.bool) if finished is None else torch.tensor(finished)
-    args = ppo_config(tmp_path, **settings)
-    return shape_scores(torch.tensor(scores), finished, args, state or PPOState(0.1), ACCELERATOR).tolist()
+def make_experience(**overrides) -> Experience:
+    """Builds four completions. Most tensors hold the row number. The prompts have 2, 1, 2 and 1 tokens."""
+    rows = torch.arange(4)[:, None]
+    mask = torch.arange(5) < torch.tensor(LENGTHS)[:, None]
+    tokens = rows.expand(4, 5).clone()
+    values = {
+        "prompt_ids": rows.expand(4, 3).clone(),
+        "prompt_mask": torch.tensor([[0, 1, 1], [0, 0, 1], [0, 1, 1], [0, 0, 1]]),
+        "completion_ids": tokens,
+        "completion_mask": mask,
+        "old_log_probs": tokens.float(),
+        "advantages": tokens.float(),
+        "importance_sampling_ratio": rows.float(),
+        "old_values": tokens.float(),
+        "returns": tokens.float(),
+        "value_mask": mask,
+        "scores": rows[:, 0].float(),
+        "finished": rows[:, 0] > 0,
+        "kl": tokens.float(),
+        "kl_rewards": tokens.float(),
+    }
+    return Experience(**{**values, **overrides})
 
 
-def test_scores_do_not_change_by_default(tmp_path):
-    assert shape(tmp_path, [3.0, -70.0], finished=[True, False]) == [3.0, -70.0]
+def build_rollout(tmp_path, **settings) -> Rollout:
+    return Rollout(make_experience(), ppo_config(tmp_path, **settings), Accelerator(cpu=True))
 
 
-def test_penalty_is_subtracted_from_unfinished_completions(tmp_path):
-    assert shape(tmp_path, [3.0, 3.0], finished=[True, False], missing_eos_penalty=1.5) == [3.0, 1.5]
+def get_normalizers(batch: MicroBatch) -> list[float]:
+    return [batch.policy_normalizer.item(), batch.value_normalizer.item()]
 
 
-def test_scores_are_divided_by_the_standard_deviation_of_all_scores_so_far(tmp_path):
-    """
-    The standard deviation of 0 and 4 is 2. With 2 and 2 the mean is 2 and the squares are 4 + 4 + 0 + 0, so it is √2.
-    """
-    state = PPOState(0.1)
-    assert shape(tmp_path, [0.0, 4.0], state=state, normalize_rewards=True) == [0.0, 2.0]
-    expected = pytest.approx([2 / 2**0.5] * 2)
-    assert shape(tmp_path, [2.0, 2.0], state=state, normalize_rewards=True) == expected
+def test_each_epoch_uses_all_rows_once_in_a_new_order(tmp_path):
+    torch.manual_seed(1)
+    dealt, rollout = [], build_rollout(tmp_path, num_ppo_epochs=6)
+    while not rollout.is_used_up:
+        dealt += rollout.next_micro_batch().experience.completion_ids[:, 0].tolist()
+    epochs = [dealt[start : start + 4] for start in range(0, 24, 4)]
+    assert all(sorted(epoch) == [0, 1, 2, 3] for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
-def test_clipping_comes_after_normalization_and_before_the_penalty(tmp_path):
-    settings = {"normalize_rewards": True, "reward_clip": 1.5, "missing_eos_penalty": 1.0}
-    assert shape(tmp_path, [0.0, 4.0], finished=[True, False], **settings) == [0.0, 0.5]
+def test_rows_stay_together_and_padding_columns_are_removed(tmp_path):
+    rollout = build_rollout(tmp_path)
+    for _ in range(4):
+        batch = rollout.next_micro_batch().experience
+        rows = batch.completion_ids[:, 0]
+        longest = max(LENGTHS[row] for row in rows)
+        for name in ("completion_ids", "old_log_probs", "advantages", "old_values", "returns", "kl", "kl_rewards"):
+            tensor = getattr(batch, name)
+            assert tensor.shape == (2, longest) and (tensor == rows[:, None]).all(), name
+        assert (batch.prompt_ids == rows[:, None]).all() and batch.scores.tolist() == rows.tolist()
+        assert batch.importance_sampling_ratio.tolist() == [[float(row)] for row in rows]
+        assert batch.completion_mask.sum(dim=1).tolist() == [LENGTHS[row] for row in rows]
+        assert batch.prompt_ids.shape[1] == max([2, 1, 2, 1][row] for row in rows)
 
 
-def test_score_that_is_not_finite_does_not_enter_the_statistics(tmp_path):
-    state = PPOState(0.1)
-    scores = shape(tmp_path, [0.0, 4.0, float("nan")], state=state, normalize_rewards=True)
-    assert scores[:2] == [0.0, 2.0] and scores[2] != scores[2]
-    assert (state.score_count, state.score_mean, state.score_squares) == (2.0, 2.0, 8.0)
+def test_losses_are_divided_by_all_tokens_of_the_step(tmp_path):
+    """A step has both micro-batches, so each loss is divided by 3 + 1 + 2 + 4 = 10."""
+    rollout = build_rollout(tmp_path)
+    assert [get_normalizers(rollout.next_micro_batch()) for _ in range(4)] == [[10.0, 10.0]] * 4
 
 
-def compute(tmp_path, scores=(1.0, 2.0), **settings) -> tuple[torch.Tensor, ...]:
-    """Computes advantages, returns, the mask of the values, and the KL divergence of each token."""
-    log_probs = torch.tensor([[-1.0, -2.0, -9.0], [-1.0, -1.0, -3.0]])
-    ref_log_probs = torch.tensor([[-1.5, -2.0, -1.0], [-1.0, -3.0, -2.0]])
-    values = torch.tensor([[0.5, 0.0, 7.0], [0.0, 1.0, 0.5]])
-    args = ppo_config(tmp_path, lam=1.0, **settings)
-    kl = kl_estimate(log_probs, ref_log_probs, args.kl_estimator).masked_fill(~MASK, 0)
-    return *compute_advantages(torch.tensor(scores), kl, values, MASK, args, 0.5, ACCELERATOR), kl
+def test_with_two_mini_batches_a_step_has_one_micro_batch(tmp_path):
+    rollout = build_rollout(tmp_path, num_mini_batches=2)
+    for _ in range(4):
+        batch = rollout.next_micro_batch()
+        assert get_normalizers(batch) == [batch.experience.completion_mask.sum()] * 2
 
 
-def test_advantages_are_returns_minus_values(tmp_path):
-    """
-    KL (k1): [0.5, 0, -], [0, 2, -1]. Rewards: [-0.25, 1, -], [0, -1, 0.5 + 2]. Returns with λ = 1: [0.75, 1, -],
-    [1.5, 1.5, 2.5]. Advantages before whitening: [0.25, 1], [1.5, 0.5, 2]. Their mean is 1.05, and their unbiased
-    variance is 2.05 / 4 = 0.5125.
-    """
-    whitened, returns, value_mask, kl = compute(tmp_path)
-    assert kl.tolist() == [[0.5, 0.0, 0.0], [0.0, 2.0, -1.0]]
-    assert returns.tolist() == [[0.75, 1.0, 0.0], [1.5, 1.5, 2.5]]
-    raw = torch.tensor([[0.25, 1.0, 1.05], [1.5, 0.5, 2.0]])
-    assert torch.allclose(whitened, (raw - 1.05) / 0.5125**0.5, atol=1e-6)
-    assert value_mask.equal(MASK)
+def test_micro_batches_can_have_equal_weights_as_in_trl_1_12(tmp_path):
+    """A step has two micro-batches. The loss of each is the mean over its own tokens, times one half."""
+    rollout = build_rollout(tmp_path, loss_normalization="micro_batch")
+    for _ in range(4):
+        batch = rollout.next_micro_batch()
+        assert get_normalizers(batch) == [2 * batch.experience.completion_mask.sum()] * 2
 
 
-def test_whitening_can_use_the_biased_standard_deviation(tmp_path):
-    biased, unbiased = (compute(tmp_path, unbiased_whitening=flag)[0] for flag in (False, True))
-    assert torch.allclose(biased, unbiased * (5 / 4) ** 0.5, atol=1e-6)
+def test_values_have_their_own_mask(tmp_path):
+    experience = make_experience(value_mask=torch.ones(4, 5, dtype=torch.bool))
+    batch = Rollout(experience, ppo_config(tmp_path), Accelerator(cpu=True)).next_micro_batch()
+    assert batch.experience.completion_ids.shape[1] == 5
+    assert get_normalizers(batch) == [10.0, 20.0]
 
 
-def test_score_can_be_after_the_last_token(tmp_path):
-    """Row 0 has room: its score of 1 is one position later, where the value is 7. Row 1 has no room."""
-    whitened, returns, value_mask, _ = compute(tmp_path, score_position="after_last_token")
-    assert value_mask.tolist() == [[True] * 3] * 2
-    assert returns.tolist() == [[0.75, 1.0, 1.0], [1.5, 1.5, 2.5]]
-    assert whitened[0, 2] == 0
-
-
-def test_whitened_rewards_keep_their_mean(tmp_path):
-    """
-    Rewards: [-0.25, 1], [0, -1, 2.5]. The mean is 0.45. The sum of squares is 0.49 + 0.3025 + 0.2025 + 2.1025 + 4.2025
-    = 7.3, and the variance is 7.3 / 4 = 1.825.
-    """
-    _, returns, _, _ = compute(tmp_path, whiten_rewards=True)
-    whitened = (torch.tensor([-0.25, 1.0]) - 0.45) / 1.825**0.5 + 0.45
-    assert returns[0, :2].tolist() == pytest.approx([whitened.sum().item(), whitened[1].item()], abs=1e-5)
-
-
-def test_mask_of_trl_1_12_ends_before_the_first_pad_token():
-    ids = torch.tensor([[5, 1, 6], [1, 5, 5], [5, 6, 7]])
-    assert mask_before_pad(ids, 1).tolist() == [[True, False, False], [False] * 3, [True] * 3]
-
-
-def test_completion_with_a_stop_token_is_finished():
-    ids = torch.tensor([[5, 1, 1], [5, 6, 1], [5, 6, 7]])
-    mask = torch.tensor([[1, 1, 0], [1, 1, 0], [1, 1, 1]]).bool()
-    assert contains_token(ids, mask, [1, 7]).tolist() == [True, False, True]
-
-
-def test_completion_without_tokens_gets_its_score_at_the_first_position(tmp_path):
-    mask = torch.tensor([[False, False], [True, True]])
-    zeros = torch.zeros(2, 2)
-    args = ppo_config(tmp_path, score_position="after_last_token", lam=1.0)
-    _, returns, value_mask = compute_advantages(torch.tensor([3.0, 1.0]), zeros, zeros, mask, args, 0.5, ACCELERATOR)
-    assert returns[0].tolist() == [3.0, 0.0]
-    assert value_mask.tolist() == [[True, False], [True, True]]
-
-
-def test_single_token_has_an_advantage_of_zero(tmp_path):
-    one, zero = torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1)
-    args = ppo_config(tmp_path, whiten_rewards=True)
-    whitened, returns, _ = compute_advantages(torch.tensor([3.0]), zero, zero, one, args, 0.5, ACCELERATOR)
-    assert whitened.tolist() == [[0.0]] and returns.tolist() == [[3.0]]
-
-
-def test_mask_excludes_eos_as_in_trl_1_12_if_it_is_the_pad_token(tmp_path):
-    """Every completion is `a` and EOS. Both count by default. With `after_last_token` only `a` counts."""
-    lengths = {}
-    for name, settings in {"trl-1.12": {"score_position": "after_last_token"}, "default": {}}.items():
-        tokenizer = tiny_tokenizer(pad_is_eos=True)
-        trainer = ppo_trainer(tmp_path / name, processing_class=tokenizer, total_episodes=4, **settings)
-        a = tokenizer("a")["input_ids"]
-        trainer._generate_single_turn = lambda ids, *args, a=a, eos=tokenizer.eos_token_id, **kwargs: (
-            [[*a, eos] for _ in ids],
-            None,
-        )
-        trainer.train()
-        lengths[name] = trainer._rollout.experience.completion_mask.sum(dim=1).tolist()
-    assert lengths == {"trl-1.12": [1] * 4, "default": [2] * 4}
+def test_used_up_rollout_has_no_micro_batch(tmp_path):
+    rollout = build_rollout(tmp_path, num_ppo_epochs=1)
+    rollout.next_micro_batch(), rollout.next_micro_batch()
+    assert rollout.is_used_up
+    with pytest.raises(IndexError):
+        rollout.next_micro_batch()

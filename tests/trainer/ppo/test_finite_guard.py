@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from tests.ppo_runs import has_changed, ppo_trainer, weights
 
@@ -60,3 +61,19 @@ def test_one_infinite_element_of_a_gradient_changes_no_weights(tmp_path, side):
     trainer.train()
     assert not has_changed(trainer.model, policy) and not has_changed(trainer.value_model, critic)
     assert trainer.state.log_history[0]["skipped_steps"] == 2
+
+
+class Spoiler(TrainerCallback):
+    """Writes NaN into a gradient of the policy, just before the second optimizer step."""
+
+    def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+        if state.global_step == 1:
+            next(parameter for parameter in model.parameters() if parameter.grad is not None).grad[0] = torch.nan
+
+
+def test_guard_checks_what_callbacks_left_that_were_added_later(tmp_path):
+    trainer = ppo_trainer(tmp_path, total_episodes=4)
+    trainer.add_callback(Spoiler())
+    trainer.train()
+    assert trainer.state.log_history[0]["skipped_steps"] == 1
+    assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())

@@ -3,9 +3,11 @@
 import pytest
 from datasets import Dataset
 from peft import PromptTuningConfig
+from trl import GRPOConfig
 
 from tests.ppo_runs import ppo_trainer, prompts
-from tests.tiny_models import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
+from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
+from trl_rlp import PPOTrainer, RLPPPOConfig, RLPPPOTrainer
 
 
 ERRORS = {
@@ -71,3 +73,39 @@ def test_arguments_that_do_not_fit_are_refused(tmp_path, build_arguments, match)
 def test_collator_that_does_more_than_padding_causes_a_warning(tmp_path, caplog):
     ppo_trainer(tmp_path, data_collator=lambda rows: rows)
     assert "`data_collator` (`function`) is not used" in caplog.text
+
+
+@pytest.mark.parametrize("argument", ["train_dataset", "eval_dataset"])
+def test_dataset_of_another_type_is_named(tmp_path, argument):
+    rows = [{"prompt": "a"}] * 8
+    arguments = {"data": rows} if argument == "train_dataset" else {"eval_dataset": rows}
+    with pytest.raises(TypeError, match=f"`{argument}` must be a `Dataset` or an `IterableDataset`, got `list`"):
+        ppo_trainer(tmp_path, **arguments)
+
+
+def test_function_as_reward_model_is_named(tmp_path):
+    with pytest.raises(TypeError, match="`reward_model` is a function. Pass functions in `reward_funcs`"):
+        ppo_trainer(tmp_path, reward_model=lambda completions, **kwargs: [0.0])
+
+
+@pytest.mark.parametrize("argument", ["reward_model", "value_model"])
+def test_language_model_is_not_taken_for_a_classifier(tmp_path, argument):
+    with pytest.raises(ValueError, match=f"`{argument}` is a `LlamaForCausalLM`, a language model"):
+        ppo_trainer(tmp_path, **{argument: tiny_causal_lm(tiny_tokenizer(), seed=5)})
+
+
+def test_folder_of_a_reward_model_is_not_loaded_as_a_policy(tmp_path):
+    save(tiny_reward_model(tiny_tokenizer()), tiny_tokenizer(), tmp_path / "reward")
+    with pytest.raises(ValueError, match="reward' is not a causal LM"):
+        ppo_trainer(tmp_path / "run", model=str(tmp_path / "reward"))
+
+
+def test_configuration_of_another_trainer_is_named(tmp_path):
+    """A setting of RLP would be ignored in silence, and GRPO's configuration lacks fields."""
+    with pytest.raises(ValueError, match=r"`PPOTrainer` ignores \['rlp_method'\] of `RLPPPOConfig`"):
+        ppo_trainer(tmp_path, config_class=RLPPPOConfig, rlp_method="spg")
+    args = GRPOConfig(str(tmp_path), use_cpu=True, bf16=False)
+    with pytest.raises(TypeError, match="`args` must be a `PPOConfig` for `PPOTrainer`, got `GRPOConfig`"):
+        PPOTrainer(args, tiny_tokenizer(), tiny_causal_lm(tiny_tokenizer()))
+    with pytest.raises(TypeError, match="`args` must be a `RLPPPOConfig` for `RLPPPOTrainer`, got `PPOConfig`"):
+        ppo_trainer(tmp_path, trainer_class=RLPPPOTrainer)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.trainer.ppo.test_rollout import build_experience
+from tests.trainer.ppo.test_experience import make_experience
 from trl_rlp.trainer.ppo.ppo_log import ROLLOUT_METRICS, add_ratio_variance, critic_metrics, objective_metrics
 
 
@@ -15,7 +15,7 @@ def test_objective_and_its_parts():
     The two completions have KL divergences of 3 and 1, so the mean is 2. Their KL rewards are -0.6 and -0.2, their
     entropies 3 and 1, and their scores 1 and 2.
     """
-    experience = build_experience(
+    experience = make_experience(
         old_log_probs=torch.tensor([[-1.0, -2.0], [-1.0, -99.0]]),
         kl=torch.tensor([[1.0, 2.0], [1.0, 0.0]]),
         kl_rewards=torch.tensor([[-0.2, -0.4], [-0.2, 0.0]]),
@@ -41,7 +41,7 @@ def test_explained_variance_compares_the_critic_with_the_mean(values, expected):
     Returns 1, 2, 6 have the variance 14 / 3. Values 5, 4, 0 have the errors -4, -2, 6 with the variance 56 / 3. The
     explained variance is 1 - 4 = -3.
     """
-    experience = build_experience(
+    experience = make_experience(
         old_values=torch.tensor([values[:2], [values[2], 9.0]]),
         returns=torch.tensor([[1.0, 2.0], [6.0, -9.0]]),
         value_mask=MASK,

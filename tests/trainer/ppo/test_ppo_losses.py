@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from tests.ppo_runs import ppo_config
-from tests.trainer.ppo.test_rollout import build_experience
+from tests.trainer.ppo.test_experience import make_experience
+from trl_rlp.trainer.ppo.experience import MicroBatch
 from trl_rlp.trainer.ppo.ppo_losses import LOSS_METRICS, ppo_loss
-from trl_rlp.trainer.ppo.rollout import MicroBatch
 
 
 def build_micro_batch(normalizers: tuple[float, float] = (3.0, 3.0), **overrides) -> MicroBatch:
@@ -22,7 +22,7 @@ def build_micro_batch(normalizers: tuple[float, float] = (3.0, 3.0), **overrides
         "returns": torch.tensor([[1.0, 0.0], [1.0, 7.0]]),
         "importance_sampling_ratio": None,
     }
-    return MicroBatch(build_experience(**{**values, **overrides}), *torch.tensor(normalizers))
+    return MicroBatch(make_experience(**{**values, **overrides}), *torch.tensor(normalizers))
 
 
 LOG_PROBS = torch.tensor([[math.log(1.5), math.log(0.5)], [0.0, 3.0]])

@@ -1,6 +1,7 @@
 """PPO as a whole: training, prompts, rewards, evaluation, printed completions and saved models."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 from datasets import Dataset, IterableDataset
@@ -328,3 +329,11 @@ def test_model_card_names_the_paper(tmp_path):
     ppo_trainer(tmp_path).create_model_card(model_name="policy")
     card = (tmp_path / "README.md").read_text()
     assert "trained with PPO, a method introduced in [Proximal Policy Optimization Algorithms" in card
+
+
+def test_evaluation_does_not_change_the_statistics_of_the_run(tmp_path):
+    trainer = ppo_trainer(tmp_path, normalize_rewards=True, adaptive_kl=True, eval_dataset=prompts(4))
+    trainer.train()
+    before = replace(trainer.ppo_state)
+    trainer.evaluate()
+    assert trainer.ppo_state == before and before.score_count == 12

@@ -98,6 +98,12 @@ def test_functions_named_for_each_step_of_a_rollout_exist():
         assert callable(value), path
 
 
+def test_step_that_saves_names_the_functions_that_write_the_checkpoint():
+    (step,) = re.findall(r"^5\. \*\*Save\*\*.*(?:\n   .*)*", PAGE, flags=re.M)
+    written = {name for name, _ in re.findall(r"`([\w.]+)` in `(\w+)\.py`", " ".join(step.split()))}
+    assert {"PPOTrainer._save_checkpoint", "RolloutCheckpoints.save"} <= written
+
+
 def test_every_logged_metric_is_on_the_page(quick_start):
     _, trainer = quick_start
     logged = {key for row in trainer.state.log_history for key in row if not key.startswith(("train_", "total_flos"))}

@@ -8,7 +8,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from trl_rlp.data.groups.equivalence import Equivalence
+from trl_rlp.data.groups.equivalence import Equivalence, require_equivalence
 from trl_rlp.data.groups.group_search import Group, Pair, search_groups
 from trl_rlp.data.validation import prompt_text, require_samples
 
@@ -61,6 +61,7 @@ def cluster(
 
     Raises:
         TypeError: If `samples` is not a `datasets.Dataset`.
+        TypeError: If `equivalence` is not an object with the members of [`Equivalence`].
         ValueError: If `threshold` is outside [0, 1], or `samples` are not policy samples, see [`require_samples`].
 
     Relations:
@@ -80,6 +81,7 @@ def cluster(
     ```
     """
     require_samples(samples, "samples")
+    require_equivalence(equivalence)
     num_generations = len(samples[0]["completions"])
     needed_weight = _compute_needed_weight(threshold, num_generations)
     columns = {"cluster_ids": [], "confidence": [], "confidence_upper": []}

@@ -1,6 +1,7 @@
 """The equivalences: objects that decide whether two completions mean the same."""
 
-from typing import Protocol
+import inspect
+from typing import Any, Protocol
 
 from trl_rlp.data.groups.embedding import EmbeddingEquivalence
 from trl_rlp.data.groups.nli import RULES, NLIEquivalence
@@ -15,6 +16,7 @@ __all__ = [
     "ExactMatch",
     "NLIEquivalence",
     "normalize_text",
+    "require_equivalence",
 ]
 
 
@@ -58,6 +60,29 @@ class Equivalence(Protocol):
         Returns:
             `list[bool]`: One per pair, whether the two mean the same.
         """
+
+
+def require_equivalence(equivalence: Any) -> None:
+    """
+    Checks that an object is an equivalence.
+
+    Args:
+        equivalence:
+            The user's object.
+
+    Raises:
+        TypeError: If it is a name or a class, or lacks a member of [`Equivalence`].
+    """
+    remedy = "Pass an object, for example `ExactMatch()` or `NLIEquivalence()`."
+    if isinstance(equivalence, str):
+        raise TypeError(f"`equivalence` must be an object, got {equivalence!r}. {remedy}")
+    if isinstance(equivalence, type):
+        raise TypeError(f"`equivalence` must be an object, got the class `{equivalence.__name__}`. {remedy}")
+    members = ("fingerprint", "normalize", "are_equivalent")
+    # Read statically, because a fingerprint may hash a whole model.
+    missing = [name for name in members if inspect.getattr_static(equivalence, name, None) is None]
+    if missing:
+        raise TypeError(f"`equivalence` is a `{type(equivalence).__name__}`, which lacks {missing}. {remedy}")
 
 
 class ExactMatch:

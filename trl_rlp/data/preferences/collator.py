@@ -136,13 +136,13 @@ class SyntheticPreferenceCollator:
         slots = [record * slots_per_record + j for j in range(slots_to_take) for record in records]
         view_by_prompt: dict[int, View] = {}
         for view in self.views.views(self._epoch.item(), slots):
-            view_by_prompt.setdefault(view.instruction, view)
+            view_by_prompt.setdefault(view.prompt_index, view)
         views = list(view_by_prompt.values())[: self.view_prompts_per_device]
         padded = self._collate([{"chosen_ids": view.first, "rejected_ids": view.second} for view in views])
         return {
             "view_input_ids": padded["input_ids"],  # (2 * V, view length)
             "view_attention_mask": padded["attention_mask"],
-            "view_prompt_indices": torch.tensor([view.instruction for view in views]),  # (V,)
+            "view_prompt_indices": torch.tensor([view.prompt_index for view in views]),  # (V,)
         }
 
 

@@ -167,16 +167,19 @@ def rlaif(samples: Dataset, settings: PairingSettings) -> tuple[list[Pair], Coun
     return _pair_by_labels(samples, settings, compute_probabilities)
 
 
-GENERATORS: dict[str, Callable[[Dataset, PairingSettings], tuple[list[Pair], Counter]]] = {
-    "spg": spg,
-    "select_all": select_all,
-    "reward": reward,
-    "rlaif": rlaif,
-}
-"""The methods, under the names that `synthesize_preferences` accepts."""
+Generator = Callable[[Dataset, PairingSettings], tuple[list[Pair], Counter]]
 
-GROUP_METHODS = ("spg", "select_all")
-"""The methods that group completions by meaning."""
+GROUP_GENERATORS: dict[str, Generator] = {"spg": spg, "select_all": select_all}
+"""The methods that group completions by meaning. They need groups, or an equivalence."""
+
+REWARD_GENERATORS: dict[str, Generator] = {"reward": reward}
+"""The methods that label pairs with a reward model."""
+
+JUDGE_GENERATORS: dict[str, Generator] = {"rlaif": rlaif}
+"""The methods that label pairs with a judge."""
+
+GENERATORS: dict[str, Generator] = {**GROUP_GENERATORS, **REWARD_GENERATORS, **JUDGE_GENERATORS}
+"""All methods, under the names that `synthesize_preferences` accepts. Each is in one of the dicts above."""
 
 
 def count_group_sizes(cluster_ids: list[int]) -> dict[int, int]:

@@ -15,7 +15,9 @@ from trl_rlp.data.preferences.mixing import mix_preferences
 from trl_rlp.data.preferences.pairing import (
     CHOSEN,
     GENERATORS,
-    GROUP_METHODS,
+    GROUP_GENERATORS,
+    JUDGE_GENERATORS,
+    REWARD_GENERATORS,
     Pair,
     PairingSettings,
     count_group_sizes,
@@ -190,16 +192,14 @@ def _add_ids(
         ids = batch_scoring_ids(processing_class, prompts, batch[side], finished)
         if max_length is not None:
             overlong = [count + (len(row) > max_length) for count, row in zip(overlong, ids, strict=True)]
-        # `tokenize_preferences` logs one count for all batches.
-        columns[f"{side}_ids"] = list(cut_prompts(ids, processing_class, max_length, log_count=False))
+        columns[f"{side}_ids"] = cut_prompts(ids, processing_class, max_length)
     if "candidates" in batch:
         columns["candidate_ids"] = [
             None if texts is None else batch_scoring_ids(processing_class, [prompt] * len(texts), texts, finished)
             for prompt, texts, finished in zip(prompts, batch["candidates"], batch["candidates_finished"], strict=True)
         ]
         columns["candidate_ids"] = [
-            ids and list(cut_prompts(ids, processing_class, max_length, log_count=False))
-            for ids in columns["candidate_ids"]
+            ids and cut_prompts(ids, processing_class, max_length) for ids in columns["candidate_ids"]
         ]
     return {**columns, "overlong": overlong}
 
@@ -211,7 +211,7 @@ def _check_options(method: str, chosen: str, threshold: float, keep_candidates: 
         raise ValueError(f"`chosen` must be one of {sorted(CHOSEN)}, got {chosen!r}.")
     if not 0 <= threshold <= 1:
         raise ValueError(f"`threshold` is a share of the completions and must be in [0, 1], got {threshold}. Try 0.5.")
-    if keep_candidates and method not in GROUP_METHODS:
+    if keep_candidates and method not in GROUP_GENERATORS:
         raise ValueError(
             f"`keep_candidates` must be False with `method`={method!r}, because this method labels one pair and knows "
             "no other candidates for the rejected side."
@@ -222,20 +222,22 @@ def _check_options(method: str, chosen: str, threshold: float, keep_candidates: 
 
 def _check_labelers(samples: Dataset, method: str, settings: PairingSettings) -> None:
     has_groups = {"cluster_ids", "confidence"} <= set(samples.column_names)
-    needs_groups = method in GROUP_METHODS
+    needs_groups = method in GROUP_GENERATORS
     if needs_groups and settings.equivalence is None and not has_groups:
         raise ValueError(
             f"`equivalence` is None, but `method`={method!r} groups completions by meaning. Pass an equivalence from "
             "`trl_rlp.data.groups`, or samples that `cluster` has grouped."
         )
-    if settings.rewards is None and (method == "reward" or (needs_groups and settings.chosen == "reward")):
+    needs_rewards = method in REWARD_GENERATORS or (needs_groups and settings.chosen == "reward")
+    if settings.rewards is None and needs_rewards:
         raise ValueError(
             f"`reward_model` is None, but `method`={method!r} with `chosen`={settings.chosen!r} scores completions. "
             'Pass the reward model. Methods with groups also accept `chosen="random"`.'
         )
-    if method == "rlaif" and settings.judge is None:
+    if method in JUDGE_GENERATORS and settings.judge is None:
         raise ValueError(
-            '`judge` is None, but `method`="rlaif" needs a judge for its labels. Pass one from `trl_rlp.data.judges`.'
+            f"`judge` is None, but `method`={method!r} needs a judge for its labels. Pass one from "
+            "`trl_rlp.data.judges`."
         )
 
 

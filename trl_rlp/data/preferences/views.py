@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from trl_rlp.data.normalization import normalize_text
-from trl_rlp.data.scoring import batch_scoring_ids, cut_prompts
+from trl_rlp.data.scoring import batch_scoring_ids, count_overlong, cut_prompts, warn_of_cut_prompts
 from trl_rlp.data.validation import require_columns, require_samples
 
 
@@ -24,7 +24,7 @@ class View(NamedTuple):
     Two views of a prompt.
 
     Args:
-        instruction (`int`):
+        prompt_index (`int`):
             Row of the prompt in the samples.
         first (`list[int]`):
             Token ids of the first view.
@@ -32,7 +32,7 @@ class View(NamedTuple):
             Token ids of the second view.
     """
 
-    instruction: int
+    prompt_index: int
     first: list[int]
     second: list[int]
 
@@ -175,14 +175,16 @@ def _tokenize(
         The token ids of all completions in one array, and the position where each completion starts. Arrays are
         compact, and data-loader workers share them.
     """
-    rows = cut_prompts(_tokenize_in_batches(samples, processing_class), processing_class, max_length)
-    chunks = [np.array(row, dtype=np.int32) for row in rows]
+    chunks: list[np.ndarray] = []
+    overlong = 0
+    for rows in _tokenize_in_batches(samples, processing_class):
+        overlong += count_overlong(rows, max_length)
+        chunks += [np.array(row, dtype=np.int32) for row in cut_prompts(rows, processing_class, max_length)]
+    warn_of_cut_prompts(overlong, len(chunks), max_length)
     return np.concatenate(chunks), np.cumsum([0, *map(len, chunks)])
 
 
-def _tokenize_in_batches(samples: Dataset, processing_class: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+def _tokenize_in_batches(samples: Dataset, processing_class: PreTrainedTokenizerBase) -> Iterator[list[list[int]]]:
     for batch in samples.select_columns(["prompt", "completions", "finished"]).iter(_ROWS_PER_CALL):
         prompts = [prompt for prompt, texts in zip(batch["prompt"], batch["completions"], strict=True) for _ in texts]
-        yield from batch_scoring_ids(
-            processing_class, prompts, sum(batch["completions"], []), sum(batch["finished"], [])
-        )
+        yield batch_scoring_ids(processing_class, prompts, sum(batch["completions"], []), sum(batch["finished"], []))

@@ -22,8 +22,6 @@ from trl_rlp.storage.shards import Record, cut_shards, work_in_shards
 
 
 Prompt = str | list[dict[str, str]]
-SHARDS = "shards"
-"""Name of the folder of shards, next to the file of the samples."""
 
 
 def sample_completions(

@@ -9,7 +9,8 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from trl_rlp.trainer.gradients import average_gradients
-from trl_rlp.trainer.ppo.finite_guard import FiniteGuard
+from trl_rlp.trainer.ppo.finite_guard import FiniteGuard, drop_gradients
+from trl_rlp.trainer.ppo.ppo_checkpoints import PPOState
 from trl_rlp.trainer.ppo.ppo_config import PPOConfig
 from trl_rlp.trainer.ppo.token_models import Critic
 
@@ -28,6 +29,8 @@ class CriticOptimizer(TrainerCallback):
             Configuration of the run.
         accelerator (`accelerate.Accelerator`):
             The trainer's accelerator.
+        ppo_state ([`PPOState`]):
+            Number of rollouts, for the warm-up of the critic.
         guard ([`FiniteGuard`]):
             Decides whether a step is taken.
         optimizer_class (`type`):
@@ -50,12 +53,13 @@ class CriticOptimizer(TrainerCallback):
         critic: Critic,
         args: PPOConfig,
         accelerator: Accelerator,
+        ppo_state: PPOState,
         guard: FiniteGuard,
         optimizer_class: type[torch.optim.Optimizer],
         optimizer_kwargs: dict[str, Any],
         decay_parameters: Collection[str],
     ):
-        self.accelerator, self.guard = accelerator, guard
+        self.accelerator, self.ppo_state, self.guard = accelerator, ppo_state, guard
         self.learning_rate = args.value_learning_rate or args.learning_rate
         trainable = {name: parameter for name, parameter in critic.named_parameters() if parameter.requires_grad}
         groups = [
@@ -81,15 +85,12 @@ class CriticOptimizer(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: PPOConfig, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Updates the critic. If the guard refuses the step, drops the gradients of critic and policy instead."""
+        """Updates the critic, unless the guard refuses the step. During the warm-up the policy is not updated."""
         policy = kwargs["model"]
         if not self.guard.check_step((policy, self.critic)):
-            _drop_gradients(policy)
-            self.optimizer.zero_grad()
-            self.guard.count_skipped_step()
             return
-        if self.guard.state.rollouts <= args.value_warmup_rollouts:
-            _drop_gradients(policy)
+        if self.ppo_state.rollouts <= args.value_warmup_rollouts:
+            drop_gradients(policy)
         self._step(args, kwargs["lr_scheduler"])
 
     def _step(self, args: PPOConfig, lr_scheduler: Any) -> None:
@@ -104,9 +105,3 @@ class CriticOptimizer(TrainerCallback):
             group["lr"] = factor * self.learning_rate
         self.optimizer.step()
         self.optimizer.zero_grad()
-
-
-def _drop_gradients(module: nn.Module) -> None:
-    """Sets gradients to `None`. Optimizers skip such parameters. Gradients of 0 would still change the momenta."""
-    for parameter in module.parameters():
-        parameter.grad = None

@@ -1,16 +1,12 @@
-"""The experience of a rollout: the tensors that PPO trains on, computed from completions and scores."""
+"""A rollout: the tensors that PPO trains on, and their split into micro-batches."""
 
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from accelerate import Accelerator
 
-from trl_rlp.losses.kl import kl_estimate, locate_after_last_token, locate_last_token, token_rewards
-from trl_rlp.losses.ppo import generalized_advantages, masked_moments, pooled_mean_and_variance, whiten
-from trl_rlp.trainer.ppo.ppo_checkpoints import PPOState
 from trl_rlp.trainer.ppo.ppo_config import PPOConfig
-from trl_rlp.trainer.ppo.token_models import TokenModels, join_tokens
 
 
 @dataclass
@@ -83,183 +79,95 @@ class Experience:
         return self.advantages.isfinite().all() & self.returns.isfinite().all()
 
 
-def build_experience(
-    generated: dict[str, torch.Tensor],
-    scores: torch.Tensor,
-    models: TokenModels,
-    state: PPOState,
-    finish_token_ids: list[int],
-    pad_token_id: int,
-) -> Experience:
+class MicroBatch(NamedTuple):
     """
-    Builds the experience of a rollout: evaluates the tokens, and computes token rewards and advantages from scores.
+    One forward and backward pass of PPO.
 
     Args:
-        generated (`dict[str, torch.Tensor]`):
-            Tensors from GRPO: `prompt_ids` and `prompt_mask` of shape `(batch, prompt_length)`, `completion_ids` and
-            `completion_mask` of shape `(batch, length)`, and with vLLM `importance_sampling_ratio`.
-        scores (`torch.Tensor` of shape `(batch,)`):
-            Weighted sum of the reward functions.
-        models ([`TokenModels`]):
-            Policy, reference policy and critic.
-        state ([`PPOState`]):
-            Provides `kl_coef`. Its statistics of scores are updated.
-        finish_token_ids (`list[int]`):
-            Tokens that finish a completion.
-        pad_token_id (`int`):
-            Pad token of the policy. With `score_position="after_last_token"` a completion ends before it.
-
-    Returns:
-        [`Experience`]: The rollout of this process.
+        experience ([`Experience`]):
+            Some completions of the rollout.
+        policy_normalizer (`torch.Tensor`):
+            Scalar by which the summed policy loss is divided.
+        value_normalizer (`torch.Tensor`):
+            Scalar by which the summed value loss is divided.
     """
-    args, accelerator = models.args, models.accelerator
-    completion_ids, mask = generated["completion_ids"], generated["completion_mask"].bool()
-    finished = contains_token(completion_ids, mask, finish_token_ids)
-    if args.score_position == "after_last_token":
-        mask = mask & mask_before_pad(completion_ids, pad_token_id)
-    tokens = join_tokens(generated["prompt_ids"], generated["prompt_mask"], completion_ids, mask)
-    log_probs, ref_log_probs, values = models.evaluate_rollout(tokens)  # (batch, length) each
-    scores = shape_scores(scores, finished, args, state, accelerator)
-    kl = kl_estimate(log_probs, ref_log_probs, args.kl_estimator).masked_fill(~mask, 0)  # (batch, length)
-    advantages, returns, value_mask = compute_advantages(scores, kl, values, mask, args, state.kl_coef, accelerator)
-    return Experience(
-        prompt_ids=generated["prompt_ids"],
-        prompt_mask=generated["prompt_mask"],
-        completion_ids=completion_ids,
-        completion_mask=mask,
-        old_log_probs=log_probs,
-        advantages=advantages,
-        importance_sampling_ratio=generated.get("importance_sampling_ratio"),
-        old_values=values,
-        returns=returns,
-        value_mask=value_mask,
-        scores=scores,
-        finished=finished,
-        kl=kl,
-        kl_rewards=-state.kl_coef * kl,
-    )
+
+    experience: Experience
+    policy_normalizer: torch.Tensor
+    value_normalizer: torch.Tensor
 
 
-def contains_token(completion_ids: torch.Tensor, completion_mask: torch.Tensor, token_ids: list[int]) -> torch.Tensor:
+class Rollout:
     """
-    Checks which completions contain at least one of the given tokens.
+    Splits a rollout into micro-batches. Each PPO epoch uses the whole rollout, in a new random order.
+
+    The order is drawn with PyTorch's global CPU generator.
 
     Args:
-        completion_ids (`torch.Tensor` of shape `(batch, length)`):
-            Token ids.
-        completion_mask (`torch.Tensor` of shape `(batch, length)`):
-            Boolean, `True` at tokens.
-        token_ids (`list[int]`):
-            Tokens to look for, for example stop tokens.
-
-    Returns:
-        `torch.Tensor` of shape `(batch,)`: Boolean, `True` for completions with such a token.
-    """
-    wanted = torch.tensor(token_ids, device=completion_ids.device)
-    return (torch.isin(completion_ids, wanted) & completion_mask).any(dim=1)
-
-
-def mask_before_pad(completion_ids: torch.Tensor, pad_token_id: int) -> torch.Tensor:
-    """
-    Computes TRL 1.12's mask of completions, which selects the tokens before the first pad token.
-
-    A pad token that the policy sampled also ends the completion. If the pad token is the EOS token, the mask excludes
-    EOS.
-
-    Args:
-        completion_ids (`torch.Tensor` of shape `(batch, length)`):
-            Token ids.
-        pad_token_id (`int`):
-            The pad token.
-
-    Returns:
-        `torch.Tensor` of shape `(batch, length)`: Boolean, `True` before the first pad token.
-    """
-    return (completion_ids == pad_token_id).cumsum(dim=1) == 0
-
-
-def shape_scores(
-    scores: torch.Tensor, finished: torch.Tensor, args: PPOConfig, state: PPOState, accelerator: Accelerator
-) -> torch.Tensor:
-    """
-    Normalizes the scores, clips them, and subtracts the penalty for completions without a stop token.
-
-    Args:
-        scores (`torch.Tensor` of shape `(batch,)`):
-            Weighted sum of the reward functions.
-        finished (`torch.Tensor` of shape `(batch,)`):
-            Boolean, whether the completion has a stop token.
-        args ([`PPOConfig`]):
-            Provides `normalize_rewards`, `reward_clip` and `missing_eos_penalty`.
-        state ([`PPOState`]):
-            Its statistics of scores are updated.
-        accelerator (`accelerate.Accelerator`):
-            The trainer's accelerator.
-
-    Returns:
-        `torch.Tensor` of shape `(batch,)`: Scores to add to the token rewards.
-    """
-    if args.normalize_rewards:
-        # Scores that are not finite must not enter the statistics of the whole run.
-        moments = masked_moments(scores[:, None], scores.isfinite()[:, None])
-        scores = scores / state.add_scores(accelerator.gather(moments[None]))
-    if args.reward_clip is not None:
-        clipped = scores.clamp(-args.reward_clip, args.reward_clip)
-        scores = clipped.where(scores.isfinite(), torch.nan)  # an overflow must not become the best score
-    if args.missing_eos_penalty is not None:
-        scores = scores - args.missing_eos_penalty * ~finished
-    return scores
-
-
-def compute_advantages(
-    scores: torch.Tensor,
-    kl: torch.Tensor,
-    values: torch.Tensor,
-    mask: torch.Tensor,
-    args: PPOConfig,
-    kl_coef: float,
-    accelerator: Accelerator,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """
-    Computes advantages and returns. Whitening uses the mean and standard deviation over all processes.
-
-    Args:
-        scores (`torch.Tensor` of shape `(batch,)`):
-            Result of [`shape_scores`].
-        kl (`torch.Tensor` of shape `(batch, length)`):
-            KL divergence of each token in nats, 0 outside `mask`.
-        values (`torch.Tensor` of shape `(batch, length)`):
-            Values of the critic.
-        mask (`torch.Tensor` of shape `(batch, length)`):
-            Boolean, `True` at the tokens of the completions, which are padded on the right.
+        experience ([`Experience`]):
+            The rollout of this process.
         args ([`PPOConfig`]):
             Configuration of the run.
-        kl_coef (`float`):
-            Weight of the KL divergence in this rollout.
+        accelerator (`accelerate.Accelerator`):
+            The trainer's accelerator.
+    """
+
+    def __init__(self, experience: Experience, args: PPOConfig, accelerator: Accelerator):
+        self.experience = experience
+        orders = torch.stack([torch.randperm(len(experience)) for _ in range(args.num_ppo_epochs)])  # (epochs, batch)
+        self._micro_batches = orders.reshape(-1, args.per_device_train_batch_size)  # (micro-batches, rows)
+        self._normalizers = compute_normalizers(experience, self._micro_batches, args, accelerator)
+        self._num_dealt = 0
+
+    @property
+    def is_used_up(self) -> bool:
+        """Whether all micro-batches have been used."""
+        return self._num_dealt == len(self._micro_batches)
+
+    def next_micro_batch(self) -> MicroBatch:
+        """
+        Returns the next micro-batch.
+
+        Returns:
+            [`MicroBatch`]: The micro-batch, without columns that are padding in all of its rows.
+
+        Raises:
+            IndexError: If the rollout is used up.
+        """
+        rows = self._micro_batches[self._num_dealt].to(self.experience.completion_ids.device)
+        micro_batch = MicroBatch(self.experience.select(rows), *self._normalizers[self._num_dealt])
+        self._num_dealt += 1
+        return micro_batch
+
+
+def compute_normalizers(
+    experience: Experience, micro_batches: torch.Tensor, args: PPOConfig, accelerator: Accelerator
+) -> torch.Tensor:
+    """
+    Computes the divisors of the summed losses of each micro-batch.
+
+    The trainer sums the losses of the micro-batches of a step and averages over processes. The loss should be the mean
+    over all tokens of the step. The divisor is therefore the number of tokens of the whole step on all processes,
+    divided by the number of processes.
+
+    Args:
+        experience ([`Experience`]):
+            The rollout of this process.
+        micro_batches (`torch.Tensor` of shape `(micro_batches, rows)`):
+            Indices of completions.
+        args ([`PPOConfig`]):
+            Provides `loss_normalization` and `gradient_accumulation_steps`.
         accelerator (`accelerate.Accelerator`):
             The trainer's accelerator.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor, torch.Tensor]` of shape `(batch, length)` each: Whitened advantages,
-        returns, and the mask of the values.
+        `torch.Tensor` of shape `(micro_batches, 2)`: The divisors of the policy loss and of the value loss.
     """
-    if args.score_position == "after_last_token":
-        positions, value_mask = locate_after_last_token(mask)
-    else:
-        positions, value_mask = locate_last_token(mask), mask
-    rewards = token_rewards(scores, kl, mask, kl_coef, positions)
-    if args.whiten_rewards:
-        rewards = _whiten_over_processes(rewards, value_mask, args, accelerator, shift_mean=False)
-    advantages, returns = generalized_advantages(rewards, values, value_mask, args.gamma, args.lam)
-    return _whiten_over_processes(advantages, mask, args, accelerator), returns, value_mask
-
-
-def _whiten_over_processes(
-    values: torch.Tensor, mask: torch.Tensor, args: PPOConfig, accelerator: Accelerator, shift_mean: bool = True
-) -> torch.Tensor:
-    moments = accelerator.gather(masked_moments(values, mask)[None])  # (processes, 3)
-    if moments[:, 0].sum() < 2:
-        # The last evaluation batch may be a single token, which has no standard deviation.
-        return values.masked_fill(~mask, 0) * (not shift_mean)
-    mean, variance = pooled_mean_and_variance(moments, unbiased=args.unbiased_whitening)
-    return whiten(values, mask, mean, variance, shift_mean)
+    masks = (experience.completion_mask, experience.value_mask)
+    lengths = torch.stack([mask.sum(dim=1) for mask in masks], dim=1)  # (batch, 2)
+    counts = lengths[micro_batches.to(lengths.device)].sum(dim=1).float()  # (micro_batches, 2)
+    if args.loss_normalization == "micro_batch":
+        return counts * args.gradient_accumulation_steps
+    steps = counts.view(-1, args.gradient_accumulation_steps, 2).sum(dim=1)  # (steps, 2)
+    steps = accelerator.reduce(steps, reduction="sum") / accelerator.num_processes
+    return steps.repeat_interleave(args.gradient_accumulation_steps, dim=0)  # (micro_batches, 2)

@@ -1,6 +1,6 @@
 """The guard against NaN and infinity: it skips rollouts and optimizer steps, and stops a run that does not recover."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 from accelerate import Accelerator
@@ -36,7 +36,7 @@ class FiniteGuard:
 
     def check_rollout(self, experience: Experience) -> bool:
         """
-        Counts a rollout and checks it. All processes must call this.
+        Checks a rollout. All processes must call this.
 
         Args:
             experience ([`Experience`]):
@@ -48,7 +48,6 @@ class FiniteGuard:
         Raises:
             RuntimeError: If this is the third bad rollout or step in a row.
         """
-        self.state.rollouts += 1
         self._is_good_rollout = self._everywhere(bool(experience.is_finite()))
         if not self._is_good_rollout:
             self._count_bad("a rollout's scores, log-probabilities or values")
@@ -69,35 +68,34 @@ class FiniteGuard:
         self._are_losses_finite &= is_finite
         return is_finite
 
-    def check_step(self, modules: Iterable[nn.Module]) -> bool:
+    def check_step(self, modules: Sequence[nn.Module]) -> bool:
         """
-        Checks losses and gradients before an optimizer step. All processes must call this.
+        Checks losses and gradients before an optimizer step. If one is not finite, drops all gradients of the step, so
+        that the optimizers skip it. All processes must call this.
 
         Args:
-            modules (`Iterable[nn.Module]`):
+            modules (`Sequence[nn.Module]`):
                 Modules with the gradients of the step.
 
         Returns:
-            `bool`: Whether the step may be taken. If not, call [`FiniteGuard.count_skipped_step`].
+            `bool`: Whether the step may be taken.
+
+        Raises:
+            RuntimeError: If this is the third bad rollout or step in a row.
         """
         is_good = self._is_good_rollout and self._are_gradients_good(modules)
         self._are_losses_finite = True
         if is_good:
             self.state.bad_in_a_row = 0
-        return is_good
-
-    def count_skipped_step(self) -> None:
-        """
-        Counts a step that was skipped.
-
-        Raises:
-            RuntimeError: If this is the third bad rollout or step in a row.
-        """
+            return True
+        for module in modules:
+            drop_gradients(module)
         self.state.skipped_steps += 1
         if self._is_good_rollout:  # a bad rollout has been counted already
             self._count_bad("the loss or its gradient")
+        return False
 
-    def _are_gradients_good(self, modules: Iterable[nn.Module]) -> bool:
+    def _are_gradients_good(self, modules: Sequence[nn.Module]) -> bool:
         gradients = [p.grad for module in modules for p in module.parameters() if p.grad is not None]
         # The norm reads each gradient once. With sharded gradients, it is a collective operation of all processes.
         is_finite = bool(nn.utils.get_total_norm(gradients).isfinite())
@@ -118,3 +116,17 @@ class FiniteGuard:
                 f"{MAX_BAD_IN_A_ROW} times in a row {what} were not finite. Resume from the last good checkpoint "
                 f"({checkpoint or 'none yet'}) with a lower `learning_rate`, or check the reward functions."
             )
+
+
+def drop_gradients(module: nn.Module) -> None:
+    """
+    Sets the gradients of a module to `None`, so that optimizers skip its parameters.
+
+    Gradients of 0 would still change the parameters, through the momenta.
+
+    Args:
+        module (`nn.Module`):
+            Changed in place.
+    """
+    for parameter in module.parameters():
+        parameter.grad = None

@@ -1,9 +1,11 @@
 """Checks of the arguments of the PPO trainer, before any work."""
 
 from collections.abc import Sequence
+from dataclasses import MISSING, fields
 
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
+from torch import nn
 from transformers import DataCollator, DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -16,6 +18,61 @@ from trl_rlp.trainer.ppo.ppo_setup import max_prompt_length
 logger = logging.get_logger(__name__)
 
 Prompts = Dataset | IterableDataset
+
+
+def require_config(args: PPOConfig, config_class: type[PPOConfig], trainer_name: str) -> None:
+    """
+    Checks the class of a configuration, and that it sets no field that the trainer does not read.
+
+    Args:
+        args ([`PPOConfig`]):
+            Configuration of the run.
+        config_class (`type`):
+            Configuration class of the trainer.
+        trainer_name (`str`):
+            Name of the trainer, for the message.
+
+    Raises:
+        TypeError: If `args` is not of this class.
+        ValueError: If a field that only a subclass has is not at its default.
+    """
+    if not isinstance(args, config_class):
+        raise TypeError(
+            f"`args` must be a `{config_class.__name__}` for `{trainer_name}`, got `{type(args).__name__}`. It takes "
+            "the same fields and more."
+        )
+    known = {entry.name for entry in fields(config_class)}
+    unknown = [entry for entry in fields(args) if entry.name not in known and entry.default is not MISSING]
+    ignored = [entry.name for entry in unknown if getattr(args, entry.name) not in (entry.default, {})]
+    if ignored:
+        raise ValueError(
+            f"`{trainer_name}` ignores {ignored} of `{type(args).__name__}`. Use the trainer of that configuration."
+        )
+
+
+def require_fit(
+    args: PPOConfig,
+    model: PreTrainedModel | PeftModel,
+    processing_class: PreTrainedTokenizerBase,
+    *,
+    ref_model: PreTrainedModel | None,
+    reward_model: PreTrainedModel | PeftModel | None,
+    value_model: PreTrainedModel | None,
+    reward_funcs: Sequence[RewardSource],
+    train_dataset: Prompts | None,
+    eval_dataset: Prompts | dict[str, Prompts] | None,
+    peft_config: PeftConfig | None,
+) -> None:
+    """
+    Checks that the arguments of [`PPOTrainer`] fit together. The arguments are the trainer's.
+
+    Raises:
+        TypeError: If a dataset has another type.
+        ValueError: If models, adapters or prompts do not fit together.
+    """
+    require_models(model, ref_model, reward_model, value_model, reward_funcs, processing_class)
+    require_datasets({"train_dataset": train_dataset, "eval_dataset": eval_dataset}, model, processing_class, args)
+    require_adapters(model, ref_model, peft_config, args)
 
 
 def require_models(
@@ -44,6 +101,7 @@ def require_models(
             Tokenizer of the policy.
 
     Raises:
+        TypeError: If `reward_model` is a function.
         ValueError: If two models are the same object, there is no reward, or a model lacks tokens of the policy.
     """
     if ref_model is model:
@@ -56,6 +114,8 @@ def require_models(
             "`value_model` is also the policy, the reference policy or the reward model, but it is trained "
             "separately. Pass None for a copy of the reward model, or load it separately."
         )
+    if reward_model is not None and callable(reward_model) and not isinstance(reward_model, nn.Module):
+        raise TypeError("`reward_model` is a function. Pass functions in `reward_funcs`.")
     if reward_model is None and not reward_funcs:
         raise ValueError("`reward_model` is None and there are no `reward_funcs`. Pass one of them.")
     vocabulary_size = model.get_input_embeddings().weight.shape[0]
@@ -126,6 +186,7 @@ def require_datasets(
             Configuration of the run.
 
     Raises:
+        TypeError: If a dataset has another type.
         ValueError: If a stream is empty, a column is missing, or token ids do not fit the policy.
     """
     named: dict[str, Prompts] = {}
@@ -135,6 +196,11 @@ def require_datasets(
         elif dataset is not None:
             named[name] = dataset
     for name, dataset in named.items():
+        if not isinstance(dataset, Dataset | IterableDataset):
+            raise TypeError(
+                f"`{name}` must be a `Dataset` or an `IterableDataset`, got `{type(dataset).__name__}`. Convert "
+                "it, for example with `Dataset.from_list`."
+            )
         if isinstance(dataset, IterableDataset):
             if next(iter(dataset.take(1)), None) is None:
                 raise ValueError(f"`{name}` is an empty stream. Pass at least one row.")

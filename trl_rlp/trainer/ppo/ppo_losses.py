@@ -10,8 +10,8 @@ from trl_rlp.losses.ppo import (
     policy_is_clipped,
     value_is_clipped,
 )
+from trl_rlp.trainer.ppo.experience import MicroBatch
 from trl_rlp.trainer.ppo.ppo_config import PPOConfig
-from trl_rlp.trainer.ppo.rollout import MicroBatch
 
 
 LOSS_METRICS = (

@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from trl_rlp.data.sampling.in_process import get_eos_token_ids
+from trl_rlp.storage.artifacts import CAUSAL_LM, load_complete_model
 from trl_rlp.trainer.ppo.ppo_config import PPOConfig
 from trl_rlp.trainer.score_head import add_score_head, find_score_layers
 
@@ -36,7 +37,9 @@ def prepare_policy(
         `tuple`: The policy and its tokenizer.
     """
     if isinstance(model, str):
-        model = AutoModelForCausalLM.from_pretrained(model, **{"dtype": "float32", **(args.model_init_kwargs or {})})
+        model = load_complete_model(
+            AutoModelForCausalLM, model, CAUSAL_LM, **{"dtype": "float32", **(args.model_init_kwargs or {})}
+        )
     if args.disable_dropout:
         disable_dropout(model)  # TRL disables `nn.Dropout` only
     return model, processing_class or AutoTokenizer.from_pretrained(model.name_or_path)

@@ -2,6 +2,7 @@
 
 import copy
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -21,11 +22,12 @@ from trl_rlp.rewards.reward_function import RewardFunction
 from trl_rlp.rewards.reward_sources import RewardSource, build_reward_functions, list_reward_sources
 from trl_rlp.rewards.standardization import standardize
 from trl_rlp.trainer.checkpoints import completed_steps, resolve_checkpoint
+from trl_rlp.trainer.ppo.advantages import build_experience
 from trl_rlp.trainer.ppo.critic_optimizer import CriticOptimizer
-from trl_rlp.trainer.ppo.experience import Experience, build_experience
+from trl_rlp.trainer.ppo.experience import Experience, MicroBatch, Rollout
 from trl_rlp.trainer.ppo.finite_guard import FiniteGuard
 from trl_rlp.trainer.ppo.ppo_checkpoints import PPOState, RolloutCheckpoints
-from trl_rlp.trainer.ppo.ppo_checks import require_adapters, require_datasets, require_models, warn_of_collator
+from trl_rlp.trainer.ppo.ppo_checks import Prompts, require_config, require_fit, warn_of_collator
 from trl_rlp.trainer.ppo.ppo_config import PPOConfig
 from trl_rlp.trainer.ppo.ppo_log import ROLLOUT_METRICS, add_ratio_variance, rollout_metrics
 from trl_rlp.trainer.ppo.ppo_losses import LOSS_METRICS, ppo_loss
@@ -39,14 +41,10 @@ from trl_rlp.trainer.ppo.ppo_setup import (
     resolve_stop_tokens,
 )
 from trl_rlp.trainer.ppo.prompt_order import RolloutSampler, get_data_seed, repeat_stream
-from trl_rlp.trainer.ppo.rollout import MicroBatch, Rollout
 from trl_rlp.trainer.ppo.rollout_steps import RolloutScheduler, rollouts_to_steps
 from trl_rlp.trainer.ppo.sample_generations import SampleGenerations, print_table
 from trl_rlp.trainer.ppo.token_models import Critic, TokenModels, join_tokens
 from trl_rlp.trainer.term_log import TermLog
-
-
-Prompts = Dataset | IterableDataset
 
 
 class PPOTrainer(GRPOTrainer):
@@ -132,6 +130,7 @@ class PPOTrainer(GRPOTrainer):
         "journal={arXiv preprint arXiv:1707.06347}, year={2017}}",
     }
 
+    _config_class = PPOConfig
     _rollout: Rollout | None = None
     _scores: torch.Tensor | None = None
     _printed_rows: list[dict[str, Any]] | None = None
@@ -156,11 +155,21 @@ class PPOTrainer(GRPOTrainer):
         reward_processing_class: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase | None] | None = None,
         value_peft_config: PeftConfig | None = None,
     ):
+        require_config(args, self._config_class, type(self).__name__)
         reward_funcs = list_reward_sources(reward_funcs)
         model, processing_class = prepare_policy(model, processing_class, args)
-        require_models(model, ref_model, reward_model, value_model, reward_funcs, processing_class)
-        require_datasets({"train_dataset": train_dataset, "eval_dataset": eval_dataset}, model, processing_class, args)
-        require_adapters(model, ref_model, peft_config, args)
+        require_fit(
+            args,
+            model,
+            processing_class,
+            ref_model=ref_model,
+            reward_model=reward_model,
+            value_model=value_model,
+            reward_funcs=reward_funcs,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            peft_config=peft_config,
+        )
         warn_of_collator(data_collator)
         if args.model_adapter_name is not None:
             model.set_adapter(args.model_adapter_name)
@@ -169,10 +178,11 @@ class PPOTrainer(GRPOTrainer):
             ref_model = copy.deepcopy(model)
         self.reward_model = reward_model
         self._resolve_tokens(model, processing_class, args)
-        policy = processing_class, self._vocabulary_size, self._finish_token_ids, args.device
         super().__init__(
             model=model,
-            reward_funcs=build_reward_functions(reward_model, reward_funcs, reward_processing_class, *policy),
+            reward_funcs=self._build_reward_functions(
+                reward_model, reward_funcs, reward_processing_class, processing_class, args
+            ),
             args=rollouts_to_steps(args, train_dataset),
             train_dataset=repeat_stream(train_dataset, get_data_seed(args) if args.shuffle_dataset else None),
             eval_dataset=eval_dataset,
@@ -200,6 +210,24 @@ class PPOTrainer(GRPOTrainer):
         self._vocabulary_size = model.get_input_embeddings().weight.shape[0]
         self._max_prompt_length = max_prompt_length(model, args)
 
+    def _build_reward_functions(
+        self,
+        reward_model: PreTrainedModel | None,
+        reward_funcs: list[RewardSource],
+        reward_processing_class: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase | None] | None,
+        processing_class: PreTrainedTokenizerBase,
+        args: PPOConfig,
+    ) -> list[Callable[..., list[float]]]:
+        return build_reward_functions(
+            reward_model,
+            reward_funcs,
+            reward_processing_class,
+            processing_class=processing_class,
+            vocabulary_size=self._vocabulary_size,
+            eos_token_ids=self._finish_token_ids,
+            device=args.device,
+        )
+
     def _set_stop_tokens(self) -> None:
         """Makes generation end at our stop tokens instead of TRL's."""
         self.eos_token_ids = self._stop_token_ids
@@ -220,6 +248,7 @@ class PPOTrainer(GRPOTrainer):
             critic,
             self.args,
             self.accelerator,
+            self.ppo_state,
             self._guard,
             *self.get_optimizer_cls_and_kwargs(self.args),
             decay_parameters=self.get_decay_parameter_names(critic),
@@ -279,9 +308,11 @@ class PPOTrainer(GRPOTrainer):
             self._standardize_rewards()
         self._rollout = None
         self._start_time, self._first_rollout = time.time(), self.ppo_state.rollouts
-        # It must be the last callback. A later one could request a checkpoint within a rollout.
-        self.remove_callback(self._checkpoints)
-        self.add_callback(self._checkpoints)
+        # These must be the last callbacks. A later one could change gradients that the guard has checked, or request a
+        # checkpoint within a rollout.
+        for callback in (self._critic_optimizer, self._checkpoints):
+            self.remove_callback(callback)
+            self.add_callback(callback)
         prompts = self.train_dataset
         is_complete = checkpoint is not None and completed_steps(checkpoint) >= self.args.max_steps
         if is_complete and isinstance(prompts, IterableDataset):
@@ -357,6 +388,7 @@ class PPOTrainer(GRPOTrainer):
         if not is_training:
             self._term_logs["eval"].add(metrics)
             return {"loss": -metrics["objective/rlhf_reward"]}
+        self.ppo_state.rollouts += 1
         self._log_advantages(experience)
         if self._guard.check_rollout(experience):
             self._term_logs["train"].add(metrics)

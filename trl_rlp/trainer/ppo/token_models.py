@@ -95,11 +95,17 @@ class Critic(nn.Module):
             decoder-only classifiers.
 
     Raises:
-        ValueError: If `num_labels` is not 1, or the model has no score layer with a known name.
+        ValueError: If the model is a language model, `num_labels` is not 1, or it has no score layer with a known
+            name.
     """
 
     def __init__(self, model: PreTrainedModel | PeftModel):
         super().__init__()
+        if model.get_output_embeddings() is not None:
+            raise ValueError(
+                f"`value_model` is a `{type(model).__name__}`, a language model, but values come from a sequence "
+                "classifier. Leave it at None, or load it with `AutoModelForSequenceClassification`."
+            )
         if model.config.num_labels != 1:
             raise ValueError(
                 f"`value_model` has `num_labels`={model.config.num_labels}, but a value is one number. Load it with "

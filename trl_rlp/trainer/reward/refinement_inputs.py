@@ -8,6 +8,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import DataCollator, PreTrainedModel, PreTrainedTokenizerBase
 
+from trl_rlp.data.groups.equivalence import require_equivalence
 from trl_rlp.data.preferences.collator import SyntheticPreferenceCollator
 from trl_rlp.data.validation import require_columns, require_samples
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
@@ -87,11 +88,8 @@ class RefinementInputs:
                 f"`labeling_reward_model` must be a model, got `{type(self.labeling_reward_model).__name__}`. Load "
                 "it with `AutoModelForSequenceClassification.from_pretrained`."
             )
-        if isinstance(self.equivalence, str):
-            raise TypeError(
-                f"`equivalence` must be an object, got {self.equivalence!r}. Pass for example `ExactMatch()` or "
-                "`NLIEquivalence()`."
-            )
+        if self.equivalence is not None:
+            require_equivalence(self.equivalence)
 
     def _check_shared_weights(self, model: str | nn.Module) -> None:
         if self.labeling_reward_model is None or isinstance(model, str):

@@ -1,0 +1,63 @@
+from dataclasses import dataclass
+
+import pytest
+
+from trl_rlp.cli import main
+from trl_rlp.cli.arguments import BUILDERS, EquivalenceArguments, parse
+from trl_rlp.data.groups.equivalence import EQUIVALENCES, EmbeddingEquivalence, ExactMatch, NLIEquivalence
+
+
+def test_every_equivalence_has_a_builder():
+    assert list(BUILDERS) == list(EQUIVALENCES)
+
+
+def test_arguments_reach_the_equivalence(monkeypatch):
+    monkeypatch.setattr("trl_rlp.cli.arguments.NLIEquivalence", lambda *args, **kwargs: (NLIEquivalence, args, kwargs))
+    monkeypatch.setattr(
+        "trl_rlp.cli.arguments.EmbeddingEquivalence", lambda *args, **kwargs: (EmbeddingEquivalence, args, kwargs)
+    )
+    arguments = {"equivalence_model": "model", "equivalence_rule": "rule", "equivalence_cache": "cache"}
+    built = {
+        name: EquivalenceArguments(equivalence=name, embedding_threshold=0.5, **arguments).build() for name in BUILDERS
+    }
+    assert built["nli"] == (NLIEquivalence, ("model",), {"rule": "rule", "cache": "cache"})
+    assert built["embedding"] == (EmbeddingEquivalence, ("model",), {"threshold": 0.5})
+    assert isinstance(built["exact"], ExactMatch)
+
+
+def test_an_embedding_without_a_threshold_is_an_error():
+    with pytest.raises(ValueError, match="`embedding` needs `embedding_threshold`"):
+        EquivalenceArguments(equivalence="embedding").build()
+
+
+def test_a_name_without_a_builder_is_an_error(monkeypatch):
+    monkeypatch.setitem(EQUIVALENCES, "new", ExactMatch)
+    with pytest.raises(ValueError, match=r"must be one of \['embedding', 'exact', 'nli'\], got 'new'"):
+        EquivalenceArguments(equivalence="new").build()
+
+
+@dataclass
+class Options:
+    name: str
+    rate: float = 0.5
+    count: int = 1
+
+
+def test_options_of_several_dataclasses_come_from_the_command_line_and_the_file(tmp_path):
+    (tmp_path / "config.yaml").write_text("name: file\nrate: 1e-5\nequivalence: exact\n")
+    words = ["--config", str(tmp_path / "config.yaml"), "--name", "flag", "--count", "3"]
+    options, equivalence = parse("reward", "Trains.", words, Options, EquivalenceArguments)
+    assert options == Options(name="flag", rate=1e-5, count=3)
+    assert equivalence == EquivalenceArguments(equivalence="exact")
+
+
+def test_an_unknown_key_of_the_file_is_an_error(tmp_path):
+    (tmp_path / "config.yaml").write_text("name: file\nrat: 1e-5\n")
+    with pytest.raises(ValueError, match="rat"):
+        parse("reward", "Trains.", ["--config", str(tmp_path / "config.yaml")], Options)
+
+
+def test_broken_yaml_is_one_line(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("samples: [1\n")
+    assert main(["prefer", "--config", str(tmp_path / "config.yaml")]) == 2
+    assert "`--config` is not YAML" in capsys.readouterr().err

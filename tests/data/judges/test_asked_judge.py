@@ -1,0 +1,63 @@
+import pytest
+
+from trl_rlp.data.judges.asked_judge import AskedJudge
+
+
+class ReadyAnswers(AskedJudge):
+    """Gets the answers in the place of prompts. An answer is readable if it is A or B."""
+
+    def __call__(self, prompts, firsts, seconds):
+        self._count_answers([answer for answer in prompts if answer not in "AB"], len(prompts), "They are ties.")
+        return [0.5] * len(firsts)
+
+
+def judge_answers(judge, *answers):
+    return judge(list(answers), [], [])
+
+
+def test_answers_of_all_calls_are_counted(caplog):
+    judge = ReadyAnswers(tolerance=0.5)
+    judge_answers(judge, "A", "B", "A")
+    assert (judge.asked, judge.unreadable) == (3, 0) and not caplog.records
+    judge_answers(judge, "A", " both\n of them ")
+    assert (judge.asked, judge.unreadable) == (5, 1)
+    (record,) = caplog.records
+    assert record.message == (
+        "1 of 2 answers of the judge name neither A nor B alone, such as 'both of them'. They are ties."
+    )
+
+
+@pytest.mark.parametrize("tolerance, is_error", [(0.0, True), (0.24, True), (0.25, False), (1.0, False)])
+def test_the_tolerance_is_a_share_of_one_call(tolerance, is_error):
+    """One of four answers cannot be read. The earlier call does not change the share."""
+    judge = ReadyAnswers(tolerance)
+    judge_answers(judge, *"AB" * 50)
+    if is_error:
+        with pytest.raises(
+            ValueError, match=rf"1 of 4 answers .*'\?': more than `tolerance`={tolerance}. Use another"
+        ):
+            judge_answers(judge, "A", "?", "B", "A")
+    else:
+        judge_answers(judge, "A", "?", "B", "A")
+    assert (judge.asked, judge.unreadable) == (104, 1)
+
+
+def test_the_share_of_all_answers_can_be_checked_later():
+    judge = ReadyAnswers(tolerance=1.0)
+    judge.require_readable(0.0)
+    judge_answers(judge, "?", "A")
+    judge_answers(judge, "B", "A")
+    judge.require_readable(0.25)
+    with pytest.raises(ValueError, match="1 of 4 answers of the judge name neither .* more than `tolerance`=0.2. Use"):
+        judge.require_readable(0.2)
+
+
+@pytest.mark.parametrize("tolerance", [-0.1, 1.1, float("nan")])
+def test_a_tolerance_outside_0_to_1_is_an_error(tolerance):
+    with pytest.raises(ValueError, match=rf"`tolerance` is a share of the answers, in \[0, 1\], got {tolerance}"):
+        ReadyAnswers(tolerance)
+
+
+def test_a_long_answer_is_shortened_in_the_message():
+    with pytest.raises(ValueError, match="such as 'x{80}':"):
+        judge_answers(ReadyAnswers(0.0), "x" * 500)

@@ -1,0 +1,81 @@
+"""The checks alone. That they run before any work is tested in test_rlp_ppo_trainer.py."""
+
+import pytest
+import torch
+from datasets import Dataset, IterableDataset
+from peft import LoraConfig, get_peft_model
+
+from tests.ppo_runs import ppo_config, prompts
+from tests.reward_runs import SameText, preferences
+from tests.tiny_models import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
+from trl_rlp.rlp_ppo.rlp_checks import require_rlp_arguments
+from trl_rlp.rlp_ppo.rlp_ppo_config import RLPPPOConfig
+from trl_rlp.trainer.reward.methods import METHODS
+
+
+def check(folder, method="spg", reward_args=None, **changes) -> None:
+    arguments = {
+        "model": tiny_causal_lm(tiny_tokenizer()),
+        "reward_model": tiny_reward_model(tiny_tokenizer()),
+        "train_dataset": prompts(),
+        "optimizers": (None, None),
+        "preference_dataset": preferences(4),
+        "equivalence": SameText(),
+    }
+    args = ppo_config(folder, RLPPPOConfig, rlp_method=method, rlp_reward_args=reward_args)
+    require_rlp_arguments(args, **{**arguments, **changes})
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "none"])
+@pytest.mark.parametrize("kind", ["text", "chat", "ids"])
+def test_complete_arguments_are_accepted(tmp_path, method, kind):
+    check(tmp_path, method, train_dataset=prompts(kind=kind))
+    if method == "uml":
+        check(tmp_path, method, equivalence=None)
+
+
+def test_plain_ppo_needs_nothing_and_refuses_what_it_would_ignore(tmp_path):
+    unused = {"preference_dataset": None, "equivalence": None}
+    check(tmp_path, "none", **unused, reward_model=None, train_dataset=None)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    check(tmp_path, "none", **unused, optimizers=(optimizer, None))
+    for name, value in (("preference_dataset", preferences(4)), ("equivalence", SameText())):
+        with pytest.raises(ValueError, match=f'`{name}` is not used with `rlp_method`="none". Set `rlp_method` to'):
+            check(tmp_path, "none", **{**unused, name: value})
+
+
+ERRORS = {
+    "no preferences": ({"preference_dataset": None}, "`preference_dataset` is None, but `rlp_method`='spg' needs it"),
+    "columns": ({"preference_dataset": Dataset.from_dict({"text": ["a"]})}, "`preference_dataset` lacks the columns"),
+    "no equivalence": ({"equivalence": None}, "`equivalence` is None, but `rlp_method`='spg' groups completions"),
+    "no equivalence for views of one group": (
+        {"equivalence": None, "method": "uml", "reward_args": {"views_from": "group"}},
+        "`equivalence` is None, but `rlp_method`='uml' groups completions",
+    ),
+    "no reward model": ({"reward_model": None}, "`reward_model` is None, but `rlp_method`='spg' refines it"),
+    "adapted policy": (
+        {"model": get_peft_model(tiny_causal_lm(tiny_tokenizer()), LoraConfig(target_modules=["q_proj"]))},
+        "`model` is a `PeftModel`. Its training cannot start again",
+    ),
+    "no prompts": ({"train_dataset": None}, "`train_dataset` is None. Pass prompts"),
+    "stream": (
+        {"train_dataset": IterableDataset.from_generator(lambda: iter([{"prompt": "a"}]))},
+        "`train_dataset` is a stream. Its prompts cannot be sampled again",
+    ),
+    "optimizer": (
+        {"optimizers": (torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1), None)},
+        "`optimizers` belong to one policy, but `rlp_method`='spg' trains two",
+    ),
+}
+
+
+@pytest.mark.parametrize("arguments, match", ERRORS.values(), ids=ERRORS)
+def test_invalid_arguments_are_named(tmp_path, arguments, match):
+    with pytest.raises(ValueError, match=match):
+        check(tmp_path, **arguments)
+
+
+def test_answers_of_the_wrong_type_are_named(tmp_path):
+    check(tmp_path, train_dataset=prompts().add_column("answers", ["a"] * 8))
+    with pytest.raises(TypeError, match="`train_dataset` row 0: `answers` must be an accepted answer"):
+        check(tmp_path, train_dataset=prompts().add_column("answers", [0.5] * 8))

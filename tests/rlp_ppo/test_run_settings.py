@@ -1,0 +1,125 @@
+from dataclasses import fields
+
+import pytest
+import torch
+from peft import LoraConfig
+
+from tests.ppo_runs import ppo_config, prompts
+from tests.reward_runs import SameText, preferences
+from tests.tiny_models import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
+from trl_rlp.rlp_ppo.rlp_ppo_config import RLPPPOConfig
+from trl_rlp.rlp_ppo.run_settings import (
+    IRRELEVANT_PREFIXES,
+    build_refinement_settings,
+    build_reward_config,
+    describe_run,
+    fingerprint_argument,
+)
+
+
+# The refinement
+
+
+def test_the_refinement_inherits_seed_and_device_from_the_policy_trainer(tmp_path):
+    settings = {"seed": 7, "gradient_checkpointing": False, "rlp_method": "uml", "rlp_reward_args": {"max_steps": 3}}
+    args = ppo_config(tmp_path, RLPPPOConfig, **settings)
+    config = build_reward_config(args)
+    assert (config.seed, config.use_cpu, config.gradient_checkpointing, config.max_steps) == (7, True, False, 3)
+    args.rlp_reward_args = {"seed": 8, "use_cpu": True}
+    assert build_reward_config(args).seed == 8
+    args.rlp_reward_args = {"bf16": True}
+    with pytest.raises(ValueError, match="`rlp_reward_args` sets `bf16`=True, but the policy's trainer"):
+        build_reward_config(args)
+
+
+@pytest.mark.parametrize("base", [None, "another/model"])
+def test_the_settings_of_the_refinement_are_those_of_the_run(tmp_path, base):
+    args = ppo_config(
+        tmp_path,
+        RLPPPOConfig,
+        rlp_method="spg",
+        seed=7,
+        rlp_num_generations=6,
+        rlp_temperature=0.5,
+        rlp_reward_base=base,
+        rlp_reward_args={"confidence_threshold": 0.4},
+    )
+    config = build_reward_config(args)
+    settings = build_refinement_settings(args, tmp_path / "initial_policy", config)
+    assert settings.base_model == (base or tmp_path / "initial_policy")
+    assert settings.config is config and (config.method, config.confidence_threshold) == ("spg", 0.4)
+    assert settings.sampling == {"num_generations": 6, "temperature": 0.5, "max_new_tokens": 6, "seed": 7}
+    assert settings.seed == 7
+    assert {"output_dir", "method"} & settings.args.keys() == set()
+    assert (settings.args["confidence_threshold"], settings.args["use_cpu"]) == (0.4, True)
+
+
+# What identifies a run
+
+
+def describe(folder, arguments=None, policy_seed=0, data=None, pairs=None, equivalence=None, **settings):
+    return describe_run(
+        ppo_config(folder, RLPPPOConfig, rlp_method="uml", **settings),
+        tiny_causal_lm(tiny_tokenizer(), seed=policy_seed),
+        tiny_tokenizer(),
+        prompts() if data is None else data,
+        preferences(4) if pairs is None else pairs,
+        equivalence,
+        {"peft_config": None} if arguments is None else arguments,
+    )
+
+
+def find_differences(first: dict, second: dict) -> set[str]:
+    assert first.keys() == second.keys()
+    return {name for name in first if first[name] != second[name]}
+
+
+def test_settings_that_do_not_decide_the_result_may_change(tmp_path):
+    changed = {"logging_steps": 5, "save_steps": 3, "eval_steps": 2, "dataloader_num_workers": 1, "run_name": "b"}
+    first, second = describe(tmp_path / "a"), describe(tmp_path / "b", disable_tqdm=False, **changed)
+    assert find_differences(first, second) == set()
+
+
+CHANGES = {
+    "args.kl_coef": {"kl_coef": 0.3},
+    "args.seed": {"seed": 1},
+    "args.rlp_reward_args": {"rlp_reward_args": {"max_steps": 3}},
+    "policy": {"policy_seed": 1},
+    "prompts": {"data": prompts(7)},
+    "preference_dataset": {"pairs": preferences(5)},
+    "equivalence": {"equivalence": SameText()},
+    "peft_config": {"arguments": {"peft_config": LoraConfig(r=2)}},
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_everything_else_identifies_the_run(tmp_path, name):
+    assert find_differences(describe(tmp_path), describe(tmp_path, **CHANGES[name])) == {name}
+
+
+def test_a_configuration_that_a_trainer_has_used_describes_the_same_run(tmp_path):
+    """A trainer writes its batch sizes into the configuration."""
+    args = ppo_config(tmp_path, RLPPPOConfig, rlp_method="uml")
+    first = [tiny_causal_lm(tiny_tokenizer()), tiny_tokenizer(), prompts(), preferences(4), None, {}]
+    before = describe_run(args, *first)
+    args.batch_size, args.num_total_batches = 123, 45
+    assert describe_run(args, *first) == before
+
+
+@pytest.mark.parametrize("prefix", IRRELEVANT_PREFIXES)
+def test_every_prefix_belongs_to_a_field(prefix):
+    assert any(field.name.startswith(prefix) for field in fields(RLPPPOConfig))
+
+
+def test_fingerprints_of_different_arguments_differ():
+    names = [f"layer_{index}" for index in range(50)]  # PEFT keeps them as a set, whose order depends on the insertion
+    first, second = (LoraConfig(r=2, target_modules=order) for order in (names, names[::-1]))
+    assert fingerprint_argument(first) == fingerprint_argument(second)
+    assert fingerprint_argument(first) != fingerprint_argument(LoraConfig(r=4, target_modules=names))
+    assert fingerprint_argument([None, "folder", len]) == [None, "folder", "len"]
+    tokenizer = tiny_tokenizer()
+    assert fingerprint_argument(tokenizer) == fingerprint_argument(tiny_tokenizer())
+    assert fingerprint_argument(tokenizer) != fingerprint_argument(tiny_tokenizer(offset=3))
+    models = [tiny_reward_model(tokenizer, seed=seed) for seed in (0, 0, 1)]
+    assert fingerprint_argument(models[0]) == fingerprint_argument(models[1]) != fingerprint_argument(models[2])
+    assert fingerprint_argument(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)) == "SGD"

@@ -1,0 +1,87 @@
+"""The Python snippets of README.md and docs/ import only public names. Most of them run in a test."""
+
+import functools
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+import trl
+from datasets import Dataset
+
+from tests.examples.test_notebooks import find_private_imports
+from tests.reward_runs import preferences
+from tests.tiny_models import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
+
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SNIPPET = re.compile(r"^( *)```(python|diff)\n(.*?)^\1```", flags=re.M | re.S)
+
+
+def find_snippets(page: str) -> list[str]:
+    """Returns the Python snippets of a page, and from each `diff` the imports in the lines that it adds."""
+    snippets = []
+    for _, language, text in SNIPPET.findall(page):
+        text = textwrap.dedent(text)
+        if language == "diff":
+            text = "\n".join(re.findall(r"^\+(from .*|import .*)", text, flags=re.M))
+        snippets.append(text)
+    return snippets
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_snippets_import_only_public_names(path):
+    private = [
+        name for snippet in find_snippets(path.read_text(encoding="utf-8")) for name in find_private_imports(snippet)
+    ]
+    assert private == []
+
+
+def test_private_imports_in_snippets_are_found():
+    page = (
+        "1. A list:\n\n   ```python\n   from trl_rlp.pipeline_config import RLPConfig\n   ```\n\n"
+        "```diff\n-from trl_rlp.losses import gone\n+from trl_rlp.losses import heads\n```\n"
+    )
+    private = [name for snippet in find_snippets(page) for name in find_private_imports(snippet)]
+    assert private == ["trl_rlp.pipeline_config.RLPConfig", "trl_rlp.losses.heads"]
+
+
+def test_all_fenced_python_is_read():
+    for path in PAGES:
+        page = path.read_text(encoding="utf-8")
+        assert len(re.findall(r"^ *```(?:py\w*|diff)", page, flags=re.M)) == len(SNIPPET.findall(page)), path.name
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("clustering.md", 1),
+        ("gate.md", 1),
+        ("sampling.md", 1),
+        ("scoring.md", 1),
+        ("synthetic_preferences.md", 4),
+        ("views.md", 1),
+    ],
+)
+def test_snippets_run(name, count, tmp_path, monkeypatch):
+    """Runs the first snippets of a page, with tiny models as the names that the page assumes."""
+    monkeypatch.chdir(tmp_path)
+    on_cpu = {"bf16": False, "use_cpu": True, "report_to": "none"}
+    monkeypatch.setattr(trl, "RewardConfig", functools.partial(trl.RewardConfig, **on_cpu))
+    tokenizer = tiny_tokenizer()
+    names = {
+        "tokenizer": tokenizer,
+        "policy": tiny_causal_lm(tokenizer),
+        "reward_model": tiny_reward_model(tokenizer),
+        "refined": tiny_reward_model(tokenizer, seed=1),
+        "samples": Dataset.from_dict(
+            {"prompt": ["2 + 2 = "], "completions": [["4", "5"]], "finished": [[True, True]]}
+        ),
+        "answers": ["4"],
+        "human_pairs": preferences(4),
+        "synthetic_pairs": preferences(4),
+    }
+    snippets = find_snippets((ROOT / "docs" / name).read_text(encoding="utf-8"))
+    for snippet in snippets[:count]:
+        exec(compile(snippet, name, "exec"), names)

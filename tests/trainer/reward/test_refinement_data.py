@@ -1,0 +1,185 @@
+import pytest
+import torch
+from datasets import Dataset, Value
+
+import trl_rlp.trainer.reward.refinement_data as module
+from tests.reward_runs import SETTINGS, SameText, policy_samples, synthetic_preferences
+from tests.tiny_models import save, tiny_reward_model, tiny_tokenizer
+from trl_rlp.data.groups.clustering import cluster
+from trl_rlp.data.preferences.preferences import synthesize_preferences
+from trl_rlp.data.scoring import scoring_ids
+from trl_rlp.trainer.reward.refinement_data import (
+    add_groups,
+    add_record_numbers,
+    add_synthetic_pairs,
+    broadcast_from_main,
+    build_collator,
+    synthesize_pairs,
+)
+from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
+
+
+class Process:
+    """Stands for the accelerator of one process."""
+
+    def __init__(self, num_processes: int = 1, is_main_process: bool = True):
+        self.num_processes, self.is_main_process = num_processes, is_main_process
+
+
+def build_config(folder, **settings):
+    return RLPRewardConfig(str(folder), **{"method": "spg", **SETTINGS, **settings})
+
+
+# broadcast_from_main. Two real processes are in tests/trainer/test_two_processes.py.
+
+
+def test_one_process_builds_its_own_dataset():
+    dataset = policy_samples()
+    assert broadcast_from_main(lambda: dataset, Process()) is dataset
+
+
+@pytest.fixture
+def wire(monkeypatch):
+    """Replaces the exchange: the main process fills the list, and the other one reads it."""
+    sent = []
+
+    def exchange(outcome):
+        if outcome == [None]:
+            outcome[:] = sent
+        else:
+            sent[:] = outcome
+
+    monkeypatch.setattr(module, "broadcast_object_list", exchange)
+    return sent
+
+
+def test_the_other_process_gets_the_rows_and_types_of_the_main_process(wire):
+    dataset = Dataset.from_dict({"number": [1, 2], "empty": [None, None]})
+    dataset = dataset.cast_column("number", Value("int8")).cast_column("empty", Value("float32"))
+    main = broadcast_from_main(lambda: dataset, Process(2))
+    other = broadcast_from_main(lambda: 1 / 0, Process(2, is_main_process=False))
+    assert main.to_list() == other.to_list() == dataset.to_list()
+    assert main.features == other.features == dataset.features
+
+
+def test_an_error_of_the_main_process_is_raised_on_every_process(wire):
+    def fail():
+        raise ValueError("no preference")
+
+    for is_main_process in (True, False):
+        with pytest.raises(ValueError, match="no preference"):
+            broadcast_from_main(fail if is_main_process else policy_samples, Process(2, is_main_process))
+
+
+# Groups and synthetic pairs
+
+
+def test_groups_are_complete_and_existing_ones_are_kept(tmp_path):
+    """Four completions with four meanings cannot reach the threshold, so incomplete grouping would stop early."""
+    rows = {"prompt": ["1?"], "completions": [["red", "blue", "pink", "gray"]], "finished": [[True] * 4]}
+    samples, config = Dataset.from_dict(rows), build_config(tmp_path, confidence_threshold=0.75)
+    groups = add_groups(samples, SameText(), config, Process())
+    expected = cluster(samples, SameText(), threshold=0.75, complete_groups=True)
+    assert groups.to_list() == expected.to_list() != cluster(samples, SameText(), threshold=0.75).to_list()
+    assert add_groups(expected, None, config, Process()) is expected
+
+
+@pytest.mark.parametrize("settings", [{}, {"redraw_rejected": True, "confidence_threshold": 0.3, "max_length": 3}])
+def test_pairs_equal_those_of_synthesize_preferences(tmp_path, settings):
+    """The labeler's tokenizer is loaded from its folder."""
+    tokenizer = tiny_tokenizer()
+    folder = save(tiny_reward_model(tokenizer, seed=3), tokenizer, tmp_path / "reward")
+    model = type(tiny_reward_model(tokenizer)).from_pretrained(folder)
+    config = build_config(tmp_path, seed=5, **settings)
+    pairs = synthesize_pairs(policy_samples(), SameText(), model, None, config, Process())
+    expected, _ = synthesize_preferences(
+        policy_samples(),
+        "spg",
+        equivalence=SameText(),
+        reward_model=model,
+        reward_processing_class=tokenizer,
+        threshold=config.confidence_threshold,
+        chosen=config.chosen,
+        keep_candidates=config.redraw_rejected,
+        max_length=config.max_length,
+        seed=5,
+    )
+    assert pairs.to_list() == expected.to_list() and len(pairs) == 6
+
+
+def test_random_pairs_need_no_reward_model(tmp_path):
+    config = build_config(tmp_path, chosen="random")
+    assert len(synthesize_pairs(policy_samples(), SameText(), None, None, config, Process())) == 6
+
+
+# The training set
+
+HUMAN = Dataset.from_dict({"chosen_ids": [[9, 1]] * 8, "rejected_ids": [[8, 1]] * 8, "prompt": ["a"] * 8})
+
+
+def test_human_pairs_are_followed_by_tokenized_synthetic_pairs(tmp_path):
+    tokenizer = tiny_tokenizer()
+    mixture = add_synthetic_pairs(HUMAN, synthetic_preferences(), tokenizer, build_config(tmp_path, max_length=8))
+    assert mixture.column_names == ["chosen_ids", "rejected_ids"]
+    assert mixture[:8] == {"chosen_ids": [[9, 1]] * 8, "rejected_ids": [[8, 1]] * 8}
+    first = synthetic_preferences()[0]
+    assert mixture["chosen_ids"][8] == scoring_ids(tokenizer, first["prompt"], first["chosen"], max_length=8)
+    assert all(len(ids) == 8 for ids in mixture["chosen_ids"][8:] + mixture["rejected_ids"][8:])
+
+
+def test_tokenized_synthetic_pairs_are_not_tokenized_again(tmp_path):
+    ready = Dataset.from_dict({"chosen_ids": [[5, 6]], "rejected_ids": [[7]], "confidence": [0.5]})
+    mixture = add_synthetic_pairs(HUMAN, ready, None, build_config(tmp_path))
+    assert mixture[8] == {"chosen_ids": [5, 6], "rejected_ids": [7]}
+
+
+def test_the_share_of_synthetic_pairs_is_synthetic_share(tmp_path):
+    """A share of 0.6 with 8 human pairs needs 12 synthetic pairs. There are 3, so each is repeated four times."""
+    config = build_config(tmp_path, synthetic_share=0.6)
+    mixture = add_synthetic_pairs(HUMAN, synthetic_preferences(), tiny_tokenizer(), config)
+    chosen = [tuple(ids) for ids in mixture["chosen_ids"][8:]]
+    assert len(chosen) == 12
+    assert {chosen.count(ids) for ids in chosen} == {4}
+
+
+def test_candidates_are_kept_only_for_redrawing(tmp_path):
+    ready = Dataset.from_dict({"chosen_ids": [[5]], "rejected_ids": [[7]], "candidate_ids": [[[7], [6]]]})
+    redrawn = add_synthetic_pairs(HUMAN, ready, None, build_config(tmp_path, redraw_rejected=True))
+    assert redrawn["candidate_ids"][8] == [[7], [6]] and redrawn["candidate_ids"][0] is None
+    assert "candidate_ids" not in add_synthetic_pairs(HUMAN, ready, None, build_config(tmp_path)).column_names
+    with pytest.raises(ValueError, match="`redraw_rejected` is True, but `synthetic_dataset` has no `candidates`"):
+        add_synthetic_pairs(
+            HUMAN, synthetic_preferences(), tiny_tokenizer(), build_config(tmp_path, redraw_rejected=True)
+        )
+
+
+@pytest.mark.parametrize("as_stream", [False, True])
+def test_rows_are_numbered_from_0(as_stream):
+    dataset = Dataset.from_dict({"chosen_ids": [[1], [2], [3]], "record": [7, 7, 7]})
+    rows = add_record_numbers(dataset.to_iterable_dataset() if as_stream else dataset)
+    assert [row["record"] for row in rows] == [0, 1, 2]
+    assert [row["chosen_ids"] for row in rows] == [[1], [2], [3]]
+
+
+# The collator
+
+ROWS = [{"chosen_ids": [9, 8, 7], "rejected_ids": [6], "record": index} for index in range(2)]
+
+
+def test_the_collator_pads_as_the_configuration_says(tmp_path):
+    config = build_config(tmp_path, pad_to_multiple_of=8)
+    batch = build_collator(None, tiny_tokenizer(), config)(ROWS)
+    assert batch["input_ids"].shape == (4, 8) and not any(name.startswith("view") for name in batch)
+
+
+def test_the_collator_adds_views_of_the_samples(tmp_path):
+    config = build_config(tmp_path, method="uml", view_prompts_per_device=3, max_length=5, seed=1)
+    tokenizer = tiny_tokenizer()
+    batch = build_collator(policy_samples(), tokenizer, config)(ROWS)
+    assert batch["view_prompt_indices"].shape == (3,)
+    assert batch["view_input_ids"].shape == (6, 5)  # two views of each prompt, each truncated to five tokens
+    again = build_collator(policy_samples(), tokenizer, config)(ROWS)
+    assert torch.equal(again["view_input_ids"], batch["view_input_ids"])
+    config.seed = 2
+    other = build_collator(policy_samples(), tokenizer, config)(ROWS)
+    assert not torch.equal(other["view_input_ids"], batch["view_input_ids"])
