@@ -1,6 +1,8 @@
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
+import torch
 
 from trl_rlp.pipeline_config import RLPConfig
 
@@ -57,6 +59,13 @@ def test_wrong_settings_are_named_before_any_work(overrides, match):
 def test_a_mapping_of_the_wrong_type_is_a_type_error():
     with pytest.raises(TypeError, match="`reward_args` must be a mapping"):
         config(reward_args=[1])
+
+
+@pytest.mark.parametrize("name", ["sft_model", "reward_base_model"])
+def test_a_model_is_a_folder_or_a_name(name):
+    with pytest.raises(TypeError, match=f"`{name}` must be text, got `Linear`. Pass a folder or a Hub name"):
+        config(**{name: torch.nn.Linear(1, 1)})
+    assert getattr(config(**{name: Path("folder")}), name) == "folder"
 
 
 def test_every_field_has_its_help():

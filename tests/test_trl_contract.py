@@ -193,7 +193,8 @@ def test_public_names_that_we_import():
     assert {"train_dataset", "reward_funcs", "peft_config"} <= set(parameters(GRPOTrainer.__init__))
     for config in (RLOOConfig, GRPOConfig, ModelConfig):
         assert config.__dataclass_fields__
-    assert hasattr(TrlParser, "parse_args_and_config")
+    assert "return_remaining_strings" in parameters(TrlParser.parse_args_and_config)
+    assert callable(TrlParser.set_defaults_with_config) and callable(TrlParser.error)
 
 
 def test_model_outputs_can_be_shortened():

@@ -103,7 +103,7 @@ class RLPConfig:
 
     Raises:
         ValueError: If a value is out of range, a name is unknown, or a mapping has an unknown field.
-        TypeError: If a mapping has another type.
+        TypeError: If a mapping has another type, or a model is not a folder or a Hub name.
     """
 
     output_dir: str = field(
@@ -222,6 +222,11 @@ class RLPConfig:
     )
 
     def __post_init__(self):
+        for name in ("sft_model", "reward_base_model"):
+            value = getattr(self, name)
+            if not isinstance(value, str | Path | None):
+                raise TypeError(f"`{name}` must be text, got `{type(value).__name__}`. Pass a folder or a Hub name.")
+            setattr(self, name, value if value is None else str(value))
         for name in ("reward_args", "policy_args"):
             setattr(self, name, parse_mapping(name, getattr(self, name)) or {})
         for name in ("reward_peft", "policy_peft"):

@@ -51,10 +51,42 @@ def test_options_of_several_dataclasses_come_from_the_command_line_and_the_file(
     assert equivalence == EquivalenceArguments(equivalence="exact")
 
 
-def test_an_unknown_key_of_the_file_is_an_error(tmp_path):
-    (tmp_path / "config.yaml").write_text("name: file\nrat: 1e-5\n")
-    with pytest.raises(ValueError, match="rat"):
-        parse("reward", "Trains.", ["--config", str(tmp_path / "config.yaml")], Options)
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("name: file\nrats: 1", r"`trl-rlp reward` has no option `rats` \(in `--config`\)\. Did you mean `rate`\?"),
+        ("nam: file", "has no option `nam` .*Did you mean `name`"),  # although `name` is required
+        ("name: file\nxyz: 1", "has no option `xyz` .*`trl-rlp reward --help` lists the options"),
+    ],
+)
+@pytest.mark.parametrize("form", ["--config {}", "--config={}"])
+def test_an_unknown_key_of_the_file_is_an_error(tmp_path, text, match, form):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=match):
+        parse("reward", "Trains.", form.format(tmp_path / "config.yaml").split(), Options)
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        ("--name a --rats 1", r"`trl-rlp reward` has no option `--rats`\. Did you mean `--rate`\?"),
+        ("--nmae=a", "has no option `--nmae`. Did you mean `--name`?"),  # although `name` is required
+        ("--name a --xyz 1", "has no option `--xyz`. `trl-rlp reward --help` lists the options"),
+        ("--conf missing.yaml --name a", "has no option `--conf`. Did you mean `--config`?"),
+        ("a", "`trl-rlp reward` does not expect 'a'. Write options as `--name value`"),
+        ("--count 1", "required: --name. `trl-rlp reward --help` lists the options"),
+        ("--name a --count x", "--count: invalid int value: 'x'"),
+        ("--config", "--config: expected one argument"),
+    ],
+)
+def test_a_wrong_option_is_named(words, match):
+    with pytest.raises(ValueError, match=match):
+        parse("reward", "Trains.", words.split(), Options)
+
+
+def test_options_may_be_written_with_hyphens_and_abbreviated():
+    words = ["--embedding-threshold=0.5", "--equivalence_r", "strict"]
+    assert parse("prefer", "Makes.", words, EquivalenceArguments) == (EquivalenceArguments(embedding_threshold=0.5),)
 
 
 def test_broken_yaml_is_one_line(tmp_path, capsys):

@@ -1,5 +1,6 @@
 import pytest
 
+import trl_rlp
 from trl_rlp.cli import main
 from trl_rlp.cli.main import COMMANDS
 
@@ -17,6 +18,11 @@ def test_no_command_and_an_unknown_command_exit_with_2(capsys):
         "unknown command 'trian'. Choose one of sample, prefer, reward, run, evaluate, quickstart"
         in capsys.readouterr().err
     )
+
+
+def test_the_version_is_printed(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"trl-rlp {trl_rlp.__version__}\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -40,7 +46,15 @@ def test_an_unknown_key_in_the_config_file_is_an_error(tmp_path, capsys):
     config = tmp_path / "config.yaml"
     config.write_text("model: m\nprompts: p.jsonl\noutput_dir: o\nnum_generation: 3\n")
     assert main(["sample", "--config", str(config)]) == 2
-    assert "num_generation" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "has no option `num_generation`" in error and "`num_generations`?" in error
+
+
+def test_an_unknown_option_is_one_line(capsys):
+    assert main(["prefer", "--sampels", "s.jsonl", "--output_dir", "o"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "`trl-rlp prefer` has no option `--sampels`. Did you mean `--samples`?" in error
 
 
 def test_flags_override_the_config_file(tmp_path, capsys):

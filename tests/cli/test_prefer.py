@@ -53,7 +53,7 @@ def test_the_folder_of_another_run_is_refused_before_any_work_and_stays_unchange
         (tmp_path / "out" / name).write_text('{"seed": 1}')
     before = {path: path.stat() for path in sorted((tmp_path / "out").rglob("*"))}
     monkeypatch.setattr(module, "synthesize_preferences", lambda *_, **__: pytest.fail("work was done"))
-    with pytest.raises(ValueError, match="holds a run with other settings"):
+    with pytest.raises(ValueError, match="belongs to another command"):
         main(words)
     after = {path: path.stat() for path in sorted((tmp_path / "out").rglob("*"))}
     assert after.keys() == before.keys()
@@ -67,7 +67,7 @@ def test_a_folder_that_another_run_claims_during_the_work_stays_unchanged(tmp_pa
         return Dataset.from_dict({"a": [1]}), {}
 
     monkeypatch.setattr(module, "synthesize_preferences", claim)
-    with pytest.raises(ValueError, match="holds a run with other settings"):
+    with pytest.raises(ValueError, match="belongs to another command"):
         main(words)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["run.json"]
 
@@ -112,7 +112,20 @@ def test_other_files_in_the_folder_are_refused(tmp_path, words):
         main(words)
 
 
+def test_an_unknown_generator_is_named_as_the_option(words):
+    match = r"`--generator` must be one of \['reward', 'rlaif', 'select_all', 'spg'\], got 'sgp'"
+    with pytest.raises(ValueError, match=match):
+        main([*words, "--generator", "sgp"])
+
+
 # The command on tiny models
+
+
+def test_a_missing_nli_model_is_named_with_a_remedy(tmp_path, models, samples, capsys):
+    words = ["--samples", samples, "--reward_model", models["reward"], "--equivalence_model", "no-such/nli"]
+    assert run_command(["prefer", *words, "--output_dir", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "No model could be loaded from 'no-such/nli'" in error and "`--equivalence exact`" in error
 
 
 def test_preferences_and_counts_are_written(tmp_path, models, samples, capsys):

@@ -188,7 +188,7 @@ def test_models_without_exactly_one_output_are_errors():
     tokenizer = tiny_tokenizer()
     with pytest.raises(ValueError, match=r"`model` has `num_labels`=2, but a reward is one number"):
         score(tiny_reward_model(tokenizer, num_labels=2), tokenizer, ["a"], ["b"])
-    with pytest.raises(TypeError, match="got `Linear`. Unwrap it"):
+    with pytest.raises(TypeError, match="got `Linear`.*nwrap it with `accelerator.unwrap_model`"):
         score(torch.nn.Linear(2, 1), tokenizer, ["a"], ["b"])
 
 

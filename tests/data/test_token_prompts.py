@@ -39,6 +39,7 @@ def test_pad_tokens_outside_the_embedding_are_removed_and_those_inside_are_kept(
         ([[1, 12]], "`data` row 0 contains token id 12, outside the policy's embedding of 10 rows"),
         ([[1, -1]], "`data` row 0 contains token id -1"),
         ([[1] * 6], "`data` row 0 has 6 tokens, but the policy's context leaves only 5"),
+        ([[1] * 6], "lower the maximum length of a completion .`response_length`, or `max_completion_length`."),
     ],
 )
 def test_ids_that_the_policy_cannot_read_are_errors(rows, match):

@@ -50,6 +50,7 @@ def run_loss(module: RepresentationLoss, *hidden: torch.Tensor, ids=IDS, seed=2,
 @pytest.mark.parametrize("estimator", LOWER_BOUNDS)
 def test_the_report_has_the_keys_of_the_loss_and_only_the_loss_has_a_gradient(loss, recipe, estimator):
     report = run_loss(build_loss(loss=loss, recipe=recipe, estimator=estimator))
+    assert loss in KEYS, f"Add the keys that the loss {loss!r} reports to `KEYS`."
     assert set(report) == KEYS[loss]
     for name, value in report.items():
         assert value.shape == () and value.dtype == torch.float32 and value.isfinite()

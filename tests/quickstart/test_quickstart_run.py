@@ -89,5 +89,5 @@ def test_a_short_time_budget_reduces_the_work_and_reports_it(model, tmp_path, fe
 
 def test_a_folder_with_another_run_raises(model, tmp_path, few_questions):
     (tmp_path / "run.json").write_text('{"seed": 1}')
-    with pytest.raises(ValueError, match="holds a run with other settings"):
+    with pytest.raises(ValueError, match="belongs to another command"):
         quickstart(build_config(model, tmp_path), TINY, Console(quiet=True))

@@ -42,6 +42,13 @@ def test_rewards_are_standardized(tokenizer):
         RewardFunction(model, tokenizer, [1], standard_deviation=0.0)
 
 
+@pytest.mark.parametrize("model", ["folder", ("model", "tokenizer")])
+def test_a_model_that_is_not_loaded_is_an_error(tokenizer, model):
+    match = f"`model` must be a reward model, got `{type(model).__name__}`. .*`load_reward_model`"
+    with pytest.raises(TypeError, match=match):
+        RewardFunction(model, tokenizer, [1])
+
+
 def test_truncated_token_prompts_are_not_logged(tokenizer, caplog):
     """A trainer calls the function in each step, so it would log in each step."""
     prompt = TokenPrompt("Who was it?", tokenizer("Who was it?")["input_ids"])

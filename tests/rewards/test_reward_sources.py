@@ -161,8 +161,8 @@ def test_a_number_as_reward_model_raises_an_error(tmp_path):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"reward_model": len}, {"reward_model": torch.nn.Linear(1, 1)}, {"reward_funcs": (torch.nn.Linear(1, 1),)}],
-    ids=["function", "module", "module among sources"],
+    [{"reward_model": torch.nn.Linear(1, 1)}, {"reward_funcs": (torch.nn.Linear(1, 1),)}],
+    ids=["module", "module among sources"],
 )
 def test_other_reward_models_raise_an_error(tmp_path, arguments):
     with pytest.raises(TypeError, match="must be a sequence classifier of transformers or peft"):

@@ -34,6 +34,13 @@ def test_other_settings_are_refused_by_name_and_the_manifest_stays(tmp_path):
     assert (tmp_path / "run.json").read_bytes() == before
 
 
+def test_the_folder_of_another_command_is_refused_without_advice_to_delete_it(tmp_path):
+    claim_folder(tmp_path, "run.json", {"seed": 1, "sft_model": "sft", "temperature": 1.0})
+    with pytest.raises(ValueError, match="belongs to another command") as error:
+        claim_folder(tmp_path, "run.json", SETTINGS)
+    assert "delete" not in str(error.value) and "temperature" not in str(error.value)
+
+
 @pytest.mark.parametrize("text", ['{"see', "3", ""])
 def test_a_damaged_manifest_is_named(tmp_path, text):
     claim_folder(tmp_path, "run.json", SETTINGS)

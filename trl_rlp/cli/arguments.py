@@ -1,8 +1,9 @@
 """Arguments that several commands share."""
 
+import difflib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, NoReturn
 
 import yaml
 from trl import TrlParser
@@ -107,6 +108,47 @@ BUILDERS: dict[str, Callable[[EquivalenceArguments], Equivalence]] = {
 """Builds an equivalence from the arguments, with the keys of [`EQUIVALENCES`]."""
 
 
+class _CommandParser(TrlParser):
+    """TRL's parser. It raises its errors, so that the command prints them in one line, without the usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}. `{self.prog} --help` lists the options.")
+
+    def set_defaults_with_config(self, **kwargs: Any) -> list[str]:
+        remaining = super().set_defaults_with_config(**kwargs)
+        if remaining:
+            self.refuse(remaining[0].removeprefix("--"), " (in `--config`)")
+        return remaining
+
+    def refuse(self, word: str, source: str = "") -> NoReturn:
+        """Raises an error about an unknown option, or about a word that is not an option."""
+        dashes = word[: len(word) - len(word.lstrip("-"))]
+        if not dashes and not source:
+            raise ValueError(f"`{self.prog}` does not expect {word!r}. Write options as `--name value`.")
+        name = word.removeprefix(dashes).split("=")[0]
+        known = ["config", "help", *(entry.name for kind in self.dataclass_types for entry in fields(kind))]
+        close = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
+        hint = f"Did you mean `{dashes and '--'}{close[0]}`?" if close else f"`{self.prog} --help` lists the options."
+        raise ValueError(f"`{self.prog}` has no option `{dashes}{name}`{source}. {hint}")
+
+
+def _check_options(prog: str, words: Sequence[str], dataclass_types: Sequence[type]) -> None:
+    """Refuses unknown options. The parser itself would first complain about required options that are missing."""
+    parser = _CommandParser(list(dataclass_types), prog=prog, add_help=False)
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("--config")
+    required = [
+        entry.name
+        for kind in dataclass_types
+        for entry in fields(kind)
+        if entry.init and entry.default is MISSING and entry.default_factory is MISSING
+    ]
+    parser.set_defaults_with_config(**dict.fromkeys(required))  # an option with a default is not required
+    namespace, unknown = parser.parse_known_args(list(words))
+    if unknown and not namespace.help:
+        parser.refuse(unknown[0])
+
+
 def parse(command: str, description: str, options: Sequence[str], *dataclass_types: type) -> tuple[Any, ...]:
     """
     Parses command-line options and a YAML file (`--config`) as TRL's scripts do.
@@ -125,10 +167,16 @@ def parse(command: str, description: str, options: Sequence[str], *dataclass_typ
         `tuple`: One instance per dataclass.
 
     Raises:
-        ValueError: If the config file is not YAML, or has an unknown key.
+        ValueError: If an option is unknown, missing or not valid, or the config file is not YAML.
     """
-    parser = TrlParser(list(dataclass_types), prog=f"trl-rlp {command}", description=description)
+    prog = f"trl-rlp {command}"
+    words = [part for word in options for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+    _check_options(prog, words, dataclass_types)
+    parser = _CommandParser(list(dataclass_types), prog=prog, description=description)
     try:
-        return parser.parse_args_and_config(args=list(options))
+        *parsed, unknown = parser.parse_args_and_config(args=words, return_remaining_strings=True)
+        if unknown:  # an abbreviation of `--config`
+            parser.refuse(unknown[0])
+        return tuple(parsed)
     except yaml.YAMLError as error:
         raise ValueError(f"`--config` is not YAML ({error}). Write `name: value`, one per line.") from error

@@ -5,6 +5,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from trl_rlp import __version__
+
 
 COMMANDS = {
     "sample": "sample n completions per prompt from a model or a server",
@@ -37,7 +39,7 @@ def usage() -> str:
             *lines,
             "",
             "`trl-rlp COMMAND --help` lists the options of a command. Options can also be in a YAML file. Options on",
-            "the command line override it.",
+            "the command line override it. `trl-rlp --version` prints the version.",
         ]
     )
 
@@ -59,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or words[0] in {"-h", "--help"}:
         print(usage())
         return 0 if words else 2
+    if words[0] == "--version":
+        print(f"trl-rlp {__version__}")
+        return 0
     command, *options = words
     if command not in COMMANDS:
         print(f"trl-rlp: unknown command '{command}'. Choose one of {', '.join(COMMANDS)}.", file=sys.stderr)

@@ -7,7 +7,7 @@ from datasets import Dataset
 
 from trl_rlp.cli.arguments import EquivalenceArguments, parse
 from trl_rlp.data.judges.language_model import language_model_judge
-from trl_rlp.data.preferences.pairing import GROUP_GENERATORS
+from trl_rlp.data.preferences.pairing import GENERATORS, GROUP_GENERATORS
 from trl_rlp.data.preferences.preferences import synthesize_preferences
 from trl_rlp.storage.artifacts import load_policy, load_reward_model
 from trl_rlp.storage.fingerprints import value_fingerprint
@@ -125,6 +125,8 @@ def main(options: Sequence[str]) -> None:
     arguments, equivalence_arguments = parse(
         "prefer", "Makes synthetic preferences from policy samples.", options, PreferArguments, EquivalenceArguments
     )
+    if arguments.generator not in GENERATORS:
+        raise ValueError(f"`--generator` must be one of {sorted(GENERATORS)}, got {arguments.generator!r}.")
     samples = load_rows(arguments.samples)
     settings = {name: value for name, value in vars(arguments).items() if name not in ("samples", "output_dir")}
     settings |= {"samples": value_fingerprint(samples.to_list()), **vars(equivalence_arguments)}

@@ -136,8 +136,9 @@ def require_length(length: int, longest: int, name: str) -> None:
     """
     if length > longest:
         raise ValueError(
-            f"{name} has {length} tokens, but the policy's context leaves only {longest} next to a completion of "
-            "`max_completion_length`. Shorten or drop the prompt, or lower `max_completion_length`."
+            f"{name} has {length} tokens, but the policy's context leaves only {longest} next to a completion. "
+            "Shorten or drop the prompt, or lower the maximum length of a completion (`response_length`, or "
+            "`max_completion_length`)."
         )
 
 

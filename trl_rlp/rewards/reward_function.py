@@ -5,6 +5,7 @@ import math
 from collections.abc import Collection, Iterable
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rlp.data.row_scores import score_rows
@@ -58,6 +59,7 @@ class RewardFunction:
             Whether a NaN or infinite reward is an error. If not, NaN becomes infinity.
 
     Raises:
+        TypeError: If `model` is not a model.
         ValueError: If `standard_deviation` is not positive.
     """
 
@@ -73,6 +75,11 @@ class RewardFunction:
         reads_policy_tokens: bool = False,
         require_finite: bool = True,
     ):
+        if not isinstance(model, nn.Module):
+            raise TypeError(
+                f"`model` must be a reward model, got `{type(model).__name__}`. Load it and its tokenizer with "
+                "`load_reward_model`."
+            )
         self.model = model.eval().requires_grad_(False)
         self.processing_class = processing_class
         self.eos_token_ids = frozenset(eos_token_ids)

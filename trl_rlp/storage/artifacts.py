@@ -26,14 +26,12 @@ DATA = "data"
 
 
 @contextmanager
-def explain_missing_model(path: str | Path) -> Iterator[None]:
-    """Adds the name of the model to loading errors, because transformers only reports a failed connection."""
+def explain_missing_model(path: str | Path, remedy: str = "Pass a folder or a name on the Hub.") -> Iterator[None]:
+    """Adds the model's name and a remedy to loading errors, because transformers only reports a failed connection."""
     try:
         yield
     except OSError as error:
-        raise OSError(
-            f"No model could be loaded from '{path}'. Pass a folder or a name on the Hub. ({error})"
-        ) from error
+        raise OSError(f"No model could be loaded from '{path}'. {remedy} ({error})") from error
 
 
 def load_complete_model(auto_class: type, path: str | Path, kind: str, **options: Any) -> PreTrainedModel:

@@ -29,8 +29,8 @@ def check_folder(folder: Path, name: str, settings: dict[str, Any], run_files: s
             Glob pattern of the files that a run writes. A folder that holds such files but no manifest is refused.
 
     Raises:
-        ValueError: If the settings differ from those in the manifest, the manifest is damaged, the folder holds files
-            of unknown origin, or the folder cannot be written.
+        ValueError: If the settings differ from those in the manifest, the folder belongs to another command, the
+            manifest is damaged, the folder holds files of unknown origin, or the folder cannot be written.
     """
     error = [_find_conflict(folder, name, settings, run_files) if process_state().is_main_process else None]
     broadcast_object_list(error)
@@ -96,6 +96,8 @@ def _find_difference(folder: Path, name: str, settings: dict[str, Any]) -> str |
         recorded = dict(read_json(folder / name))
     except (ValueError, TypeError):
         return f"{folder / name} is damaged, so the settings of the run in `output_dir` are unknown. {remedy}"
+    if len(recorded.keys() & settings.keys()) < len(recorded.keys() | settings.keys()) / 2:
+        return f"`output_dir` {folder} belongs to another command, which has other settings. Choose another folder."
     differences = [
         f"`{key}` was {recorded.get(key)!r} and is {settings.get(key)!r}"
         for key in sorted(recorded.keys() | settings.keys())

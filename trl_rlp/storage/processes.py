@@ -1,7 +1,13 @@
 """The number of processes and the rank of this one."""
 
+import gc
+import time
+
 import torch
 from accelerate import PartialState
+
+
+RELEASE_SECONDS = 1.0
 
 
 def process_state() -> PartialState:
@@ -42,7 +48,12 @@ def leave_process_group() -> None:
     """
     Destroys the process group at the end of a program. It does nothing if there is no process group.
 
-    Without this call, a program with several processes sometimes aborts after all its work is done.
+    Call it last in a program with several processes. Without it, the program sometimes aborts after all its work is
+    done ("terminate called without an active exception"). Gloo's worker threads release the tensors of an operation
+    after the operation has returned, and they need the interpreter for that. A thread that is late finds the
+    interpreter shut down, and aborts the process. Therefore this function gives them [`RELEASE_SECONDS`].
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         process_state().destroy_process_group()
+        gc.collect()
+        time.sleep(RELEASE_SECONDS)

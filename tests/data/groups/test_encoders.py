@@ -1,6 +1,7 @@
 import pytest
 import torch
 from transformers import (
+    AutoModel,
     AutoModelForSequenceClassification,
     BertConfig,
     BertModel,
@@ -61,3 +62,17 @@ def test_a_tokenizer_without_a_pad_token_raises():
     tokenizer.pad_token = None
     with pytest.raises(ValueError, match="`processing_class` has no pad token"):
         load_encoder(AutoModelForSequenceClassification, tiny_nli(tiny_tokenizer()), tokenizer)
+
+
+@pytest.mark.parametrize("auto_class", [AutoModel, AutoModelForSequenceClassification])
+def test_a_missing_model_is_named_with_a_remedy(auto_class):
+    match = "from 'no-such/encoder'.* another model, or .*`ExactMatch`.*`--equivalence exact`"
+    with pytest.raises(OSError, match=match):
+        load_encoder(auto_class, "no-such/encoder", None)
+
+
+def test_a_missing_tokenizer_is_named_with_a_remedy():
+    model = tiny_nli(tiny_tokenizer())
+    model.name_or_path = "no-such/encoder"
+    with pytest.raises(OSError, match="from 'no-such/encoder'. Pass its tokenizer as `processing_class`"):
+        load_encoder(AutoModelForSequenceClassification, model, None)

@@ -1,7 +1,7 @@
 """Each method accepts the inputs that it needs, and no others."""
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from tests.reward_runs import SameText, policy_samples, preferences, rlp_trainer, synthetic_preferences
@@ -69,6 +69,17 @@ def test_pairs_and_an_eos_token_are_required():
     tokenizer.eos_token = None
     with pytest.raises(ValueError, match="`processing_class` has no EOS token"):
         check_preferences(preferences(4), tokenizer)
+
+
+def test_pairs_to_evaluate_on_are_checked(tmp_path):
+    pairs = preferences(4)
+    wrong = pairs.remove_columns("rejected")
+    with pytest.raises(ValueError, match=r"`eval_dataset` lacks the columns \['rejected'\]"):
+        rlp_trainer(tmp_path, method="none", eval_dataset=wrong)
+    with pytest.raises(ValueError, match=r"`eval_dataset\['hard'\]` lacks the columns \['rejected'\]"):
+        check_preferences(pairs, None, {"easy": pairs, "hard": wrong})
+    check_preferences(pairs, None, DatasetDict(easy=pairs))
+    check_preferences(pairs, None, wrong.to_iterable_dataset())  # checked when it is read
 
 
 MISSING = {

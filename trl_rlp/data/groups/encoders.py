@@ -4,10 +4,17 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from trl_rlp.storage.artifacts import explain_missing_model
+
 
 # A few hundred tokens keep a CPU core busy. Larger batches no longer fit in its cache.
 _CPU_TOKENS_PER_BATCH = 512
 _ACCELERATOR_TOKENS_PER_BATCH = 16384
+
+_REMEDY = (
+    "Pass the folder or Hub name of another model, or compare texts without a model: `ExactMatch`, or "
+    "`--equivalence exact` on the command line."
+)
 
 
 def load_encoder(
@@ -29,17 +36,20 @@ def load_encoder(
         `tuple`: The model and the tokenizer.
 
     Raises:
+        OSError: If there is no model or no tokenizer with this name.
         TypeError: If `model` is neither a name nor a `transformers` model.
         ValueError: If the tokenizer has no pad token.
     """
     if isinstance(model, str):
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
         dtype = torch.float32 if device.type == "cpu" else "auto"
-        model = auto_class.from_pretrained(model, dtype=dtype).to(device)
+        with explain_missing_model(model, _REMEDY):
+            model = auto_class.from_pretrained(model, dtype=dtype).to(device)
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"`model` must be a name, a folder or a `transformers` model, got `{type(model).__name__}`.")
     if processing_class is None:
-        processing_class = AutoTokenizer.from_pretrained(model.name_or_path)
+        with explain_missing_model(model.name_or_path, "Pass its tokenizer as `processing_class`."):
+            processing_class = AutoTokenizer.from_pretrained(model.name_or_path)
     if processing_class.pad_token_id is None:
         raise ValueError("`processing_class` has no pad token, so texts cannot be batched. Set its `pad_token`.")
     return model, processing_class

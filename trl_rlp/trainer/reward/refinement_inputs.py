@@ -1,5 +1,6 @@
 """The inputs of a refinement and their checks, separate from the trainer because they come before any training."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,7 +172,9 @@ def _check_redraw(args: RLPRewardConfig, data_collator: DataCollator | None) -> 
 
 
 def check_preferences(
-    train_dataset: Dataset | IterableDataset | None, processing_class: PreTrainedTokenizerBase | None
+    train_dataset: Dataset | IterableDataset | None,
+    processing_class: PreTrainedTokenizerBase | None,
+    eval_dataset: Dataset | IterableDataset | Mapping[Any, Dataset | IterableDataset] | None = None,
 ) -> None:
     """
     Checks the human pairs and the tokenizer. TRL's trainer would fail on them later, with a less clear message.
@@ -181,13 +184,21 @@ def check_preferences(
             Human pairs. A stream is checked when it is read.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer that the user passed.
+        eval_dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`] or a `dict` of them, *optional*):
+            Human pairs to evaluate on.
 
     Raises:
-        ValueError: If there are no pairs, or the tokenizer has no EOS token.
+        ValueError: If a dataset has no pairs, or the tokenizer has no EOS token.
     """
-    if isinstance(train_dataset, Dataset):
-        is_tokenized = any(name in train_dataset.column_names for name in ("chosen_ids", "chosen_input_ids"))
-        require_columns(train_dataset, [] if is_tokenized else ["chosen", "rejected"], "train_dataset")
+    datasets = {"train_dataset": train_dataset}
+    if isinstance(eval_dataset, Mapping):
+        datasets |= {f"eval_dataset[{name!r}]": dataset for name, dataset in eval_dataset.items()}
+    else:
+        datasets["eval_dataset"] = eval_dataset
+    for name, dataset in datasets.items():
+        if isinstance(dataset, Dataset):
+            is_tokenized = any(column in dataset.column_names for column in ("chosen_ids", "chosen_input_ids"))
+            require_columns(dataset, [] if is_tokenized else ["chosen", "rejected"], name)
     if processing_class is not None and processing_class.eos_token_id is None:
         raise ValueError(
             "`processing_class` has no EOS token. A reward model needs one at the end of every text. Set `eos_token`."

@@ -147,7 +147,7 @@ class RLPRewardTrainer(RewardTrainer):
             policy_samples, equivalence, labeling_reward_model, labeling_processing_class, synthetic_dataset
         )
         inputs.check(args, model, train_dataset, data_collator)
-        check_preferences(train_dataset, processing_class)
+        check_preferences(train_dataset, processing_class, eval_dataset)
         if peft_config is not None and args.method != "none":
             peft_config = add_score_head(peft_config)
         self.representation_term: RepresentationTerm | None = None
