@@ -26,6 +26,7 @@ class EpochCallback(TrainerCallback):
         self.epoch = epoch
 
     def on_epoch_begin(self, args, state, control, **kwargs):
+        """Stores the epoch that begins."""
         # The trainer counts epochs in fractions, and a resumed run starts in the middle of an epoch.
         self.epoch.fill_(int(state.epoch))
 
