@@ -83,5 +83,6 @@ def test_snippets_run(name, count, tmp_path, monkeypatch):
         "synthetic_pairs": preferences(4),
     }
     snippets = find_snippets((ROOT / "docs" / name).read_text(encoding="utf-8"))
+    assert len(snippets) >= count, f"{name} has {len(snippets)} snippets. Adapt the count of this test."
     for snippet in snippets[:count]:
         exec(compile(snippet, name, "exec"), names)

@@ -90,8 +90,10 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
 
 def test_a_finished_run_in_a_folder_that_is_only_readable_is_accepted(tmp_path, monkeypatch):
     claim_folder(tmp_path, "run.json", SETTINGS)
+    before = (tmp_path / "run.json").read_bytes()
     monkeypatch.setattr(module.os, "access", lambda path, mode: False)
     claim_folder(tmp_path, "run.json", SETTINGS)
+    assert (tmp_path / "run.json").read_bytes() == before
 
 
 def test_a_second_process_raises_the_error_of_the_main_process(tmp_path, monkeypatch):
