@@ -39,7 +39,10 @@ OTHER_TESTS = {
     "trainer/test_parity.py": "the reward trainer and TRL's own, step for step",
     "trainer/test_two_processes.py": "both trainers on two processes",
 }
-"""Test files that test no single file of the package. tests/examples mirrors examples/ instead."""
+"""
+Test files that test no single file of the package. tests/examples mirrors examples/ instead, and tests/faults has one
+file for each kind of fault.
+"""
 
 
 def list_files(folder: Path, pattern: str) -> set[str]:
@@ -47,7 +50,7 @@ def list_files(folder: Path, pattern: str) -> set[str]:
 
 
 MODULES = {name for name in list_files(ROOT, "*.py") if Path(name).name != "__init__.py"}
-TEST_FILES = {name for name in list_files(TESTS, "test_*.py") if not name.startswith("examples/")}
+TEST_FILES = {name for name in list_files(TESTS, "test_*.py") if not name.startswith(("examples/", "faults/"))}
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))

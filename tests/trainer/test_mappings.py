@@ -1,8 +1,10 @@
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+from transformers.trainer_utils import IntervalStrategy
 
-from trl_rlp.trainer.mappings import parse_mapping, parse_numbers
+from trl_rlp.trainer.mappings import parse_fields, parse_mapping, require_no_evaluation
 
 
 @pytest.mark.parametrize(
@@ -36,35 +38,24 @@ def test_text_that_is_not_json_is_an_error_with_an_example(value):
 @dataclass
 class Config:
     rate: float = 0.1
-    optional: float | None = None
-    quoted: "float" = 0.1
-    quoted_optional: "float | None" = None
-    name: str = "a"
-    count: int = 1
-    either: float | str = 0.1
-    mapping: dict = field(default_factory=dict)
+    folder: str = "a"
 
 
-@pytest.mark.parametrize("name", ["rate", "optional", "quoted", "quoted_optional"])
-@pytest.mark.parametrize("text, expected", [("1e-5", 1e-5), ("3", 3.0), ("-.5", -0.5), ("inf", float("inf"))])
-def test_text_becomes_a_float_in_float_fields(name, text, expected):
-    values = {name: text}
-    converted = parse_numbers("args", values, Config)[name]
-    assert converted == expected and isinstance(converted, float)
-    assert values == {name: text}
+@pytest.mark.parametrize("value", [{"rate": "1e-5", "folder": "~/x"}, '{"rate": "1e-5", "folder": "~/x"}'])
+def test_fields_get_their_types_and_expanded_paths(value):
+    assert parse_fields("args", value, Config) == {"rate": 1e-5, "folder": str(Path.home() / "x")}
+    assert parse_fields("args", None, Config) is None
 
 
-@pytest.mark.parametrize("values", [{"name": "1e-5"}, {"count": "3"}, {"either": "1e-5"}, {"mapping": {"rate": "1"}}])
-def test_other_fields_are_not_converted(values):
-    assert parse_numbers("args", values, Config) == values
+def test_an_error_names_the_mapping_and_the_field():
+    with pytest.raises(ValueError, match="`policy_args.rate` must be a number, got 'fast'"):
+        parse_fields("policy_args", {"rate": "fast"}, Config)
+    with pytest.raises(ValueError, match=r"`policy_args` has \['rats'\], which Config does not have. .* `rate`"):
+        parse_fields("policy_args", {"rats": 1}, Config)
 
 
-def test_values_that_are_not_text_are_kept():
-    values = {"rate": 1, "optional": None, "quoted": 0.5}
-    assert parse_numbers("args", values, Config) == values
-
-
-def test_text_that_is_not_a_number_is_an_error():
-    with pytest.raises(ValueError, match="`policy_args` sets `optional`='fast', which must be a number") as caught:
-        parse_numbers("policy_args", {"optional": "fast"}, Config)
-    assert caught.value.__cause__ is None
+def test_evaluation_during_training_is_refused():
+    require_no_evaluation("policy_args", {})
+    require_no_evaluation("policy_args", {"eval_strategy": IntervalStrategy.NO})
+    with pytest.raises(ValueError, match="`policy_args.eval_strategy` must be \"no\", got 'steps'. The stages train"):
+        require_no_evaluation("policy_args", {"eval_strategy": "steps"})

@@ -17,17 +17,18 @@ from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 @dataclass
 class RewardArguments:
     """
-    Arguments of `trl-rlp reward`. A dataset is a JSON Lines file, a folder written by `save_to_disk`, or a Hub name.
+    Arguments of `trl-rlp reward`. A dataset is a JSON Lines, CSV or Parquet file, a folder of `save_to_disk`, or a Hub
+    name.
 
     Args:
         preference_dataset (`str`):
             Human preferences D in TRL's preference format.
         preference_split (`str`, *optional*, defaults to `"train"`):
-            Split of `preference_dataset`, if it is on the Hub.
+            Split of `preference_dataset`, if it has splits.
         eval_preference_dataset (`str`, *optional*):
             Preferences to evaluate on.
         eval_preference_split (`str`, *optional*, defaults to `"test"`):
-            Split of `eval_preference_dataset`, if it is on the Hub.
+            Split of `eval_preference_dataset`, if it has splits.
         policy_samples (`str`, *optional*):
             Policy samples P, as written by `trl-rlp sample`. Required by `uml`, and by `spg` without
             `synthetic_dataset`.
@@ -40,11 +41,11 @@ class RewardArguments:
 
     preference_dataset: str = field(metadata={"help": "Human preferences D in TRL's preference format."})
     preference_split: str = field(
-        default="train", metadata={"help": "Split of `preference_dataset`, if it is on the Hub."}
+        default="train", metadata={"help": "Split of `preference_dataset`, if it has splits."}
     )
     eval_preference_dataset: str | None = field(default=None, metadata={"help": "Preferences to evaluate on."})
     eval_preference_split: str = field(
-        default="test", metadata={"help": "Split of `eval_preference_dataset`, if it is on the Hub."}
+        default="test", metadata={"help": "Split of `eval_preference_dataset`, if it has splits."}
     )
     policy_samples: str | None = field(
         default=None,

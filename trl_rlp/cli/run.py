@@ -17,7 +17,8 @@ from trl_rlp.storage.processes import process_state
 @dataclass
 class RunArguments:
     """
-    Datasets of `trl-rlp run`. A dataset is a JSON Lines file, a folder written by `save_to_disk`, or a Hub name.
+    Datasets of `trl-rlp run`. A dataset is a JSON Lines, CSV or Parquet file, a folder of `save_to_disk`, or a Hub
+    name.
 
     Args:
         preference_dataset (`str`):
@@ -26,9 +27,9 @@ class RunArguments:
             Prompts U with a column `prompt`. With a column `answers` (known answers), the gate also compares the
             reward models on policy pairs.
         preference_split (`str`, *optional*, defaults to `"train"`):
-            Split of `preference_dataset`, if it is on the Hub.
+            Split of `preference_dataset`, if it has splits.
         prompt_split (`str`, *optional*, defaults to `"train"`):
-            Split of `prompt_dataset`, if it is on the Hub.
+            Split of `prompt_dataset`, if it has splits.
         eval_preference_dataset (`str`, *optional*):
             Human preferences for the gate. By default, a part of D is held out.
         eval_prompt_dataset (`str`, *optional*):
@@ -45,9 +46,9 @@ class RunArguments:
         }
     )
     preference_split: str = field(
-        default="train", metadata={"help": "Split of `preference_dataset`, if it is on the Hub."}
+        default="train", metadata={"help": "Split of `preference_dataset`, if it has splits."}
     )
-    prompt_split: str = field(default="train", metadata={"help": "Split of `prompt_dataset`, if it is on the Hub."})
+    prompt_split: str = field(default="train", metadata={"help": "Split of `prompt_dataset`, if it has splits."})
     eval_preference_dataset: str | None = field(
         default=None, metadata={"help": "Human preferences for the gate. By default, a part of D is held out."}
     )

@@ -13,6 +13,7 @@ from trl_rlp.evaluation.reward_report import describe_reward_model
 from trl_rlp.storage.artifacts import load_policy, load_reward_model
 from trl_rlp.storage.json_files import replace_nan, write_json
 from trl_rlp.storage.loading import load_rows
+from trl_rlp.storage.paths import expand_path
 
 
 METRICS_FILE = "metrics.json"
@@ -24,8 +25,8 @@ def collect_metrics(
     judge_counts: dict[str, int] | None = None,
     anchors: Anchors | None = None,
     reward_model: str | Path | None = None,
-    preferences: str | None = None,
-    samples: str | None = None,
+    preferences: str | Path | None = None,
+    samples: str | Path | None = None,
     policy: str | Path | None = None,
     reference_policy: str | Path | None = None,
     max_length: int | None = None,
@@ -42,9 +43,9 @@ def collect_metrics(
             AlpacaEval's anchors, for `annotations`.
         reward_model (`str` or `Path`, *optional*):
             Folder or Hub name of a reward model. Required with `preferences`.
-        preferences (`str`, *optional*):
+        preferences (`str` or `Path`, *optional*):
             Labeled pairs for the reward model, as in [`describe_saved_reward_model`].
-        samples (`str`, *optional*):
+        samples (`str` or `Path`, *optional*):
             Policy samples, as in [`describe_saved_samples`].
         policy (`str` or `Path`, *optional*):
             Folder or Hub name of the policy of `samples`, for the KL divergence.
@@ -67,12 +68,12 @@ def collect_metrics(
     return metrics
 
 
-def write_metrics(folder: Path, metrics: dict[str, Any]) -> Path:
+def write_metrics(folder: str | Path, metrics: dict[str, Any]) -> Path:
     """
     Writes the metrics of an evaluation to `metrics.json`. NaN and infinity become null.
 
     Args:
-        folder (`Path`):
+        folder (`str` or `Path`):
             Folder of the file. It is created if it does not exist.
         metrics (`dict`):
             From [`collect_metrics`].
@@ -80,13 +81,14 @@ def write_metrics(folder: Path, metrics: dict[str, Any]) -> Path:
     Returns:
         `Path`: The file.
     """
+    folder = Path(expand_path(folder))
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / METRICS_FILE, replace_nan(metrics))
     return folder / METRICS_FILE
 
 
 def describe_saved_reward_model(
-    reward_model: str | Path, preferences: str, *, max_length: int | None = None
+    reward_model: str | Path, preferences: str | Path, *, max_length: int | None = None
 ) -> dict[str, Any]:
     """
     Loads a reward model and labeled pairs, and computes all metrics.
@@ -94,7 +96,7 @@ def describe_saved_reward_model(
     Args:
         reward_model (`str` or `Path`):
             Folder or Hub name of the reward model.
-        preferences (`str`):
+        preferences (`str` or `Path`):
             Labeled pairs, as a name for [`load_rows`]: TRL's preference format, or RewardBench's format with a column
             `subset`, `question` or `input`.
         max_length (`int`, *optional*):
@@ -115,13 +117,13 @@ def describe_saved_reward_model(
 
 
 def describe_saved_samples(
-    samples: str, policy: str | Path | None = None, reference_policy: str | Path | None = None
+    samples: str | Path, policy: str | Path | None = None, reference_policy: str | Path | None = None
 ) -> dict[str, float]:
     """
     Loads policy samples and computes their metrics.
 
     Args:
-        samples (`str`):
+        samples (`str` or `Path`):
             Policy samples, as a name for [`load_rows`]. With a column `answers`, the metrics include the accuracy.
         policy (`str` or `Path`, *optional*):
             Folder or Hub name of the policy of the samples. Without it, the KL divergence is not computed.

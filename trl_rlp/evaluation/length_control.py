@@ -1,6 +1,5 @@
 """The length-controlled win rate: the win rate of a policy if its outputs were as long as the reference's."""
 
-import csv
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 from transformers.utils import logging
+
+from trl_rlp.storage.data_files import read_rows
+from trl_rlp.storage.paths import expand_path
 
 
 logger = logging.get_logger(__name__)
@@ -67,18 +69,22 @@ def load_anchors(path: str | Path) -> Anchors:
 
     Raises:
         OSError: If the file cannot be read.
-        ValueError: If a column is missing.
+        ValueError: If a column is missing, or the file is not a table of numbers.
     """
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        rows = read_rows(Path(expand_path(path)))
     except OSError as error:
         raise type(error)(f"{path} cannot be read ({error.strerror}). Pass `df_gamed.csv` of AlpacaEval.") from None
     columns = ("preference", "index", "std_delta_len", "instruction_difficulty")
     missing = [name for name in columns if not rows or name not in rows[0]]
     if missing:
         raise ValueError(f"{path} lacks the columns {missing}. Pass `df_gamed.csv` of AlpacaEval.")
-    preferences, index, lengths, difficulties = (np.array([float(row[name]) for row in rows]) for name in columns)
+    try:
+        preferences, index, lengths, difficulties = (np.array([float(row[name]) for row in rows]) for name in columns)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} has cells that are no numbers ({error}). Pass `df_gamed.csv` of AlpacaEval."
+        ) from error
     first_rows = np.unique(index, return_index=True)[1]  # (instructions,)
     return Anchors(preferences, np.tanh(lengths), difficulties, difficulties[first_rows])
 

@@ -69,7 +69,7 @@ def reward_bench_pairs(rows: Dataset, *, chat: bool = False) -> Dataset:
     for name in ("question", "input"):
         if name in rows.column_names and "prompt" not in rows.column_names:
             rows = rows.rename_column(name, "prompt")
-    require_preferences(rows, "rows")
+    rows = require_preferences(rows, "rows")
     if isinstance(rows[0]["chosen"], str):
         require_columns(rows, ["prompt"], "rows")
     pairs = Dataset.from_list([_convert_pair(number, row, chat) for number, row in enumerate(rows)])

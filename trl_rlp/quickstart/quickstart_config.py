@@ -9,6 +9,8 @@ from transformers import AutoConfig
 from trl_rlp.pipeline_config import REFINING_METHODS, RLPConfig
 from trl_rlp.quickstart.questions import SEED
 from trl_rlp.quickstart.sizes import Sizes
+from trl_rlp.storage.paths import expand_fields
+from trl_rlp.trainer.field_values import convert_fields
 
 
 MAX_NEW_TOKENS = 5
@@ -88,6 +90,9 @@ class QuickstartConfig:
     )
 
     def __post_init__(self):
+        expand_fields(self)
+        for name, value in convert_fields(vars(self), type(self)).items():
+            setattr(self, name, value)
         if not self.minutes > 0:
             raise ValueError(
                 f"`minutes` must be above 0, got {self.minutes}. Ten minutes are enough on two free cores."

@@ -10,6 +10,8 @@ import torch
 from accelerate.logging import get_logger
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from trl_rlp.storage.paths import expand_path
+
 
 logger = get_logger(__name__)
 
@@ -27,7 +29,7 @@ def get_cache_folder() -> Path:
         `Path`: The environment variable `TRL_RLP_CACHE` if it is set, else `~/.cache/trl_rlp`.
     """
     if os.environ.get(CACHE_VARIABLE):
-        return Path(os.environ[CACHE_VARIABLE])
+        return Path(expand_path(os.environ[CACHE_VARIABLE]))
     return Path.home() / ".cache" / "trl_rlp"
 
 
@@ -74,7 +76,7 @@ def load_smollm2(cache_dir: str | Path | None = None) -> Path:
         raise ImportError(
             f"Reading {source.name} needs the package gguf, which is not installed. Run `{INSTALL_COMMAND}`."
         )
-    parent = get_cache_folder() if cache_dir is None else Path(cache_dir)
+    parent = get_cache_folder() if cache_dir is None else Path(expand_path(cache_dir))
     folder = parent / f"{source.stem}-{importlib.metadata.version(WHEEL)}"
     if not folder.exists():
         parent.mkdir(parents=True, exist_ok=True)

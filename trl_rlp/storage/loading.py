@@ -1,29 +1,40 @@
-"""Loads a dataset from a JSON Lines file, a folder written by `Dataset.save_to_disk`, or the Hub."""
+"""Loads a dataset from a file, a folder written by `save_to_disk`, or the Hub."""
 
-import json
+import os
 from pathlib import Path
-from typing import Any
 
-from datasets import Dataset, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+
+from trl_rlp.storage.data_files import looks_like_data_file, read_dataset
+from trl_rlp.storage.paths import expand_path
 
 
-def load_rows(name: str, split: str = "train") -> Dataset:
+REMEDY = "Pass a JSON Lines, CSV or Parquet file, a folder of `save_to_disk`, or a Hub name."
+
+
+def load_rows(name: str | os.PathLike, split: str = "train") -> Dataset:
     """
     Loads a dataset from a local file, a local folder or the Hub.
 
+    Files are JSON Lines, JSON (a list of objects), CSV, TSV, Parquet or Arrow files. They may be compressed (`.gz`,
+    `.bz2`, `.xz`, `.zst` or `.zip` with one file). Text stays text, also if it looks like a date. All cells of CSV and
+    TSV files are text.
+
     Args:
-        name (`str`):
-            Path of a `.json` or `.jsonl` file, path of a folder written by `Dataset.save_to_disk`, or name of a
-            dataset on the Hub.
+        name (`str` or `Path`):
+            Path of a file, path of a folder written by `save_to_disk`, or name of a dataset on the Hub. A leading `~`
+            is the home folder.
         split (`str`, *optional*, defaults to `"train"`):
-            Split of a Hub dataset. Local data has one split and ignores it.
+            Split of a Hub dataset or of a saved `DatasetDict`. Other local data has one split and ignores it.
 
     Returns:
-        `datasets.Dataset`: The rows. Keys that are missing in a row are `None`.
+        `datasets.Dataset`: The rows. Keys that are missing in a row, and empty cells of CSV files, are `None`.
 
     Raises:
-        FileNotFoundError: If the name looks like a local path that does not exist.
-        ValueError: If the file is empty, is not JSON, or its rows are not a table.
+        FileNotFoundError: If the name looks like a local path that does not exist, or the folder is not a saved
+            dataset.
+        ValueError: If the file is empty, damaged or in another format, its rows are not a table, or the folder has no
+            such split.
 
     Example:
 
@@ -33,40 +44,33 @@ def load_rows(name: str, split: str = "train") -> Dataset:
     >>> load_rows("no_such_file.jsonl")
     Traceback (most recent call last):
         ...
-    FileNotFoundError: No dataset at 'no_such_file.jsonl'. Pass a JSON Lines file, a folder of `save_to_disk`, or a \
-Hub name.
+    FileNotFoundError: No dataset at 'no_such_file.jsonl'. Pass a JSON Lines, CSV or Parquet file, a folder of \
+`save_to_disk`, or a Hub name.
 
     ```
     """
+    is_path = isinstance(name, os.PathLike)
+    name = expand_path(name)
     path = Path(name)
     if path.is_file():
-        columns = _read_columns(path)
-        try:
-            return Dataset.from_dict(columns)
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"The dataset at '{path}' has several kinds of values in one column ({error}). Write one kind per "
-                "column, for example messages for every prompt."
-            ) from error
+        return read_dataset(path)
     if path.is_dir():
-        return load_from_disk(str(path))
-    if path.suffix in {".json", ".jsonl"} or name.startswith((".", "/", "~")):
-        raise FileNotFoundError(
-            f"No dataset at '{name}'. Pass a JSON Lines file, a folder of `save_to_disk`, or a Hub name."
-        )
+        return _load_folder(path, split)
+    if is_path or looks_like_data_file(name) or name.startswith((".", "/", "~")):
+        raise FileNotFoundError(f"No dataset at '{name}'. {REMEDY}")
     return load_dataset(name, split=split)
 
 
-def _read_columns(path: Path) -> dict[str, list[Any]]:
-    """Reads a JSON file without `load_dataset`, which would convert text that looks like a date into a date."""
-    text = path.read_text(encoding="utf-8")
+def _load_folder(path: Path, split: str) -> Dataset:
     try:
-        is_array = text.lstrip().startswith("[")
-        rows = json.loads(text) if is_array else [json.loads(row) for row in text.split("\n") if row.strip()]
-    except json.JSONDecodeError as error:
-        raise ValueError(f"The dataset at '{path}' is not JSON ({error}). Write one JSON object per line.") from error
-    if not rows:
-        raise ValueError(f"The dataset at '{path}' is empty. Write one JSON object per line.")
-    if not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"The dataset at '{path}' has rows that are not objects. Write one JSON object per line.")
-    return {name: [row.get(name) for row in rows] for name in dict.fromkeys(key for row in rows for key in row)}
+        dataset = load_from_disk(str(path))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"The folder '{path}' was not written by `save_to_disk`. {REMEDY}") from error
+    if not isinstance(dataset, DatasetDict):
+        return dataset
+    if split not in dataset:
+        raise ValueError(
+            f"The folder '{path}' has the splits {list(dataset)}, but no split {split!r}. Pass another split, or save "
+            "one split with `save_to_disk`."
+        )
+    return dataset[split]

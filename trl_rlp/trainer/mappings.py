@@ -1,8 +1,10 @@
 """Reads the fields of a configuration that are mappings."""
 
 import json
-from dataclasses import fields
 from typing import Any
+
+from trl_rlp.storage.paths import expand_paths
+from trl_rlp.trainer.field_values import convert_fields
 
 
 def parse_mapping(name: str, value: dict[str, Any] | str | None) -> dict[str, Any] | None:
@@ -32,30 +34,45 @@ def parse_mapping(name: str, value: dict[str, Any] | str | None) -> dict[str, An
     return value
 
 
-def parse_numbers(name: str, values: dict[str, Any], config_class: type) -> dict[str, Any]:
+def parse_fields(name: str, value: dict[str, Any] | str | None, config_class: type) -> dict[str, Any] | None:
     """
-    Converts text to floats for the float fields of a configuration. YAML reads `1e-5` as text.
+    Converts the value of a mapping field whose keys are the fields of another configuration.
+
+    Args:
+        name (`str`):
+            Name of the mapping field, for the error message.
+        value (`dict` or `str`, *optional*):
+            Value that the user passed.
+        config_class (`type`):
+            Dataclass that declares the fields.
+
+    Returns:
+        `dict` or `None`: The fields, with expanded paths and with the types that the dataclass declares. `None` stays
+        `None`.
+
+    Raises:
+        TypeError: If the value is not a mapping, or a field has another type.
+        ValueError: If the value is text that is not JSON, a field is unknown, or its text cannot be converted.
+    """
+    values = parse_mapping(name, value)
+    return None if values is None else convert_fields(expand_paths(values), config_class, f"{name}.")
+
+
+def require_no_evaluation(name: str, values: dict[str, Any]) -> None:
+    """
+    Checks that the trainer of a stage does not evaluate. It would fail at its start, without evaluation data.
 
     Args:
         name (`str`):
             Name of the mapping field, for the error message.
         values (`dict`):
-            Fields of the configuration.
-        config_class (`type`):
-            Dataclass that declares the fields.
-
-    Returns:
-        `dict`: The same fields, with floats where the dataclass declares `float` or `float | None`.
+            Fields of the trainer's configuration.
 
     Raises:
-        ValueError: If the text for such a field is not a number.
+        ValueError: If `eval_strategy` is not `"no"`.
     """
-    types = {entry.name: entry.type for entry in fields(config_class)}
-    converted = dict(values)
-    for key, value in values.items():
-        if isinstance(value, str) and types[key] in (float, "float", float | None, "float | None"):
-            try:
-                converted[key] = float(value)
-            except ValueError:
-                raise ValueError(f"`{name}` sets `{key}`={value!r}, which must be a number.") from None
-    return converted
+    if values.get("eval_strategy", "no") != "no":
+        raise ValueError(
+            f'`{name}.eval_strategy` must be "no", got {values["eval_strategy"]!r}. The stages train without '
+            "evaluation data, and the gate compares the reward models afterwards."
+        )
