@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 
-from trl_rlp.data.normalization import normalize_text
+from trl_rlp.data.normalization import normalize_answer, normalize_text
 from trl_rlp.evaluation.policy_pairs import is_correct
 from trl_rlp.quickstart.questions import (
     PARTS,
@@ -30,10 +30,11 @@ def test_questions_are_unique_and_of_many_kinds(questions):
 
 def test_answers_are_short_distinct_and_correct(questions):
     for entry in questions:
-        normalized = [normalize_text(answer) for answer in entry.answers]
+        normalized = [normalize_answer(answer) for answer in entry.answers]
         assert all(normalized) and len(set(normalized)) == len(normalized), entry
         assert len(entry.answers[0]) <= 25, entry
-        assert is_correct(f" {entry.answers[0].upper()}.", entry.answers), entry
+        first = entry.answers[0]
+        assert all(is_correct(text, entry.answers) for text in (f" {first}.", first[0].upper() + first[1:])), entry
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,9 @@ TINY = Sizes(
     num_generations=6,
     evaluation_generations=2,
     reward_epochs=1,
+    evaluation_questions=8,
     policy_rollouts=1,
+    retrained_policy_rollouts=1,
     completions_per_rollout=8,
 )
 
@@ -78,13 +80,17 @@ def test_a_uml_run_still_describes_synthetic_preferences(model, tmp_path, few_qu
 
 
 def test_a_short_time_budget_reduces_the_work_and_reports_it(model, tmp_path, few_questions, capsys):
-    sizes = Sizes(**{**vars(TINY), "policy_rollouts": 3, "preference_questions": 12})
+    sizes = Sizes(**{**vars(TINY), "policy_rollouts": 3, "retrained_policy_rollouts": 3})
     page = quickstart(build_config(model, tmp_path / "run", minutes=1e-6), sizes)
     outcome = json.loads((tmp_path / "run" / "outcome.json").read_text())
-    assert outcome["sizes"]["policy_rollouts"] == 2
-    assert outcome["plans"]["plan_algorithm"]["share"] < 1
-    assert "was reduced to" in page.read_text()
-    assert "the remaining work is reduced to" in capsys.readouterr().out
+    rollouts = {"policy_rollouts": 2, "retrained_policy_rollouts": 2}
+    assert {name: outcome["sizes"][name] for name in rollouts} == rollouts
+    for stage in ("policy", "retrained_policy"):
+        state = json.loads((tmp_path / "run" / "rlp" / stage / "stage.json").read_text())
+        assert state["metrics"]["step"] == 2 * outcome["stages"]["policy"]["metrics"]["step"] / 2
+    assert "2 instead of 3 policy rollouts" in outcome["plans"]["preferences"]["changes"]
+    assert "2 instead of 3 policy rollouts" in page.read_text()
+    assert "2 instead of 3 policy rollouts" in capsys.readouterr().out
 
 
 def test_a_folder_with_another_run_raises(model, tmp_path, few_questions):

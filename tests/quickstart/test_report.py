@@ -47,7 +47,7 @@ def get_text(html):
         "Who wrote Emma? 0.20 below γ Emma ✗ Jane Austen",
         "129 pairs, 31 with a flipped label",
         "(seed 2403). Training and sampling use seed 7.",
-        "taken 2.3 times as long as two free cores. The remaining work was reduced to 60%",
+        "taken 2.3 times as long as two free cores. The rest of the work was changed",
         "432 s",
         "not evidence",
         "simulated from the known answers",
@@ -115,8 +115,16 @@ def test_differences_within_two_standard_errors_are_marked():
 
 
 def test_a_full_run_describes_no_reduction():
-    plans = {"plan_preferences": {"share": 1.0, "slowdown": 0.8}}
-    assert describe_reductions({"plans": plans}) == []
+    sizes = {"policy_rollouts": 6, "retrained_policy_rollouts": 6}
+    assert describe_reductions({"plans": {"preferences": {"changes": "", "slowdown": 0.8}}, "sizes": sizes}) == []
+
+
+def test_reductions_are_described_and_an_unfair_comparison_is_named():
+    assert describe_reductions(OUTCOME) == [
+        "Step 3: policy π by PPO against r: before this stage, the machine had taken 2.3 times as long as two free "
+        "cores. The rest of the work was changed to fit the time budget: 4 instead of 6 policy rollouts.",
+        "π̂ was trained on 3 rollouts and π on 4, so the comparison of π̂ with π is not fair.",
+    ]
 
 
 def test_comparisons_that_gate_come_first_and_agreement_with_synthetic_pairs_last():

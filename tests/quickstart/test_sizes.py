@@ -1,27 +1,39 @@
 import pytest
-import torch
 
 from trl_rlp.quickstart.sizes import (
+    ESTIMATES,
+    LIMITS,
     MINIMUM_SIZES,
+    OPEN_SIZES,
     Sizes,
-    estimate_algorithm_seconds,
-    estimate_demonstration_seconds,
-    estimate_preference_seconds,
-    find_fastest_threads,
+    estimate_remaining_seconds,
     fit_sizes,
     shrink_sizes,
 )
 
 
 def test_the_default_work_fits_ten_minutes_on_two_free_cores():
-    converting_the_model = 30
-    estimates = (estimate_demonstration_seconds, estimate_preference_seconds, estimate_algorithm_seconds)
-    assert sum(estimate(Sizes()) for estimate in estimates) + converting_the_model < 0.9 * 600
+    imports, converting_the_model = 10, 30
+    assert estimate_remaining_seconds("sft", Sizes()) + imports + converting_the_model < 0.9 * 600
+
+
+def test_the_smallest_work_fits_ten_minutes_at_a_third_of_the_speed():
+    imports, converting_the_model = 10, 30
+    smallest = estimate_remaining_seconds("sft", shrink_sizes(Sizes(), 0.0))
+    assert 3 * (smallest + imports + converting_the_model) < 0.9 * 600
+
+
+def test_the_remaining_time_is_the_sum_of_the_stages_that_are_left():
+    """Two rollouts of ten completions: 2 + .31 * 20 = 8.2 s. The evaluation is the only later stage."""
+    sizes = Sizes(retrained_policy_rollouts=2, completions_per_rollout=10)
+    assert ESTIMATES["retrained_policy"](sizes) == pytest.approx(8.2)
+    left = estimate_remaining_seconds("retrained_policy", sizes)
+    assert left == pytest.approx(8.2 + ESTIMATES["outcome"](sizes))
 
 
 def test_shrinking_keeps_the_sizes_of_the_method_and_the_minimum():
     half = shrink_sizes(Sizes(), 0.5)
-    assert (half.unlabeled_questions, half.policy_rollouts) == (52, 3)
+    assert (half.unlabeled_questions, half.policy_rollouts, half.retrained_policy_rollouts) == (52, 3, 3)
     assert (half.num_generations, half.reward_epochs, half.demonstrations) == (10, 3, 72)
     smallest = shrink_sizes(Sizes(), 0.0)
     assert {name: vars(smallest)[name] for name in MINIMUM_SIZES} == MINIMUM_SIZES
@@ -29,20 +41,36 @@ def test_shrinking_keeps_the_sizes_of_the_method_and_the_minimum():
     assert shrink_sizes(Sizes(), 1.0) == Sizes()
 
 
-def test_fit_finds_the_largest_share_that_fits():
-    """At one second per question and a slowdown of 2, 105 questions take 210 s. 50 fit into 100 s: share .45 (47)."""
-    sizes, share = fit_sizes(Sizes(), 100, 2.0, lambda plan: plan.unlabeled_questions)
-    assert (share, sizes.unlabeled_questions) == (0.45, 47)
-    assert fit_sizes(Sizes(), 1000, 2.0, lambda plan: plan.unlabeled_questions) == (Sizes(), 1.0)
-    assert fit_sizes(Sizes(), -5, 1.0, lambda plan: 1.0) == (shrink_sizes(Sizes(), 0.05), 0.05)
+@pytest.mark.parametrize("name, limit", LIMITS.items())
+def test_a_limited_size_never_exceeds_its_limit(name, limit):
+    sizes = shrink_sizes(Sizes(**{limit: MINIMUM_SIZES[limit]}), 0.9)
+    assert vars(sizes)[name] == vars(sizes)[limit]
 
 
-@pytest.mark.parametrize("estimate", [estimate_preference_seconds, estimate_algorithm_seconds])
-def test_less_work_takes_less_time(estimate):
-    assert estimate(shrink_sizes(Sizes(), 0.5)) < estimate(Sizes())
+def test_only_open_sizes_shrink_and_only_as_far_as_necessary():
+    """
+    Before the evaluation, only its questions are open. All 74 take 6 + .034 * 888 + .088 * (96.2 + 51.8) = 49.2 s. At
+    a slowdown of 2 that is 98 s. Into 80 s fit 50 questions (70%, 74.5 s): 6 + 20.4 + .088 * (96.2 + 35) = 37.9 s.
+    """
+    assert fit_sizes("outcome", Sizes(), 100, 2.0) == Sizes()
+    fitted = fit_sizes("outcome", Sizes(), 80, 2.0)
+    assert fitted == Sizes(evaluation_questions=fitted.evaluation_questions) and fitted.evaluation_questions in (
+        52,
+        56,
+    )
+    assert fit_sizes("outcome", Sizes(), -5, 1.0) == Sizes(evaluation_questions=16)
 
 
-def test_finding_the_fastest_threads_leaves_the_setting_unchanged():
-    before = torch.get_num_threads()
-    assert find_fastest_threads(repeats=1) in (1, before)
-    assert torch.get_num_threads() == before
+def test_the_retrained_policy_gets_fewer_rollouts_than_the_first_only_if_nothing_else_helps():
+    """Before step 5, all work takes 61.5 + 49.2 s. With 16 evaluated questions it takes 61.5 + 20.9 s."""
+    assert fit_sizes("retrained_policy", Sizes(), 90, 1.0).retrained_policy_rollouts == 6
+    fitted = fit_sizes("retrained_policy", Sizes(), 70, 1.0)
+    assert (fitted.policy_rollouts, fitted.retrained_policy_rollouts) == (6, 4)
+    fitted = fit_sizes("policy", Sizes(), 150, 1.0)
+    assert fitted.policy_rollouts == fitted.retrained_policy_rollouts < 6
+
+
+@pytest.mark.parametrize("stage", OPEN_SIZES)
+def test_less_work_takes_less_time(stage):
+    smaller = shrink_sizes(Sizes(), 0.5, OPEN_SIZES[stage])
+    assert estimate_remaining_seconds(stage, smaller) < estimate_remaining_seconds(stage, Sizes())

@@ -46,18 +46,25 @@ def test_the_callback_hears_of_stages_that_start_inside_the_block_only(tmp_path)
     """A finished stage does not start again."""
     outer, inner = [], []
     first, second = RunFolder(tmp_path / "first", {}), RunFolder(tmp_path / "second", {})
-    with RunFolder.notify_on_start(outer.append):
+    with RunFolder.on_start(lambda run, name, arguments: outer.append((run.path.name, name))):
         first.stage("sft", lambda folder: None)
-        with RunFolder.notify_on_start(inner.append):
+        with RunFolder.on_start(lambda run, name, arguments: inner.append(name)):
             second.stage("policy", lambda folder: None)
             first.stage("sft", lambda folder: None)
     first.stage("gate", lambda folder: None)
-    assert outer == ["sft", "policy"] and inner == ["policy"]
+    assert outer == [("first", "sft"), ("second", "policy")] and inner == ["policy"]
+
+
+def test_the_callback_may_change_the_arguments_of_the_work(tmp_path):
+    run = RunFolder(tmp_path, {})
+    with RunFolder.on_start(lambda run, name, arguments: arguments.update(steps=2)):
+        run.stage("policy", lambda folder, steps: {"steps": steps}, steps=6)
+    assert run.metrics("policy") == {"steps": 2}
 
 
 def test_a_new_thread_does_not_have_the_callback(tmp_path):
     started, run = [], RunFolder(tmp_path, {})
-    with RunFolder.notify_on_start(started.append):
+    with RunFolder.on_start(lambda run, name, arguments: started.append(name)):
         thread = threading.Thread(target=run.stage, args=("sft", lambda folder: None))
         thread.start()
         thread.join()

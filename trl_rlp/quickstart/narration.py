@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from transformers.utils import logging
@@ -44,7 +45,7 @@ def narrate(log: Path, console: Console, start: float) -> Iterator[None]:
             `time.perf_counter()` at the start of the run.
     """
 
-    def print_stage(name: str) -> None:
+    def print_stage(run: RunFolder, name: str, arguments: dict[str, Any]) -> None:
         if name in STAGE_TITLES:
             console.print(f"[dim]{time.perf_counter() - start:4.0f} s[/dim]  {STAGE_TITLES[name]}")
 
@@ -55,7 +56,7 @@ def narrate(log: Path, console: Console, start: float) -> Iterator[None]:
             log.open("a", encoding="utf-8") as file,
             contextlib.redirect_stdout(file),
             contextlib.redirect_stderr(file),
-            RunFolder.notify_on_start(print_stage),
+            RunFolder.on_start(print_stage),
         ):
             yield
     finally:

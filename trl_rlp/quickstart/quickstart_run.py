@@ -4,7 +4,6 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from trl_rlp.pipeline import RLPResult, run_rlp
 from trl_rlp.pipeline_config import RLPConfig
 from trl_rlp.quickstart.narration import STAGE_TITLES, narrate
 from trl_rlp.quickstart.outcome import measure_outcome
+from trl_rlp.quickstart.planning import PLANNED_SHARE, Planner
 from trl_rlp.quickstart.preparation import collect_preferences, train_sft
 from trl_rlp.quickstart.questions import (
     Question,
@@ -35,14 +35,7 @@ from trl_rlp.quickstart.quickstart_config import (
 )
 from trl_rlp.quickstart.report import print_summary, write_page
 from trl_rlp.quickstart.simulation import LABEL_NOISE, restore_labels
-from trl_rlp.quickstart.sizes import (
-    Sizes,
-    estimate_algorithm_seconds,
-    estimate_demonstration_seconds,
-    estimate_preference_seconds,
-    find_fastest_threads,
-    fit_sizes,
-)
+from trl_rlp.quickstart.sizes import Sizes
 from trl_rlp.quickstart.smollm2 import load_smollm2
 from trl_rlp.storage.artifacts import load_data
 from trl_rlp.storage.json_files import write_json
@@ -51,8 +44,6 @@ from trl_rlp.storage.run_folder import RunFolder
 
 PAGE = "report.html"
 OUTCOME = "outcome.json"
-PLANNED_SHARE = 0.9
-"""Share of the time budget that the plan uses. The rest is a reserve."""
 
 
 def quickstart(config: QuickstartConfig, sizes: Sizes | None = None, console: Console | None = None) -> Path:
@@ -91,15 +82,12 @@ def quickstart(config: QuickstartConfig, sizes: Sizes | None = None, console: Co
     # The time budget changes the results only through the plans, and these are stages of the run.
     settings = {key: value for key, value in asdict(config).items() if key not in ("output_dir", "minutes")}
     run = RunFolder(config.output_dir, {**settings, "sizes": asdict(sizes)})
-    threads = find_fastest_threads()
-    torch.set_num_threads(threads)
-    console.print(
-        f"RLP in at most {config.minutes:g} minutes, {threads} of {os.cpu_count()} cores, log: {run.path}/log.txt"
-    )
-    with narrate(run.path / "log.txt", console, start):
-        outcome = _run_stages(run, config, sizes, start, console)
+    console.print(f"RLP in at most {config.minutes:g} minutes, log: {run.path}/log.txt")
+    planner = Planner(run, sizes, start + PLANNED_SHARE * 60 * config.minutes, console)
+    with narrate(run.path / "log.txt", console, start), planner.all_threads(), RunFolder.on_start(planner.prepare):
+        outcome = _run_stages(run, config, planner)
     outcome["machine"] = {
-        "threads": threads,
+        "threads": sorted(planner.threads),
         "cores": os.cpu_count(),
         "processor": platform.machine(),
         "torch": torch.__version__,
@@ -112,56 +100,15 @@ def quickstart(config: QuickstartConfig, sizes: Sizes | None = None, console: Co
     return page
 
 
-class _Budget:
-    """Converts the remaining wall time to amounts of work."""
-
-    def __init__(self, run: RunFolder, minutes: float, start: float, console: Console):
-        self.run, self.end, self.console = run, start + PLANNED_SHARE * 60 * minutes, console
-
-    def plan(self, name: str, sizes: Sizes, slowdown: float, estimate_seconds: Callable[[Sizes], float]) -> Sizes:
-        """Reduces the remaining work to fit the budget. It is a stage, so a resumed run keeps its sizes."""
-        left = self.end - time.perf_counter()
-        self.run.stage(name, _fit_plan, sizes=sizes, left=left, slowdown=slowdown, estimate_seconds=estimate_seconds)
-        plan = self.run.metrics(name)
-        if plan["share"] < 1:
-            self.console.print(
-                f"        this machine takes {plan['slowdown']:.1f} times as long as two free cores, "
-                f"so the remaining work is reduced to {plan['share']:.0%}",
-                soft_wrap=True,
-            )
-        return Sizes(**plan["sizes"])
-
-    def measure_slowdown(self, name: str, expected: float) -> float:
-        """Divides the time of a finished stage by its expected time on two free cores."""
-        return self.run.results()[name]["seconds"] / expected
-
-
-def _fit_plan(
-    folder: Path, sizes: Sizes, left: float, slowdown: float, estimate_seconds: Callable[[Sizes], float]
-) -> dict[str, Any]:
-    fitted, share = fit_sizes(sizes, left, slowdown, estimate_seconds)
-    expected = slowdown * estimate_seconds(fitted)
-    return {"sizes": asdict(fitted), "share": share, "slowdown": slowdown, "left": left, "expected": expected}
-
-
-def _run_stages(
-    run: RunFolder, config: QuickstartConfig, sizes: Sizes, start: float, console: Console
-) -> dict[str, Any]:
+def _run_stages(run: RunFolder, config: QuickstartConfig, planner: Planner) -> dict[str, Any]:
     """Runs everything from the first weights to the last metric."""
-    budget = _Budget(run, config.minutes, start, console)
     parts = split_questions(load_questions(), config.question_seed)
 
     # Step 0: π_SFT.
-    sft = _train_sft(run, config, sizes, parts["demonstrations"])
-    slowdown = budget.measure_slowdown("sft", estimate_demonstration_seconds(sizes))
-    sizes = budget.plan(
-        "plan_preferences",
-        sizes,
-        slowdown,
-        lambda plan: estimate_preference_seconds(plan) + estimate_algorithm_seconds(plan),
-    )
+    sft = _train_sft(run, config, planner.sizes, parts["demonstrations"])
 
     # Step 1: D, and human pairs on the held-out questions.
+    sizes = planner.plan("preferences")
     questions = {
         "train": prompt_dataset(parts["preferences"][: sizes.preference_questions]),
         "heldout": prompt_dataset(parts["heldout"][: sizes.heldout_questions]),
@@ -175,10 +122,9 @@ def _run_stages(
         seed=config.seed,
     )
     preferences = {part: load_data(folder / part) for part in questions}
-    slowdown = max(slowdown, budget.measure_slowdown("preferences", estimate_preference_seconds(sizes)))
-    sizes = budget.plan("plan_algorithm", sizes, slowdown, estimate_algorithm_seconds)
 
-    # Steps 2 to 5.
+    # Steps 2 to 5. The planner shortens the training of the policies when it starts.
+    sizes = planner.plan("reward_model")
     unlabeled = prompt_dataset(parts["unlabeled"][: sizes.unlabeled_questions])
     settings = build_pipeline_config(config, sizes, sft, run.path / "rlp")
     result = run_rlp(
@@ -188,8 +134,12 @@ def _run_stages(
         ExactMatch(),
         eval_preference_dataset=preferences["heldout"].remove_columns("is_flipped"),
     )
-    _measure_outcome(run, settings, sizes, sft, result, unlabeled, questions["heldout"], preferences["heldout"])
-    return _collect_outcome(run, config, settings, sizes, result)
+
+    # Evaluation.
+    sizes = planner.plan("outcome")
+    evaluated = questions["heldout"].select(range(min(sizes.evaluation_questions, len(questions["heldout"]))))
+    _measure_outcome(run, settings, sizes, sft, result, unlabeled, evaluated, preferences["heldout"])
+    return _collect_outcome(run, config, settings, planner, result)
 
 
 def _train_sft(run: RunFolder, config: QuickstartConfig, sizes: Sizes, demonstrations: list[Question]) -> Path:
@@ -232,7 +182,7 @@ def _measure_outcome(
 
 
 def _collect_outcome(
-    run: RunFolder, config: QuickstartConfig, settings: RLPConfig, sizes: Sizes, result: RLPResult
+    run: RunFolder, config: QuickstartConfig, settings: RLPConfig, planner: Planner, result: RLPResult
 ) -> dict[str, Any]:
     """Collects everything that the page and the summary show, as plain values."""
     return {
@@ -243,8 +193,8 @@ def _collect_outcome(
             "evaluation_temperature": settings.evaluation_temperature,
             "label_noise": LABEL_NOISE,
         },
-        "sizes": asdict(sizes) | {"all_questions": len(load_questions())},
-        "plans": {name: run.metrics(name) for name in ("plan_preferences", "plan_algorithm")},
+        "sizes": asdict(planner.sizes) | {"all_questions": len(load_questions())},
+        "plans": planner.list_plans(),
         "preferences": run.metrics("preferences"),
         "stages": result.stages,
         "seconds": _collect_seconds(run, result),

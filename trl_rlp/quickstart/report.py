@@ -10,8 +10,10 @@ from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
 
+from trl_rlp.quickstart.narration import STAGE_TITLES
 from trl_rlp.quickstart.plots import POLICY_NAMES, plot_confidence, plot_policies, plot_reward_models
 from trl_rlp.quickstart.questions import WRONG_MAJORITY_KINDS
+from trl_rlp.storage.json_files import write_text
 
 
 TEMPLATE = Path(__file__).parent / "report.html"
@@ -139,13 +141,19 @@ def describe_reductions(outcome: dict[str, Any]) -> list[str]:
     Returns:
         `list[str]`: Sentences. Empty if all the work was done.
     """
-    texts = {"plan_preferences": "After the fine-tuning", "plan_algorithm": "Before Algorithm 1"}
-    return [
-        f"{texts[name]}, this machine had taken {plan['slowdown']:.1f} times as long as two free cores. The remaining "
-        f"work was reduced to {plan['share']:.0%}."
-        for name, plan in outcome["plans"].items()
-        if plan["share"] < 1
+    sentences = [
+        f"{STAGE_TITLES[stage]}: before this stage, the machine had taken {plan['slowdown']:.1f} times as long as two "
+        f"free cores. The rest of the work was changed to fit the time budget: {plan['changes']}."
+        for stage, plan in outcome["plans"].items()
+        if plan["changes"]
     ]
+    rollouts = outcome["sizes"]["retrained_policy_rollouts"], outcome["sizes"]["policy_rollouts"]
+    if rollouts[0] < rollouts[1]:
+        sentences.append(
+            f"π̂ was trained on {rollouts[0]} rollouts and π on {rollouts[1]}, so the comparison of π̂ with π is not "
+            "fair."
+        )
+    return sentences
 
 
 def write_page(outcome: dict[str, Any], path: Path) -> Path:
@@ -184,7 +192,7 @@ def write_page(outcome: dict[str, Any], path: Path) -> Path:
         reward_model_plot=Markup(plot_reward_models(comparisons)),
         policy_plot=Markup(plot_policies(outcome["policies"]["policies"])),
     )
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return path
 
 

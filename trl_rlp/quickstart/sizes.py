@@ -1,11 +1,7 @@
-"""Amounts of work of the quickstart, and how they shrink to fit a time budget."""
+"""Amounts of work of the quickstart, their estimated time, and how they shrink to fit a time budget."""
 
-import statistics
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-
-import torch
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -24,6 +20,8 @@ class Sizes:
             Questions of U.
         heldout_questions (`int`, *optional*, defaults to `74`):
             Questions that no model is trained on.
+        evaluation_questions (`int`, *optional*, defaults to `74`):
+            Held-out questions that the policies are evaluated on, at most `heldout_questions`.
         num_generations (`int`, *optional*, defaults to `10`):
             Completions per question (n in the paper).
         evaluation_generations (`int`, *optional*, defaults to `4`):
@@ -31,7 +29,9 @@ class Sizes:
         reward_epochs (`int`, *optional*, defaults to `3`):
             Epochs of each reward model.
         policy_rollouts (`int`, *optional*, defaults to `6`):
-            PPO rollouts of each policy.
+            PPO rollouts of the policy π.
+        retrained_policy_rollouts (`int`, *optional*, defaults to `6`):
+            PPO rollouts of the retrained policy π̂, at most `policy_rollouts`.
         completions_per_rollout (`int`, *optional*, defaults to `32`):
             Completions of a rollout, each for a different question. Must be even.
     """
@@ -41,10 +41,12 @@ class Sizes:
     preference_questions: int = 107
     unlabeled_questions: int = 105
     heldout_questions: int = 74
+    evaluation_questions: int = 74
     num_generations: int = 10
     evaluation_generations: int = 4
     reward_epochs: int = 3
     policy_rollouts: int = 6
+    retrained_policy_rollouts: int = 6
     completions_per_rollout: int = 32
 
 
@@ -52,9 +54,28 @@ MINIMUM_SIZES = {
     "preference_questions": 24,
     "unlabeled_questions": 32,  # one rollout
     "heldout_questions": 16,
+    "evaluation_questions": 16,
     "policy_rollouts": 2,
+    "retrained_policy_rollouts": 2,
 }
 """Sizes that the time budget may shrink, with their minimum."""
+
+OPEN_SIZES = {
+    "preferences": tuple(MINIMUM_SIZES),
+    "reward_model": (
+        "unlabeled_questions",
+        "policy_rollouts",
+        "retrained_policy_rollouts",
+        "evaluation_questions",
+    ),
+    "policy": ("policy_rollouts", "retrained_policy_rollouts", "evaluation_questions"),
+    "retrained_policy": ("retrained_policy_rollouts", "evaluation_questions"),
+    "outcome": ("evaluation_questions",),
+}
+"""Stages that are planned, with the sizes that can still shrink when the stage starts."""
+
+LIMITS = {"evaluation_questions": "heldout_questions", "retrained_policy_rollouts": "policy_rollouts"}
+"""Sizes that another size limits."""
 
 PAIRS_PER_QUESTION = 1.3
 """Approximate number of pairs of D per question. Some questions have only right or only wrong completions."""
@@ -62,145 +83,145 @@ PAIRS_PER_QUESTION = 1.3
 SYNTHETIC_SHARE = 0.6
 """Approximate number of synthetic pairs per question of U."""
 
+POLICY_PAIR_SHARE = 0.7
+"""Approximate number of policy pairs with a known right side per question."""
+
 SECONDS = {
-    "demonstration": 0.07,
-    "sampled completion": 0.026,
-    "trained pair": 0.14,
-    "policy completion": 0.34,
-    "scored text": 0.04,
-    "stage": 4.0,
-    "start": 8.0,
+    "demonstration": 0.085,
+    "sampled completion": 0.0165,
+    "trained pair": 0.083,
+    "policy completion": 0.31,
+    "evaluated completion": 0.034,
+    "scored text": 0.022,
+    "stage": 2.0,
 }
 """
 Measured wall time of one unit of work on two free cores. `stage` is the time to load and save the models of a stage.
-`start` is the time of the first imports.
+An evaluated completion is sampled, and its log-probabilities are computed with two models.
 """
 
 
-def estimate_demonstration_seconds(sizes: Sizes) -> float:
+def _policy_seconds(rollouts: int, sizes: Sizes) -> float:
+    return SECONDS["stage"] + SECONDS["policy completion"] * rollouts * sizes.completions_per_rollout
+
+
+def _reward_model_seconds(pairs: float, sizes: Sizes) -> float:
+    return SECONDS["stage"] + SECONDS["trained pair"] * sizes.reward_epochs * pairs
+
+
+def _scoring_seconds(pairs: float) -> float:
+    """Two reward models score both sides of each pair."""
+    return SECONDS["scored text"] * 2 * 2 * pairs
+
+
+def _human_pairs(questions: int) -> float:
+    return PAIRS_PER_QUESTION * questions
+
+
+def _synthetic_pairs(sizes: Sizes) -> float:
+    return SYNTHETIC_SHARE * sizes.unlabeled_questions
+
+
+ESTIMATES: dict[str, Callable[[Sizes], float]] = {
+    "sft": lambda sizes: (
+        SECONDS["stage"] + SECONDS["demonstration"] * sizes.demonstrations * sizes.demonstration_epochs
+    ),
+    "preferences": lambda sizes: (
+        SECONDS["stage"]
+        + SECONDS["sampled completion"]
+        * sizes.num_generations
+        * (sizes.preference_questions + sizes.heldout_questions)
+    ),
+    "reward_model": lambda sizes: _reward_model_seconds(_human_pairs(sizes.preference_questions), sizes),
+    "policy": lambda sizes: _policy_seconds(sizes.policy_rollouts, sizes),
+    "policy_samples": lambda sizes: (
+        SECONDS["stage"] + SECONDS["sampled completion"] * sizes.num_generations * sizes.unlabeled_questions
+    ),
+    "synthetic_preferences": lambda sizes: SECONDS["stage"] + SECONDS["scored text"] * sizes.unlabeled_questions,
+    "refined_reward_model": lambda sizes: _reward_model_seconds(
+        _human_pairs(sizes.preference_questions) + _synthetic_pairs(sizes), sizes
+    ),
+    "gate": lambda sizes: (
+        SECONDS["stage"]
+        + _scoring_seconds(
+            _human_pairs(sizes.heldout_questions)
+            + POLICY_PAIR_SHARE * sizes.unlabeled_questions
+            + _synthetic_pairs(sizes)
+        )
+    ),
+    "retrained_policy": lambda sizes: _policy_seconds(sizes.retrained_policy_rollouts, sizes),
+    "outcome": lambda sizes: (
+        3 * SECONDS["stage"]
+        + SECONDS["evaluated completion"] * 3 * sizes.evaluation_generations * sizes.evaluation_questions
+        + _scoring_seconds(_human_pairs(sizes.heldout_questions) + POLICY_PAIR_SHARE * sizes.evaluation_questions)
+    ),
+}
+"""The estimated seconds of each stage on two free cores, in the order of the stages."""
+
+
+def estimate_remaining_seconds(stage: str, sizes: Sizes) -> float:
     """
-    Estimates the time of the supervised fine-tuning on two free cores.
+    Estimates the time of a stage and all stages after it on two free cores.
 
     Args:
+        stage (`str`):
+            A key of [`ESTIMATES`].
         sizes ([`Sizes`]):
             Amounts of work.
 
     Returns:
         `float`: Time in seconds.
     """
-    trained = sizes.demonstrations * sizes.demonstration_epochs
-    return SECONDS["start"] + SECONDS["stage"] + SECONDS["demonstration"] * trained
+    stages = list(ESTIMATES)
+    return sum(ESTIMATES[name](sizes) for name in stages[stages.index(stage) :])
 
 
-def estimate_preference_seconds(sizes: Sizes) -> float:
+def shrink_sizes(sizes: Sizes, share: float, names: Sequence[str] = tuple(MINIMUM_SIZES)) -> Sizes:
     """
-    Estimates the time to sample completions for the simulated preferences on two free cores.
-
-    Args:
-        sizes ([`Sizes`]):
-            Amounts of work.
-
-    Returns:
-        `float`: Time in seconds.
-    """
-    completions = sizes.num_generations * (sizes.preference_questions + sizes.heldout_questions)
-    return SECONDS["stage"] + SECONDS["sampled completion"] * completions
-
-
-def estimate_algorithm_seconds(sizes: Sizes) -> float:
-    """
-    Estimates the time of Algorithm 1 and its evaluation on two free cores.
-
-    Args:
-        sizes ([`Sizes`]):
-            Amounts of work.
-
-    Returns:
-        `float`: Time in seconds.
-    """
-    human = PAIRS_PER_QUESTION * sizes.preference_questions
-    synthetic = SYNTHETIC_SHARE * sizes.unlabeled_questions
-    heldout = PAIRS_PER_QUESTION * sizes.heldout_questions
-    completions = (
-        sizes.num_generations * sizes.unlabeled_questions + 3 * sizes.evaluation_generations * sizes.heldout_questions
-    )
-    scored = 3 * sizes.unlabeled_questions + 2 * 2 * (2.5 * heldout + 0.7 * sizes.unlabeled_questions + synthetic)
-    return (
-        8 * SECONDS["stage"]
-        + SECONDS["trained pair"] * sizes.reward_epochs * (2 * human + synthetic)
-        + SECONDS["policy completion"] * 2 * sizes.policy_rollouts * sizes.completions_per_rollout
-        + SECONDS["sampled completion"] * completions
-        + SECONDS["scored text"] * scored
-    )
-
-
-def shrink_sizes(sizes: Sizes, share: float) -> Sizes:
-    """
-    Shrinks the sizes in [`MINIMUM_SIZES`] to a share of the work.
+    Shrinks sizes to a share of the work.
 
     Args:
         sizes ([`Sizes`]):
             Full amounts of work.
         share (`float`):
             Share to keep, in [0, 1]. No size falls below its minimum, and none grows.
+        names (`Sequence[str]`, *optional*):
+            Sizes that shrink. Defaults to all in [`MINIMUM_SIZES`].
 
     Returns:
         [`Sizes`]: The smaller amounts of work.
     """
-    values = {entry.name: vars(sizes)[entry.name] for entry in fields(sizes) if entry.name in MINIMUM_SIZES}
-    return replace(
+    values = {name: vars(sizes)[name] for name in names}
+    smaller = replace(
         sizes, **{name: min(value, max(MINIMUM_SIZES[name], round(share * value))) for name, value in values.items()}
     )
+    return replace(smaller, **{name: min(vars(smaller)[name], vars(smaller)[limit]) for name, limit in LIMITS.items()})
 
 
-def fit_sizes(
-    sizes: Sizes, seconds_left: float, slowdown: float, estimate_seconds: Callable[[Sizes], float]
-) -> tuple[Sizes, float]:
+def fit_sizes(stage: str, sizes: Sizes, seconds_left: float, slowdown: float) -> Sizes:
     """
-    Finds the largest share of the work that fits the remaining time.
+    Shrinks the open sizes of a stage to the largest share that fits the remaining time.
+
+    The rollouts of π̂ shrink below those of π only if nothing else helps, because the two policies are compared.
 
     Args:
+        stage (`str`):
+            The next stage, a key of [`OPEN_SIZES`]. Only its open sizes shrink.
         sizes ([`Sizes`]):
             Full amounts of work.
         seconds_left (`float`):
             Wall time until the end of the budget.
         slowdown (`float`):
             Time on this machine so far, divided by the time on two free cores.
-        estimate_seconds (`Callable[[Sizes], float]`):
-            Estimates the time of the remaining work on two free cores, in seconds.
 
     Returns:
-        `tuple[Sizes, float]`: The sizes, and the share in [0.05, 1]. If nothing fits, the smallest share.
+        [`Sizes`]: The sizes. If nothing fits, the open sizes have their minimum.
     """
-    share = 1.0
-    while share > 0.05 and slowdown * estimate_seconds(shrink_sizes(sizes, share)) > seconds_left:
-        share = round(share - 0.05, 2)
-    return shrink_sizes(sizes, share), share
-
-
-def find_fastest_threads(repeats: int = 5) -> int:
-    """
-    Finds the number of threads that multiplies matrices fastest: PyTorch's current number, or one.
-
-    On a busy machine, two threads wait for each other and are slower than one.
-
-    Args:
-        repeats (`int`, *optional*, defaults to `5`):
-            Number of timings for each setting. The timings alternate, and their medians are compared.
-
-    Returns:
-        `int`: Number of threads. PyTorch's own setting is unchanged.
-    """
-    before = torch.get_num_threads()
-    left, right = torch.randn(640, 576), torch.randn(576, 1536)
-    timings = {1: [], before: []}
-    for _ in range(repeats):
-        for threads, times in timings.items():
-            torch.set_num_threads(threads)
-            left @ right  # the first product after a change wakes the threads
-            start = time.perf_counter()
-            for _ in range(30):
-                left @ right
-            times.append(time.perf_counter() - start)
-    torch.set_num_threads(before)
-    return min(timings, key=lambda threads: statistics.median(timings[threads]))
+    last_resort = {"retrained_policy_rollouts"} & set(OPEN_SIZES[stage])
+    for names in (set(OPEN_SIZES[stage]) - last_resort, last_resort):
+        full = sizes
+        for percent in range(100, -1, -5):
+            sizes = shrink_sizes(full, percent / 100, sorted(names))
+            if slowdown * estimate_remaining_seconds(stage, sizes) <= seconds_left:
+                return sizes
+    return sizes

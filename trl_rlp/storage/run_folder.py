@@ -12,6 +12,7 @@ from typing import Any
 
 from trl_rlp.storage.json_files import read_json, replace_nan, write_json
 from trl_rlp.storage.manifest import check_folder, claim_folder
+from trl_rlp.storage.paths import expand_path
 from trl_rlp.storage.processes import process_state
 
 
@@ -24,7 +25,9 @@ CHECKPOINTS = "checkpoints"
 SHARDS = "shards"
 """Name of the folder of shards, next to the file of the samples."""
 
-_start_callbacks: ContextVar[tuple[Callable[[str], None], ...]] = ContextVar("start_callbacks", default=())
+StartCallback = Callable[["RunFolder", str, dict[str, Any]], None]
+
+_start_callbacks: ContextVar[tuple[StartCallback, ...]] = ContextVar("start_callbacks", default=())
 
 
 class RunFolder:
@@ -46,7 +49,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path, settings: dict[str, Any]):
-        self.path = Path(path)
+        self.path = Path(expand_path(path))
         self.state = process_state()
         claim_folder(self.path, MANIFEST, settings)
 
@@ -67,7 +70,7 @@ class RunFolder:
         Raises:
             ValueError: For the same reasons as [`RunFolder`].
         """
-        check_folder(Path(path), MANIFEST, settings)
+        check_folder(Path(expand_path(path)), MANIFEST, settings)
 
     def is_finished(self, name: str) -> bool:
         """
@@ -107,7 +110,7 @@ class RunFolder:
             partial.mkdir(exist_ok=True)
             logger.info("%s: started", name)
             for callback in _start_callbacks.get():
-                callback(name)
+                callback(self, name, arguments)
             start = time.perf_counter()
             metrics = work(partial, **arguments) or {}
             self.state.wait_for_everyone()
@@ -143,17 +146,18 @@ class RunFolder:
 
     @staticmethod
     @contextmanager
-    def notify_on_start(callback: Callable[[str], None]) -> Iterator[None]:
+    def on_start(callback: StartCallback) -> Iterator[None]:
         """
-        Calls a function whenever a stage starts inside a `with` block.
+        Calls a function whenever a stage starts inside a `with` block. The function may change the stage's arguments.
 
         This includes the stages of run folders that other functions create, such as [`run_rlp`]. Finished stages do
         not start again. The callback belongs to the current context (`contextvars`). A new thread has its own context,
         so stages that start in it do not call the callback.
 
         Args:
-            callback (`Callable[[str], None]`):
-                Called with the name of the stage, on every process.
+            callback (`Callable[[RunFolder, str, dict], None]`):
+                Called with the run folder, the name of the stage and the keyword arguments of its work, on every
+                process. Changes of the `dict` have an effect.
 
         Example:
 
@@ -161,9 +165,12 @@ class RunFolder:
         >>> import tempfile
         >>> from trl_rlp.storage.run_folder import RunFolder
 
-        >>> with tempfile.TemporaryDirectory() as folder, RunFolder.notify_on_start(print):
-        ...     _ = RunFolder(folder, {"seed": 0}).stage("policy", lambda folder: {"reward": 1.0})
-        policy
+        >>> def announce(run, name, arguments):
+        ...     print(name, arguments)
+
+        >>> with tempfile.TemporaryDirectory() as folder, RunFolder.on_start(announce):
+        ...     _ = RunFolder(folder, {"seed": 0}).stage("policy", lambda folder, max_steps: {}, max_steps=4)
+        policy {'max_steps': 4}
 
         ```
         """
