@@ -32,6 +32,7 @@ class FakeServer:
     def __init__(self):
         self.requests = []
         self.paths = []
+        self.all_headers = []
         self.concurrent = self.max_concurrent = 0
         self.lock = threading.Lock()
         self.respond = lambda request, number: None
@@ -41,6 +42,7 @@ class FakeServer:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self):  # noqa: N802
+                fake.all_headers.append(self.headers)
                 self.reply(404, "{}")
 
             def do_POST(self):  # noqa: N802
@@ -50,6 +52,7 @@ class FakeServer:
                     fake.requests.append(request)
                     fake.paths.append(self.path)
                     fake.headers = self.headers
+                    fake.all_headers.append(self.headers)
                     fake.concurrent += 1
                     fake.max_concurrent = max(fake.max_concurrent, fake.concurrent)
                 time.sleep(fake.delay)

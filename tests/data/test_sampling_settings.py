@@ -1,6 +1,6 @@
 import pytest
 
-from trl_rlp.data.sampling_settings import require_settings
+from trl_rlp.data.sampling_settings import END_SETTINGS, require_settings, require_shared_ends, require_stop
 
 
 def test_the_papers_settings_pass():
@@ -37,3 +37,20 @@ def test_values_out_of_range_are_errors(name, value, match):
 def test_values_of_the_wrong_type_are_errors(name, value):
     with pytest.raises(TypeError, match=f"`{name}` must be an? (integer|number), got {value!r}"):
         require_settings(**{name: value})
+
+
+@pytest.mark.parametrize("name", END_SETTINGS)
+def test_settings_that_end_completions_in_training_only_are_errors(name):
+    require_shared_ends(None, "`run_rlp`")
+    require_shared_ends({"repetition_penalty": 1.1}, "`run_rlp`")
+    with pytest.raises(
+        ValueError, match=rf"`generation_kwargs` sets \['{name}'\], .* but `run_rlp` samples the policy"
+    ):
+        require_shared_ends({name: 1, "repetition_penalty": 1.1}, "`run_rlp`")
+
+
+def test_completions_must_be_able_to_finish():
+    require_stop(None)
+    require_stop([5])
+    with pytest.raises(ValueError, match="`stop_token`=None lets no completion finish"):
+        require_stop([])

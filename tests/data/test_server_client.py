@@ -1,15 +1,16 @@
 """Requests to a server with fixed answers: concurrency, retries and errors."""
 
 import asyncio
+import email.utils
 import functools
-import json
 import socket
 import sys
 import time
 
 import pytest
 
-from trl_rlp.data.server_client import Choice, Server
+from trl_rlp.data.server_answers import Choice
+from trl_rlp.data.server_client import RefusedRequest, Server, gather
 
 
 TEXTS = ["One?", "Two?", "Three?"]
@@ -60,12 +61,27 @@ def test_a_single_choice_is_requested_without_n(fake):
     assert not any("n" in request for request in fake.requests)
 
 
-@pytest.mark.parametrize("status", [400, 422])
-def test_a_server_that_refuses_several_choices_returns_none(fake, status):
-    fake.respond = lambda request, number: (status, '{"error": "n must be 1"}', {})
-    assert ask(fake, TEXTS[:1], n=4) == [[]]
-    with pytest.raises(ValueError, match=f"refused a request \\(status {status}"):
+def test_fields_of_extra_body_replace_others_and_none_removes_a_field(fake):
+    fake.answer = lambda request: {"choices": [{"text": "a", "finish_reason": "stop"}]}
+    extra_body = {"max_tokens": None, "max_completion_tokens": 9, "temperature": 1.0, "seed": None}
+    ask(fake, TEXTS[:1], body={"model": "m", "max_tokens": 4, "temperature": 0.0, "extra_body": extra_body})
+    assert fake.requests == [{"model": "m", "prompt": "One?", "max_completion_tokens": 9, "temperature": 1.0}]
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_request_refused_for_its_contents_is_a_refused_request(fake, status):
+    fake.respond = lambda request, number: (status, '{"error": "the prompt is too long"}', {})
+    with pytest.raises(RefusedRequest, match=f"refused a request \\(status {status}: .*too long.* `extra_body`"):
         ask(fake, TEXTS[:1])
+    assert len(fake.requests) == 1
+
+
+@pytest.mark.parametrize("status", [401, 402, 403, 404, 405, 501])
+def test_a_refusal_that_concerns_every_request_has_another_type(fake, status):
+    fake.respond = lambda request, number: (status, '{"error": "no model called policy"}', {})
+    with pytest.raises(ValueError, match=f"\\(status {status}: .*called policy.*Check the model's name") as caught:
+        ask(fake, TEXTS[:1])
+    assert len(fake.requests) == 1 and not isinstance(caught.value, RefusedRequest)
 
 
 def test_the_number_of_concurrent_requests_is_limited(fake):
@@ -88,11 +104,41 @@ def test_permanent_failures_are_errors_after_the_retries(fake):
     assert len(fake.requests) == 3
 
 
-def test_a_refused_request_is_an_error_without_retries(fake):
-    fake.respond = lambda request, number: (404, '{"error": "no model called policy"}', {})
-    with pytest.raises(ValueError, match="refused a request \\(status 404: .*no model called policy.*Check `model`"):
-        ask(fake, TEXTS[:1])
-    assert len(fake.requests) == 1
+def test_the_server_decides_about_another_try_and_the_wait(fake):
+    """The headers of the first response: when to come back, and whether to come back at all."""
+    date = email.utils.formatdate(time.time() - 5, usegmt=True)
+    for headers, requests in (
+        ({"retry-after-ms": "nonsense", "retry-after": "0.01"}, 2),
+        ({"retry-after-ms": "nonsense", "retry-after": date}, 2),
+        ({"retry-after-ms": "900000"}, 1),
+        ({"x-should-retry": "false"}, 1),
+    ):
+        fake.requests.clear()
+        fake.respond = lambda request, number, headers=headers: (429, "busy", headers) if number == 0 else None
+        try:
+            ask(fake, TEXTS[:1])
+        except (RuntimeError, ValueError) as error:
+            assert "status 429: busy" in str(error)
+        assert len(fake.requests) == requests, headers
+
+
+def test_the_first_failure_stops_the_other_work():
+    finished = []
+
+    async def work(seconds):
+        await asyncio.sleep(seconds)
+        finished.append(seconds)
+        if seconds == 0.01:
+            raise ValueError("broken")
+        return seconds
+
+    async def run():
+        assert await gather(map(work, (0.002, 0.001))) == [0.002, 0.001]
+        with pytest.raises(ValueError, match="broken"):
+            await gather(map(work, (5, 0.01)))
+
+    asyncio.run(run())
+    assert finished == [0.001, 0.002, 0.01]
 
 
 def test_a_missing_server_is_an_error_at_once():
@@ -122,40 +168,6 @@ def test_the_server_is_looked_for_only_once(fake, monkeypatch):
     assert len(searches) == 1 and server.is_reached
 
 
-INVALID_BODIES = {
-    "html": ("<!doctype html>\n<p>Welcome to nginx</p>", "Welcome to nginx"),
-    "not json": ("{'choices':", "choices"),
-    "no choices": ('{"choices": []}', "choices"),
-    "other json": ('{"answer": 42}', "42"),
-    "a list": ("[1, 2]", r"\[1, 2\]"),
-    "null": ("null", "null"),
-    "null choice": ('{"choices": [null]}', "null"),
-    "null text": ('{"choices": [{"text": null, "message": null, "finish_reason": "stop"}]}', "null"),
-    "number": ('{"choices": [{"text": 1, "message": {"content": 1}, "finish_reason": "stop"}]}', "1"),
-    "empty": ("", "an empty body"),
-}
-
-
-@pytest.mark.parametrize("prompts", [TEXTS, CHATS], ids=["text", "chat"])
-@pytest.mark.parametrize("kind", INVALID_BODIES)
-def test_a_response_that_is_not_a_completion_is_a_one_line_error(fake, prompts, kind):
-    body, match = INVALID_BODIES[kind]
-    fake.respond = lambda request, number: (
-        200,
-        body,
-        {"Content-Type": "text/html" if kind == "html" else "application/json"},
-    )
-    with pytest.raises(ValueError, match=f"The response of the server at .* is not a completion.*{match}") as caught:
-        ask(fake, prompts)
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
-
-
-def test_a_message_without_content_is_none(fake):
-    choice = {"message": {"content": None, "reasoning": "Let me see"}, "finish_reason": "length"}
-    fake.respond = lambda request, number: (200, json.dumps({"choices": [choice]}), {})
-    assert ask(fake, CHATS[:1]) == [[(None, False)]]
-
-
 def test_requests_work_inside_a_running_event_loop(fake):
     async def notebook_cell():
         return ask(fake)
@@ -167,8 +179,16 @@ def test_an_api_key_in_the_environment_is_not_sent(fake, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "private")
     ask(fake)
     assert fake.headers["Authorization"] == "Bearer none"
-    ask(fake, api_key="given")
-    assert fake.headers["Authorization"] == "Bearer given"
+    for key in ("given", "given\n"):
+        ask(fake, api_key=key)
+        assert fake.headers["Authorization"] == "Bearer given"
+
+
+def test_the_api_key_is_never_shown(fake):
+    fake.respond = lambda request, number: (401, "key sk-secret is not valid", {})
+    with pytest.raises(ValueError, match="status 401: key \\*\\*\\* is not valid"):
+        ask(fake, TEXTS[:1], api_key="sk-secret")
+    assert "sk-secret" not in repr(build_server(fake, api_key="sk-secret"))
 
 
 def test_a_missing_package_is_an_error(fake, monkeypatch):

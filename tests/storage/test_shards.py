@@ -53,6 +53,33 @@ def test_an_interrupted_run_resumes_after_the_last_finished_shard(tmp_path):
     assert third.finished == []
 
 
+def test_records_that_are_not_final_are_made_again(tmp_path):
+    """Rows 0 and 3 have no final record at first. The second call works on these two only."""
+    asked = []
+
+    def work(index, rows, advance):
+        asked.extend(rows)
+        return [{"square": row**2, "is_final": row not in (0, 3) or asked.count(row) > 1} for row in rows]
+
+    def run_twice(folder):
+        return [
+            work_in_shards(
+                SHARDS,
+                work,
+                description="Squaring",
+                output_dir=folder,
+                fingerprint={},
+                is_final=lambda record: record["is_final"],
+            )
+            for _ in range(2)
+        ]
+
+    first, second = run_twice(tmp_path)
+    assert [record["is_final"] for record in first] == [False, True, True, False, True]
+    assert [record["square"] for record in second] == [0, 1, 4, 9, 16] and all(row["is_final"] for row in second)
+    assert asked == [2, 0, 3, 1, 4, 0, 3]
+
+
 def test_a_shard_is_written_completely_or_not_at_all(tmp_path, monkeypatch):
     def crash(source, target):
         raise OSError("disk is full")

@@ -5,7 +5,10 @@ import os
 import sys
 from collections.abc import Sequence
 
+from safetensors import SafetensorError
+
 from trl_rlp import __version__
+from trl_rlp.cli.option_names import name_options
 
 
 COMMANDS = {
@@ -16,7 +19,8 @@ COMMANDS = {
     "evaluate": "evaluate model outputs, a reward model, or policy samples",
     "quickstart": "run Algorithm 1 on SmolLM2-135M in ten minutes, without a GPU, an account or the Hub",
 }
-EXPECTED_ERRORS = (ValueError, TypeError, OSError, RuntimeError, ImportError, ArithmeticError)
+# safetensors has its own error for a checkpoint that cannot be written, as on a full disk.
+EXPECTED_ERRORS = (ValueError, TypeError, OSError, RuntimeError, ImportError, ArithmeticError, SafetensorError)
 TRACEBACK = "TRL_RLP_TRACEBACK"
 
 
@@ -68,12 +72,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:
         print(f"trl-rlp: unknown command '{command}'. Choose one of {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
+    if command == "quickstart":
+        # OpenMP reads it when PyTorch is loaded. Threads that wait then leave their core to the threads that work. By
+        # default they spin, and on a busy machine the quickstart takes many times as long.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         importlib.import_module(f"trl_rlp.cli.{command}").main(options)
     except EXPECTED_ERRORS as error:
         if os.environ.get(TRACEBACK):
             raise
-        message = " ".join(str(error).split())
+        message = name_options(command, " ".join(str(error).split()))
         print(f"trl-rlp {command}: {message} [Set {TRACEBACK}=1 to see the traceback.]", file=sys.stderr)
         return 2
     importlib.import_module("trl_rlp.storage.processes").leave_process_group()

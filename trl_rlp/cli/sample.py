@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trl_rlp.cli.arguments import parse
+from trl_rlp.cli.server_arguments import ServerArguments
 from trl_rlp.data.sampling.in_process import sample_completions
 from trl_rlp.data.sampling.server import sample_from_server
+from trl_rlp.data.sampling_settings import require_settings
 from trl_rlp.evaluation.policy_metrics import describe_outputs
 from trl_rlp.storage.artifacts import load_policy
 from trl_rlp.storage.json_files import write_rows
@@ -24,12 +26,13 @@ class SampleArguments:
         model (`str`):
             Folder or Hub name of a causal LM. With `base_url`, the name of the model on the server.
         prompts (`str`):
-            Dataset with a column of prompts: a JSON Lines file, a folder written by `save_to_disk`, or a Hub name.
+            Dataset with a column of prompts: a JSON Lines, CSV or Parquet file, a folder of `save_to_disk`, or a Hub
+            name.
         output_dir (`str`):
             Folder for `samples.jsonl` (`prompt`, `completions`, `finished`) and for the shards. After an interruption,
             the next call resumes from the shards.
         split (`str`, *optional*, defaults to `"train"`):
-            Split of `prompts`, if it is on the Hub.
+            Split of `prompts`, if it has splits.
         prompt_column (`str`, *optional*, defaults to `"prompt"`):
             Column of the prompts, as text or messages.
         base_url (`str`, *optional*):
@@ -47,8 +50,6 @@ class SampleArguments:
             Seed. The same seed gives the same samples.
         tokens_per_batch (`int`, *optional*, defaults to `8192`):
             Maximum number of tokens per batch, prompts and completions together. For sampling in process.
-        max_concurrency (`int`, *optional*, defaults to `16`):
-            Maximum number of concurrent requests. For sampling from a server.
     """
 
     model: str = field(
@@ -57,8 +58,8 @@ class SampleArguments:
     prompts: str = field(
         metadata={
             "help": (
-                "Dataset with a column of prompts: a JSON Lines file, a folder written by `save_to_disk`, or a Hub "
-                "name."
+                "Dataset with a column of prompts: a JSON Lines, CSV or Parquet file, a folder of `save_to_disk`, or "
+                "a Hub name."
             )
         }
     )
@@ -70,7 +71,7 @@ class SampleArguments:
             )
         }
     )
-    split: str = field(default="train", metadata={"help": "Split of `prompts`, if it is on the Hub."})
+    split: str = field(default="train", metadata={"help": "Split of `prompts`, if it has splits."})
     prompt_column: str = field(default="prompt", metadata={"help": "Column of the prompts, as text or messages."})
     base_url: str | None = field(
         default=None,
@@ -94,9 +95,6 @@ class SampleArguments:
             "help": "Maximum number of tokens per batch, prompts and completions together. For sampling in process."
         },
     )
-    max_concurrency: int = field(
-        default=16, metadata={"help": "Maximum number of concurrent requests. For sampling from a server."}
-    )
 
 
 def main(options: Sequence[str]) -> None:
@@ -107,7 +105,11 @@ def main(options: Sequence[str]) -> None:
         options (`Sequence[str]`):
             Command-line arguments after `trl-rlp sample`.
     """
-    (arguments,) = parse("sample", "Samples n completions per prompt.", options, SampleArguments)
+    arguments, server_arguments = parse(
+        "sample", "Samples n completions per prompt.", options, SampleArguments, ServerArguments
+    )
+    require_settings(max_new_tokens=arguments.max_new_tokens)
+    connection = server_arguments.connection()
     prompts = load_rows(arguments.prompts, arguments.split)
     if arguments.prompt_column != "prompt":
         prompts = prompts.rename_column(arguments.prompt_column, "prompt")
@@ -132,7 +134,7 @@ def main(options: Sequence[str]) -> None:
             arguments.base_url,
             arguments.model,
             max_tokens=arguments.max_new_tokens,
-            max_concurrency=arguments.max_concurrency,
+            **connection,
             **settings,
         )
     if process_state().is_main_process:
@@ -140,3 +142,5 @@ def main(options: Sequence[str]) -> None:
         write_rows(path, samples)
         metrics = describe_outputs(samples)
         print(f"{metrics['outputs']} completions, {metrics['finished']:.0%} finished, written to {path}")
+        if len(samples) < len(prompts):
+            print(f"{len(prompts) - len(samples)} of {len(prompts)} prompts are left out, see the warning")

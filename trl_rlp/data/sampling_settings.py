@@ -22,7 +22,66 @@ RULES: dict[str, tuple[type | tuple[type, ...], Callable[[Any], bool], str]] = {
     "shard_size": (int, lambda value: value >= 1, "at least 1 prompt"),
     "max_concurrency": (int, lambda value: value >= 1, "at least 1 request"),
     "max_retries": (int, lambda value: value >= 0, "at least 0"),
+    "timeout": ((int, float), lambda value: isfinite(value) and value > 0, "above 0 seconds (try 600)"),
 }
+
+
+END_SETTINGS = (
+    "eos_token_id",
+    "forced_eos_token_id",
+    "ignore_eos",
+    "max_length",
+    "max_new_tokens",
+    "max_time",
+    "max_tokens",
+    "min_length",
+    "min_new_tokens",
+    "min_tokens",
+    "stop",
+    "stop_strings",
+    "stop_token_ids",
+    "stopping_criteria",
+)
+"""Names in `generation_kwargs`, of transformers and vLLM, that decide where a completion ends."""
+
+
+def require_shared_ends(generation_kwargs: dict[str, Any] | None, sampler: str) -> None:
+    """
+    Checks that completions end at the same token in training and in sampling, which reads no `generation_kwargs`.
+
+    Args:
+        generation_kwargs (`dict`, *optional*):
+            The field of the policy's configuration.
+        sampler (`str`):
+            What samples the policy outside of its training, for the message.
+
+    Raises:
+        ValueError: If the mapping sets one of `END_SETTINGS`.
+    """
+    ends = sorted(set(END_SETTINGS) & set(generation_kwargs or {}))
+    if ends:
+        raise ValueError(
+            f"`generation_kwargs` sets {ends}, which end completions in training only, but {sampler} samples the "
+            "policy too. Remove them. `stop_token_id` of PPO and `max_completion_length` reach both."
+        )
+
+
+def require_stop(stop_token_ids: list[int] | None) -> None:
+    """
+    Checks that completions can finish before the token limit, for methods that prefer finished completions.
+
+    Args:
+        stop_token_ids (`list[int]`, *optional*):
+            Tokens that end a completion, as in [`sample_completions`].
+
+    Raises:
+        ValueError: If the list is empty.
+    """
+    if stop_token_ids == []:
+        raise ValueError(
+            '`stop_token`=None lets no completion finish, but SPG prefers finished completions. Leave it at "eos", or '
+            "set `stop_token_id`."
+        )
 
 
 def require_settings(**settings: Any) -> None:

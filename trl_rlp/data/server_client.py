@@ -3,21 +3,43 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import contextlib
+import email.utils
+import random
+import time
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from transformers.utils import logging
+
+from trl_rlp.data.server_answers import Choice, read_choices, read_error
 from trl_rlp.data.turns import Messages
 
 
 if TYPE_CHECKING:
-    from openai import AsyncOpenAI, OpenAIError
+    from openai import AsyncOpenAI
+
+logger = logging.get_logger(__name__)
 
 T = TypeVar("T")
 
-Choice = tuple[str | None, bool]  # the text (None if a message has no content), and whether it ended with "stop"
+CONNECT_TIMEOUT = 30.0
+"""Maximum time to connect, in seconds."""
+
+LONGEST_WAIT = 120.0
+"""Maximum wait before the next try that a server may ask for, in seconds. If it asks for more, the request fails."""
+
+
+class RefusedRequest(ValueError):
+    """
+    A server refused one request because of its contents, for example a prompt that is longer than the model's context.
+
+    The status is 400, 413 or 422. Other requests may succeed. Errors that concern every request have other types:
+    `ConnectionError` (no answer), `TimeoutError` (too slow), `RuntimeError` (still fails after the retries) and
+    `ValueError` (wrong API key, model or address).
+    """
 
 
 @dataclass
@@ -31,26 +53,40 @@ class Server:
         api_key (`str`, *optional*):
             API key, if the server requires one. Environment variables are not read.
         max_retries (`int`):
-            Maximum number of times that the `openai` client repeats a request after a lost connection, a timeout or a
-            status of 408, 409, 429 or 5xx. It waits 0.5 to 8 seconds, or as long as the server asks.
+            Maximum number of times that a request is repeated after a lost connection, a timeout, a status of 408,
+            409, 429 or 5xx (except 501), or a response that is not a completion. The wait is 0.5 to 8 seconds, or as
+            long as the server asks.
         max_concurrency (`int`):
             Maximum number of concurrent requests.
         body (`dict`):
-            Fields of every request, including `model`.
+            Fields of every request, including `model`. Those of its entry `extra_body` come last and replace others. A
+            field with the value `None` is not sent.
+        timeout (`float`, *optional*, defaults to `600.0`):
+            Maximum duration of a request, in seconds.
         is_reached (`bool`, *optional*, defaults to `False`):
             Whether the server has answered before.
+        named_reasons (`set`, *optional*):
+            Unknown finish reasons that were logged.
     """
 
     base_url: str
-    api_key: str | None
+    api_key: str | None = field(repr=False)
     max_retries: int
     max_concurrency: int
     body: dict[str, Any]
+    timeout: float = 600.0
     is_reached: bool = False
+    named_reasons: set[Any] = field(default_factory=set)
+
+    def __post_init__(self):
+        # Keys that are read from files end with a line break, which no header can hold.
+        self.api_key = self.api_key and self.api_key.strip()
 
     def work(self, jobs: Sequence[Callable[[Session], Coroutine[Any, Any, T]]]) -> list[T]:
         """
         Runs jobs that send requests to the server, concurrently. Works inside a running event loop (notebooks).
+
+        The first job that fails stops the others, and so does an interrupt (Ctrl-C).
 
         Args:
             jobs (`Sequence[Callable]`):
@@ -62,8 +98,10 @@ class Server:
         Raises:
             ImportError: If `openai` is not installed.
             ConnectionError: If no server answers.
+            TimeoutError: If a request takes longer than `timeout`, also after `max_retries`.
             RuntimeError: If the server still fails after `max_retries`.
-            ValueError: If the server refuses a request, or its response is not a completion.
+            RefusedRequest: If the server refuses one request because of its contents.
+            ValueError: If the server refuses the API key, the model or the address.
         """
         return _run(self._work(jobs))
 
@@ -73,22 +111,35 @@ class Server:
                 await _require_response(self, client)
                 self.is_reached = True
             session = Session(self, client, asyncio.Semaphore(self.max_concurrency))
-            try:
-                async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(job(session)) for job in jobs]
-            except ExceptionGroup as failures:
-                raise failures.exceptions[0] from None
-            return [task.result() for task in tasks]
+            return await gather(job(session) for job in jobs)
 
     def _client(self) -> AsyncOpenAI:
         try:
-            from openai import AsyncOpenAI
+            from openai import AsyncOpenAI, Timeout
         except ImportError as error:
             raise ImportError(
                 "Requests to a server need the `openai` package. Install it with `pip install trl-rlp[server]`."
             ) from error
-        # Without a key, the client would send OPENAI_API_KEY of the environment to this server, whoever runs it.
-        return AsyncOpenAI(base_url=self.base_url, api_key=self.api_key or "none", max_retries=self.max_retries)
+
+        class Client(AsyncOpenAI):
+            # The parent class adds OPENAI_ORG_ID, OPENAI_PROJECT_ID and OPENAI_CUSTOM_HEADERS of the environment, and
+            # would send them to this server, whoever runs it.
+            @property
+            def default_headers(self) -> dict[str, Any]:
+                return {
+                    "Accept": "application/json",
+                    "Content-Type": "application/json",
+                    "User-Agent": "trl-rlp",
+                    **self.auth_headers,
+                }
+
+        # Without a key, the client would also send OPENAI_API_KEY of the environment.
+        return Client(
+            base_url=self.base_url,
+            api_key=self.api_key or "none",
+            max_retries=0,
+            timeout=Timeout(None, connect=CONNECT_TIMEOUT),
+        )
 
 
 @dataclass
@@ -122,24 +173,79 @@ class Session:
                 Number of choices to request.
 
         Returns:
-            `list[tuple[str, bool]]`: The returned choices, each with whether the server gave `"stop"` as its finish
-            reason. There is at least one, unless the server refuses to return more than one. Then the list is empty.
-            The text is `None` if a message has no content, for example a refusal, or an answer that reached the token
-            limit while the model was reasoning.
+            `list[Choice]`: The returned choices, at least one. Some servers return one choice whatever `n` is, and
+            some refuse such a request.
         """
-        from openai import BadRequestError, OpenAIError, UnprocessableEntityError
+        fields = self._build_fields(seed, n)
+        async with self.limit:
+            for retries in range(self.server.max_retries + 1):
+                answer = await self._request(prompt, fields, retries)
+                if not isinstance(answer, _Failure):
+                    return answer
+                if not answer.is_passing or retries == self.server.max_retries:
+                    break
+                logger.info(f"{answer.error} It is asked again.")
+                backoff = min(0.5 * 2**retries, 8.0) * random.uniform(0.75, 1.0)
+                await asyncio.sleep(backoff if answer.wait is None else answer.wait)
+        raise answer.error
+
+    def _build_fields(self, seed: int, n: int) -> dict[str, Any]:
+        fields = {"seed": seed, **({"n": n} if n > 1 else {}), **self.server.body}
+        fields |= fields.pop("extra_body", None) or {}
+        return {name: value for name, value in fields.items() if value is not None}
+
+    async def _request(self, prompt: str | Messages, fields: dict[str, Any], retries: int) -> list[Choice] | _Failure:
+        """Sends a request once. The number of earlier tries is for the error message."""
+        from openai import APIConnectionError, APIStatusError
 
         is_chat = not isinstance(prompt, str)
         endpoint = self.client.chat.completions if is_chat else self.client.completions
-        request = {"messages" if is_chat else "prompt": prompt, "seed": seed, **self.server.body}
+        request = {"model": fields["model"], "messages" if is_chat else "prompt": prompt, "extra_body": fields}
         try:
-            async with self.limit:
-                response = await endpoint.with_raw_response.create(**request, **({"n": n} if n > 1 else {}))
-        except OpenAIError as error:
-            if n > 1 and isinstance(error, (BadRequestError, UnprocessableEntityError)):
-                return []
-            raise _explain(error, self.server) from None
-        return _parse_choices(response.http_response.text, is_chat, self.server)
+            async with asyncio.timeout(self.server.timeout):
+                response = await endpoint.with_raw_response.create(**request)
+        except TimeoutError:
+            return _Failure(_explain_timeout(self.server, retries))
+        except APIConnectionError as error:
+            return _Failure(_explain_lost_connection(self.server, error, retries))
+        except APIStatusError as error:
+            return _explain_status(
+                self.server, error.status_code, error.response.text, error.response.headers, retries
+            )
+        body = response.http_response.text
+        choices = read_choices(body, is_chat, self.server.named_reasons)
+        # Some gateways answer with status 200, and report the failure of the server behind them in the body.
+        return choices or _explain_status(
+            self.server, read_error(body) or 200, body, response.http_response.headers, retries
+        )
+
+
+@dataclass
+class _Failure:
+    """Why a request failed, whether another try may succeed, and the wait in seconds that the server asks for."""
+
+    error: Exception
+    is_passing: bool = True
+    wait: float | None = None
+
+
+async def gather(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """
+    Runs coroutines concurrently. The first one that fails stops the others, and its error is raised.
+
+    Args:
+        work (`Iterable[Coroutine]`):
+            The coroutines.
+
+    Returns:
+        `list`: Their results, in order.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(coroutine) for coroutine in work]
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return [task.result() for task in tasks]
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
@@ -148,8 +254,26 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(work)
+    waiting_task = asyncio.current_task()
+    started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task]] = Future()
+
+    async def announce_and_work() -> T:
+        started.set_result((asyncio.get_running_loop(), asyncio.current_task()))
+        return await work
+
     with ThreadPoolExecutor(max_workers=1) as pool:
-        return pool.submit(asyncio.run, work).result()
+        result = pool.submit(asyncio.run, announce_and_work())
+        try:
+            while not result.done():
+                wait([result], timeout=0.2)
+                if waiting_task is not None and waiting_task.cancelling():  # how `asyncio.run` handles an interrupt
+                    raise asyncio.CancelledError
+        finally:
+            if not result.done():  # This thread was interrupted. Without this, the other one would go on.
+                loop, task = started.result()
+                with contextlib.suppress(RuntimeError):  # The loop has just ended.
+                    loop.call_soon_threadsafe(task.cancel)
+        return result.result()
 
 
 async def _require_response(server: Server, client: AsyncOpenAI) -> None:
@@ -157,58 +281,71 @@ async def _require_response(server: Server, client: AsyncOpenAI) -> None:
     from openai import APIConnectionError, APIStatusError
 
     try:
-        await client.with_options(max_retries=0, timeout=30).models.with_raw_response.list()
-    except APIStatusError:
+        async with asyncio.timeout(CONNECT_TIMEOUT + 1):
+            await client.models.with_raw_response.list()
+    except (APIStatusError, TimeoutError):  # A server that is slow to answer has accepted the connection.
         pass
     except APIConnectionError as error:
-        raise _explain(error, server) from None
+        raise ConnectionError(
+            f"No server answers at `base_url`={server.base_url} ({_describe_cause(server, error)}). Start a server, "
+            "for example with `transformers serve` or `vllm serve`, or correct `base_url`."
+        ) from None
 
 
-def _parse_choices(body: str, is_chat: bool, server: Server) -> list[Choice]:
-    try:
-        choices = json.loads(body)["choices"]
-        pairs = [
-            (choice["message"]["content"] if is_chat else choice["text"], choice["finish_reason"])
-            for choice in choices
-        ]
-    except (ValueError, KeyError, TypeError):
-        pairs = []
-    if not pairs or not all(isinstance(text, str) or (text is None and is_chat) for text, _ in pairs):
-        raise ValueError(
-            f"The response of the server at `base_url`={server.base_url} is not a completion: "
-            f"{_shorten(body) or 'an empty body'}. Check that `base_url` belongs to an OpenAI-compatible API. It "
-            "usually ends in /v1."
-        )
-    return [(text and _replace_lone_surrogates(text), reason == "stop") for text, reason in pairs]
-
-
-def _replace_lone_surrogates(text: str) -> str:
-    """Replaces half surrogate pairs, which UTF-8 cannot encode. Servers that cut inside a character send them."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _explain(error: OpenAIError, server: Server) -> Exception:
-    """Returns an exception whose one-line message says what failed and what to do."""
-    from openai import APIConnectionError, APIStatusError
-
-    if isinstance(error, APIConnectionError):
-        return ConnectionError(
-            f"No server answers at `base_url`={server.base_url} ({_shorten(str(error.__cause__ or error))}). Start a "
-            "server, for example with `transformers serve` or `vllm serve`, or correct `base_url`."
-        )
-    status = error.status_code if isinstance(error, APIStatusError) else None
-    body = _shorten(error.response.text if isinstance(error, APIStatusError) else str(error))
-    if status is None or status in (408, 409, 429) or status >= 500:
-        return RuntimeError(
-            f"The server at `base_url`={server.base_url} still fails after {server.max_retries} retries (status "
-            f"{status}: {body}). Check its log. Samples that were saved in an `output_dir` are kept."
-        )
-    return ValueError(
-        f"The server at `base_url`={server.base_url} refused a request (status {status}: {body}). Check `model`, "
-        "`api_key`, `extra_body` and the length of the prompts."
+def _explain_timeout(server: Server, retries: int) -> TimeoutError:
+    return TimeoutError(
+        f"The server at {server.base_url} did not answer within `timeout`={server.timeout:g} seconds, after {retries} "
+        "retries. Raise `timeout`, or lower `max_concurrency` or the maximum length of an answer."
     )
 
 
-def _shorten(text: str) -> str:
+def _explain_lost_connection(server: Server, error: Exception, retries: int) -> ConnectionError:
+    return ConnectionError(
+        f"The server at {server.base_url} no longer answers after {retries} retries "
+        f"({_describe_cause(server, error)}). Check its log, and start it again."
+    )
+
+
+def _explain_status(server: Server, status: int, body: str, headers: Mapping[str, str], retries: int) -> _Failure:
+    """Explains a status that is an error, or a status of 200 with a body that is no completion."""
+    answer = f"status {status}: {_shorten(server, body) or 'an empty body'}"
+    is_passing = status in (200, 408, 409, 429) or (status >= 500 and status != 501)
+    is_passing = {"true": True, "false": False}.get(headers.get("x-should-retry", ""), is_passing)
+    if is_passing:
+        problem = "returns no completion" if status == 200 else "fails"
+        wait = _read_wait(headers)
+        message = f"The server at {server.base_url} still {problem} after {retries} retries ({answer}). Check its log."
+        return _Failure(RuntimeError(message), is_passing=wait is None or wait <= LONGEST_WAIT, wait=wait)
+    refusal = f"The server at {server.base_url} refused a request ({answer})."
+    if status in (400, 413, 422):
+        advice = (
+            "Check the length of the prompt and the fields of the request. `extra_body` changes fields, and a null "
+            "value removes one."
+        )
+        return _Failure(RefusedRequest(f"{refusal} {advice}"), is_passing=False)
+    return _Failure(
+        ValueError(f"{refusal} Check the model's name, `api_key` and `base_url`, which usually ends in /v1."),
+        is_passing=False,
+    )
+
+
+def _read_wait(headers: Mapping[str, str]) -> float | None:
+    """Reads how many seconds the server asks to wait. `None` if it does not ask."""
+    for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
+        with contextlib.suppress(KeyError, ValueError):
+            seconds = float(headers[name]) / unit
+            return seconds if seconds >= 0 else None
+    date = email.utils.parsedate_tz(headers.get("retry-after", ""))
+    return None if date is None else max(0.0, email.utils.mktime_tz(date) - time.time())
+
+
+def _describe_cause(server: Server, error: Exception) -> str:
+    return _shorten(server, str(error.__cause__ or error))
+
+
+def _shorten(server: Server, text: str) -> str:
+    """Shortens text of a server to 200 characters in one line. The API key is never shown."""
+    if server.api_key:
+        text = text.replace(server.api_key, "***")
     words = " ".join(text.split())
     return words if len(words) <= 200 else words[:200] + "…"

@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from trl_rlp.storage.json_files import write_text
 from trl_rlp.storage.manifest import claim_folder
+from trl_rlp.storage.paths import expand_path
 from trl_rlp.storage.processes import process_state
 
 
@@ -50,8 +51,10 @@ def work_in_shards(
     work: Callable[[int, list[int], Callable[[int], Any]], list[Record]],
     *,
     description: str,
+    unit: str = "prompt",
     output_dir: str | Path | None = None,
     fingerprint: dict[str, Any] | None = None,
+    is_final: Callable[[Record], bool] = lambda record: True,
 ) -> list[Record]:
     """
     Does the work of all shards. Every process gets all records, in the order of the rows.
@@ -66,13 +69,18 @@ def work_in_shards(
         work (`Callable`):
             Called as `work(index, rows, advance)` with the number and the rows of a shard. It returns one record for
             each row, in the order of `rows`. Records consist of values that `json` can write. It calls
-            `advance(count)` whenever `count` more rows are done.
+            `advance(count)` whenever `count` more rows are done. If saved records are not final, `rows` holds theirs.
         description (`str`):
             Label of the progress bar. The main process shows the progress of its own shards.
+        unit (`str`, *optional*, defaults to `"prompt"`):
+            What a row is, for the progress bar.
         output_dir (`str` or `Path`, *optional*):
             Folder for finished shards. It is created if it does not exist.
         fingerprint (`dict`, *optional*):
             Everything that decides the records, as plain values by name. Required with `output_dir`.
+        is_final (`Callable`, *optional*):
+            Called with each saved record. It returns whether the record stays. The others are made again. By default,
+            all stay.
 
     Returns:
         `list[dict]`: One record for each row.
@@ -83,21 +91,26 @@ def work_in_shards(
         FileNotFoundError: If a shard of another process is not in the folder.
     """
     state = process_state()
-    folder = None if output_dir is None else Path(output_dir)
+    folder = None if output_dir is None else Path(expand_path(output_dir))
     if folder is not None:
         claim_folder(folder, MANIFEST, fingerprint, run_files="shard-*.jsonl")
     own_shards = range(state.process_index, len(shards), state.num_processes)
     total = sum(len(shards[index]) for index in own_shards)
     finished = {}
-    with tqdm(total=total, desc=description, unit="prompt", disable=not state.is_main_process) as bar:
+    with tqdm(total=total, desc=description, unit=unit, disable=not state.is_main_process) as bar:
         for index in own_shards:
+            rows = shards[index]
+            records = {}
             if folder is not None and _shard_path(folder, index).exists():
-                finished[index] = _read_shard(folder, index, shards[index])
-                bar.update(len(shards[index]))
-            else:
-                finished[index] = work(index, shards[index], bar.update)
-                if folder is not None:
-                    _write_shard(folder, index, shards[index], finished[index])
+                saved = zip(rows, _read_shard(folder, index, rows), strict=True)
+                records = {row: record for row, record in saved if is_final(record)}
+                bar.update(len(records))
+            missing = [row for row in rows if row not in records]
+            if missing:
+                records |= zip(missing, work(index, missing, bar.update), strict=True)
+            finished[index] = [records[row] for row in rows]
+            if missing and folder is not None:
+                _write_shard(folder, index, rows, finished[index])
     return _order_by_row(shards, _collect_from_processes(shards, finished, folder, state))
 
 

@@ -50,6 +50,14 @@ def test_a_server_that_refuses_n_gets_single_requests(fake, status):
     assert len(fake.requests) == 1 + 3 * 4
 
 
+def test_a_server_that_fails_with_n_gets_single_requests_for_one_shard(fake):
+    """Its log may show another reason than n, so the next shard asks for n again."""
+    fake.respond = lambda request, number: (503, "busy", {}) if number < 2 else None
+    samples = sample(fake, shard_size=1, max_concurrency=1, max_retries=1)
+    require_samples(samples)
+    assert ["n" in request for request in fake.requests] == [True] * 2 + [False] * 4 + [True] * 2
+
+
 def test_seeds_depend_on_the_seed_the_row_and_the_sample(fake):
     fake.choices = lambda request: 1
     first, repeated, other = sample(fake), sample(fake), sample(fake, seed=1)
@@ -65,28 +73,70 @@ def test_the_settings_of_the_connection_reach_the_server(fake):
     assert fake.max_concurrent == 3 and fake.headers["Authorization"] == "Bearer given"
     fake.requests.clear()
     fake.respond = lambda request, number: (503, "overloaded", {})
-    with pytest.raises(RuntimeError, match="still fails after 1 retries"):
+    with pytest.raises(
+        RuntimeError, match="1 of 1 prompts have no completions: rows 0. .* still fails after 1 retries"
+    ):
         sample(fake, TEXTS[:1], max_retries=1)
-    assert len(fake.requests) == 2
+    assert len(fake.requests) == 2 + 2  # for n choices, and for one
+    fake.respond, fake.delay = (lambda request, number: None), 0.2
+    with pytest.raises(TimeoutError, match="did not answer within `timeout`=0.05 seconds, after 0 retries"):
+        sample(fake, TEXTS[:1], max_retries=0, timeout=0.05)
 
 
-def test_a_message_without_content_is_an_error(fake):
-    choice = {"message": {"content": None, "reasoning": "Let me see"}, "finish_reason": "length"}
-    fake.respond = lambda request, number: (200, json.dumps({"choices": [choice]}), {})
-    with pytest.raises(ValueError, match=r"row \d with a message that has no content. .* raise `max_tokens`"):
-        sample(fake, CHATS)
+def test_prompts_without_n_completions_are_left_out_and_named(fake, caplog):
+    """Of six prompts, the server refuses 1 and 4. Of the completions of 2 and 3, one and two are thoughts."""
+
+    def respond(request, number):
+        row = rows.index(request["messages"])
+        if row in (1, 4):
+            return 400, "the prompt has 9 tokens too many", {}
+        contents = ["", None, "c", "d"] if row == 3 else ["", "b", "c", "d"] if row == 2 else ["a", "b", "c", "d"]
+        choices = [{"message": {"content": text}, "finish_reason": "length"} for text in contents]
+        return 200, json.dumps({"choices": choices}), {}
+
+    rows = [[{"role": "user", "content": f"{row}?"}] for row in range(6)]
+    fake.respond = respond
+    prompts = Dataset.from_dict({"prompt": rows, "answers": list("abcdef")})
+    samples = sample_from_server(prompts, fake.url, "policy", num_generations=4)
+    require_samples(samples)
+    assert samples["prompt"][:] == [rows[0], rows[5]] and samples["answers"][:] == ["a", "f"]
+    assert "2 of 6 prompts have no completions: rows 1, 4. The reason for row 1: " in caplog.text
+    assert "the prompt has 9 tokens too many" in caplog.text
+    assert "2 of 6 prompts have completions without text (3 in all): rows 2, 3. If the model" in caplog.text
+    assert "raise `max_tokens` (`--max_new_tokens` of `trl-rlp sample`)" in caplog.text
+
+
+def test_a_resumed_run_asks_again_about_prompts_without_an_answer_only(fake, tmp_path):
+    expected = sample(fake).to_list()
+    fake.respond = lambda request, number: (422, "too long", {}) if request["prompt"] == "Two?" else None
+    assert sample(fake, output_dir=tmp_path).to_list() == [expected[0], expected[2]]
+    fake.requests.clear()
+    fake.respond = lambda request, number: None
+    assert sample(fake, output_dir=tmp_path).to_list() == expected
+    assert [request["prompt"] for request in fake.requests] == ["Two?"]
+    assert sample(fake, output_dir=tmp_path).to_list() == expected and len(fake.requests) == 1
+
+
+def test_a_run_stops_when_32_prompts_in_a_row_have_no_answer(fake, tmp_path):
+    """The server answers the first shard of 16 prompts, then it refuses everything. Two more shards are asked."""
+    rows = [f"{row}?" for row in range(100)]
+    fake.respond = lambda request, number: (400, "no more", {}) if int(request["prompt"][:-1]) >= 16 else None
+    with pytest.raises(ValueError, match="16 of 16 prompts have no completions: rows 32, 33, .*no more"):
+        sample(fake, rows, shard_size=16, output_dir=tmp_path)
+    assert {int(request["prompt"][:-1]) for request in fake.requests} == set(range(48))
+    assert len(list(tmp_path.glob("shard-*.jsonl"))) == 2
 
 
 def test_an_interrupted_run_resumes_after_the_last_shard(fake, tmp_path):
     expected = sample(fake).to_list()
     fake.requests.clear()
-    fake.respond = lambda request, number: (404, "gone", {}) if number == 2 else None
+    fake.respond = lambda request, number: (404, "gone", {}) if number >= 2 else None
     with pytest.raises(ValueError, match="status 404"):
         sample(fake, shard_size=1, output_dir=tmp_path, api_key="secret")
     assert len(list(tmp_path.glob("shard-*.jsonl"))) == 2
     fake.respond = lambda request, number: None
     assert sample(fake, shard_size=1, output_dir=tmp_path, api_key="other").to_list() == expected
-    assert len(fake.requests) == 4
+    assert len(fake.requests) == 2 + 2 + 1  # the refused prompt is asked for n choices, and for one
     assert not any("secret" in path.read_text() for path in tmp_path.iterdir())
 
 
@@ -112,11 +162,21 @@ def test_an_assistant_prefill_needs_continue_final_message(fake):
     require_samples(sample(fake, rows, extra_body={"continue_final_message": True, "add_generation_prompt": False}))
 
 
+def test_arguments_of_the_chat_template_are_refused(fake):
+    """Scoring would render the prompts with them, so the server must not sample without them."""
+    prompts = Dataset.from_dict({"prompt": CHATS, "chat_template_kwargs": [None, {"enable_thinking": False}, None]})
+    with pytest.raises(ValueError, match="`prompts` row 1 sets .'enable_thinking'.* `extra_body="):
+        sample_from_server(prompts, fake.url, "policy")
+    assert not fake.requests
+
+
 def test_bad_settings_are_errors(fake):
     with pytest.raises(ValueError, match="`num_generations` must be at least 2"):
         sample(fake, n=1)
     with pytest.raises(ValueError, match="`max_concurrency` must be at least 1"):
         sample(fake, max_concurrency=0)
+    with pytest.raises(ValueError, match="`timeout` must be above 0 seconds"):
+        sample(fake, timeout=0)
     with pytest.raises(ValueError, match="`prompts` row 0 has an empty prompt"):
         sample(fake, [" "])
 

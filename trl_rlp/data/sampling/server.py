@@ -1,6 +1,5 @@
 """Policy samples P from an OpenAI-compatible server: vLLM, SGLang, TGI, `transformers serve`."""
 
-import asyncio
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,17 +8,25 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
+from transformers.utils import logging
 
 from trl_rlp.data.sampling.in_process import Prompt, add_completions
 from trl_rlp.data.sampling_settings import require_settings
-from trl_rlp.data.server_client import Choice, Server, Session
-from trl_rlp.data.turns import ends_with_assistant
+from trl_rlp.data.server_answers import Choice
+from trl_rlp.data.server_client import RefusedRequest, Server, Session, gather
+from trl_rlp.data.template_options import list_template_options
+from trl_rlp.data.turns import drop_missing_keys, ends_with_assistant
 from trl_rlp.data.validation import require_prompts
 from trl_rlp.storage.fingerprints import value_fingerprint
+from trl_rlp.storage.processes import process_state
 from trl_rlp.storage.shards import Record, cut_shards, work_in_shards
 
 
+logger = logging.get_logger(__name__)
+
 _REQUEST_SETTINGS = ("temperature", "top_p", "max_tokens")
+_ENOUGH_PROMPTS = 32
+"""If this many prompts in a row have no answer, the sampling stops."""
 
 
 def sample_from_server(
@@ -35,6 +42,7 @@ def sample_from_server(
     api_key: str | None = None,
     max_concurrency: int = 16,
     max_retries: int = 5,
+    timeout: float = 600.0,
     extra_body: dict[str, Any] | None = None,
     output_dir: str | Path | None = None,
     shard_size: int = 64,
@@ -43,8 +51,12 @@ def sample_from_server(
     Samples n completions of every prompt from a server: P of Algorithm 1, step 4.
 
     Text is sent to `/completions`, messages to `/chat/completions`. One request asks for n completions. If fewer come
-    back, each missing completion gets its own request, and so does every completion from then on. The function works
-    inside a running event loop, for example in a notebook.
+    back or the server refuses such requests, each missing completion gets its own request, and so does every
+    completion from then on. The function works inside a running event loop, for example in a notebook.
+
+    A prompt is left out, with a warning that names its row, in two cases: the server refuses it (status 400, 413 or
+    422) or fails to answer it, or one of its completions has no text, for example because the model was still
+    reasoning at the token limit. It is an error if this happens to all prompts, or to 32 prompts in a row.
 
     The server decides about two points:
 
@@ -77,26 +89,32 @@ def sample_from_server(
         max_concurrency (`int`, *optional*, defaults to `16`):
             Maximum number of concurrent requests of each process.
         max_retries (`int`, *optional*, defaults to `5`):
-            Maximum number of times that the `openai` client repeats a request after a lost connection, a timeout or a
-            status of 408, 409, 429 or 5xx. It waits 0.5 to 8 seconds, or as long as the server asks.
+            Maximum number of times that a request is repeated after a lost connection, a timeout, a status of 408,
+            409, 429 or 5xx (except 501), or a response that is not a completion. The wait is 0.5 to 8 seconds, or as
+            long as the server asks.
+        timeout (`float`, *optional*, defaults to `600.0`):
+            Maximum duration of a request, in seconds.
         extra_body (`dict`, *optional*):
-            Further fields of each request.
+            Further fields of each request. They replace fields of the same name, and `None` removes a field. For a
+            server that refuses `max_tokens`, pass `{"max_tokens": None, "max_completion_tokens": 256}`.
         output_dir (`str` or `Path`, *optional*):
-            Folder for finished shards. An interrupted run resumes from it.
+            Folder for finished shards. An interrupted run resumes from it, and asks again about prompts that
+            the server refused or failed to answer.
         shard_size (`int`, *optional*, defaults to `64`):
             Number of prompts per shard.
 
     Returns:
         `datasets.Dataset`: The prompts in their order, with `completions` (n texts) and `finished` (n booleans:
-        whether the server gave `"stop"` as the finish reason).
+        whether the finish reason is `"stop"` or a synonym, see [`FINISHED`]).
 
     Raises:
         ImportError: If `openai` is not installed.
         TypeError: If an argument has the wrong type.
-        ConnectionError: If no server answers.
-        RuntimeError: If the server still fails after `max_retries`.
-        ValueError: If a setting is out of range, there are no prompts, a prompt is empty, the server refuses a request
-            or its response is not a completion, or `output_dir` holds samples of another run.
+        ConnectionError, TimeoutError, RuntimeError: If no server answers, or if it answers no prompt, or none of 32
+            prompts in a row, within `timeout` and `max_retries`.
+        ValueError: If a setting is out of range, there are no prompts, a prompt is empty, the server refuses the API
+            key or the model, it refuses all prompts or answers them without text, or `output_dir` holds samples of
+            another run.
 
     Example:
 
@@ -112,16 +130,19 @@ def sample_from_server(
         "seed": seed,
         "shard_size": shard_size,
     }
-    require_settings(**settings, max_concurrency=max_concurrency, max_retries=max_retries)
-    require_prompts(prompts)
-    texts = prompts["prompt"][:]
+    require_settings(**settings, max_concurrency=max_concurrency, max_retries=max_retries, timeout=timeout)
+    prompts = require_prompts(prompts)
+    texts = [prompt if isinstance(prompt, str) else drop_missing_keys(prompt) for prompt in prompts["prompt"]]
     _require_continuation(texts, extra_body)
+    _require_no_template_options(prompts)
     body = {"model": model, "extra_body": extra_body, **{name: settings[name] for name in _REQUEST_SETTINGS}}
-    server = Server(base_url, api_key, max_retries, max_concurrency, body)
+    server = Server(base_url, api_key, max_retries, max_concurrency, body, timeout)
     sampler = _Sampler(num_generations, seed)
 
     def sample_shard(index: int, rows: list[int], advance: Callable[[int], Any]) -> list[Record]:
-        return server.work([functools.partial(sampler.sample, row, texts[row], advance) for row in rows])
+        sampler.start_shard()
+        jobs = [functools.partial(sampler.sample, row, texts[row], advance) for row in rows]
+        return sampler.check_shard(rows, server.work(jobs))
 
     records = work_in_shards(
         cut_shards(list(range(len(texts))), shard_size),
@@ -129,8 +150,9 @@ def sample_from_server(
         description="Sampling",
         output_dir=output_dir,
         fingerprint={**body, **settings, "base_url": base_url.rstrip("/"), "prompts": value_fingerprint(texts)},
+        is_final=lambda record: "failure" not in record,
     )
-    return add_completions(prompts, records)
+    return _add_complete_records(prompts, records, sampler.error_class)
 
 
 @dataclass
@@ -140,23 +162,48 @@ class _Sampler:
     num_generations: int
     seed: int
     returns_many: bool = True
+    never_returns_many: bool = False
+    unanswered_in_a_row: int = 0
+    error_class: type[Exception] = ValueError
+
+    def start_shard(self) -> None:
+        # Several choices may have failed because the server had a passing problem. The next shard tries them again.
+        self.returns_many = not self.never_returns_many
 
     async def sample(self, row: int, prompt: Prompt, advance: Callable[[int], Any], session: Session) -> Record:
-        choices: list[Choice] = []
-        if self.returns_many:
-            choices = await session.ask(prompt, self._derive_seed(row, 0), self.num_generations)
-            choices = choices[: self.num_generations]
-            self.returns_many = len(choices) == self.num_generations
-        missing = range(len(choices), self.num_generations)
-        requests = (session.ask(prompt, self._derive_seed(row, sample)) for sample in missing)
-        choices += [choice for choice, *_ in await asyncio.gather(*requests)]
-        if any(text is None for text, _ in choices):
-            raise ValueError(
-                f"The server answered row {row} with a message that has no content. If its model reasons before it "
-                "answers, raise `max_tokens`, or turn reasoning off with `extra_body`."
-            )
+        """Returns n completions and whether they are finished, or why there are none."""
+        try:
+            choices = await self._ask_for_many(row, prompt, session) if self.returns_many else []
+            missing = range(len(choices), self.num_generations)
+            requests = (session.ask(prompt, self._derive_seed(row, sample)) for sample in missing)
+            choices += [choice for choice, *_ in await gather(requests)]
+            record = {"completions": [text for text, _ in choices], "finished": [finished for _, finished in choices]}
+        except (RefusedRequest, RuntimeError, ConnectionError, TimeoutError) as error:
+            self.error_class = type(error)
+            record = {"failure": str(error)}
         advance(1)
-        return {"completions": [text for text, _ in choices], "finished": [finished for _, finished in choices]}
+        return record
+
+    async def _ask_for_many(self, row: int, prompt: Prompt, session: Session) -> list[Choice]:
+        """Asks for n choices at once. If this fails, it asks for one, to learn whether n was the reason."""
+        seed = self._derive_seed(row, 0)
+        try:
+            choices = await session.ask(prompt, seed, self.num_generations)
+            is_refused = len(choices) < self.num_generations
+        except (ValueError, RuntimeError, TimeoutError) as error:
+            choices = (await session.ask(prompt, seed))[:1]
+            self.returns_many, is_refused = False, not isinstance(error, RuntimeError)
+        if is_refused:
+            self.returns_many, self.never_returns_many = False, True
+        return choices[: self.num_generations]
+
+    def check_shard(self, rows: list[int], records: list[Record]) -> list[Record]:
+        """Stops a run whose prompts are not answered any more."""
+        is_answered = any(map(_is_complete, records))
+        self.unanswered_in_a_row = 0 if is_answered else self.unanswered_in_a_row + len(records)
+        if self.unanswered_in_a_row >= _ENOUGH_PROMPTS:
+            raise self.error_class(_describe_left_out(dict(zip(rows, records, strict=True))))
+        return records
 
     def _derive_seed(self, row: int, sample: int) -> int:
         numbers = np.random.SeedSequence([self.seed, row, sample])
@@ -174,3 +221,55 @@ def _require_continuation(prompts: list[Prompt], extra_body: dict[str, Any] | No
                 "message, or on vLLM and SGLang pass `extra_body={'continue_final_message': True, "
                 "'add_generation_prompt': False}`."
             )
+
+
+def _require_no_template_options(prompts: Dataset) -> None:
+    """Checks that no row has arguments of the chat template. Scoring would read them, but no server would."""
+    for row, options in enumerate(list_template_options(prompts) or []):
+        if options and not isinstance(prompts[row]["prompt"], str):
+            raise ValueError(
+                f"`prompts` row {row} sets {list(options)} in `tools` or `chat_template_kwargs`, which the server "
+                "would not get. Remove these columns. For all prompts, vLLM and SGLang read "
+                "`extra_body={'chat_template_kwargs': {...}}`. Describe tools in a system message."
+            )
+
+
+def _is_complete(record: Record) -> bool:
+    return "failure" not in record and None not in record["completions"]
+
+
+def _add_complete_records(prompts: Dataset, records: list[Record], error_class: type[Exception]) -> Dataset:
+    """Adds the completions to their prompts. Prompts without n completions are left out, with a warning."""
+    complete = [row for row, record in enumerate(records) if _is_complete(record)]
+    if len(complete) < len(records):
+        message = _describe_left_out(dict(enumerate(records)))
+        if not complete:
+            raise error_class(message)
+        if process_state().is_main_process:
+            logger.warning(f"{message} These prompts are left out.")
+        prompts = prompts.select(complete)
+    return add_completions(prompts, [records[row] for row in complete])
+
+
+def _describe_left_out(records: dict[int, Record]) -> str:
+    """Says which rows have no n completions with text, and why."""
+    failed = [row for row, record in records.items() if "failure" in record]
+    silent = [row for row, record in records.items() if "failure" not in record and not _is_complete(record)]
+    sentences = []
+    if failed:
+        sentences.append(
+            f"{len(failed)} of {len(records)} prompts have no completions: rows {_list_rows(failed)}. The reason for "
+            f"row {failed[0]}: {records[failed[0]]['failure']}"
+        )
+    if silent:
+        count = sum(records[row]["completions"].count(None) for row in silent)
+        sentences.append(
+            f"{len(silent)} of {len(records)} prompts have completions without text ({count} in all): rows "
+            f"{_list_rows(silent)}. If the model was still reasoning at the token limit, raise `max_tokens` "
+            "(`--max_new_tokens` of `trl-rlp sample`), or turn reasoning off with `extra_body`."
+        )
+    return " ".join(sentences)
+
+
+def _list_rows(rows: list[int]) -> str:
+    return ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
