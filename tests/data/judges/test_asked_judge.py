@@ -61,3 +61,36 @@ def test_a_tolerance_outside_0_to_1_is_an_error(tolerance):
 def test_a_long_answer_is_shortened_in_the_message():
     with pytest.raises(ValueError, match="such as 'x{80}':"):
         judge_answers(ReadyAnswers(0.0), "x" * 500)
+
+
+def test_answers_that_were_cut_are_counted_and_named(caplog):
+    class CutAnswers(AskedJudge):
+        def __call__(self, prompts, firsts, seconds):
+            self._count_answers(["Both", "I"], 4, "They are ties.", cut=1)
+
+    judge = CutAnswers(tolerance=0.5)
+    judge(["?"] * 2, [], [])
+    judge(["?"] * 2, [], [])
+    assert (judge.asked, judge.unreadable, judge.cut) == (8, 4, 2)
+    assert (
+        "2 of 4 answers of the judge name neither A nor B alone (1 were cut by the token limit), such as"
+        in caplog.text
+    )
+
+
+def test_pairs_that_the_judge_could_not_read_are_named(caplog):
+    class ShortJudge(AskedJudge):
+        def __call__(self, prompts, firsts, seconds):
+            refused = {pair: f"{prompt} is too long." for pair, prompt in enumerate(prompts) if len(prompt) > 1}
+            self._count_answers([], 2 * (len(prompts) - len(refused)), "They are ties.")
+            self._count_refused(refused, prompts)
+
+    judge = ShortJudge(tolerance=0.0)
+    with pytest.raises(ValueError, match="could read none of 2 pairs. The reason for pair 0: ab is too long"):
+        judge(["ab", "cd"], [], [])
+    judge(["a", "bc", "d", "x" * 50], [], [])
+    assert (judge.asked, judge.refused) == (4, 4)
+    names = f"pair 1 ('bc'), 3 ('{'x' * 40}'). The reason for pair 1: bc is too long."
+    assert f"could not read 2 of 4 pairs. They are left out: {names}" in caplog.text
+    judge(["b" * 2] * 30, [], [])  # It has answered before, so this concerns the pairs.
+    assert judge.refused == 34 and "9 ('bb'), .... The reason" in caplog.text

@@ -90,7 +90,7 @@ def test_bad_templates_long_questions_and_nan_are_errors():
     with pytest.raises(ValueError, match=r"`template` lacks \['\{second\}'\]"):
         language_model_judge(tiny_causal_lm(tokenizer), tokenizer, template="{prompt} {first}")
     small = tiny_causal_lm(tokenizer, max_position_embeddings=64)
-    with pytest.raises(ValueError, match="tokens, more than the model's context of 64"):
+    with pytest.raises(ValueError, match="could read none of 2 pairs.* tokens, more than the model's context of 64"):
         language_model_judge(small, tokenizer)(TEXTS, FIRSTS, SECONDS)
     broken = tiny_causal_lm(tokenizer)
     torch.nn.init.constant_(broken.lm_head.weight, float("nan"))
@@ -120,3 +120,44 @@ def test_answers_that_are_neither_letter_are_counted(caplog):
     judge = language_model_judge(model, tokenizer, tolerance=0.0)
     judge(TEXTS, FIRSTS, SECONDS)
     assert (judge.asked, judge.unreadable) == (4, 0)
+
+
+def test_a_template_with_numbers_compares_numbers():
+    """With A and B exchanged for 1 and 2 in the weights, the judge of a template with numbers is the same."""
+    tokenizer = tiny_tokenizer()
+    model = tiny_causal_lm(tokenizer, initializer_range=1.0)
+    template = "{prompt} # {label_1}: {first} # {label_2}: {second}"
+    letters, numbers = (template.format_map(_Labels(*labels)) for labels in ("AB", "12"))
+    other = tiny_causal_lm(tokenizer, initializer_range=1.0)
+    for letter, number in zip("AB", "12", strict=True):
+        rows = [tokenizer.convert_tokens_to_ids(label) for label in (letter, number)]
+        for weight in {other.model.embed_tokens.weight, other.lm_head.weight}:  # they may be one tensor
+            with torch.no_grad():
+                weight[rows] = weight[rows[::-1]]
+    expected = language_model_judge(model, tokenizer, template=letters)(["Who?"], ["x"], ["y"])
+    assert language_model_judge(other, tokenizer, template=numbers)(["Who?"], ["x"], ["y"]) == pytest.approx(expected)
+    assert abs(expected[0] - 0.5) > 1e-3
+
+
+class _Labels(dict):
+    """Fills labels and keeps the other fields."""
+
+    def __init__(self, first, second):
+        super().__init__(label_1=first, label_2=second)
+
+    def __missing__(self, name):
+        return f"{{{name}}}"
+
+
+def test_answers_are_kept_for_the_same_model_only(tmp_path):
+    tokenizer = tiny_tokenizer()
+    model, other = (tiny_causal_lm(tokenizer, seed=seed, initializer_range=1.0) for seed in (0, 1))
+    cache = tmp_path / "answers.jsonl"
+    expected = language_model_judge(model, tokenizer)(TEXTS, FIRSTS, SECONDS)
+    for _ in range(2):
+        judge = language_model_judge(model, tokenizer, cache=cache)
+        assert judge(TEXTS, FIRSTS, SECONDS) == pytest.approx(expected, abs=1e-6) and judge.asked == 4
+        assert len(cache.read_text().splitlines()) == 4
+    found = language_model_judge(other, tokenizer, cache=cache)(TEXTS, FIRSTS, SECONDS)
+    assert found == pytest.approx(language_model_judge(other, tokenizer)(TEXTS, FIRSTS, SECONDS), abs=1e-6) != expected
+    assert len(cache.read_text().splitlines()) == 8

@@ -2,7 +2,8 @@ import re
 
 import pytest
 
-from trl_rlp.data.judges.verdicts import read_verdict
+from trl_rlp.data.judges.language_model import JUDGE_TEMPLATE
+from trl_rlp.data.judges.verdicts import find_labels, read_verdict
 
 
 FOR_A = [
@@ -29,7 +30,6 @@ FOR_A = [
     "\\boxed{A}",
     "<answer>A</answer>",
     "<b>A</b>",
-    "Response A is the most helpful",
     "Response A, as it is more helpful",
     "A, since it answers",
     "Response A is better as it is less verbose",
@@ -54,6 +54,7 @@ FOR_A = [
     "The best response is A.",
 ]
 FOR_NEITHER = [
+    "Response A is the most helpful",
     "**Response A:**\n\nThis response is factually",
     "### Response A\n\nThis response",
     "Response A:\n- Pros: clear\n- Cons: wrong",
@@ -118,3 +119,39 @@ def test_a_clear_verdict_is_read(answer):
 @pytest.mark.parametrize("answer", FOR_NEITHER)
 def test_headings_criticism_ties_and_articles_are_not_verdicts(answer):
     assert read_verdict(answer) is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("2", "2"),
+        ("2.", "2"),
+        ("**Verdict**: 2", "2"),
+        ("Response 2 is better than Response 1.", "2"),
+        ('{"winner": 2}', "2"),
+        ("[[2]]", "2"),
+        ("A", None),
+        ("1. It is clear.\n2. It is right.", None),
+        ("The answer is 2. Response 1 says so.", None),
+        ("Response 1: 7/10\nResponse 2: 8/10", None),
+        ("1 and 2", None),
+    ],
+)
+def test_numbers_are_read_if_the_question_uses_them(answer, expected):
+    assert read_verdict(answer, ("1", "2")) == expected
+    assert read_verdict(answer) == ("A" if answer == "A" else None)
+
+
+@pytest.mark.parametrize(
+    ("template", "labels"),
+    [
+        (JUDGE_TEMPLATE, ("A", "B")),
+        ("{prompt}|{first}|{second}", ("A", "B")),
+        ("{prompt}\nOutput (a): {first}\nOutput (b): {second}", ("A", "B")),
+        ("1 or 2?\n{prompt}\n# Response 1\n{first}\n# Response 2\n{second}", ("1", "2")),
+        ("Here are 2 responses to {prompt}. [1] {first} [2] {second}", ("1", "2")),
+        ("Here are 2 responses to {prompt}: {first} {second}", ("A", "B")),
+    ],
+)
+def test_the_labels_are_those_of_the_question(template, labels):
+    assert find_labels(template) == labels

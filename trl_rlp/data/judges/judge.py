@@ -9,15 +9,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rlp.data.scoring import score
 from trl_rlp.data.turns import Messages
+from trl_rlp.data.validation import require_encodable
 
 
-Judge = Callable[[list[str | Messages], list[str], list[str]], list[float]]
-"""`judge(prompts, firsts, seconds)`: probabilities in [0, 1] that the first completion is better. 0.5 is a tie."""
+Judge = Callable[[list[str | Messages], list[str], list[str]], list[float | None]]
+"""
+`judge(prompts, firsts, seconds)`: probabilities in [0, 1] that the first completion is better. 0.5 is a tie. `None`
+leaves a pair out, for example because it is too long for the judge.
+"""
 
 
-def judge_pairs(judge: Judge, prompts: list[str | Messages], firsts: list[str], seconds: list[str]) -> list[float]:
+def judge_pairs(
+    judge: Judge, prompts: list[str | Messages], firsts: list[str], seconds: list[str]
+) -> list[float | None]:
     """
-    Calls a judge and checks its result. The judge may be the user's own function.
+    Calls a judge and checks its result. The judge may be the user's own function. All texts are checked before.
 
     Args:
         judge (`Callable`):
@@ -30,14 +36,16 @@ def judge_pairs(judge: Judge, prompts: list[str | Messages], firsts: list[str], 
             Second completion of each prompt.
 
     Returns:
-        `list[float]`: Probabilities that the first completion is better. Without pairs the judge is not called, and
-        the list is empty.
+        `list[float]`: Probabilities that the first completion is better, `None` for pairs that the judge left out.
+        Without pairs the judge is not called, and the list is empty.
 
     Raises:
-        ValueError: If the judge does not return one number in [0, 1] per pair.
+        ValueError: If a text is not valid, or the judge does not return one number in [0, 1] or `None` per pair.
     """
     if not prompts:
         return []
+    for name, texts in (("prompts", prompts), ("firsts", firsts), ("seconds", seconds)):
+        require_encodable(texts, name)
     probabilities = judge(prompts, firsts, seconds)
     if not hasattr(probabilities, "__len__"):
         raise ValueError(f"`judge` returned {probabilities!r}. It must return a list with one probability per pair.")
@@ -47,12 +55,12 @@ def judge_pairs(judge: Judge, prompts: list[str | Messages], firsts: list[str], 
             "pair."
         )
     for pair, value in enumerate(probabilities):
-        if value is None or isinstance(value, str | list | tuple) or not 0 <= value <= 1:
+        if value is not None and (isinstance(value, str | list | tuple) or not 0 <= value <= 1):
             raise ValueError(
                 f"`judge` returned {value!r} for pair {pair}. It must return the probability in [0, 1] that the first "
-                "completion is better."
+                "completion is better, or None to leave the pair out."
             )
-    return [float(value) for value in probabilities]
+    return [None if value is None else float(value) for value in probabilities]
 
 
 # Probabilities this close to 0.5 differ from it by rounding only. They are returned as 0.5.

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
+import os
 import re
 
 import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trl_rlp.data.batching import eval_mode, pad_right, require_context, split_by_token_budget
+from trl_rlp.data.batching import eval_mode, pad_right, split_by_token_budget
+from trl_rlp.data.context import read_context
+from trl_rlp.data.judges.answer_cache import Answer
 from trl_rlp.data.judges.asked_judge import AskedJudge
 from trl_rlp.data.judges.judge import snap_ties
-from trl_rlp.data.turns import Messages, split_assistant_prefill
+from trl_rlp.data.judges.verdicts import Labels, find_labels
+from trl_rlp.data.turns import Messages, message_text, split_assistant_prefill
+from trl_rlp.storage.fingerprints import weights_fingerprint
 
 
 JUDGE_TEMPLATE = """Which of two responses to an instruction is better?
@@ -36,6 +42,7 @@ def language_model_judge(
     template: str = JUDGE_TEMPLATE,
     tokens_per_batch: int = 8192,
     tolerance: float = 1.0,
+    cache: str | os.PathLike | None = None,
 ) -> LanguageModelJudge:
     """
     Creates a judge from a causal LM, which reads each pair in both orders.
@@ -43,7 +50,7 @@ def language_model_judge(
     In each order, the model's next-token logits of the labels A and B give the probability of A against B. The judge
     returns the mean probability of the first completion over both orders. The mean cancels a preference for one
     position: a model that only looks at the position gives 0.5. If both labels begin with the same tokens, the first
-    token that differs counts.
+    token that differs counts. A pair whose question is longer than the model's context is left out.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -51,23 +58,27 @@ def language_model_judge(
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of `model`. If it has a chat template, the question is the user's turn.
         template (`str`, *optional*, defaults to `JUDGE_TEMPLATE`):
-            Question with `{prompt}`, `{first}` and `{second}`, to be answered with A or B. A prompt of several
-            messages is written with one line per message, which starts with the role.
+            Question with `{prompt}`, `{first}` and `{second}`, to be answered with A or B. If it calls the completions
+            1 and 2, with these numbers before the fields, the labels are 1 and 2. A prompt of several messages is
+            written with one line per message, which starts with the role.
         tokens_per_batch (`int`, *optional*, defaults to `8192`):
             Maximum number of tokens per batch, padding included.
         tolerance (`float`, *optional*, defaults to `1.0`):
             Maximum share of questions in one call, in [0, 1], whose most likely next token is neither label. A larger
             share is an error. The probabilities of these questions count like all others.
+        cache (`str` or `os.PathLike`, *optional*):
+            File that stores the answers, see [`AnswerCache`]. An interrupted run resumes from it.
 
     Returns:
-        [`LanguageModelJudge`]: `judge(prompts, firsts, seconds)`, with the attributes `asked` and `unreadable`.
+        [`LanguageModelJudge`]: `judge(prompts, firsts, seconds)`, with the attributes `asked`, `unreadable` and
+        `refused`.
 
     Raises:
-        ValueError: If `template` lacks a field or `tolerance` is out of range. When the judge is called, if a question
-            is longer than the model's context, a probability is NaN, or the share of answers that are neither A nor B
-            exceeds `tolerance`.
+        ValueError: If `template` lacks a field, `tolerance` is out of range, or `cache` is not a file of answers. When
+            the judge is called, if all questions are longer than the model's context, a probability is NaN, or the
+            share of answers that are neither A nor B exceeds `tolerance`.
     """
-    return LanguageModelJudge(model, processing_class, template, tokens_per_batch, tolerance)
+    return LanguageModelJudge(model, processing_class, template, tokens_per_batch, tolerance, cache)
 
 
 class LanguageModelJudge(AskedJudge):
@@ -80,25 +91,60 @@ class LanguageModelJudge(AskedJudge):
         template: str,
         tokens_per_batch: int,
         tolerance: float,
+        cache: str | os.PathLike | None,
     ):
-        super().__init__(tolerance)
         require_template(template)
         self.model, self.processing_class = model, processing_class
         self.template, self.tokens_per_batch = template, tokens_per_batch
+        super().__init__(tolerance, cache)
 
-    def __call__(self, prompts: list[str | Messages], firsts: list[str], seconds: list[str]) -> list[float]:
+    def __call__(self, prompts: list[str | Messages], firsts: list[str], seconds: list[str]) -> list[float | None]:
         if not prompts:
             return []
+        labels = find_labels(self.template)
         orders = [*zip(prompts, firsts, seconds, strict=True), *zip(prompts, seconds, firsts, strict=True)]
         questions = [build_question(self.template, *order) for order in orders]
         texts = [_render_question(self.processing_class, question) for question in questions]
-        stems, labels = _tokenize_questions(self.processing_class, texts)
-        probabilities, top_tokens = _compute_label_probabilities(self.model, stems, labels, self.tokens_per_batch)
-        answers = [self.processing_class.decode(token) for token in top_tokens]
-        unreadable = [text for text in answers if text.strip() not in ("A", "B")]
-        self._count_answers(unreadable, len(questions), "The more likely of the two letters counts.")
-        first_wins, second_wins = probabilities.view(2, len(prompts))
-        return snap_ties((first_wins + 1 - second_wins) / 2)
+        stems, label_tokens = _tokenize_questions(self.processing_class, texts, labels)
+        refused = self._find_overlong([len(stem) for stem in stems], len(prompts))
+        pairs = [pair for pair in range(len(prompts)) if pair not in refused]
+        rows = [*pairs, *(len(prompts) + pair for pair in pairs)]
+        answers = self._answer([stems[row] for row in rows], [label_tokens[row] for row in rows])
+        unreadable = [answer["text"] for answer in answers if answer["text"].strip() not in labels]
+        self._count_answers(unreadable, len(rows), "The more likely of the two letters counts.")
+        self._count_refused(refused, prompts)
+        probabilities = torch.tensor([answer["probability"] for answer in answers], dtype=torch.float64)
+        first_wins, second_wins = probabilities.view(2, len(pairs))
+        found = dict(zip(pairs, snap_ties((first_wins + 1 - second_wins) / 2), strict=True))
+        return [found.get(pair) for pair in range(len(prompts))]
+
+    def _find_overlong(self, lengths: list[int], pairs: int) -> dict[int, str]:
+        """Returns the pairs with a question beyond the model's context, and what is wrong with each of them."""
+        context = read_context(self.model)
+        return {
+            row % pairs: f"The question has {length} tokens, more than the model's context of {context}."
+            for row, length in enumerate(lengths)
+            if context is not None and length > context
+        }
+
+    def _answer(self, stems: list[list[int]], label_tokens: list[tuple[int, int]]) -> list[Answer]:
+        """Returns the probability of A against B after each stem, and the text of the most likely next token."""
+        is_kept = self._cache.path is not None
+        fingerprint = weights_fingerprint(self.model) if is_kept else None
+        questions = list(zip([fingerprint] * len(stems), stems, label_tokens, strict=True))
+        answers = {row: self._cache.find(*question) if is_kept else None for row, question in enumerate(questions)}
+        missing = [row for row, answer in answers.items() if answer is None]
+        with eval_mode(self.model):
+            for batch in split_by_token_budget([len(stems[row]) for row in missing], self.tokens_per_batch):
+                rows = [missing[index] for index in batch]
+                probabilities, top_tokens = _compute_label_probabilities(
+                    self.model, [stems[row] for row in rows], [label_tokens[row] for row in rows]
+                )
+                for row, probability, token in zip(rows, probabilities, top_tokens, strict=True):
+                    answers[row] = {"probability": probability, "text": self.processing_class.decode(token)}
+                    if is_kept and math.isfinite(probability):
+                        self._cache.store(*questions[row], answer=answers[row])
+        return [answers[row] for row in range(len(stems))]
 
 
 def require_template(template: str) -> None:
@@ -152,51 +198,44 @@ def _render_prompt(prompt: str | Messages) -> str:
     if isinstance(prompt, str):
         return prompt
     if len(prompt) == 1:
-        return prompt[0]["content"]
-    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+        return message_text(prompt[0])
+    return "\n".join(f"{message['role']}: {message_text(message)}" for message in prompt)
 
 
 def _tokenize_questions(
-    processing_class: PreTrainedTokenizerBase, questions: list[str]
+    processing_class: PreTrainedTokenizerBase, questions: list[str], labels: Labels
 ) -> tuple[list[list[int]], list[tuple[int, int]]]:
     """
     Returns the token ids of each question and of its two labels.
 
-    Both answers, A and B, are tokenized together with the question. The stem is their common beginning, and the labels
-    are the first tokens that differ. This also works for tokenizers that merge a label with the text before it.
+    Both answers, A and B, are tokenized together with the question. The stem is their common beginning, and the
+    returned tokens are the first ones that differ. This also works for tokenizers that merge a label with the text
+    before it.
     """
     add_special_tokens = processing_class.chat_template is None
     with_a, with_b = (
         processing_class(text=[question + label for question in questions], add_special_tokens=add_special_tokens)
-        for label in ("A", "B")
+        for label in labels
     )
-    stems, labels = [], []
+    stems, label_tokens = [], []
     for ids_a, ids_b in zip(with_a["input_ids"], with_b["input_ids"], strict=True):
         shared = next(i for i, (a, b) in enumerate(zip(ids_a, ids_b, strict=False)) if a != b)
         stems.append(ids_a[:shared])
-        labels.append((ids_a[shared], ids_b[shared]))
-    return stems, labels
+        label_tokens.append((ids_a[shared], ids_b[shared]))
+    return stems, label_tokens
 
 
 def _compute_label_probabilities(
-    model: PreTrainedModel, stems: list[list[int]], labels: list[tuple[int, int]], tokens_per_batch: int
-) -> tuple[torch.Tensor, list[int]]:
-    """Returns the probability of A against B after each stem, of shape `(rows,)`, and the most likely next tokens."""
-    lengths = [len(stem) for stem in stems]
-    require_context(model.config, lengths)
-    probabilities = torch.empty(len(stems), dtype=torch.float64)
-    top_tokens = torch.empty(len(stems), dtype=torch.long)
-    with eval_mode(model):
-        for batch in split_by_token_budget(lengths, tokens_per_batch):
-            # Attention is causal, so tokens never attend to padding on the right.
-            input_ids, attention_mask = pad_right([stems[row] for row in batch], 0, model.device)
-            last = torch.tensor([lengths[row] - 1 for row in batch], device=model.device)  # (batch,)
-            kept, index = last.unique(return_inverse=True)
-            outputs = model(
-                input_ids=input_ids, attention_mask=attention_mask, logits_to_keep=kept, use_cache=False
-            )  # logits: (batch, kept, vocabulary)
-            logits = outputs.logits[torch.arange(len(batch), device=model.device), index]  # (batch, vocabulary)
-            pair = logits.gather(1, torch.tensor([labels[row] for row in batch], device=model.device))  # (batch, 2)
-            probabilities[batch] = pair.double().softmax(dim=1)[:, 0].cpu()
-            top_tokens[batch] = logits.argmax(dim=1).cpu()
-    return probabilities, top_tokens.tolist()
+    model: PreTrainedModel, stems: list[list[int]], labels: list[tuple[int, int]]
+) -> tuple[list[float], list[int]]:
+    """Returns the probability of A against B after each stem of a batch, and the most likely next tokens."""
+    # Attention is causal, so tokens never attend to padding on the right.
+    input_ids, attention_mask = pad_right(stems, 0, model.device)
+    last = torch.tensor([len(stem) - 1 for stem in stems], device=model.device)  # (batch,)
+    kept, index = last.unique(return_inverse=True)
+    outputs = model(
+        input_ids=input_ids, attention_mask=attention_mask, logits_to_keep=kept, use_cache=False
+    )  # logits: (batch, kept, vocabulary)
+    logits = outputs.logits[torch.arange(len(stems), device=model.device), index]  # (batch, vocabulary)
+    pair = logits.gather(1, torch.tensor(labels, device=model.device))  # (batch, 2)
+    return pair.double().softmax(dim=1)[:, 0].tolist(), logits.argmax(dim=1).tolist()
