@@ -89,7 +89,7 @@ def test_other_judges(tmp_path, models, outputs, judge, capsys):
         server.server.shutdown()
         server.server.server_close()
     assert found["win_rate"]["draws"] == 6 and len(server.requests) == 12
-    assert found["judge"] == {"asked": 12, "unreadable": 0}
+    assert found["judge"] == {"asked": 12, "unreadable": 0, "cut": 0, "refused": 0}
 
 
 def test_a_reward_model_is_evaluated_on_pairs(tmp_path, models, capsys):

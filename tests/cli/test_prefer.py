@@ -12,7 +12,7 @@ from trl_rlp.storage.run_folder import RunFolder
 
 @pytest.fixture
 def words(tmp_path):
-    """No two completions agree, so `spg` accepts no prompt and fails."""
+    """No two completions agree, so `spg` accepts no prompt."""
     row = {"prompt": "a", "completions": ["x", "y", "z"], "finished": [True] * 3}
     (tmp_path / "samples.jsonl").write_text(json.dumps(row) + "\n")
     samples = ["--samples", str(tmp_path / "samples.jsonl"), "--chosen", "random"]
@@ -27,24 +27,26 @@ def result(monkeypatch):
     return preferences
 
 
-def test_a_failed_call_does_not_create_the_folder(tmp_path, words):
-    with pytest.raises(ValueError, match="below_threshold"):
-        main(words)
+def test_wrong_arguments_do_not_create_the_folder(tmp_path, words):
+    with pytest.raises(ValueError, match="`threshold` is a share"):
+        main([*words, "--threshold", "2"])
     assert not (tmp_path / "out").exists()
 
 
-def test_a_killed_call_leaves_the_folder_free_for_other_settings(tmp_path, words, result, monkeypatch):
-    """A hard kill runs no cleanup, so the folder must not exist during the work."""
+def test_the_folder_belongs_to_the_settings_of_a_killed_call(tmp_path, words, result, monkeypatch):
+    """A hard kill runs no cleanup, so the folder must belong to the call before the work starts."""
 
-    def interrupted(*_, **__):
-        assert not (tmp_path / "out").exists()
+    def interrupted(*_, output_dir, **__):
+        assert output_dir == tmp_path / "out" / "shards" and (tmp_path / "out" / "run.json").exists()
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(module, "synthesize_preferences", interrupted)
         main(words)
-    main([*words, "--seed", "7"])
-    assert json.loads((tmp_path / "out" / "run.json").read_text())["seed"] == 7
+    with pytest.raises(ValueError, match="`seed` was 42 and is 7"):
+        main([*words, "--seed", "7"])
+    main(words)
+    assert (tmp_path / "out" / "preferences.jsonl").exists()
 
 
 def test_the_folder_of_another_run_is_refused_before_any_work_and_stays_unchanged(tmp_path, words, monkeypatch):
@@ -61,12 +63,9 @@ def test_the_folder_of_another_run_is_refused_before_any_work_and_stays_unchange
     assert (tmp_path / "out" / "run.json").read_text() == '{"seed": 1}'
 
 
-def test_a_folder_that_another_run_claims_during_the_work_stays_unchanged(tmp_path, words, monkeypatch):
-    def claim(*_, **__):
-        RunFolder(tmp_path / "out", {"seed": 1})
-        return Dataset.from_dict({"a": [1]}), {}
-
-    monkeypatch.setattr(module, "synthesize_preferences", claim)
+def test_a_folder_that_another_run_claims_in_the_meantime_stays_unchanged(tmp_path, words, monkeypatch):
+    monkeypatch.setattr(module, "check_synthesis", lambda *_, **__: RunFolder(tmp_path / "out", {"seed": 1}))
+    monkeypatch.setattr(module, "synthesize_preferences", lambda *_, **__: pytest.fail("work was done"))
     with pytest.raises(ValueError, match="belongs to another command"):
         main(words)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["run.json"]
@@ -154,6 +153,8 @@ def test_no_accepted_prompt_is_one_line(tmp_path, models, write_rows, capsys):
     assert run_command([*words, "--equivalence", "exact", "--output_dir", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("trl-rlp prefer: ") and "below_threshold" in error
-    # The folder is still free, so another generator can use it.
-    more = ["--equivalence", "exact", "--output_dir", str(tmp_path / "out"), "--generator", "reward"]
-    assert run_command([*words, *more]) == 0
+    # Another generator needs another folder.
+    more = ["--equivalence", "exact", "--generator", "reward", "--output_dir"]
+    assert run_command([*words, *more, str(tmp_path / "out")]) == 2
+    assert "`generator` was 'spg' and is 'reward'. Choose another" in capsys.readouterr().err
+    assert run_command([*words, *more, str(tmp_path / "reward")]) == 0

@@ -100,10 +100,10 @@ def test_leaderboard_row_computed_by_hand():
     ("text", "match"),
     [
         ("{", "is not JSON"),
-        ("{}", "has no list of entries"),
+        ("{}", r"row 0 lacks \['instruction', 'output'\]"),
         ("[]", "has no list of entries"),
         ('[{"instruction": "a"}]', r"row 0 lacks \['output'\]"),
-        ('[{"instruction": "a", "output": "b"}, 3]', r"row 1 lacks \['instruction', 'output'\]"),
+        ('[{"instruction": "a", "output": "b"}, 3]', "has rows that are not objects, first in row 1"),
         ('[{"instruction": "a", "output": null}]', "row 0: `output` is 'None', but must be text"),
         ('[{"instruction": ["a"], "output": "b"}]', "row 0: `instruction` is .*, but must be text"),
         ('[{"instruction": "a", "output": "b"}, {"instruction": "a", "output": "c"}]', "row 1 has the instruction of"),
@@ -148,6 +148,6 @@ def test_different_instructions_and_invalid_judges_raise_an_error():
         annotate([reference[0], reference[2]], model, LONGER, "length")
     with pytest.raises(ValueError, match="`outputs` has a duplicate instruction"):
         annotate([*model, model[0]], reference[:2], LONGER, "length")
-    for answers in ([1.5] * 2, [0.5], [None] * 2, ["A"] * 2, [float("nan")] * 2):
+    for answers in ([1.5] * 2, [0.5], ["A"] * 2, [float("nan")] * 2):
         with pytest.raises(ValueError, match="`judge` returned (.* for pair 0. It must|1 probabilities for 2 pairs)"):
             annotate(model, reference[:2], lambda *_, answers=answers: answers, "wrong")

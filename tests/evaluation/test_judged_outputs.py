@@ -39,7 +39,8 @@ def test_annotations_are_saved_before_unreadable_answers_raise_an_error(tmp_path
     with pytest.raises(ValueError, match="2 of 4 answers .* The annotations are in .* Pass them as `annotations`"):
         judge_outputs(tmp_path, *arguments, tolerance=0.4)
     assert [row["preference"] for row in read_annotations(tmp_path / "annotations.json")] == [1.5, 1.5]
-    assert judge_outputs(tmp_path, *arguments, tolerance=0.5)[1] == {"asked": 4, "unreadable": 2}
+    counts = {"asked": 4, "unreadable": 2, "cut": 0, "refused": 0}
+    assert judge_outputs(tmp_path, *arguments, tolerance=0.5)[1] == counts
 
 
 def test_outputs_of_other_instructions_raise_an_error(tmp_path):
@@ -61,7 +62,7 @@ def test_unknown_kind_of_judge_is_an_error():
 
 def test_kind_of_judge_is_added_by_its_loader(monkeypatch):
     monkeypatch.setitem(JUDGES, "new", lambda model, **settings: (model, settings))
-    settings = {"max_length": 5, "base_url": "url", "api_key": "key", "max_tokens": 2}
+    settings = {"max_length": 5, "base_url": "url", "api_key": "key", "max_tokens": 2, "cache": "answers"}
     assert load_judge("new", "name", **settings) == ("name", settings)
 
 

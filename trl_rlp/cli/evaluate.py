@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from trl_rlp.cli.arguments import parse
+from trl_rlp.cli.server_arguments import ServerArguments
 from trl_rlp.evaluation.alpaca_eval import Rows, read_annotations
 from trl_rlp.evaluation.collected_metrics import METRICS_FILE, collect_metrics, write_metrics
 from trl_rlp.evaluation.judged_outputs import (
     ANNOTATION_FILES,
+    ANSWERS_FILE,
     JUDGES,
     judge_outputs,
     load_judge,
@@ -43,8 +45,6 @@ class EvaluateArguments:
             Folder or Hub name of the judge, or its name on the server.
         base_url (`str`, *optional*):
             Base URL of the server's API. Required by `server`.
-        api_key (`str`, *optional*):
-            Key of the server, if it requires one.
         max_tokens (`int`, *optional*, defaults to `16`):
             Maximum number of tokens per answer of the server's judge. A judge that reasons needs more.
         tolerance (`float`, *optional*, defaults to `0.1`):
@@ -98,7 +98,6 @@ class EvaluateArguments:
     base_url: str | None = field(
         default=None, metadata={"help": "Base URL of the server's API. Required by `server`."}
     )
-    api_key: str | None = field(default=None, metadata={"help": "Key of the server, if it requires one."})
     max_tokens: int = field(
         default=16,
         metadata={
@@ -167,16 +166,21 @@ def main(options: Sequence[str]) -> None:
         options (`Sequence[str]`):
             Command-line arguments after `trl-rlp evaluate`.
     """
-    (arguments,) = parse(
-        "evaluate", "Evaluates model outputs, a reward model, or policy samples.", options, EvaluateArguments
+    arguments, server_arguments = parse(
+        "evaluate",
+        "Evaluates model outputs, a reward model, or policy samples.",
+        options,
+        EvaluateArguments,
+        ServerArguments,
     )
     _require_combination(arguments)
+    connection = server_arguments.connection()
     folder = Path(arguments.output_dir)
     _require_new_files(folder, arguments)
     annotations, judge_counts, anchors = [], None, None
     if arguments.outputs or arguments.annotations:
         anchors = None if arguments.anchors is None else load_anchors(arguments.anchors)
-        annotations, judge_counts = _load_annotations(arguments, folder)
+        annotations, judge_counts = _load_annotations(arguments, connection, folder)
     names = ("reward_model", "preferences", "samples", "policy", "reference_policy", "max_length")
     metrics = collect_metrics(
         annotations=annotations,
@@ -190,8 +194,10 @@ def main(options: Sequence[str]) -> None:
 
 
 def _require_new_files(folder: Path, arguments: EvaluateArguments) -> None:
-    """Checks that no file of an earlier evaluation would be overwritten."""
-    names = [METRICS_FILE, *(file for name, file in ANNOTATION_FILES.items() if vars(arguments)[name])]
+    """Checks that no file of an earlier evaluation would be overwritten, unless it was interrupted or failed."""
+    names = [METRICS_FILE]
+    if not (folder / ANSWERS_FILE).exists():
+        names += [file for name, file in ANNOTATION_FILES.items() if vars(arguments)[name]]
     existing = [name for name in names if (folder / name).exists()]
     if existing:
         raise ValueError(f"`output_dir` {folder} already has {existing}. Choose another `output_dir`, or move them.")
@@ -224,7 +230,9 @@ def _require_combination(arguments: EvaluateArguments) -> None:
         raise ValueError('`judge`="server" needs `base_url`. Pass the base URL of its API, usually ending in /v1.')
 
 
-def _load_annotations(arguments: EvaluateArguments, folder: Path) -> tuple[list[Rows], dict[str, int] | None]:
+def _load_annotations(
+    arguments: EvaluateArguments, connection: dict[str, Any], folder: Path
+) -> tuple[list[Rows], dict[str, int] | None]:
     """Reads the annotations, or reads the outputs and lets a judge annotate them."""
     if arguments.annotations:
         paths = [path for path in (arguments.annotations, arguments.other_annotations) if path]
@@ -236,8 +244,9 @@ def _load_annotations(arguments: EvaluateArguments, folder: Path) -> tuple[list[
         arguments.judge_model,
         max_length=arguments.max_length,
         base_url=arguments.base_url,
-        api_key=arguments.api_key,
         max_tokens=arguments.max_tokens,
+        cache=folder / ANSWERS_FILE,
+        **connection,
     )
     annotator = f"{arguments.judge}: {arguments.judge_model}"
     return judge_outputs(folder, outputs, reference_outputs, judge, annotator, arguments.tolerance)
@@ -248,7 +257,11 @@ def _print_metrics(metrics: dict[str, Any]) -> None:
         if name in metrics:
             print(f"{name}: {_format_win_rate(metrics[name])}")
     if "judge" in metrics:
-        print(f"judge: {metrics['judge']['unreadable']} of {metrics['judge']['asked']} answers name neither A nor B")
+        counts = metrics["judge"]
+        print(
+            f"judge: {counts['unreadable']} of {counts['asked']} answers name neither A nor B ({counts['cut']} were "
+            f"cut), {counts['refused']} pairs left out"
+        )
     if "comparison" in metrics:
         result = metrics["comparison"]
         interval = _format_interval(result["interval"])

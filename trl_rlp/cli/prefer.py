@@ -2,18 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from datasets import Dataset
 
 from trl_rlp.cli.arguments import EquivalenceArguments, parse
 from trl_rlp.data.judges.language_model import language_model_judge
 from trl_rlp.data.preferences.pairing import GENERATORS, GROUP_GENERATORS
-from trl_rlp.data.preferences.preferences import synthesize_preferences
+from trl_rlp.data.preferences.preferences import check_synthesis, synthesize_preferences
 from trl_rlp.storage.artifacts import load_policy, load_reward_model
 from trl_rlp.storage.fingerprints import value_fingerprint
 from trl_rlp.storage.json_files import write_json, write_rows
 from trl_rlp.storage.loading import load_rows
-from trl_rlp.storage.run_folder import RunFolder
+from trl_rlp.storage.run_folder import SHARDS, RunFolder
 
 
 @dataclass
@@ -25,7 +26,8 @@ class PreferArguments:
         samples (`str`):
             Policy samples, as written by `trl-rlp sample`.
         output_dir (`str`):
-            Folder for `preferences.jsonl` (TRL's preference format with audit columns) and `counts.json`.
+            Folder for `preferences.jsonl` (TRL's preference format with audit columns), `counts.json` and the shards.
+            After an interruption, the next call resumes from the shards.
         generator (`str`, *optional*, defaults to `"spg"`):
             How pairs are made: `spg`, `select_all`, `reward` or `rlaif`.
         reward_model (`str`, *optional*):
@@ -52,7 +54,10 @@ class PreferArguments:
     samples: str = field(metadata={"help": "Policy samples, as written by `trl-rlp sample`."})
     output_dir: str = field(
         metadata={
-            "help": "Folder for `preferences.jsonl` (TRL's preference format with audit columns) and `counts.json`."
+            "help": (
+                "Folder for `preferences.jsonl` (TRL's preference format with audit columns), `counts.json` and the "
+                "shards. After an interruption, the next call resumes from the shards."
+            )
         }
     )
     generator: str = field(
@@ -131,8 +136,10 @@ def main(options: Sequence[str]) -> None:
     settings = {name: value for name, value in vars(arguments).items() if name not in ("samples", "output_dir")}
     settings |= {"samples": value_fingerprint(samples.to_list()), **vars(equivalence_arguments)}
     RunFolder.check(arguments.output_dir, settings)
-    preferences, counts = _synthesize(samples, arguments, equivalence_arguments)
-    run = RunFolder(arguments.output_dir, settings)  # Claimed this late, so a killed command leaves the folder free.
+    synthesis = _load_synthesis(samples, arguments, equivalence_arguments)
+    check_synthesis(samples, **synthesis)
+    run = RunFolder(arguments.output_dir, settings)  # After all checks, so wrong arguments leave the folder free.
+    preferences, counts = synthesize_preferences(samples, **synthesis, output_dir=run.path / SHARDS)
     if run.state.is_main_process:
         path = run.path / "preferences.jsonl"
         write_rows(path, preferences)
@@ -141,22 +148,22 @@ def main(options: Sequence[str]) -> None:
         print("\n".join(f"  {reason}: {count}" for reason, count in counts.items()))
 
 
-def _synthesize(
+def _load_synthesis(
     samples: Dataset, arguments: PreferArguments, equivalence_arguments: EquivalenceArguments
-) -> tuple[Dataset, dict[str, int]]:
+) -> dict[str, Any]:
+    """Loads the models, and returns the keyword arguments of the synthesis."""
     needs_groups = arguments.generator in GROUP_GENERATORS and "cluster_ids" not in samples.column_names
     reward_model, tokenizer = load_reward_model(arguments.reward_model) if arguments.reward_model else (None, None)
-    return synthesize_preferences(
-        samples,
-        arguments.generator,
-        equivalence=equivalence_arguments.build() if needs_groups else None,
-        reward_model=reward_model,
-        reward_processing_class=tokenizer,
-        judge=language_model_judge(*load_policy(arguments.judge_model)) if arguments.judge_model else None,
-        threshold=arguments.threshold,
-        chosen=arguments.chosen,
-        keep_candidates=arguments.keep_candidates,
-        allow_unfinished_chosen=arguments.allow_unfinished_chosen,
-        max_length=arguments.max_length,
-        seed=arguments.seed,
-    )
+    return {
+        "method": arguments.generator,
+        "equivalence": equivalence_arguments.build() if needs_groups else None,
+        "reward_model": reward_model,
+        "reward_processing_class": tokenizer,
+        "judge": language_model_judge(*load_policy(arguments.judge_model)) if arguments.judge_model else None,
+        "threshold": arguments.threshold,
+        "chosen": arguments.chosen,
+        "keep_candidates": arguments.keep_candidates,
+        "allow_unfinished_chosen": arguments.allow_unfinished_chosen,
+        "max_length": arguments.max_length,
+        "seed": arguments.seed,
+    }

@@ -1,6 +1,5 @@
 """AlpacaEval's files: reads and writes model outputs and annotations, and annotates outputs with a judge."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +9,11 @@ import numpy as np
 from datasets import Dataset
 
 from trl_rlp.data.judges.judge import Judge, judge_pairs
-from trl_rlp.data.validation import prompt_text, require_columns
+from trl_rlp.data.validation import prompt_text, require_columns, require_encodable
 from trl_rlp.evaluation.reward_metrics import preference_accuracy, standard_error
+from trl_rlp.storage.data_files import read_rows
+from trl_rlp.storage.json_files import write_json
+from trl_rlp.storage.paths import expand_path
 
 
 Rows = list[dict[str, Any]]
@@ -57,7 +59,7 @@ def write_model_outputs(path: str | Path, outputs: Dataset, generator: str) -> N
         ValueError: If a column is missing, there is no row, or a prompt appears twice.
     """
     column = "completion" if "completion" in outputs.column_names else "completions"
-    require_columns(outputs, ["prompt", column], "outputs")
+    outputs = require_columns(outputs, ["prompt", column], "outputs")
     rows = [
         {
             **({"dataset": row["dataset"]} if "dataset" in row else {}),
@@ -89,12 +91,15 @@ def annotate(outputs: Rows, reference_outputs: Rows, judge: Judge, annotator: st
     Returns:
         `list[dict]`: Annotations in AlpacaEval's format, in the order of the reference. `output_1` is the reference's
         output and `output_2` is the model's. `preference` is in [1, 2]: one plus the probability that the model's
-        output is better. Equal outputs are a draw, and the judge does not see them.
+        output is better, or `None` if the judge left the pair out. Equal outputs are a draw, and the judge does not
+        see them.
 
     Raises:
-        ValueError: If the instructions differ, or the judge returns a value outside [0, 1].
+        ValueError: If the instructions differ, a text is not valid, or the judge returns a value outside [0, 1].
     """
     require_same_instructions(outputs, reference_outputs)
+    require_valid_texts(outputs, "outputs")
+    require_valid_texts(reference_outputs, "reference_outputs")
     by_instruction = {row["instruction"]: row for row in outputs}
     pairs = [(reference, by_instruction[reference["instruction"]]) for reference in reference_outputs]
     different = [pair for pair in pairs if pair[0]["output"] != pair[1]["output"]]
@@ -115,10 +120,31 @@ def annotate(outputs: Rows, reference_outputs: Rows, judge: Judge, annotator: st
             "generator_2": model.get("generator", "model"),
             **({"dataset": reference["dataset"]} if "dataset" in reference else {}),
             "annotator": annotator,
-            "preference": 1.5 if reference["output"] == model["output"] else 1.0 + next(probabilities),
+            "preference": _to_preference(0.5 if reference["output"] == model["output"] else next(probabilities)),
         }
         for reference, model in pairs
     ]
+
+
+def _to_preference(probability: float | None) -> float | None:
+    return None if probability is None else 1.0 + probability
+
+
+def require_valid_texts(outputs: Rows, name: str) -> None:
+    """
+    Checks that all instructions and outputs can be sent to a judge and saved.
+
+    Args:
+        outputs (`list[dict]`):
+            A model's outputs.
+        name (`str`):
+            Name of the argument, for the error message.
+
+    Raises:
+        ValueError: If a text holds half of a surrogate pair.
+    """
+    for column in ("instruction", "output"):
+        require_encodable([row[column] for row in outputs], name)
 
 
 def require_same_instructions(outputs: Rows, reference_outputs: Rows, name: str = "outputs") -> None:
@@ -172,7 +198,7 @@ def read_annotations(path: str | Path) -> Rows:
 
 def write_rows(path: str | Path, rows: Rows) -> None:
     """
-    Writes outputs or annotations.
+    Writes outputs or annotations, completely or not at all.
 
     Args:
         path (`str` or `Path`):
@@ -180,7 +206,7 @@ def write_rows(path: str | Path, rows: Rows) -> None:
         rows (`list[dict]`):
             The entries.
     """
-    Path(path).write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(expand_path(path), rows)
 
 
 def get_preferences(annotations: Rows) -> list[float | None]:
@@ -242,12 +268,10 @@ def leaderboard_row(annotations: Rows) -> dict[str, float]:
 
 def _read_rows(path: str | Path, columns: Sequence[str]) -> Rows:
     try:
-        rows = json.loads(Path(path).read_text(encoding="utf-8"))
+        rows = read_rows(Path(expand_path(path)))
     except OSError as error:
         raise type(error)(f"{path} cannot be read ({error.strerror}). Pass a JSON list of {list(columns)}.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON ({error}). Pass a JSON list of entries with {list(columns)}.") from None
-    if not isinstance(rows, list) or not rows:
+    if not rows:
         raise ValueError(f"{path} has no list of entries. Pass a JSON list of entries with {list(columns)}.")
     for number, row in enumerate(rows):
         _require_entry(f"{path} row {number}", row, columns)

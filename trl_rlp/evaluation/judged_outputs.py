@@ -1,5 +1,6 @@
-"""Judges files of model outputs. The annotations are saved, so no output has to be judged twice."""
+"""Judges files of model outputs. The answers and annotations are saved, so no output has to be judged twice."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,22 +9,34 @@ from trl_rlp.data.judges.asked_judge import AskedJudge
 from trl_rlp.data.judges.judge import Judge, add_user_turns, reward_judge
 from trl_rlp.data.judges.language_model import language_model_judge
 from trl_rlp.data.judges.server import ServerJudge
-from trl_rlp.evaluation.alpaca_eval import Rows, annotate, read_model_outputs, require_same_instructions, write_rows
+from trl_rlp.evaluation.alpaca_eval import (
+    Rows,
+    annotate,
+    read_model_outputs,
+    require_same_instructions,
+    require_valid_texts,
+    write_rows,
+)
 from trl_rlp.storage.artifacts import load_policy, load_reward_model
+from trl_rlp.storage.paths import expand_path
 
 
 ANNOTATION_FILES = {"outputs": "annotations.json", "other_outputs": "other_annotations.json"}
 """File of the annotations for the outputs of the first policy and of the second one."""
 
+ANSWERS_FILE = "judge_answers.jsonl"
+"""File of the answers of a judge that is asked, see [`AnswerCache`]. An interrupted evaluation resumes from it."""
+
 
 def load_judge(
     kind: str,
-    model: str,
+    model: str | Path,
     *,
     max_length: int | None = None,
     base_url: str | None = None,
-    api_key: str | None = None,
     max_tokens: int = 16,
+    cache: str | os.PathLike | None = None,
+    **connection: Any,
 ) -> Judge:
     """
     Loads a judge. It accepts all answers, readable or not. [`judge_outputs`] checks them after it has saved them.
@@ -31,16 +44,18 @@ def load_judge(
     Args:
         kind (`str`):
             A key of [`JUDGES`].
-        model (`str`):
+        model (`str` or `Path`):
             Folder or Hub name of the judge, or its name on the server.
         max_length (`int`, *optional*):
             For `"reward_model"`: maximum number of tokens per row, as in [`score`].
         base_url (`str`, *optional*):
             For `"server"`: base URL of the API, usually ending in `/v1`.
-        api_key (`str`, *optional*):
-            For `"server"`: key, if the server requires one.
         max_tokens (`int`, *optional*, defaults to `16`):
             For `"server"`: maximum number of tokens per answer.
+        cache (`str` or `os.PathLike`, *optional*):
+            For `"server"` and `"language_model"`: file that stores the answers.
+        connection:
+            For `"server"`: other arguments of [`ServerJudge`], such as `api_key` and `timeout`.
 
     Returns:
         `Callable`: `judge(prompts, firsts, seconds)`. The judge of a chat reward model reads text prompts as user
@@ -51,8 +66,8 @@ def load_judge(
     """
     if kind not in JUDGES:
         raise ValueError(f"`kind` must be one of {list(JUDGES)}, got {kind!r}.")
-    settings = {"max_length": max_length, "base_url": base_url, "api_key": api_key, "max_tokens": max_tokens}
-    return JUDGES[kind](model, **settings)
+    settings = {"max_length": max_length, "base_url": base_url, "max_tokens": max_tokens, "cache": cache}
+    return JUDGES[kind](model, **settings, **connection)
 
 
 def _load_reward_judge(model: str, *, max_length: int | None, **unused: Any) -> Judge:
@@ -61,12 +76,12 @@ def _load_reward_judge(model: str, *, max_length: int | None, **unused: Any) -> 
     return judge if processing_class.chat_template is None else add_user_turns(judge)
 
 
-def _load_language_model_judge(model: str, **unused: Any) -> Judge:
-    return language_model_judge(*load_policy(model))
+def _load_language_model_judge(model: str, *, cache: str | os.PathLike | None, **unused: Any) -> Judge:
+    return language_model_judge(*load_policy(model), cache=cache)
 
 
-def _load_server_judge(model: str, *, base_url: str, api_key: str | None, max_tokens: int, **unused: Any) -> Judge:
-    return ServerJudge(base_url, model, max_tokens=max_tokens, tolerance=1.0, api_key=api_key)
+def _load_server_judge(model: str, *, base_url: str, max_length: int | None, **settings: Any) -> Judge:
+    return ServerJudge(base_url, model, tolerance=1.0, **settings)
 
 
 JUDGES: dict[str, Callable[..., Judge]] = {
@@ -92,23 +107,33 @@ def read_matching_outputs(paths: dict[str, str | Path], reference_path: str | Pa
 
     Raises:
         OSError: If a file cannot be read.
-        ValueError: If a file has another format, or the instructions differ.
+        ValueError: If a file has another format, the instructions differ, or a text is not valid.
     """
     reference_outputs = read_model_outputs(reference_path)
     outputs = {name: read_model_outputs(path) for name, path in paths.items()}
+    require_valid_texts(reference_outputs, "reference_outputs")
     for name, rows in outputs.items():
         require_same_instructions(rows, reference_outputs, name)
+        require_valid_texts(rows, name)
     return outputs, reference_outputs
 
 
 def judge_outputs(
-    folder: Path, outputs: dict[str, Rows], reference_outputs: Rows, judge: Judge, annotator: str, tolerance: float
+    folder: str | Path,
+    outputs: dict[str, Rows],
+    reference_outputs: Rows,
+    judge: Judge,
+    annotator: str,
+    tolerance: float,
 ) -> tuple[list[Rows], dict[str, int] | None]:
     """
     Annotates the outputs of one or two policies, and saves the annotations before it checks the judge's answers.
 
+    A pair that the judge could not read is left out: its annotation has no preference. After an error or an interrupt,
+    a second call with the same judge and its `cache` asks only new questions.
+
     Args:
-        folder (`Path`):
+        folder (`str` or `Path`):
             Folder for the files of [`ANNOTATION_FILES`]. It is created if it does not exist.
         outputs (`dict[str, list[dict]]`):
             Outputs of each policy, from [`read_matching_outputs`], with keys of [`ANNOTATION_FILES`].
@@ -122,21 +147,22 @@ def judge_outputs(
             Maximum share of answers that may be unreadable, in [0, 1]. A reward model has no such answers.
 
     Returns:
-        `tuple[list, dict]`: The annotations of each policy, and the counts `asked` (answers) and `unreadable` (answers
-        that name neither A nor B). The counts are `None` for a reward model.
+        `tuple[list, dict]`: The annotations of each policy, and the counts `asked` (answers), `unreadable` (answers
+        that name neither A nor B), `cut` (unreadable answers that were cut by the token limit) and `refused` (pairs
+        that were left out). The counts are `None` for a reward model.
 
     Raises:
         ValueError: If the judge returns a value outside [0, 1], or too many of its answers are unreadable.
     """
+    folder = Path(expand_path(folder))
     folder.mkdir(parents=True, exist_ok=True)
-    annotations = []
-    for name, rows in outputs.items():
-        annotations.append(annotate(rows, reference_outputs, judge, annotator))
-        write_rows(folder / ANNOTATION_FILES[name], annotations[-1])
+    annotations = [annotate(rows, reference_outputs, judge, annotator) for rows in outputs.values()]
+    for name, rows in zip(outputs, annotations, strict=True):
+        write_rows(folder / ANNOTATION_FILES[name], rows)
     if not isinstance(judge, AskedJudge):
         return annotations, None
     try:
         judge.require_readable(tolerance)
     except ValueError as error:
         raise ValueError(f"{error} The annotations are in {folder}. Pass them as `annotations` to use them.") from None
-    return annotations, {"asked": judge.asked, "unreadable": judge.unreadable}
+    return annotations, {name: getattr(judge, name) for name in ("asked", "unreadable", "cut", "refused")}

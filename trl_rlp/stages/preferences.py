@@ -4,6 +4,7 @@ from pathlib import Path
 
 from trl_rlp.data.preferences.preferences import synthesize_preferences
 from trl_rlp.storage.artifacts import load_data, load_reward_model, save_data
+from trl_rlp.storage.run_folder import SHARDS
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 
 
@@ -11,11 +12,11 @@ def make_synthetic_preferences(
     folder: Path, groups: Path, reward_model: str | Path, config: RLPRewardConfig, seed: int
 ) -> dict[str, int]:
     """
-    Makes D̂ from groups of completions and the frozen reward model r_φ.
+    Makes D̂ from groups of completions and the frozen reward model r_φ. An interrupted call resumes from the shards.
 
     Args:
         folder (`Path`):
-            Folder for `data`: D̂ in TRL's preference format, with its audit columns.
+            Folder for the shards and for `data`: D̂ in TRL's preference format, with its audit columns.
         groups (`Path`):
             Folder of [`group_samples`].
         reward_model (`str` or `Path`):
@@ -39,6 +40,7 @@ def make_synthetic_preferences(
         keep_candidates=config.redraw_rejected,
         max_length=config.max_length,
         seed=seed,
+        output_dir=str(folder / SHARDS),
     )
     save_data(synthetic, folder)
     return {"accepted": len(synthetic), **counts}

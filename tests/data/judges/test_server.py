@@ -90,9 +90,37 @@ def test_bad_settings_are_errors(setting, match):
         ServerJudge("http://127.0.0.1:1/v1", "judge", **setting)
 
 
+def test_a_refused_pair_has_no_probability(fake):
+    set_answer(fake, lambda question: find_label("good", question))
+    respond = fake.respond
+    fake.respond = lambda request, number: (
+        (400, "too long", {}) if "long" in request["messages"][0]["content"] else respond(request, number)
+    )
+    judge = ServerJudge(fake.url, "judge")
+    assert judge(["?", "long?", "?"], ["good", "good", "bad"], ["bad", "bad", "good"]) == [1.0, None, 0.0]
+    assert (judge.asked, judge.unreadable, judge.refused) == (4, 0, 1)
+
+
+@pytest.mark.parametrize(
+    "other", [{"model": "other"}, {"extra_body": {"top_k": 1}}, {"template": "{prompt}{first}{second}"}]
+)
+def test_answers_are_kept_for_the_same_judge_and_question_only(fake, tmp_path, other):
+    set_answer(fake, lambda question: "A")
+    settings = {"model": "judge", "cache": tmp_path / "answers.jsonl"}
+    for _ in range(2):
+        judge = ServerJudge(fake.url, **settings)
+        assert judge(["?"], ["good"], ["bad"]) == [0.5] and judge.asked == 2
+        assert len(fake.requests) == 2
+    ServerJudge(fake.url, **{**settings, **other})(["?"], ["good"], ["bad"])
+    assert len(fake.requests) == 4
+
+
 @needs_serving
 def test_a_real_server_answers_in_both_orders(tmp_path):
-    """The model answers A after x, B after y and ? after ?. The question ends with the completion called A."""
+    """
+    The model answers A after x, B after y and ? after ?. The question ends with the completion called A. The letters
+    end the answer, and ? does not.
+    """
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     model = tiny_causal_lm(tokenizer, max_position_embeddings=1024)
@@ -102,16 +130,19 @@ def test_a_real_server_answers_in_both_orders(tmp_path):
             layer.mlp.down_proj.weight.zero_()
         for weight in (model.model.embed_tokens.weight, model.lm_head.weight):
             weight.zero_()
-        for index, (last, answer) in enumerate(("xA", "yB", "??")):
+        eos = tokenizer.eos_token
+        for index, (last, answer) in enumerate(("xA", "yB", "??", ("A", eos), ("B", eos))):
             model.model.embed_tokens.weight[tokenizer.convert_tokens_to_ids(last), index] = 1.0
             model.lm_head.weight[tokenizer.convert_tokens_to_ids(answer), index] = 1.0
     save(model, tokenizer, tmp_path)
     with run_server(tmp_path) as url:
         judge = ServerJudge(
-            url, str(tmp_path), template="{prompt}: B is {second}, A is {first}", max_tokens=1, tolerance=0.5
+            url, str(tmp_path), template="{prompt}: B is {second}, A is {first}", max_tokens=3, tolerance=0.5
         )
         assert judge(["2 + 2"] * 3, ["4 x", "5 y", "6 x"], ["5 y", "4 x", "7 x"]) == [1.0, 0.0, 0.5]
         assert (judge.asked, judge.unreadable) == (6, 0)
-        assert judge(["2 + 2"], ["4 x"], ["5 ?"]) == [0.5] and judge.unreadable == 1
-        with pytest.raises(ValueError, match="2 of 2 answers of the judge name neither A nor B alone, such as"):
+        assert judge(["2 + 2"], ["4 x"], ["5 ?"]) == [0.5] and judge.unreadable == judge.cut == 1
+        with pytest.raises(
+            ValueError, match="2 of 2 answers .* name neither A nor B alone .2 were cut by the token limit.,"
+        ):
             judge(["2 + 2"], ["4 ?"], ["5 ?"])

@@ -12,7 +12,7 @@ from trl_rlp.data.scoring import score, scoring_ids
 
 
 PROMPTS = ["2 + 2 = ", "Who?", "Why?"]
-COMPLETIONS = [["4", "four", "5", "4."], ["Ada", "Bob", "Cyd", "Dan"], ["so", "so!", "So", "so"]]
+COMPLETIONS = [["4", "four", "5", "4."], ["Ada", "Bob", "Cyd", "Dan"], ["so", "so.", " so", "so"]]
 GROUPS = [[0, 0, 1, 0], [0, 1, 2, 3], [0, 0, 0, 0]]
 
 
@@ -67,7 +67,8 @@ def test_spg_labels_with_the_reward_model_and_fills_the_audit_columns(model, tok
     assert {name: pair[name] for name in audit} == audit
     assert pair["chosen_reward"] == pytest.approx(rewards[best], abs=1e-6)
     assert pair["rejected_reward"] == pytest.approx(rewards[2], abs=1e-6)
-    assert rejections == {"below_threshold": 1, "single_member": 0, "all_agree": 1, "nothing_left": 0, "ties": 0}
+    counts = {"below_threshold": 1, "single_member": 0, "all_agree": 1, "nothing_left": 0, "ties": 0, "not_judged": 0}
+    assert rejections == counts
     assert "margin" not in pairs.column_names
 
 

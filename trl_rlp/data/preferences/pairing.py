@@ -40,6 +40,10 @@ class Pair(NamedTuple):
             Confidence of the row, in [0, 1]. None for a method without groups.
         probability (`float`, *optional*):
             Probability that the label is right, in [0.5, 1]. None for a method with groups.
+        chosen_reward (`float`, *optional*):
+            Reward of `chosen`, unbounded, higher is better. None without a reward model. Methods leave it out.
+        rejected_reward (`float`, *optional*):
+            Reward of `rejected`.
     """
 
     row: int
@@ -49,6 +53,8 @@ class Pair(NamedTuple):
     cluster_ids: list[int] | None = None
     confidence: float | None = None
     probability: float | None = None
+    chosen_reward: float | None = None
+    rejected_reward: float | None = None
 
 
 @dataclass(frozen=True)
@@ -155,7 +161,7 @@ def rlaif(samples: Dataset, settings: PairingSettings) -> tuple[list[Pair], Coun
         `tuple[list[Pair], Counter]`: Same as [`spg`].
     """
 
-    def compute_probabilities(drawn: list[tuple[int, int, int]]) -> list[float]:
+    def compute_probabilities(drawn: list[tuple[int, int, int]]) -> list[float | None]:
         rows = [samples[row] for row, _, _ in drawn]
         return judge_pairs(
             settings.judge,
@@ -244,6 +250,23 @@ def _ensure_groups(samples: Dataset, equivalence: Any, threshold: float) -> Data
     """Returns samples with groups. The decision at this threshold and the largest group are certain."""
     if not {"cluster_ids", "confidence"} <= set(samples.column_names):
         return cluster(samples, equivalence, threshold=threshold)
+    require_decided_groups(samples, threshold)
+    return samples
+
+
+def require_decided_groups(samples: Dataset, threshold: float) -> None:
+    """
+    Checks that samples with groups were clustered far enough for a threshold.
+
+    Args:
+        samples ([`~datasets.Dataset`]):
+            Samples that [`cluster`] has grouped.
+        threshold (`float`):
+            Smallest confidence that is accepted, in [0, 1].
+
+    Raises:
+        ValueError: If it is unknown whether a row reaches the threshold.
+    """
     upper = samples["confidence_upper" if "confidence_upper" in samples.column_names else "confidence"]
     for row, (low, high) in enumerate(zip(samples["confidence"], upper, strict=True)):
         if low < high and high >= threshold:
@@ -252,13 +275,12 @@ def _ensure_groups(samples: Dataset, equivalence: Any, threshold: float) -> Data
                 f"{high}, so it is unknown whether it reaches {threshold}. Cluster with this `threshold` or with "
                 "`complete_groups=True`."
             )
-    return samples
 
 
 def _pair_by_labels(
     samples: Dataset,
     settings: PairingSettings,
-    compute_probabilities: Callable[[list[tuple[int, int, int]]], list[float]],
+    compute_probabilities: Callable[[list[tuple[int, int, int]]], list[float | None]],
 ) -> tuple[list[Pair], Counter]:
     """Draws one pair per row. Labels it with `compute_probabilities`, the probability that the first is better."""
     drawn, rejections = [], Counter()
@@ -275,6 +297,9 @@ def _pair_by_labels(
     probabilities = compute_probabilities([indices for _, indices in drawn]) if drawn else []
     pairs = []
     for (eligible, (number, first, second)), probability in zip(drawn, probabilities, strict=True):
+        if probability is None:
+            rejections["not_judged"] += 1
+            continue
         chosen, rejected = (first, second) if probability > 0.5 else (second, first)
         if abs(probability - 0.5) < TIE:
             rejections["ties"] += 1

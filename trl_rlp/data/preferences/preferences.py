@@ -2,6 +2,7 @@
 
 import functools
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Features, List, Value
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from trl_rlp.data.judges.judge import Judge
+from trl_rlp.data.preferences.blocks import make_pairs
 from trl_rlp.data.preferences.completion_rewards import CompletionRewards
 from trl_rlp.data.preferences.mixing import mix_preferences
 from trl_rlp.data.preferences.pairing import (
@@ -21,10 +23,14 @@ from trl_rlp.data.preferences.pairing import (
     Pair,
     PairingSettings,
     count_group_sizes,
+    require_decided_groups,
 )
+from trl_rlp.data.sampling_settings import require_settings
 from trl_rlp.data.scoring import batch_scoring_ids, cut_prompts, score, warn_of_cut_prompts
+from trl_rlp.data.template_options import TEMPLATE_COLUMNS, list_template_options
 from trl_rlp.data.turns import build_preference_sides, split_assistant_prefill
 from trl_rlp.data.validation import require_columns, require_samples
+from trl_rlp.storage.fingerprints import tokenizer_fingerprint, value_fingerprint, weights_fingerprint
 
 
 __all__ = ["CHOSEN", "GENERATORS", "REJECTIONS", "mix_preferences", "synthesize_preferences", "tokenize_preferences"]
@@ -37,6 +43,7 @@ REJECTIONS: dict[str, str] = {
     "all_agree": "Sample at a higher temperature, or sample more completions until some differ.",
     "nothing_left": "Let completions finish (`max_new_tokens`), or pass `allow_unfinished_chosen=True`.",
     "ties": "Use a judge or a reward model that separates the completions.",
+    "not_judged": "Shorten the completions, or use a judge with a longer context.",
 }
 """The reasons why a prompt has no pair, and what to do about each."""
 
@@ -55,6 +62,8 @@ def synthesize_preferences(
     allow_unfinished_chosen: bool = False,
     max_length: int | None = None,
     seed: int = 0,
+    output_dir: str | Path | None = None,
+    shard_size: int = 256,
 ) -> tuple[Dataset, dict[str, int]]:
     """
     Builds synthetic preferences D̂ from policy samples P, with at most one pair per prompt.
@@ -80,7 +89,7 @@ def synthesize_preferences(
             Tokenizer of `reward_model`.
         judge (`Callable`, *optional*):
             For `rlaif`: `judge(prompts, firsts, seconds)` returns the probabilities in [0, 1] that the first
-            completion is better.
+            completion is better, or `None` to leave a pair out.
         threshold (`float`, *optional*, defaults to `0.5`):
             Smallest confidence that is accepted, between 0 and 1 (γ in the paper). For `spg`.
         chosen (`str`, *optional*, defaults to `"reward"`):
@@ -95,6 +104,11 @@ def synthesize_preferences(
             Longest input of the reward model, in tokens. A longer input loses the beginning of its prompt.
         seed (`int`, *optional*, defaults to `0`):
             Seed of all draws, at least 0. The draws of a row depend only on the seed and on the content of the row.
+        output_dir (`str` or `Path`, *optional*):
+            Folder for finished shards: groups, labels and rewards of `shard_size` prompts each. An interrupted call
+            resumes from it, and several processes share the work. The call does not notice if `judge` is another one.
+        shard_size (`int`, *optional*, defaults to `256`):
+            Number of prompts per shard.
 
     Returns:
         `tuple[datasets.Dataset, dict[str, int]]`: Preferences in TRL's format with their audit columns (see
@@ -102,13 +116,70 @@ def synthesize_preferences(
 
     Raises:
         ValueError: If an argument is out of range, an argument that the method needs is missing, the samples are not
-            policy samples or were clustered for another threshold, a reward is NaN or infinite, or no prompt has a
-            pair.
+            policy samples or were clustered for another threshold, a reward is NaN or infinite, no prompt has a pair,
+            or `output_dir` holds the shards of another call.
 
     Reference:
         SPG of [Lang et al. 2024](https://arxiv.org/abs/2403.19279). The other methods are those of its Table 5.
     """
-    require_samples(samples, "samples")
+    samples = require_samples(samples, "samples")
+    require_settings(shard_size=shard_size)
+    options = {
+        "equivalence": equivalence,
+        "reward_model": reward_model,
+        "reward_processing_class": reward_processing_class,
+        "judge": judge,
+        "threshold": threshold,
+        "chosen": chosen,
+        "keep_candidates": keep_candidates,
+        "allow_unfinished_chosen": allow_unfinished_chosen,
+        "max_length": max_length,
+        "seed": seed,
+    }
+    settings = _build_settings(samples, method, **options)
+    fingerprint = None if output_dir is None else _build_fingerprint(samples, method, shard_size=shard_size, **options)
+    pairs, rejections = make_pairs(
+        samples, GENERATORS[method], settings, output_dir=output_dir, shard_size=shard_size, fingerprint=fingerprint
+    )
+    if not pairs:
+        raise ValueError(_explain_no_pairs(rejections))
+    logger.info(f"{len(pairs)} of {len(samples)} prompts have a pair. Rejected: {dict(rejections)}.")
+    return _build_dataset(samples, pairs, keep_candidates), {reason: rejections[reason] for reason in REJECTIONS}
+
+
+def check_synthesis(samples: Dataset, method: str, **options: Any) -> None:
+    """
+    Checks the arguments of [`synthesize_preferences`] without any work, for programs that then claim a folder.
+
+    Args:
+        samples ([`~datasets.Dataset`]):
+            Policy samples.
+        method (`str`):
+            Key of `GENERATORS`.
+        options:
+            The other arguments of [`synthesize_preferences`], except for `output_dir` and `shard_size`.
+
+    Raises:
+        TypeError, ValueError: For the same reasons as [`synthesize_preferences`] before its work.
+    """
+    _build_settings(require_samples(samples, "samples"), method, **options)
+
+
+def _build_settings(
+    samples: Dataset,
+    method: str,
+    *,
+    equivalence: Any,
+    reward_model: PreTrainedModel | PeftModel | None,
+    reward_processing_class: PreTrainedTokenizerBase | None,
+    judge: Judge | None,
+    threshold: float,
+    chosen: str,
+    keep_candidates: bool,
+    allow_unfinished_chosen: bool,
+    max_length: int | None,
+    seed: int,
+) -> PairingSettings:
     _check_options(method, chosen, threshold, keep_candidates, seed)
     if reward_model is not None and reward_processing_class is None:
         raise ValueError("`reward_processing_class` is None. Pass the tokenizer of `reward_model`.")
@@ -124,12 +195,22 @@ def synthesize_preferences(
             f"`threshold`={threshold} of {num_generations} completions is at most one completion, so every prompt "
             "with two completions that agree is accepted. Sample more completions or raise `threshold`."
         )
-    pairs, rejections = GENERATORS[method](samples, settings)
-    if not pairs:
-        raise ValueError(_explain_no_pairs(rejections))
-    logger.info(f"{len(pairs)} of {len(samples)} prompts have a pair. Rejected: {dict(rejections)}.")
-    dataset = _build_dataset(samples, pairs, rewards, keep_candidates)
-    return dataset, {reason: rejections[reason] for reason in REJECTIONS}
+    return settings
+
+
+def _build_fingerprint(samples: Dataset, method: str, **options: Any) -> dict[str, Any]:
+    """Returns everything that decides the pairs, except for the judge, which may be any function."""
+    equivalence, reward_model = options["equivalence"], options["reward_model"]
+    names = ("threshold", "chosen", "allow_unfinished_chosen", "max_length", "seed", "shard_size")
+    tokenizer = options["reward_processing_class"]
+    return {
+        "samples": value_fingerprint(samples.to_list()),
+        "method": method,
+        "equivalence": None if equivalence is None else equivalence.fingerprint,
+        "reward_model": None if reward_model is None else weights_fingerprint(reward_model),
+        "reward_processing_class": None if reward_model is None else tokenizer_fingerprint(tokenizer),
+        **{name: options[name] for name in names},
+    }
 
 
 def tokenize_preferences(
@@ -144,7 +225,8 @@ def tokenize_preferences(
     Args:
         dataset ([`~datasets.Dataset`]):
             Preferences in TRL's format, as text or messages, with or without `prompt`. `chosen_finished` and
-            `rejected_finished` say which completions are finished. If they are missing, all are.
+            `rejected_finished` say which completions are finished. If they are missing, all are. The columns `tools`
+            and `chat_template_kwargs` are optional arguments of the chat template, as in TRL.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the reward model.
         max_length (`int`, *optional*):
@@ -153,12 +235,12 @@ def tokenize_preferences(
 
     Returns:
         `datasets.Dataset`: The dataset with `chosen_ids` and `rejected_ids`, and `candidate_ids` if it has
-        `candidates`.
+        `candidates` and `candidates_finished`.
 
     Raises:
         ValueError: If a column is missing, or for the same reasons as [`scoring_ids`].
     """
-    require_columns(dataset, ["chosen", "rejected"], "dataset")
+    dataset = require_columns(dataset, ["chosen", "rejected"], "dataset")
     dataset = dataset.map(
         _add_ids,
         batched=True,
@@ -166,17 +248,18 @@ def tokenize_preferences(
         desc="Tokenizing preferences",
     )
     if max_length is not None:
-        warn_of_cut_prompts(sum(dataset["overlong"]), 2 * len(dataset), max_length)
+        warn_of_cut_prompts(sum(dataset[_OVERLONG]), 2 * len(dataset), max_length)
     kept = dataset.filter(lambda overlong, chosen, rejected: not overlong or chosen != rejected, input_columns=_IDS)
     if len(kept) < len(dataset):
         logger.warning(
             f"{len(dataset) - len(kept)} of {len(dataset)} pairs are equal on both sides after truncation to "
             f"`max_length`={max_length} tokens. They are dropped. Raise `max_length` to keep them."
         )
-    return kept.remove_columns("overlong")
+    return kept.remove_columns(_OVERLONG)
 
 
-_IDS = ["overlong", "chosen_ids", "rejected_ids"]
+_OVERLONG = "rlp_overlong"
+_IDS = [_OVERLONG, "chosen_ids", "rejected_ids"]
 
 
 def _add_ids(
@@ -185,23 +268,28 @@ def _add_ids(
     size = len(batch["chosen"])
     empty: str | list = "" if isinstance(batch["chosen"][0], str) else []
     prompts = batch["prompt"] if "prompt" in batch else [empty] * size
+    options = list_template_options(batch) or [{}] * size
     columns, overlong = {}, [0] * size
     for side in ("chosen", "rejected"):
         # In a mixed dataset, this column is None for human pairs. Their completions are finished.
         finished = [flag is not False for flag in batch.get(f"{side}_finished", [True] * size)]
-        ids = batch_scoring_ids(processing_class, prompts, batch[side], finished)
+        ids = batch_scoring_ids(processing_class, prompts, batch[side], finished, template_options=options)
         if max_length is not None:
             overlong = [count + (len(row) > max_length) for count, row in zip(overlong, ids, strict=True)]
         columns[f"{side}_ids"] = cut_prompts(ids, processing_class, max_length)
-    if "candidates" in batch:
+    if {"candidates", "candidates_finished"} <= set(batch):  # `candidates` alone is a column of the user
+        rows = zip(prompts, batch["candidates"], batch["candidates_finished"], options, strict=True)
         columns["candidate_ids"] = [
-            None if texts is None else batch_scoring_ids(processing_class, [prompt] * len(texts), texts, finished)
-            for prompt, texts, finished in zip(prompts, batch["candidates"], batch["candidates_finished"], strict=True)
+            texts
+            and batch_scoring_ids(
+                processing_class, [prompt] * len(texts), texts, finished, template_options=[kwargs] * len(texts)
+            )
+            for prompt, texts, finished, kwargs in rows
         ]
         columns["candidate_ids"] = [
             ids and cut_prompts(ids, processing_class, max_length) for ids in columns["candidate_ids"]
         ]
-    return {**columns, "overlong": overlong}
+    return {**columns, _OVERLONG: overlong}
 
 
 def _check_options(method: str, chosen: str, threshold: float, keep_candidates: bool, seed: int) -> None:
@@ -234,6 +322,9 @@ def _check_labelers(samples: Dataset, method: str, settings: PairingSettings) ->
             f"`reward_model` is None, but `method`={method!r} with `chosen`={settings.chosen!r} scores completions. "
             'Pass the reward model. Methods with groups also accept `chosen="random"`.'
         )
+    group_threshold = {"spg": settings.threshold, "select_all": 0.0}.get(method)
+    if has_groups and group_threshold is not None:
+        require_decided_groups(samples, group_threshold)
     if method in JUDGE_GENERATORS and settings.judge is None:
         raise ValueError(
             f"`judge` is None, but `method`={method!r} needs a judge for its labels. Pass one from "
@@ -246,21 +337,15 @@ def _explain_no_pairs(rejections: Counter) -> str:
     return f"None of {rejections.total()} prompts has a pair. Rejected: {dict(rejections)}. {REJECTIONS[most_common]}"
 
 
-def _build_dataset(
-    samples: Dataset, pairs: list[Pair], rewards: CompletionRewards | None, keep_candidates: bool
-) -> Dataset:
+def _build_dataset(samples: Dataset, pairs: list[Pair], keep_candidates: bool) -> Dataset:
     prompt = samples.features["prompt"]
     is_chat = not isinstance(prompt, Value)
     side = List({"role": Value("string"), "content": Value("string")}) if is_chat else Value("string")
-    features = {"prompt": prompt, "chosen": side, "rejected": side, **_AUDIT_FEATURES}
+    template_features = {name: samples.features[name] for name in TEMPLATE_COLUMNS if name in samples.features}
+    features = {"prompt": prompt, "chosen": side, "rejected": side, **template_features, **_AUDIT_FEATURES}
     if keep_candidates:
         features |= {"candidates": List(Value("string")), "candidates_finished": List(Value("bool"))}
-    completions = [(pair.row, i) for pair in pairs for i in (pair.chosen, pair.rejected)]
-    values = [None] * len(completions) if rewards is None else rewards.fetch(completions)
-    records = []
-    for pair, chosen_reward, rejected_reward in zip(pairs, values[::2], values[1::2], strict=True):
-        record = _build_record(samples[pair.row], pair, keep_candidates)
-        records.append({**record, "chosen_reward": chosen_reward, "rejected_reward": rejected_reward})
+    records = [_build_record(samples[pair.row], pair, keep_candidates) for pair in pairs]
     return Dataset.from_list(records, features=Features(features))
 
 
@@ -282,8 +367,10 @@ def _build_record(row: dict[str, Any], pair: Pair, keep_candidates: bool) -> dic
     indices = {"chosen": pair.chosen, "rejected": pair.rejected}
     prompt, sides = build_preference_sides(row["prompt"], [row["completions"][index] for index in indices.values()])
     record = {"prompt": prompt, "sample_row": pair.row, **dict(zip(indices, sides, strict=True))}
+    record |= {name: row[name] for name in TEMPLATE_COLUMNS if name in row}
     for side, index in indices.items():
         record[f"{side}_finished"] = row["finished"][index]
+        record[f"{side}_reward"] = getattr(pair, f"{side}_reward")
         record[f"{side}_cluster_id"] = None if pair.cluster_ids is None else pair.cluster_ids[index]
     record["confidence"] = pair.confidence
     record["label_probability"] = pair.probability
