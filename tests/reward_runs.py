@@ -53,12 +53,12 @@ def preferences(size: int = 8, margin: bool = False, chat: bool = False) -> Data
 
 
 def policy_samples(size: int = 6, chat: bool = False) -> Dataset:
-    """Builds four completions per prompt. Three are equal except for case, so the confidence is 0.75."""
+    """Builds four completions per prompt. Three are equal after normalization, so the confidence is 0.75."""
     prompts = [f"Name colour {i}: " for i in range(size)]
     return Dataset.from_dict(
         {
             "prompt": [[{"role": "user", "content": prompt}] for prompt in prompts] if chat else prompts,
-            "completions": [[word, word.upper(), f"{word} ", "a dull one"] for word in (WORDS * size)[:size]],
+            "completions": [[word, f"{word}.", f"{word} ", "a dull one"] for word in (WORDS * size)[:size]],
             "finished": [[True, True, True, True]] * size,
         }
     )

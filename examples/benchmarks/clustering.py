@@ -7,7 +7,7 @@ All methods use the same classifier, and the question comes before both completi
 
 - `leader_loop` compares each completion with the first member of each group. It makes one call per pair and direction,
   also for repeated completions.
-- `distinct_loop` does the same for completions that differ after normalization.
+- `distinct_loop` does the same for completions that differ after normalization. Those with equal tokens are undecided.
 - `full_matrix` compares all n x n ordered pairs of completions that differ as strings, in batches of ten.
 - `ours` stops when the decision (confidence 0.5) and the largest group are certain.
 - `complete` finishes all groups.
@@ -102,10 +102,16 @@ def group_by_leaders(count: int, is_same: Callable[[int, int], bool]) -> list[li
     return groups
 
 
-def group_pair_by_pair(judge: NLIEquivalence, prompt: str, completions: list[str]) -> list[list[int]]:
+def group_pair_by_pair(
+    judge: NLIEquivalence, prompt: str, completions: list[str], are_distinct: bool = False
+) -> list[list[int]]:
+    """Groups completions. Those that are distinct, but have equal tokens, are undecided and therefore not the same."""
     texts = [f"{prompt} {completion}" for completion in completions]
+    ids = judge.processing_class(texts)["input_ids"]
 
     def is_same(a: int, b: int) -> bool:
+        if are_distinct and ids[a] == ids[b]:
+            return False
         forward = predict_entailment(judge, [texts[a]], [texts[b]])
         backward = predict_entailment(judge, [texts[b]], [texts[a]])
         return forward[0] and backward[0]
@@ -128,7 +134,8 @@ def run_leader_loop(judge: NLIEquivalence, row: dict) -> list[int]:
 def run_distinct_loop(judge: NLIEquivalence, row: dict) -> list[int]:
     forms = [judge.normalize(completion) for completion in row["completions"]]
     distinct = [form for form in dict.fromkeys(forms) if form]
-    groups = group_pair_by_pair(judge, row["prompt"], [row["completions"][forms.index(form)] for form in distinct])
+    completions = [row["completions"][forms.index(form)] for form in distinct]
+    groups = group_pair_by_pair(judge, row["prompt"], completions, are_distinct=True)
     return expand_largest_group(groups, forms, distinct)
 
 

@@ -30,7 +30,7 @@ def write_rows(tmp_path):
 
 @pytest.fixture
 def samples(write_rows):
-    completions = ["Yes", "yes.", "yes", "no", ""]
+    completions = ["yes ", "yes.", "yes", "no", ""]
     rows = [{"prompt": f"{i}?", "completions": completions, "finished": [True] * 5} for i in range(4)]
     return write_rows("samples.jsonl", rows)
 

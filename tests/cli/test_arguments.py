@@ -20,9 +20,16 @@ def test_arguments_reach_the_equivalence(monkeypatch):
     built = {
         name: EquivalenceArguments(equivalence=name, embedding_threshold=0.5, **arguments).build() for name in BUILDERS
     }
-    assert built["nli"] == (NLIEquivalence, ("model",), {"rule": "rule", "cache": "cache"})
+    assert built["nli"] == (NLIEquivalence, ("model",), {"rule": "rule", "instruction": "auto", "cache": "cache"})
     assert built["embedding"] == (EmbeddingEquivalence, ("model",), {"threshold": 0.5})
     assert isinstance(built["exact"], ExactMatch)
+
+
+@pytest.mark.parametrize(("option", "instruction"), [("none", None), ("question", "question"), ("prompt", "prompt")])
+def test_the_instruction_is_a_column_or_none(monkeypatch, option, instruction):
+    monkeypatch.setattr("trl_rlp.cli.arguments.NLIEquivalence", lambda *args, **kwargs: kwargs["instruction"])
+    (arguments,) = parse("prefer", "Makes.", ["--equivalence_instruction", option], EquivalenceArguments)
+    assert arguments.build() == instruction
 
 
 def test_an_embedding_without_a_threshold_is_an_error():
@@ -92,4 +99,4 @@ def test_options_may_be_written_with_hyphens_and_abbreviated():
 def test_broken_yaml_is_one_line(tmp_path, capsys):
     (tmp_path / "config.yaml").write_text("samples: [1\n")
     assert main(["prefer", "--config", str(tmp_path / "config.yaml")]) == 2
-    assert "`--config` is not YAML" in capsys.readouterr().err
+    assert "config.yaml is not YAML" in capsys.readouterr().err

@@ -49,7 +49,7 @@ def test_metrics_that_need_no_model():
 def test_the_standard_error_of_the_accuracy_is_over_prompts():
     """Shares 1/2 and 1/2 of two prompts have mean 1/2 and no spread. Shares 1 and 0 have standard error 1/2."""
     assert describe_outputs(SAMPLES, ["ada", "4"])["accuracy_standard_error"] == 0
-    metrics = describe_outputs(SAMPLES, [["Ada", "bob b"], "5"])
+    metrics = describe_outputs(SAMPLES, [["Ada", "bob B"], "5"])
     assert metrics["accuracy"] == 0.5 and metrics["accuracy_standard_error"] == pytest.approx(0.5)
 
 

@@ -13,10 +13,10 @@ SAMPLES = Dataset.from_dict(
     {
         "prompt": ["1?", "2?", "3?", "4?"],
         "completions": [
-            ["red", "Red", "RED", "gray", "black", "white"],
-            ["blue", "Blue", "BLUE", "gray", "black", "white"],
+            ["red", "red.", "red ", "gray", "black", "white"],
+            ["blue", "blue.", "blue ", "gray", "black", "white"],
             ["red", "blue", "green", "pink", "gray", "black"],  # below the threshold
-            ["red", "Red", "RED", "red ", "Red ", "RED "],  # all agree
+            ["red", "red.", "red ", " red", "red. ", " red."],  # all agree
         ],
         "finished": [[True] * 6] * 4,
     }

@@ -48,9 +48,9 @@ GROUPS = Dataset.from_dict(
     {
         "prompt": ["1?", "2?", "3?"],
         "completions": [
-            ["red", "Red", "blue", "blue"],
+            ["red", "red.", "blue", "blue"],
             ["red", "blue", "pink", "gray"],
-            ["red", "RED", "Red", "blue"],
+            ["red", "red.", "red ", "blue"],
         ],
         "finished": [[True] * 4] * 3,
     }

@@ -1,11 +1,13 @@
+import errno
 import json
 import math
 from pathlib import Path
 
 import pytest
 from datasets import Dataset
+from safetensors import SafetensorError
 
-from trl_rlp.storage.json_files import read_json, replace_nan, write_json, write_rows, write_text
+from trl_rlp.storage.json_files import name_failed_write, read_json, replace_nan, write_json, write_rows, write_text
 from trl_rlp.storage.loading import load_rows
 
 
@@ -46,3 +48,17 @@ def test_nan_and_infinity_become_none():
     cleaned = replace_nan(value)
     assert cleaned == {"a": None, "b": [[None, 1.0], {"c": None}], "d": "text", "e": 3, "f": True}
     assert json.dumps(cleaned, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device: 'folder'"),
+        (SafetensorError("No space left on device"), r"Cannot write 'folder' \(No space left on device\)"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "other"), "No such file: 'other'"),
+        (OSError("Hub"), "^Hub$"),
+    ],
+)
+def test_an_error_of_writing_names_the_path_unless_it_names_one(error, message):
+    with pytest.raises(OSError, match=message), name_failed_write("folder"):
+        raise error

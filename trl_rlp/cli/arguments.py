@@ -1,14 +1,17 @@
 """Arguments that several commands share."""
 
 import difflib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, NoReturn
 
-import yaml
 from trl import TrlParser
 
+from trl_rlp.cli.config_file import read_config
 from trl_rlp.data.groups.equivalence import EmbeddingEquivalence, Equivalence, ExactMatch, NLIEquivalence
+from trl_rlp.storage.paths import expand_fields
+from trl_rlp.trainer.field_values import convert_fields
 
 
 @dataclass
@@ -25,6 +28,9 @@ class EquivalenceArguments:
         equivalence_rule (`str`, *optional*, defaults to `"strict"`):
             Rule of `nli`: `strict` (both directions are entailment) or `no_contradiction` (no direction is a
             contradiction).
+        equivalence_instruction (`str`, *optional*, defaults to `"auto"`):
+            Text that `nli` puts before both completions: `auto` (the instruction in the prompt, without template and
+            examples), `none`, or a column of the prompts or samples (`prompt` is the whole prompt).
         embedding_threshold (`float`, *optional*):
             Minimum cosine similarity of completions with the same meaning, in [-1, 1]. Required by `embedding`. It has
             no default, because no value works for all texts.
@@ -53,6 +59,15 @@ class EquivalenceArguments:
             "help": (
                 "Rule of `nli`: `strict` (both directions are entailment) or `no_contradiction` (no direction is a "
                 "contradiction)."
+            )
+        },
+    )
+    equivalence_instruction: str = field(
+        default="auto",
+        metadata={
+            "help": (
+                "Text that `nli` puts before both completions: `auto` (the instruction in the prompt, without "
+                "template and examples), `none`, or a column of the prompts or samples (`prompt` is the whole prompt)."
             )
         },
     )
@@ -86,13 +101,20 @@ class EquivalenceArguments:
 
 def _build_nli(arguments: EquivalenceArguments) -> Equivalence:
     return NLIEquivalence(
-        arguments.equivalence_model, rule=arguments.equivalence_rule, cache=arguments.equivalence_cache
+        arguments.equivalence_model,
+        rule=arguments.equivalence_rule,
+        instruction=None if arguments.equivalence_instruction == "none" else arguments.equivalence_instruction,
+        cache=arguments.equivalence_cache,
     )
 
 
 def _build_embedding(arguments: EquivalenceArguments) -> Equivalence:
     if arguments.embedding_threshold is None:
         raise ValueError("`embedding` needs `embedding_threshold`. Choose a value on texts like yours.")
+    if not -1 <= arguments.embedding_threshold <= 1:
+        raise ValueError(
+            f"`embedding_threshold` is a cosine similarity in [-1, 1], got {arguments.embedding_threshold}. Change it."
+        )
     return EmbeddingEquivalence(arguments.equivalence_model, threshold=arguments.embedding_threshold)
 
 
@@ -113,12 +135,6 @@ class _CommandParser(TrlParser):
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}. `{self.prog} --help` lists the options.")
-
-    def set_defaults_with_config(self, **kwargs: Any) -> list[str]:
-        remaining = super().set_defaults_with_config(**kwargs)
-        if remaining:
-            self.refuse(remaining[0].removeprefix("--"), " (in `--config`)")
-        return remaining
 
     def refuse(self, word: str, source: str = "") -> NoReturn:
         """Raises an error about an unknown option, or about a word that is not an option."""
@@ -167,16 +183,46 @@ def parse(command: str, description: str, options: Sequence[str], *dataclass_typ
         `tuple`: One instance per dataclass.
 
     Raises:
-        ValueError: If an option is unknown, missing or not valid, or the config file is not YAML.
+        OSError: If the config file cannot be read.
+        TypeError, ValueError: If an option is unknown, missing or not valid, or the config file is not YAML.
     """
     prog = f"trl-rlp {command}"
     words = [part for word in options for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
     _check_options(prog, words, dataclass_types)
     parser = _CommandParser(list(dataclass_types), prog=prog, description=description)
-    try:
-        *parsed, unknown = parser.parse_args_and_config(args=words, return_remaining_strings=True)
-        if unknown:  # an abbreviation of `--config`
-            parser.refuse(unknown[0])
-        return tuple(parsed)
-    except yaml.YAMLError as error:
-        raise ValueError(f"`--config` is not YAML ({error}). Write `name: value`, one per line.") from error
+    words, config = _split_config(words)
+    parser.set_defaults_with_config(**_convert_config(parser, config, dataclass_types))
+    *parsed, unknown = parser.parse_args_into_dataclasses(args=words, return_remaining_strings=True)
+    if unknown:  # an abbreviation of `--config`
+        parser.refuse(unknown[0])
+    for arguments in parsed:
+        expand_fields(arguments)
+    return tuple(parsed)
+
+
+def _split_config(words: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Removes `--config FILE` from the words and reads the file. As in TRL, its `env` sets environment variables."""
+    if "--config" not in words:
+        return words, {}
+    place = words.index("--config")
+    words, path = words[:place] + words[place + 2 :], words[place + 1]
+    if "--config" in words:
+        raise ValueError("`--config` appears twice. Pass one file.")
+    config = read_config(path)
+    variables = config.pop("env", {})
+    if not isinstance(variables, dict):
+        raise TypeError(f"`env` in `--config` must be a mapping, got {variables!r}. Write `env:` and `NAME: value`.")
+    os.environ.update({str(name): str(value) for name, value in variables.items()})
+    return words, config
+
+
+def _convert_config(parser: _CommandParser, config: dict[str, Any], dataclass_types: Sequence[type]) -> dict[str, Any]:
+    """Converts the values of the file. The parser converts text only, so YAML's `seed: 1.5` would stay a float."""
+    converted = {}
+    for kind in dataclass_types:
+        names = {entry.name for entry in fields(kind) if entry.init}
+        converted |= convert_fields({name: value for name, value in config.items() if name in names}, kind)
+    unknown = [name for name in config if name not in converted]
+    if unknown:
+        parser.refuse(unknown[0], " (in `--config`)")
+    return converted

@@ -1,5 +1,6 @@
 """Step 4 of Algorithm 1: samples the policy, and groups completions with the same meaning."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,11 @@ from trl_rlp.storage.run_folder import SHARDS
 
 
 def sample_policy(
-    folder: Path, policy: str | Path, prompt_dataset: Dataset, sampling: dict[str, Any]
+    folder: Path,
+    policy: str | Path,
+    prompt_dataset: Dataset,
+    sampling: dict[str, Any],
+    columns: Sequence[str] = (),
 ) -> dict[str, float]:
     """
     Samples P from the policy. An interrupted call resumes from the shards in the folder.
@@ -29,14 +34,15 @@ def sample_policy(
             Prompts U with a column `prompt`.
         sampling (`dict`):
             Further arguments of [`sample_completions`].
+        columns (`Sequence[str]`, *optional*):
+            Columns to keep besides `prompt`, such as the one that an equivalence reads.
 
     Returns:
         `dict[str, float]`: Result of [`describe_outputs`].
     """
     model, processing_class = load_policy(policy)
-    samples = sample_completions(
-        prompt_dataset.select_columns(["prompt"]), model, processing_class, output_dir=str(folder / SHARDS), **sampling
-    )
+    prompts = prompt_dataset.select_columns(["prompt", *columns])
+    samples = sample_completions(prompts, model, processing_class, output_dir=str(folder / SHARDS), **sampling)
     save_data(samples, folder)
     return describe_outputs(samples)
 
@@ -45,11 +51,11 @@ def group_samples(
     folder: Path, samples: Path, equivalence: Equivalence, threshold: float, complete_groups: bool
 ) -> dict[str, float]:
     """
-    Groups the completions of each prompt by meaning.
+    Groups the completions of each prompt by meaning. An interrupted call resumes from the shards in the folder.
 
     Args:
         folder (`Path`):
-            Folder for `data`: P with `cluster_ids` and `confidence`.
+            Folder for the shards and for `data`: P with `cluster_ids` and `confidence`.
         samples (`Path`):
             Folder of [`sample_policy`].
         equivalence ([`Equivalence`]):
@@ -62,6 +68,12 @@ def group_samples(
     Returns:
         `dict[str, float]`: `accepted`, the share of prompts whose confidence is at least γ.
     """
-    groups = cluster(load_data(samples), equivalence, threshold=threshold, complete_groups=complete_groups)
+    groups = cluster(
+        load_data(samples),
+        equivalence,
+        threshold=threshold,
+        complete_groups=complete_groups,
+        output_dir=str(folder / SHARDS),
+    )
     save_data(groups, folder)
     return {"accepted": float(np.mean(np.array(groups["confidence"]) >= threshold))}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from safetensors import SafetensorError
 
 
 def read_json(path: str | Path) -> Any:
@@ -76,8 +77,34 @@ def write_rows(path: str | Path, rows: Dataset) -> None:
 def _replace_at_end(path: Path) -> Iterator[Path]:
     """Yields a hidden file in the same folder. It replaces `path` after the block, unless the block raises."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    yield partial
-    os.replace(partial, path)
+    try:
+        with name_failed_write(path):
+            yield partial
+            os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def name_failed_write(path: str | Path) -> Iterator[None]:
+    """
+    Adds the path to an error of writing that does not name it, as on a full disk.
+
+    Args:
+        path (`str` or `Path`):
+            File or folder that is written inside the `with` block.
+
+    Raises:
+        OSError: If the block raises an `OSError` without a file name, or an error of safetensors.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"Cannot write '{path}' ({error}).") from error
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def replace_nan(value: Any) -> Any:

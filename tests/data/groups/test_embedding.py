@@ -71,6 +71,13 @@ def test_each_text_is_embedded_once_and_long_texts_are_truncated(tokenizer):
     assert sum(rows) == 4
 
 
+def test_texts_that_differ_behind_the_cut_are_undecided(tokenizer):
+    equivalence = EmbeddingEquivalence(build_encoder(tokenizer), tokenizer, threshold=-1.0)
+    assert equivalence.are_equivalent(["q"] * 2, ["x" * 100, "a"], ["x" * 101, "a"]) == [False, True]
+    assert equivalence.are_equivalent(["q"], ["x" * 101], ["x" * 100]) == [False]
+    assert equivalence.undecided_pairs == 2
+
+
 @pytest.mark.parametrize("threshold", [-1.01, 1.5, float("nan")])
 def test_a_threshold_outside_the_range_of_a_cosine_raises(tokenizer, threshold):
     with pytest.raises(ValueError, match=r"`threshold` is a cosine similarity and must be in \[-1, 1\], got"):

@@ -1,3 +1,6 @@
+import logging
+import sqlite3
+
 import pytest
 
 from trl_rlp.data.groups.label_cache import LabelCache
@@ -26,8 +29,6 @@ def test_two_writers_can_share_a_file_and_store_the_same_label(tmp_path):
 
 @pytest.mark.parametrize("content", ["not a database, but long enough for a header " * 40, None])
 def test_a_file_that_is_not_a_label_cache_raises(tmp_path, content):
-    import sqlite3
-
     path = tmp_path / "other"
     if content is None:
         with sqlite3.connect(path) as connection:
@@ -41,3 +42,23 @@ def test_a_file_that_is_not_a_label_cache_raises(tmp_path, content):
 def test_a_folder_raises(tmp_path):
     with pytest.raises(ValueError, match="`cache`=.* is a folder. Name a file in it"):
         LabelCache(tmp_path)
+
+
+def test_a_cache_that_is_full_still_reads_and_says_so_once(tmp_path, caplog):
+    logging.getLogger("transformers").propagate = True
+    cache = LabelCache(tmp_path / "labels.sqlite")
+    cache.store({b"a": 1})
+    cache._connection.execute("PRAGMA max_page_count = 2")
+    cache.store({number.to_bytes(16): 0 for number in range(10_000)})
+    cache.store({b"b": 2})
+    assert cache.find([b"a", b"b"]) == {b"a": 1}
+    assert sum("cannot be written (database or disk is full)" in record.getMessage() for record in caplog.records) == 1
+    assert LabelCache(tmp_path / "labels.sqlite").find([b"a"]) == {b"a": 1}
+
+
+def test_a_file_that_cannot_be_opened_raises(tmp_path, monkeypatch):
+    monkeypatch.setattr("trl_rlp.data.groups.label_cache._LOCK_SECONDS", 0.05)
+    other = sqlite3.connect(tmp_path / "labels.sqlite")
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(OSError, match=r"`cache`='.*labels.sqlite' cannot be used \(database is locked\)"):
+        LabelCache(tmp_path / "labels.sqlite")

@@ -11,7 +11,8 @@ from transformers import (
 )
 
 from tests.tiny_models import save, tiny_nli, tiny_reward_model, tiny_tokenizer
-from trl_rlp.data.groups.nli import RULES, NLIEquivalence, does_not_contradict, entails
+from trl_rlp.data.groups.instruction import find_instruction
+from trl_rlp.data.groups.nli import RULES, UNDECIDED, NLIEquivalence, does_not_contradict, entails
 
 
 LABELS = ("contradiction", "neutral", "entailment")
@@ -60,6 +61,24 @@ def test_the_first_hypothesis_is_the_longer_completion_and_backward_runs_only_if
 
 def test_there_are_two_rules():
     assert RULES == {"strict": entails, "no_contradiction": does_not_contradict}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_no_rule_passes_undecided_completions_and_they_are_not_classified_backward(rule):
+    assert not RULES[rule](UNDECIDED)
+    equivalence = TableEquivalence({("a", "aa"): UNDECIDED}, rule)
+    assert equivalence.are_equivalent(["q"], ["aa"], ["a"]) == [False] and equivalence.calls[1:] == [[]]
+
+
+def test_only_completions_that_differ_can_be_undecided(tokenizer):
+    """Two copies of a completion that was cut are classified. Two completions that differ behind the cut are not."""
+    model = tiny_nli(tokenizer)
+    rows = []
+    model.register_forward_pre_hook(lambda _, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True)
+    equivalence = NLIEquivalence(model, tokenizer, max_length=20)
+    labels = equivalence.classify(["q"] * 3, ["a" * 30, "a" * 30, "a"], ["a" * 30, "a" * 31, "a."])
+    assert labels[0] in LABELS and labels[1] == UNDECIDED and labels[2] in LABELS
+    assert equivalence.undecided_pairs == 1 and equivalence.truncated_pairs == 2 and sum(rows) == 2
 
 
 def test_labels_match_those_of_one_pair_at_a_time(tokenizer):
@@ -203,13 +222,14 @@ def test_an_interrupted_run_keeps_the_labels_already_computed(tokenizer, tmp_pat
     assert sum(rows) == 2
 
 
-def test_the_fingerprint_depends_on_weights_rule_and_length(tokenizer):
+def test_the_fingerprint_depends_on_weights_rule_length_and_instruction(tokenizer):
     def compute_fingerprint(seed=0, **settings):
         return NLIEquivalence(tiny_nli(tokenizer, seed=seed), tokenizer, **settings).fingerprint
 
     others = [compute_fingerprint(1), compute_fingerprint(rule="no_contradiction"), compute_fingerprint(max_length=50)]
+    others += [compute_fingerprint(instruction=instruction) for instruction in ("prompt", None, find_instruction, len)]
     assert compute_fingerprint() == compute_fingerprint()
-    assert len({compute_fingerprint(), *others}) == 4
+    assert len({compute_fingerprint(), *others}) == 8
 
 
 def test_the_model_fingerprint_depends_on_weights_and_dtype_only(tokenizer):
@@ -236,6 +256,8 @@ def test_invalid_arguments_raise(tokenizer):
     model = tiny_nli(tokenizer)
     with pytest.raises(ValueError, match=r"`rule` must be one of \['no_contradiction', 'strict'\], got 'loose'"):
         NLIEquivalence(model, tokenizer, "loose")
+    with pytest.raises(TypeError, match="`instruction` must be 'auto', a column, a function or None, got 3"):
+        NLIEquivalence(model, tokenizer, instruction=3)
     with pytest.raises(ValueError, match=r"one entailment label, but its labels are \['LABEL_0', 'LABEL_1'\]"):
         NLIEquivalence(tiny_nli(tokenizer, labels=("LABEL_0", "LABEL_1")), tokenizer)
     with pytest.raises(ValueError, match="must have one entailment label"):

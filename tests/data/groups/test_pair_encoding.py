@@ -82,3 +82,13 @@ def test_too_little_room_and_slow_tokenizers_raise():
 
     with pytest.raises(ValueError, match=r"`processing_class` is a slow tokenizer \(`SlowTokenizer`\)"):
         PairEncoder(SlowTokenizer(), 64)
+
+
+def test_sides_are_equal_if_they_differ_behind_the_cut_or_in_unknown_words_only():
+    tokenizer = build_word_tokenizer(TEMPLATES["bert"])
+    long = "the green coach henry annie"
+    pairs = PairEncoder(tokenizer, 13).encode(
+        ["who"] * 4, ["annie", f"{long} annie", f"{long} annie", "zoe"], ["annie", f"{long} henry", "henry", "max"]
+    )
+    assert [pair.has_equal_sides for pair in pairs] == [True, True, False, True]
+    assert [pair.is_truncated for pair in pairs] == [False, True, False, False]

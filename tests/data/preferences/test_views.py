@@ -11,7 +11,7 @@ from trl_rlp.data.scoring import scoring_ids
 
 COMPLETIONS = [
     ["one", "two", "three", "two."],
-    ["same", "Same", "same!", ""],  # Only one text, so this prompt is skipped.
+    ["same", "same.", "same ", ""],  # Only one text, so this prompt is skipped.
     ["a", "b", "", " "],
     ["x", "y", "z", "w"],
 ]

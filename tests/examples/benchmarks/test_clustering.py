@@ -32,7 +32,7 @@ def data(tmp_path):
         for side in (0, 2, 4)
     ]
     write_lines(tmp_path / "preferences/pandalm_human_842.jsonl", pairs)
-    answers = [{"text": "a", "correct": True}, {"text": "A.", "correct": True}, {"text": "\u2028b", "correct": False}]
+    answers = [{"text": "a", "correct": True}, {"text": "a.", "correct": True}, {"text": "\u2028b", "correct": False}]
     write_lines(tmp_path / "clusters/evouna_tq_1000.jsonl", [{"question": "q?", "answers": answers}] * 2)
     return tmp_path
 

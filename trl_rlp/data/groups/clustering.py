@@ -1,8 +1,10 @@
 """Clustering of completions: groups with the same meaning, and the confidence of the largest group."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 from tqdm.auto import tqdm
@@ -10,7 +12,11 @@ from transformers.utils import logging
 
 from trl_rlp.data.groups.equivalence import Equivalence, require_equivalence
 from trl_rlp.data.groups.group_search import Group, Pair, search_groups
-from trl_rlp.data.validation import prompt_text, require_samples
+from trl_rlp.data.groups.instruction import read_instructions
+from trl_rlp.data.sampling_settings import require_settings
+from trl_rlp.data.validation import require_samples
+from trl_rlp.storage.fingerprints import value_fingerprint
+from trl_rlp.storage.shards import Record, cut_shards, work_in_shards
 
 
 logger = logging.get_logger(__name__)
@@ -21,7 +27,13 @@ _PROMPTS_AT_ONCE = 1024
 
 
 def cluster(
-    samples: Dataset, equivalence: Equivalence, *, threshold: float = 0.5, complete_groups: bool = False
+    samples: Dataset,
+    equivalence: Equivalence,
+    *,
+    threshold: float = 0.5,
+    complete_groups: bool = False,
+    output_dir: str | Path | None = None,
+    shard_size: int = 256,
 ) -> Dataset:
     """
     Groups the completions of each prompt by meaning, and computes the confidence of each prompt.
@@ -43,12 +55,17 @@ def cluster(
             Policy samples: `prompt`, `completions` and `finished`.
         equivalence ([`Equivalence`]):
             Decides which completions mean the same, for example [`NLIEquivalence`]. It gets pairs of many prompts in
-            one call.
+            one call. If it has an attribute `instruction`, this decides which text it gets as the prompt.
         threshold (`float`, *optional*, defaults to `0.5`):
             Smallest confidence that is accepted, in [0, 1] (γ in the paper). At 0 every prompt is accepted.
         complete_groups (`bool`, *optional*, defaults to `False`):
             Whether to find all groups of all prompts, which needs more comparisons. Without it, only the largest group
             of an accepted prompt is complete.
+        output_dir (`str` or `Path`, *optional*):
+            Folder for finished shards. An interrupted call resumes from it, and several processes share the work.
+            Every process must then call the function.
+        shard_size (`int`, *optional*, defaults to `256`):
+            Number of prompts per shard.
 
     Returns:
         `datasets.Dataset`: `samples` with three more columns. Existing columns with these names are replaced.
@@ -62,7 +79,9 @@ def cluster(
     Raises:
         TypeError: If `samples` is not a `datasets.Dataset`.
         TypeError: If `equivalence` is not an object with the members of [`Equivalence`].
-        ValueError: If `threshold` is outside [0, 1], or `samples` are not policy samples, see [`require_samples`].
+        ValueError: If `threshold` is outside [0, 1], or `samples` are not policy samples, see [`require_samples`], or
+            lack the column that `equivalence` names as the instruction, or `output_dir` holds the groups of another
+            call.
 
     Relations:
         With [`ExactMatch`] as the equivalence, this is majority voting.
@@ -80,18 +99,32 @@ def cluster(
     ([0, 1, 0], 0.6666666666666666)
     ```
     """
-    require_samples(samples, "samples")
+    samples = require_samples(samples, "samples")
     require_equivalence(equivalence)
+    require_settings(shard_size=shard_size)
     num_generations = len(samples[0]["completions"])
     needed_weight = _compute_needed_weight(threshold, num_generations)
-    columns = {"cluster_ids": [], "confidence": [], "confidence_upper": []}
-    rows = zip(samples["prompt"], samples["completions"], strict=True)
-    inputs = [_merge_duplicates(prompt_text(prompt), completions, equivalence) for prompt, completions in rows]
-    found = _run_searches(inputs, equivalence, needed_weight, complete_groups)
-    for distinct, groups in zip(inputs, found, strict=True):
-        columns["cluster_ids"].append(_build_cluster_ids(distinct, groups, num_generations))
-        columns["confidence"].append(max((group.lower for group in groups), default=0) / num_generations)
-        columns["confidence_upper"].append(max((group.upper for group in groups), default=0) / num_generations)
+    texts = list(zip(read_instructions(samples, equivalence), samples["completions"][:], strict=True))
+
+    def group_shard(index: int, rows: list[int], advance: Callable[[int], Any]) -> list[Record]:
+        inputs = [_merge_duplicates(*texts[row], equivalence) for row in rows]
+        found = _run_searches(inputs, equivalence, needed_weight, complete_groups, advance)
+        return [_build_record(*groups, num_generations) for groups in zip(inputs, found, strict=True)]
+
+    rows = list(range(len(samples)))
+    settings = {"threshold": threshold, "complete_groups": complete_groups, "shard_size": shard_size}
+    if output_dir is None:
+        with tqdm(total=len(rows), desc="Clustering", unit="prompt") as progress:
+            records = group_shard(0, rows, progress.update)
+    else:
+        records = work_in_shards(
+            cut_shards(rows, shard_size),
+            group_shard,
+            description="Clustering",
+            output_dir=output_dir,
+            fingerprint={"samples": value_fingerprint(texts), "equivalence": equivalence.fingerprint, **settings},
+        )
+    columns = {name: [record[name] for record in records] for name in records[0]}
     accepted = sum(confidence >= threshold for confidence in columns["confidence"])
     logger.info(f"{accepted} of {len(samples)} prompts reach a confidence of {threshold}.")
     grouped = samples.remove_columns([name for name in columns if name in samples.column_names])
@@ -157,39 +190,51 @@ def _merge_duplicates(prompt: str, completions: list[str], equivalence: Equivale
 
 
 def _run_searches(
-    inputs: list[_DistinctCompletions], equivalence: Equivalence, needed_weight: int, complete_groups: bool
+    inputs: list[_DistinctCompletions],
+    equivalence: Equivalence,
+    needed_weight: int,
+    complete_groups: bool,
+    count: Callable[[int], Any],
 ) -> list[list[Group]]:
     """Runs the searches of all prompts together. Each round makes one call of the equivalence for all of them."""
     found: list[list[Group]] = [[] for _ in inputs]
     searches: dict[int, tuple[Generator[list[Pair], list[bool], list[Group]], list[Pair]]] = {}
     waiting = iter(enumerate(inputs))
-    with tqdm(total=len(inputs), desc="Clustering", unit="prompt") as progress:
 
-        def advance(row, search, verdicts):
-            try:
-                searches[row] = search, search.send(verdicts)
-            except StopIteration as end:
-                searches.pop(row, None)
-                found[row] = end.value
-                progress.update()
+    def advance(row, search, verdicts):
+        try:
+            searches[row] = search, search.send(verdicts)
+        except StopIteration as end:
+            searches.pop(row, None)
+            found[row] = end.value
+            count(1)
 
-        while True:
-            while len(searches) < _PROMPTS_AT_ONCE and (entry := next(waiting, None)) is not None:
-                row, distinct = entry
-                weights = [len(copies) for copies in distinct.positions]
-                advance(row, search_groups(weights, needed_weight, complete_groups), None)
-            if not searches:
-                return found
-            requests = [(inputs[row], *pair) for row, (_, pairs) in searches.items() for pair in pairs]
-            verdicts = iter(
-                equivalence.are_equivalent(
-                    [distinct.prompt for distinct, _, _ in requests],
-                    [distinct.texts[first] for distinct, first, _ in requests],
-                    [distinct.texts[second] for distinct, _, second in requests],
-                )
+    while True:
+        while len(searches) < _PROMPTS_AT_ONCE and (entry := next(waiting, None)) is not None:
+            row, distinct = entry
+            weights = [len(copies) for copies in distinct.positions]
+            advance(row, search_groups(weights, needed_weight, complete_groups), None)
+        if not searches:
+            return found
+        requests = [(inputs[row], *pair) for row, (_, pairs) in searches.items() for pair in pairs]
+        verdicts = iter(
+            equivalence.are_equivalent(
+                [distinct.prompt for distinct, _, _ in requests],
+                [distinct.texts[first] for distinct, first, _ in requests],
+                [distinct.texts[second] for distinct, _, second in requests],
             )
-            for row, (search, pairs) in list(searches.items()):
-                advance(row, search, list(islice(verdicts, len(pairs))))
+        )
+        for row, (search, pairs) in list(searches.items()):
+            advance(row, search, list(islice(verdicts, len(pairs))))
+
+
+def _build_record(inputs: _DistinctCompletions, groups: list[Group], num_generations: int) -> Record:
+    """Returns the new columns of one prompt."""
+    return {
+        "cluster_ids": _build_cluster_ids(inputs, groups, num_generations),
+        "confidence": max((group.lower for group in groups), default=0) / num_generations,
+        "confidence_upper": max((group.upper for group in groups), default=0) / num_generations,
+    }
 
 
 def _build_cluster_ids(inputs: _DistinctCompletions, groups: list[Group], num_generations: int) -> list[int]:

@@ -2,15 +2,20 @@
 
 import hashlib
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from trl_rlp.data.batching import eval_mode, pad_right, split_by_token_budget
 from trl_rlp.data.groups.encoders import choose_tokens_per_batch, get_context_length, load_encoder
 from trl_rlp.data.normalization import normalize_text
 from trl_rlp.storage.fingerprints import weights_fingerprint
+
+
+logger = logging.get_logger(__name__)
 
 
 class EmbeddingEquivalence:
@@ -24,8 +29,11 @@ class EmbeddingEquivalence:
     separates those with the same meaning from those with different meanings. Use [`NLIEquivalence`] or [`ExactMatch`]
     for short answers.
 
+    Completions that differ, but become equal by truncation or in their tokens (unknown characters, or case in an
+    uncased model), are undecided. They are never the same, and `undecided_pairs` counts them.
+
     Args:
-        model (`str` or [`~transformers.PreTrainedModel`]):
+        model (`str` or `Path` or [`~transformers.PreTrainedModel`]):
             Encoder, or its name or folder, for example a sentence-transformers model with mean pooling.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer of the encoder. Defaults to the tokenizer under the model's name.
@@ -49,7 +57,7 @@ class EmbeddingEquivalence:
 
     def __init__(
         self,
-        model: str | PreTrainedModel,
+        model: str | Path | PreTrainedModel,
         processing_class: PreTrainedTokenizerBase | None = None,
         *,
         threshold: float,
@@ -61,6 +69,8 @@ class EmbeddingEquivalence:
         self.model, self.processing_class = load_encoder(AutoModel, model, processing_class)
         self._tokens_per_batch = tokens_per_batch or choose_tokens_per_batch(self.model)
         self._vectors: dict[str, torch.Tensor] = {}
+        self._token_hashes: dict[str, bytes] = {}
+        self.undecided_pairs = 0
 
     @cached_property
     def model_fingerprint(self) -> str:
@@ -100,14 +110,31 @@ class EmbeddingEquivalence:
                 Second completion of each pair.
 
         Returns:
-            `list[bool]`: One per pair, whether the cosine similarity is at least `threshold`.
+            `list[bool]`: One per pair, whether the cosine similarity is at least `threshold`. `False` for undecided
+            pairs.
         """
         if not firsts:
             return []
         self._embed([text for text in dict.fromkeys([*firsts, *seconds]) if text not in self._vectors])
         first = torch.stack([self._vectors[text] for text in firsts])  # (pairs, hidden)
         second = torch.stack([self._vectors[text] for text in seconds])  # (pairs, hidden)
-        return ((first * second).sum(dim=-1) >= self.threshold).tolist()
+        is_similar = ((first * second).sum(dim=-1) >= self.threshold).tolist()
+        is_undecided = [
+            self._token_hashes[a] == self._token_hashes[b] and self.normalize(a) != self.normalize(b)
+            for a, b in zip(firsts, seconds, strict=True)
+        ]
+        self._count_undecided_pairs(sum(is_undecided))
+        return [similar and not undecided for similar, undecided in zip(is_similar, is_undecided, strict=True)]
+
+    def _count_undecided_pairs(self, count: int) -> None:
+        if count and not self.undecided_pairs:
+            logger.warning(
+                "Some completions differ only where the embedding model sees no difference: behind the truncation, in "
+                "unknown characters, or in what its tokenizer drops, such as case. They count as different. "
+                "`undecided_pairs` counts them, and this warning is logged once. Use a cased model with a longer "
+                "context."
+            )
+        self.undecided_pairs += count
 
     @torch.inference_mode()
     def _embed(self, texts: list[str]) -> None:
@@ -116,6 +143,8 @@ class EmbeddingEquivalence:
             return
         max_length = get_context_length(self.model, self.processing_class)
         rows = self.processing_class(texts, truncation=True, max_length=max_length)["input_ids"]
+        for text, row in zip(texts, rows, strict=True):
+            self._token_hashes[text] = hashlib.blake2b(repr(row).encode(), digest_size=16).digest()
         batches = split_by_token_budget([len(row) for row in rows], self._tokens_per_batch)
         with eval_mode(self.model):
             for batch in batches:

@@ -1,10 +1,13 @@
 """Loading of encoders (NLI classifiers and sentence embedders), and their limits. Two equivalences share it."""
 
+from pathlib import Path
+
 import torch
-from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from trl_rlp.data.context import read_context
 from trl_rlp.storage.artifacts import explain_missing_model
+from trl_rlp.storage.paths import expand_path
 
 
 # A few hundred tokens keep a CPU core busy. Larger batches no longer fit in its cache.
@@ -18,7 +21,7 @@ _REMEDY = (
 
 
 def load_encoder(
-    auto_class: type, model: str | PreTrainedModel, processing_class: PreTrainedTokenizerBase | None
+    auto_class: type, model: str | Path | PreTrainedModel, processing_class: PreTrainedTokenizerBase | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
     Loads a model and its tokenizer.
@@ -26,7 +29,7 @@ def load_encoder(
     Args:
         auto_class (`type`):
             Class that loads a model by name, for example `transformers.AutoModel`.
-        model (`str` or [`~transformers.PreTrainedModel`]):
+        model (`str` or `Path` or [`~transformers.PreTrainedModel`]):
             Name or folder of a model, or a loaded model. A named model is loaded in fp32 on a CPU and in its own dtype
             on an accelerator. A loaded model keeps its dtype and its device.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
@@ -40,7 +43,8 @@ def load_encoder(
         TypeError: If `model` is neither a name nor a `transformers` model.
         ValueError: If the tokenizer has no pad token.
     """
-    if isinstance(model, str):
+    if isinstance(model, str | Path):
+        model = expand_path(model)
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
         dtype = torch.float32 if device.type == "cpu" else "auto"
         with explain_missing_model(model, _REMEDY):
@@ -68,12 +72,8 @@ def get_context_length(model: PreTrainedModel, processing_class: PreTrainedToken
     Returns:
         `int`: Length in tokens, including special tokens.
     """
-    positions = model.config.to_dict().get("max_position_embeddings") or processing_class.model_max_length
-    # RoBERTa starts counting positions after its padding index, so no token can use the first rows of the table.
-    for module in model.modules():
-        if isinstance(module, nn.Embedding) and module.num_embeddings == positions and module.padding_idx is not None:
-            return min(positions - module.padding_idx - 1, processing_class.model_max_length)
-    return min(positions, processing_class.model_max_length)
+    context = read_context(model)
+    return processing_class.model_max_length if context is None else min(context, processing_class.model_max_length)
 
 
 def choose_tokens_per_batch(model: PreTrainedModel) -> int:

@@ -25,7 +25,8 @@ class Equivalence(Protocol):
     Protocol of the equivalences that [`cluster`] accepts.
 
     Any object with these three members works. The relation must be symmetric, and equal completions must be
-    equivalent. It need not be transitive.
+    equivalent. It need not be transitive. An object may also have the attribute `instruction` of [`NLIEquivalence`].
+    Without it, it gets whole prompts.
     """
 
     @property
@@ -51,7 +52,7 @@ class Equivalence(Protocol):
 
         Args:
             prompts (`list[str]`):
-                Prompt of each pair.
+                Prompt of each pair as plain text, or the part of it that `instruction` selects.
             firsts (`list[str]`):
                 First completion of each pair.
             seconds (`list[str]`):
@@ -89,12 +90,13 @@ class ExactMatch:
     """
     Treats two completions as the same when they are equal after [`normalize_text`].
 
-    It uses no model. It suits answers of one word or one number. Sentences hardly ever match.
+    It uses no model. It suits answers of one word or one number in one spelling: case counts. Sentences hardly ever
+    match.
 
     Example:
 
     ```python
-    >>> ExactMatch().are_equivalent(["2 + 2?", "2 + 2?"], ["Four.", "4"], ["four", "four"])
+    >>> ExactMatch().are_equivalent(["2 + 2?", "2 + 2?"], ["four.", "4"], ["four", "four"])
     [True, False]
     ```
     """

@@ -2,7 +2,9 @@
 
 import hashlib
 import os
+from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -10,6 +12,7 @@ from transformers.utils import logging
 
 from trl_rlp.data.batching import eval_mode, pad_right, split_by_token_budget
 from trl_rlp.data.groups.encoders import choose_tokens_per_batch, get_context_length, load_encoder
+from trl_rlp.data.groups.instruction import AUTO, InstructionSource
 from trl_rlp.data.groups.label_cache import LabelCache
 from trl_rlp.data.groups.pair_encoding import EncodedPair, PairEncoder
 from trl_rlp.data.normalization import normalize_text
@@ -22,13 +25,17 @@ logger = logging.get_logger(__name__)
 _PAIRS_PER_WRITE = 1024
 
 
+UNDECIDED = "undecided"
+"""Label of completions that differ only in what the classifier does not see. No rule lets them be the same."""
+
+
 def entails(label: str) -> bool:
     """
     Checks one direction under the rule `strict`: each completion must entail the other (Kuhn et al.'s paper).
 
     Args:
         label (`str`):
-            Label of one direction: `"entailment"`, `"contradiction"` or `"neutral"`.
+            Label of one direction: `"entailment"`, `"contradiction"`, `"neutral"` or `"undecided"`.
 
     Returns:
         `bool`: Whether this direction allows the two completions to be the same.
@@ -46,12 +53,12 @@ def does_not_contradict(label: str) -> bool:
 
     Args:
         label (`str`):
-            Label of one direction: `"entailment"`, `"contradiction"` or `"neutral"`.
+            Label of one direction: `"entailment"`, `"contradiction"`, `"neutral"` or `"undecided"`.
 
     Returns:
         `bool`: Whether this direction allows the two completions to be the same.
     """
-    return label != "contradiction"
+    return label not in ("contradiction", UNDECIDED)
 
 
 RULES = {"strict": entails, "no_contradiction": does_not_contradict}
@@ -59,7 +66,7 @@ RULES = {"strict": entails, "no_contradiction": does_not_contradict}
 
 class NLIEquivalence:
     """
-    Decides whether two completions mean the same by bidirectional entailment, with the prompt before each completion.
+    Decides whether two completions mean the same by bidirectional entailment, with the instruction before each one.
 
     Any sequence classifier with an entailment label works (DeBERTa, RoBERTa, BERT, ...). The label names are read from
     its config. Both directions must pass the rule, so the relation is symmetric. It need not be transitive.
@@ -69,6 +76,9 @@ class NLIEquivalence:
     side is limited to half of the context, and the prompt loses tokens before the completion does. `truncated_pairs`
     counts these pairs. The class with the highest logit is the label. There is no threshold and no calibration.
 
+    Completions that differ, but become equal by truncation or in their tokens (unknown characters, or case in an
+    uncased classifier), are undecided. They are never the same, and `undecided_pairs` counts them.
+
     Args:
         model (`str` or [`~transformers.PreTrainedModel`], *optional*, defaults to `"microsoft/deberta-large-mnli"`):
             Classifier, or its name or folder. A named model is loaded in fp32 on a CPU and in its own dtype on an
@@ -77,6 +87,11 @@ class NLIEquivalence:
             Tokenizer of the classifier. Defaults to the tokenizer under the model's name.
         rule (`str`, *optional*, defaults to `"strict"`):
             Key of `RULES`: `"strict"` (both directions entail) or `"no_contradiction"` (no direction contradicts).
+        instruction (`str` or `Callable`, *optional*, defaults to `"auto"`):
+            What [`cluster`] passes as the prompt, and stands before both completions. `"auto"` is the instruction that
+            [`find_instruction`] finds in the prompt. Another text is a column of the samples with text or messages:
+            `"prompt"` is the whole prompt. A function gets the prompt (text or messages) and returns text. `None` is
+            nothing.
         max_length (`int`, *optional*):
             Longest pair in tokens. Defaults to the context of the model and the tokenizer.
         tokens_per_batch (`int`, *optional*):
@@ -85,6 +100,7 @@ class NLIEquivalence:
             File that stores the labels, see [`LabelCache`]. One file serves all rules and any number of models.
 
     Raises:
+        TypeError: If `instruction` is neither text nor a function nor `None`.
         ValueError: If `rule` is unknown, the classifier has no entailment label (or no contradiction label where the
             rule needs one), `max_length` is beyond the context or too small, or `cache` is not a label cache.
 
@@ -102,17 +118,23 @@ class NLIEquivalence:
 
     def __init__(
         self,
-        model: str | PreTrainedModel = "microsoft/deberta-large-mnli",
+        model: str | Path | PreTrainedModel = "microsoft/deberta-large-mnli",
         processing_class: PreTrainedTokenizerBase | None = None,
         rule: str = "strict",
         *,
+        instruction: InstructionSource = AUTO,
         max_length: int | None = None,
         tokens_per_batch: int | None = None,
         cache: str | os.PathLike | None = None,
     ):
         if rule not in RULES:
             raise ValueError(f"`rule` must be one of {sorted(RULES)}, got {rule!r}.")
+        if not (instruction is None or isinstance(instruction, str) or callable(instruction)):
+            raise TypeError(
+                f"`instruction` must be 'auto', a column, a function or None, got {instruction!r}. Pass one of them."
+            )
         self.rule = rule
+        self.instruction = instruction
         self.model, self.processing_class = load_encoder(AutoModelForSequenceClassification, model, processing_class)
         self._label_names = _read_label_names(self.model.config, needs_contradiction=rule == "no_contradiction")
         max_length = _resolve_max_length(self.model, self.processing_class, max_length)
@@ -120,6 +142,7 @@ class NLIEquivalence:
         self._tokens_per_batch = tokens_per_batch or choose_tokens_per_batch(self.model)
         self._cache = None if cache is None else LabelCache(cache)
         self.truncated_pairs = 0
+        self.undecided_pairs = 0
 
     @cached_property
     def model_fingerprint(self) -> str:
@@ -128,9 +151,12 @@ class NLIEquivalence:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of everything that a verdict depends on: weights, tokenizer, longest pair and rule."""
+        """A hash of everything that a verdict depends on: weights, tokenizer, longest pair, rule and instruction."""
         vocabulary = sorted(self.processing_class.get_vocab().items())
-        parts = [self.model_fingerprint, vocabulary, self._encoder.max_length, self.rule]
+        # A function is identified by its name only.
+        source = self.instruction
+        instruction = source if source is None or isinstance(source, str) else ("function", _get_name(source))
+        parts = [self.model_fingerprint, vocabulary, self._encoder.max_length, self.rule, instruction]
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
     def normalize(self, text: str) -> str:
@@ -152,14 +178,14 @@ class NLIEquivalence:
 
         Args:
             prompts (`list[str]`):
-                Prompt of each pair, as plain text.
+                Text before both completions of each pair, as it is. [`cluster`] selects it by `instruction`.
             firsts (`list[str]`):
                 First completion of each pair.
             seconds (`list[str]`):
                 Second completion of each pair.
 
         Returns:
-            `list[bool]`: One per pair, whether the two mean the same under the rule.
+            `list[bool]`: One per pair, whether the two mean the same under the rule. `False` for undecided pairs.
         """
         passes = RULES[self.rule]
         pairs = [sorted(pair, key=lambda text: (len(text), text)) for pair in zip(firsts, seconds, strict=True)]
@@ -177,19 +203,29 @@ class NLIEquivalence:
 
         Args:
             prompts (`list[str]`):
-                Prompt of each pair.
+                Text before both completions of each pair.
             premises (`list[str]`):
                 Completion that is taken as true.
             hypotheses (`list[str]`):
                 Completion that may follow from it.
 
         Returns:
-            `list[str]`: One label per pair: `"entailment"`, `"contradiction"`, or `"neutral"` for any other class.
+            `list[str]`: One label per pair: `"entailment"`, `"contradiction"`, or `"neutral"` for any other class. It
+            is `"undecided"` where the completions differ and their tokens do not.
         """
         pairs = self._encoder.encode(prompts, premises, hypotheses)
         self._count_truncated_pairs(pairs)
-        label_ids = self._find_label_ids(list(dict.fromkeys(pairs)))
-        return [self._label_names[label_ids[pair]] for pair in pairs]
+        is_undecided = [
+            pair.has_equal_sides and self.normalize(premise) != self.normalize(hypothesis)
+            for pair, premise, hypothesis in zip(pairs, premises, hypotheses, strict=True)
+        ]
+        self._count_undecided_pairs(sum(is_undecided))
+        asked = [pair for pair, undecided in zip(pairs, is_undecided, strict=True) if not undecided]
+        label_ids = self._find_label_ids(list(dict.fromkeys(asked)))
+        return [
+            UNDECIDED if undecided else self._label_names[label_ids[pair]]
+            for pair, undecided in zip(pairs, is_undecided, strict=True)
+        ]
 
     def _count_truncated_pairs(self, pairs: list[EncodedPair]) -> None:
         count = sum(pair.is_truncated for pair in pairs)
@@ -200,6 +236,16 @@ class NLIEquivalence:
                 "classifier with a longer context."
             )
         self.truncated_pairs += count
+
+    def _count_undecided_pairs(self, count: int) -> None:
+        if count and not self.undecided_pairs:
+            logger.warning(
+                "Some completions differ only where the NLI classifier sees no difference: behind the truncation, in "
+                "unknown characters, or in what its tokenizer drops, such as case. They count as different. "
+                "`undecided_pairs` counts them, and this warning is logged once. Use a cased classifier with a longer "
+                "context."
+            )
+        self.undecided_pairs += count
 
     def _find_label_ids(self, pairs: list[EncodedPair]) -> dict[EncodedPair, int]:
         """Returns the class of each distinct pair. Known classes come from the cache, the others from the model."""
@@ -240,6 +286,11 @@ class NLIEquivalence:
         if "token_type_ids" in self.processing_class.model_input_names:
             inputs["token_type_ids"], _ = pad_right([pair.token_type_ids for pair in batch], 0, device)
         return inputs
+
+
+def _get_name(function: Callable) -> str:
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def _read_label_names(config: PreTrainedConfig, needs_contradiction: bool) -> list[str]:

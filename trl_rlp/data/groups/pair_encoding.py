@@ -17,11 +17,14 @@ class EncodedPair:
             Side of each token, with the tokenizer's own numbers.
         is_truncated (`bool`):
             Whether at least one side lost tokens.
+        has_equal_sides (`bool`):
+            Whether both sides have the same tokens, so that the classifier cannot see a difference.
     """
 
     input_ids: tuple[int, ...]
     token_type_ids: tuple[int, ...]
     is_truncated: bool
+    has_equal_sides: bool
 
 
 class PairEncoder:
@@ -102,7 +105,7 @@ class PairEncoder:
             input_ids += piece
             token_type_ids += [token_type] * len(piece)
             last_side = side
-        return EncodedPair(tuple(input_ids), tuple(token_type_ids), is_truncated)
+        return EncodedPair(tuple(input_ids), tuple(token_type_ids), is_truncated, sides[0] == sides[1])
 
 
 def _truncate(prompt: list[int], completion: list[int], half: int) -> list[int]:

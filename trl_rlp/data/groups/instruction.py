@@ -1,0 +1,188 @@
+"""The instruction of a prompt, without template and examples: the text before both completions of a pair."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from datasets import Dataset
+
+from trl_rlp.data.turns import Messages
+from trl_rlp.data.validation import prompt_text, remove_format
+
+
+InstructionSource = str | Callable[[str | Messages], str] | None
+
+AUTO = "auto"
+"""The value of `instruction` that finds the instruction of each prompt with [`find_instruction`]."""
+
+# What opens the user's turn, and what ends it. Special tokens do not occur in a user's text.
+_SPECIAL_TOKENS = [
+    (r"<\|im_start\|>user\n", r"<\|im_end\|>"),  # ChatML, Qwen
+    (r"<\|start_header_id\|>user<\|end_header_id\|>", r"<\|eot_id\|>"),  # Llama 3
+    (r"<start_of_turn>user\n", r"<end_of_turn>"),  # Gemma
+    (r"<\|user\|>", r"<\|end\|>|<\|endoftext\|>|</s>|<\|assistant\|>"),  # Phi, OLMo, Zephyr
+    (r"\[INST\]", r"\[/INST\]"),  # Llama 2, Mistral
+]
+
+# Plain words occur in a user's text too. They count only if the prompt ends with the word that opens the answer.
+_WORDS = [
+    ("### Instruction:", "### Response:"),  # Alpaca
+    ("Human:", "Assistant:"),
+    ("User:", "Assistant:"),
+    ("USER:", "ASSISTANT:"),  # Vicuna
+    ("Question:", "Answer:"),
+    ("Q:", "A:"),
+]
+
+
+def find_instruction(prompt: str | Messages) -> str:
+    r"""
+    Finds the instruction in a prompt: the user's last message, without system prompt, template and earlier turns.
+
+    Known templates of text prompts are ChatML, Llama 2 and 3, Mistral, Gemma, Zephyr and Phi, and also Alpaca,
+    `Human:`/`Assistant:`, `USER:`/`ASSISTANT:`, `Question:`/`Answer:` and `Q:`/`A:`. The last five count only if the
+    prompt ends with the word that opens the answer. Then examples before the last question are removed too.
+
+    Args:
+        prompt (`str` or `list[dict[str, str]]`):
+            Text, or messages with `role` and `content`.
+
+    Returns:
+        `str`: The instruction. The whole prompt as plain text, if it has no known template and no user message.
+
+    Example:
+
+    ```python
+    >>> find_instruction("### Instruction:\nName a color.\n\n### Response:\n")
+    'Name a color.'
+    >>> find_instruction("Q: 1 + 1?\nA: 2\n\nQ: 2 + 2?\nA:")
+    '2 + 2?'
+    ```
+    """
+    if not isinstance(prompt, str):
+        users = [message for message in prompt if message["role"] == "user"]
+        prompt = prompt_text(users[-1:] or prompt)
+    found = [
+        *(_find_between_tokens(prompt, opening, end) for opening, end in _SPECIAL_TOKENS),
+        *(_find_between_words(prompt, opening, end) for opening, end in _WORDS),
+    ]
+    return next(filter(None, found), prompt)
+
+
+def _find_between_tokens(prompt: str, opening: str, end: str) -> str:
+    """Returns the last turn of the user, or nothing if no turn is opened."""
+    openings = list(re.finditer(opening, prompt))
+    turn = re.split(end, prompt[openings[-1].end() :], maxsplit=1)[0] if openings else ""
+    return turn.rpartition("<</SYS>>")[2].strip()  # Llama 2 has the system prompt inside the user's turn
+
+
+def _find_between_words(prompt: str, opening: str, end: str) -> str:
+    """Returns the text between the last opening word and the word at the end of the prompt, or nothing."""
+    body = prompt.rstrip().removesuffix(end)
+    is_open = body != prompt.rstrip() and body[-1:].isspace()
+    # Vicuna's `</s>USER:` has no white space before the word.
+    openings = list(re.finditer(rf"(?:\A|(?<=[\s>])){opening}", body)) if is_open else []
+    return body[openings[-1].end() :].strip() if openings else ""
+
+
+def read_instructions(samples: Dataset, equivalence: Any, name: str = "samples") -> list[str]:
+    """
+    Reads the text that an equivalence gets as the prompt of each row.
+
+    Args:
+        samples ([`~datasets.Dataset`]):
+            Dataset with a column `prompt`, and the column that the equivalence names.
+        equivalence ([`Equivalence`]):
+            Its attribute `instruction` decides, see [`NLIEquivalence`]. Without this attribute, the text is the whole
+            prompt.
+        name (`str`, *optional*, defaults to `"samples"`):
+            Name of the dataset's argument, for the error message.
+
+    Returns:
+        `list[str]`: One text per row.
+
+    Raises:
+        TypeError: If an entry of the column is neither text nor messages, or the function does not return text.
+        ValueError: If the column is missing.
+    """
+    source = _get_source(equivalence)
+    require_instruction_column(samples, equivalence, name)
+    if source is None:
+        return [""] * len(samples)
+    read = find_instruction if source == AUTO else source if callable(source) else prompt_text
+    column = source if _is_column(source) else "prompt"
+    texts = []
+    for row, value in enumerate(remove_format(samples)[column]):
+        text = read(value) if callable(source) or isinstance(value, str | list) else None
+        if not isinstance(text, str):
+            raise TypeError(
+                f"`instruction` must give text for each prompt, got {text!r} for row {row} of `{name}`. Correct the "
+                f"function or the column {column!r}."
+            )
+        texts.append(text)
+    return texts
+
+
+def require_instructions(dataset: Dataset, equivalence: Any, name: str) -> None:
+    """
+    Checks before any work that an equivalence finds the instruction of each prompt.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Prompts or samples.
+        equivalence ([`Equivalence`]):
+            Decides which completions mean the same.
+        name (`str`):
+            Name of the dataset's argument, for the error message.
+
+    Raises:
+        TypeError: If an entry of the column is neither text nor messages, or the function does not return text.
+        ValueError: If the column is missing.
+    """
+    read_instructions(dataset, equivalence, name)
+
+
+def require_instruction_column(dataset: Dataset, equivalence: Any, name: str) -> None:
+    """
+    Checks that a dataset has the column that an equivalence reads.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Prompts or samples.
+        equivalence ([`Equivalence`]):
+            Decides which completions mean the same.
+        name (`str`):
+            Name of the dataset's argument, for the error message.
+
+    Raises:
+        ValueError: If the column is missing.
+    """
+    for column in list_instruction_columns(equivalence):
+        if column not in dataset.column_names:
+            raise ValueError(
+                f"`instruction`={column!r} names no column of `{name}`, which has {dataset.column_names}. Name one of "
+                "them, or pass 'auto', a function or None."
+            )
+
+
+def list_instruction_columns(equivalence: Any) -> list[str]:
+    """
+    Lists the columns that an equivalence reads besides `prompt`.
+
+    Args:
+        equivalence ([`Equivalence`], *optional*):
+            Decides which completions mean the same.
+
+    Returns:
+        `list[str]`: Empty or one name.
+    """
+    source = _get_source(equivalence)
+    return [source] if _is_column(source) and source != "prompt" else []
+
+
+def _get_source(equivalence: Any) -> InstructionSource:
+    return equivalence.instruction if hasattr(equivalence, "instruction") else "prompt"
+
+
+def _is_column(source: InstructionSource) -> bool:
+    return isinstance(source, str) and source != AUTO
