@@ -1,8 +1,8 @@
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig
 
+from tests.tiny_models import tiny_causal_lm, tiny_tokenizer
 from trl_rlp.data.batching import eval_mode, pad_right, require_context, split_by_token_budget
 
 
@@ -32,6 +32,7 @@ def test_eval_mode_restores_the_mode_of_each_submodule_even_after_an_error():
 
 
 def test_a_row_longer_than_the_context_is_an_error_that_names_the_longest_row():
-    require_context(LlamaConfig(max_position_embeddings=4), [4, 1])
+    model = tiny_causal_lm(tiny_tokenizer(), max_position_embeddings=4)
+    require_context(model, [4, 1])
     with pytest.raises(ValueError, match="Row 1 has 6 tokens, more than the model's context of 4"):
-        require_context(LlamaConfig(max_position_embeddings=4), [5, 6])
+        require_context(model, [5, 6])

@@ -4,8 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedModel
+
+from trl_rlp.data.context import read_context
 
 
 def split_by_token_budget(lengths: list[int], tokens_per_batch: int) -> list[list[int]]:
@@ -60,26 +63,25 @@ def pad_right(
     return input_ids.to(device), attention_mask.to(device)
 
 
-def require_context(config: PreTrainedConfig, lengths: list[int]) -> None:
+def require_context(model: PreTrainedModel | PeftModel, lengths: list[int]) -> None:
     """
     Checks that every row fits into a model's context.
 
     Args:
-        config (`transformers.PreTrainedConfig`):
-            Config of the model. A config without `max_position_embeddings` sets no limit.
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Model that reads the rows.
         lengths (`list[int]`):
             Length of each row, in tokens.
 
     Raises:
-        ValueError: If a row is longer than the context. The message names the longest row.
+        ValueError: If a row is longer than the context, see [`read_context`]. The message names the longest row.
     """
-    text_config = config.get_text_config()
+    context = read_context(model)
     longest = max(range(len(lengths)), key=lambda row: lengths[row])
-    if hasattr(text_config, "max_position_embeddings") and lengths[longest] > text_config.max_position_embeddings:
+    if context is not None and lengths[longest] > context:
         raise ValueError(
-            f"Row {longest} has {lengths[longest]} tokens, more than the model's context of "
-            f"{text_config.max_position_embeddings}. Truncate prompts with `max_length` where the function has it, or "
-            "drop long rows."
+            f"Row {longest} has {lengths[longest]} tokens, more than the model's context of {context}. Truncate "
+            "prompts with `max_length` where the function has it, or drop long rows."
         )
 
 
