@@ -1,6 +1,7 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 from datasets import Dataset
 
@@ -65,3 +66,23 @@ def test_masked_ids_are_not_part_of_the_prompt():
 def test_text_prompts_are_not_decoded():
     data = Dataset.from_list([{"prompt": "ab", "input_ids": [1], "answers": ["c"], "more": 1}])
     assert decode_prompts(data, tiny_tokenizer()).to_list() == [{"prompt": "ab", "answers": ["c"]}]
+    assert decode_prompts(data, tiny_tokenizer(), ["more"]).column_names == ["prompt", "answers", "more"]
+
+
+def test_columns_that_reward_functions_get_from_the_trainer_are_dropped():
+    rows = [{"prompt": "a", "completions": ["old"], "prompts": "b", "answers": ["c"]}]
+    assert add_prompts(rows, tiny_tokenizer(), 300) == [{"prompt": "a", "answers": ["c"]}]
+
+
+def test_messages_in_an_array_become_a_list():
+    messages = [{"role": "user", "content": "Hi"}]
+    [row] = add_prompts([{"prompt": np.array(messages, dtype=object)}], tiny_tokenizer(), 300)
+    assert row["prompt"] == messages and isinstance(row["prompt"], list)
+
+
+@pytest.mark.parametrize("kind", ["torch", "numpy", "pandas"])
+def test_ids_with_a_format_are_decoded_and_checked(kind):
+    tokenizer = tiny_tokenizer()
+    dataset = Dataset.from_dict(tokenizer(["ab", "abc"])).with_format(kind)
+    require_token_ids(dataset, "train_dataset", tokenizer.pad_token_id, 300, None)
+    assert decode_prompts(dataset, tokenizer)["prompt"][:] == ["ab", "abc"]

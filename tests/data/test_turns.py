@@ -13,7 +13,11 @@ from trl_rlp.data.preferences.views import ViewSampler
 from trl_rlp.data.scoring import batch_scoring_ids, score, scoring_ids
 from trl_rlp.data.turns import (
     build_preference_sides,
+    drop_missing_keys,
+    drop_prefill,
     ends_with_assistant,
+    join_turns,
+    message_text,
     prompt_token_ids,
     require_no_assistant_prefill,
     split_assistant_prefill,
@@ -32,8 +36,8 @@ def turn(text):
 def samples():
     return Dataset.from_list(
         [
-            {"prompt": PREFILLED, "completions": [" 4", " 4!", " 5"], "finished": [True, True, False]},
-            {"prompt": PREFILLED[:1], "completions": ["6", "6!", "7"], "finished": [True, True, True]},
+            {"prompt": PREFILLED, "completions": [" 4", " 4.", " 5"], "finished": [True, True, False]},
+            {"prompt": PREFILLED[:1], "completions": ["6", "6.", "7"], "finished": [True, True, True]},
         ]
     )
 
@@ -66,6 +70,29 @@ def test_the_prefill_is_split_from_its_prompt():
     assert build_preference_sides("2 + 2 =", [" 4"]) == ("2 + 2 =", [" 4"])
 
 
+def test_a_completion_is_joined_to_the_turn_that_the_prompt_begins():
+    assert join_turns(QUESTION, "4") == [*QUESTION, *turn("4")]
+    assert join_turns(PREFILLED, " 4") == [*QUESTION, *turn("It is 4")]
+    tool = {"role": "tool", "name": "add", "content": "4"}
+    calls = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add"}}]}
+    assert join_turns(QUESTION, [calls, tool]) == [*QUESTION, calls, tool]
+    assert join_turns(PREFILLED, [calls, tool]) == [*QUESTION, {**calls, "content": "It is"}, tool]
+
+
+def test_a_parsed_completion_loses_the_text_that_the_prompt_begins_with():
+    assert drop_prefill(PREFILLED, turn("It is 4")) == drop_prefill(PREFILLED, turn(" 4")) == turn(" 4")
+    assert drop_prefill(QUESTION, turn("It is 4")) == turn("It is 4")
+    assert drop_prefill("It is", "It is 4") == "It is 4"
+
+
+def test_a_message_is_text_with_its_thoughts_and_tool_calls():
+    calls = [{"function": {"name": "add"}}]
+    message = {"role": "assistant", "reasoning_content": "Add.", "content": None, "tool_calls": calls, "name": None}
+    assert drop_missing_keys([message]) == [{"role": "assistant", "reasoning_content": "Add.", "tool_calls": calls}]
+    assert message_text(message) == 'Add.\n{"function": {"name": "add"}}'
+    assert message_text(QUESTION[0]) == "2 + 2?" and message_text({"role": "user"}) == ""
+
+
 @pytest.mark.parametrize("finished", [True, False])
 def test_scoring_ids_equal_the_ids_of_the_policy(tokenizer, finished):
     """The byte-level tokenizer splits text the same way at every position, so the ids can be compared."""
@@ -92,7 +119,7 @@ def test_synthetic_preferences_contain_whole_turns_with_the_same_rewards(tokeniz
 def test_views_policy_pairs_and_the_judge_read_the_whole_turn(tokenizer, monkeypatch):
     views = ViewSampler(samples(), tokenizer).views(0, [0, 1])
     view = next(view for view in views if view.prompt_index == 0)
-    expected = batch_scoring_ids(tokenizer, [PREFILLED] * 3, [" 4", " 4!", " 5"], [True, True, False])
+    expected = batch_scoring_ids(tokenizer, [PREFILLED] * 3, [" 4", " 4.", " 5"], [True, True, False])
     assert view.first in expected and view.second in expected
     pair = answer_pairs(samples(), ["4", "6"])[0]
     assert (pair["prompt"], pair["rejected"]) == (QUESTION, turn("It is 5"))
@@ -100,7 +127,7 @@ def test_views_policy_pairs_and_the_judge_read_the_whole_turn(tokenizer, monkeyp
     questions = []
     # The package has a function of the same name as this module.
     module = importlib.import_module("trl_rlp.data.judges.language_model")
-    monkeypatch.setattr(module, "_tokenize_questions", lambda tokenizer, texts: questions.extend(texts) or 1 / 0)
+    monkeypatch.setattr(module, "_tokenize_questions", lambda _, texts, labels: questions.extend(texts) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         language_model_judge(None, tokenizer, template="{prompt}|{first}|{second}")([PREFILLED], [" 4"], [" 5"])
     assert questions[0] == "<|user|>2 + 2?|It is 4|It is 5<|assistant|>"

@@ -1,13 +1,17 @@
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 from trl_rlp.data.validation import (
     prompt_text,
+    remove_format,
     require_answers,
     require_columns,
+    require_encodable,
+    require_one_split,
     require_preferences,
     require_prompts,
     require_samples,
+    require_values,
 )
 
 
@@ -23,7 +27,7 @@ def test_prompt_text_joins_the_contents_of_messages():
 
 
 def test_valid_samples_pass():
-    assert require_samples(samples()) is None
+    assert require_samples(samples())[:] == samples()[:]
 
 
 @pytest.mark.parametrize(
@@ -60,6 +64,17 @@ def test_bad_prompts_are_errors(dataset, error, match):
 def test_bad_samples_are_errors(overrides, match):
     with pytest.raises(ValueError, match=match):
         require_samples(samples(**overrides))
+
+
+@pytest.mark.parametrize(
+    "splits", [DatasetDict(train=samples(), test=samples()), {"train": [1], "test": [2]}], ids=type
+)
+def test_splits_instead_of_a_dataset_are_named(splits):
+    message = rf"`data` is a `{type(splits).__name__}` with the splits \['train', 'test'\].*`data\['train'\]`"
+    for check in (require_one_split, lambda dataset, name: require_columns(dataset, [], name)):
+        with pytest.raises(TypeError, match=message):
+            check(splits, "data")
+    assert require_one_split(samples(), "data") is None
 
 
 def test_missing_columns_are_listed_with_the_name_of_the_argument():
@@ -105,3 +120,63 @@ def test_answers_are_texts_or_lists_of_texts(answers):
 def test_answers_of_the_wrong_type_are_errors(answers):
     with pytest.raises(TypeError, match="`prompts` row [01]: `answers` must be an accepted answer or a list of them"):
         require_answers(Dataset.from_dict({"answers": answers}), "prompts")
+
+
+def test_a_message_with_tool_calls_or_thoughts_needs_no_content():
+    question = {"role": "user", "content": "2 + 2?"}
+    for keys in ({"tool_calls": [{"function": {"name": "add"}}]}, {"reasoning_content": "Add."}):
+        prompt = [question, {"role": "assistant", "content": None, **keys}, {"role": "tool", "content": "4"}]
+        rows = Dataset.from_list([{"prompt": prompt, "chosen": prompt[1:], "rejected": prompt[1:2]}])
+        require_prompts(rows)
+        require_preferences(rows)
+        assert prompt_text(rows[0]["prompt"]) == "2 + 2?\n4"
+    with pytest.raises(TypeError, match="`prompt` must be text or a list of messages"):
+        require_prompts(Dataset.from_list([{"prompt": [{"role": "user", "content": None}]}]))
+
+
+FORMATS = {
+    "torch": lambda rows: rows.with_format("torch"),
+    "numpy": lambda rows: rows.with_format("numpy"),
+    "arrow": lambda rows: rows.with_format("arrow"),
+    "columns": lambda rows: rows.with_format(columns=["prompt"]),
+    "transform": lambda rows: rows.with_transform(dict),
+}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_dataset_without_its_format_has_plain_values_and_the_original_keeps_its_format(kind):
+    formatted = FORMATS[kind](samples())
+    before = dict(formatted.format)
+    for plain in (remove_format(formatted), require_samples(formatted)):
+        assert plain[:] == samples()[:] and isinstance(plain[0]["finished"], list)
+        assert plain.column_names == ["prompt", "completions", "finished"]
+    assert formatted.format == before
+
+
+def test_a_transform_is_applied_and_a_plain_dataset_is_returned_as_it_is():
+    longer = samples().with_transform(lambda batch: {**batch, "prompt": [f"{text}!" for text in batch["prompt"]]})
+    assert remove_format(longer)["prompt"][:] == ["a!", "b!"]
+    plain = samples()
+    assert remove_format(plain) is plain and remove_format(None) is None
+
+
+def test_a_stream_loses_its_format():
+    stream = Dataset.from_dict({"ids": [[1, 2]]}).to_iterable_dataset().with_format("torch")
+    assert list(remove_format(stream)) == [{"ids": [1, 2]}]
+
+
+def test_a_missing_value_is_named_by_its_row():
+    rows = Dataset.from_dict({"prompt": ["a", "b", None], "chosen": ["a", None, "c"], "other": [None] * 3})
+    with pytest.raises(ValueError, match="`pairs` row 2 has no `prompt`. Drop such rows"):
+        require_values(rows, ["prompt", "missing"], "pairs")
+    with pytest.raises(ValueError, match="`pairs` row 0 has no `chosen`"):
+        require_values(rows.select([1, 2]), ["chosen"], "pairs")  # rows of the selection, not of the file
+    require_values(rows.select([0]), ["prompt", "chosen"], "pairs")
+    require_values(rows, ["missing"], "pairs")
+
+
+@pytest.mark.parametrize("text", ["half \ud83d", "\udc00", [{"role": "user", "content": "\ud83d"}]])
+def test_half_of_a_surrogate_pair_is_named(text):
+    require_encodable(["whole \U0001f600", "", [{"role": "user", "content": "é"}]], "prompts")
+    with pytest.raises(ValueError, match="`prompts` row 1 is no valid text. .* surrogate pair: .* Replace"):
+        require_encodable(["whole", text], "prompts")

@@ -36,7 +36,7 @@ class SameParity:
 def rlp_trainer(folder, method="spg", data=None, **arguments):
     arguments = {"preference_dataset": preferences(10), "equivalence": SameParity(), **RLP, **arguments}
     classes = {"trainer_class": module.RLPPPOTrainer, "config_class": RLPPPOConfig}
-    return ppo_trainer(folder, data, rlp_method=method, stop_token=None, **classes, **arguments)
+    return ppo_trainer(folder, data, rlp_method=method, **classes, **arguments)
 
 
 @pytest.mark.parametrize(

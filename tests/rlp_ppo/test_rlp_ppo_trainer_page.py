@@ -37,7 +37,7 @@ def get_arguments(trainer_class: type) -> list[str]:
 def test_snippet_refines_the_reward_model(tmp_path, monkeypatch):
     """The snippet runs with fewer episodes, another equivalence, and values for the names that it assumes."""
     monkeypatch.chdir(tmp_path)
-    tokenizer, small = tiny_tokenizer(), {**SETTINGS, **RLP, "total_episodes": 4, "stop_token": None}
+    tokenizer, small = tiny_tokenizer(), {**SETTINGS, **RLP, "total_episodes": 4}
     names = {
         "RLPPPOConfig": lambda folder, **fields: RLPPPOConfig(folder, **{**fields, **small}),
         "RLPPPOTrainer": RLPPPOTrainer,

@@ -48,7 +48,9 @@ def test_the_settings_of_the_refinement_are_those_of_the_run(tmp_path, base):
     settings = build_refinement_settings(args, tmp_path / "initial_policy", config)
     assert settings.base_model == (base or tmp_path / "initial_policy")
     assert settings.config is config and (config.method, config.confidence_threshold) == ("spg", 0.4)
-    assert settings.sampling == {"num_generations": 6, "temperature": 0.5, "max_new_tokens": 6, "seed": 7}
+    prompt_and_stop = {"stop_token_ids": None, "chat_template_kwargs": None}
+    expected = {"num_generations": 6, "temperature": 0.5, "max_new_tokens": 6, "seed": 7, **prompt_and_stop}
+    assert settings.sampling == expected
     assert settings.seed == 7
     assert {"output_dir", "method"} & settings.args.keys() == set()
     assert (settings.args["confidence_threshold"], settings.args["use_cpu"]) == (0.4, True)

@@ -1,6 +1,7 @@
 """The rewards of token id rows. Each batch takes one forward pass."""
 
 import torch
+from accelerate.utils import extract_model_from_parallel, is_compiled_module
 from peft import PeftModel
 from transformers import PreTrainedModel
 from transformers.utils import logging
@@ -70,7 +71,8 @@ def require_reward_model(model: PreTrainedModel | PeftModel) -> None:
         TypeError: If `model` is not a `transformers` model.
         ValueError: If `model` is a language model, or `num_labels` is not 1.
     """
-    if not isinstance(model, (PreTrainedModel, PeftModel)):
+    inner = extract_model_from_parallel(model, keep_torch_compile=False) if is_compiled_module(model) else model
+    if not isinstance(inner, (PreTrainedModel, PeftModel)):
         raise TypeError(
             f"`model` must be a sequence classifier of transformers or peft, got `{type(model).__name__}`. Load it "
             "with `AutoModelForSequenceClassification`, or unwrap it with `accelerator.unwrap_model`."
@@ -88,7 +90,7 @@ def require_reward_model(model: PreTrainedModel | PeftModel) -> None:
 
 
 def _require_scorable(model: PreTrainedModel | PeftModel, rows: list[list[int]]) -> None:
-    require_context(model.config, [len(ids) for ids in rows])
+    require_context(model, [len(ids) for ids in rows])
     size = model.get_input_embeddings().weight.shape[0]
     for row, ids in enumerate(rows):
         if ids and max(ids) >= size:

@@ -1,13 +1,19 @@
 """The one function that scores completions, and the token ids that it scores."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from trl_rlp.data.padding import ensure_pad_token
+from trl_rlp.data.rendering import render_chat, render_text
 from trl_rlp.data.row_scores import require_reward_model, score_rows
-from trl_rlp.data.turns import Messages, build_assistant_turn, split_assistant_prefill
+from trl_rlp.data.special_tokens import tokenize_texts
+from trl_rlp.data.template_options import list_template_options
+from trl_rlp.data.turns import Messages
 from trl_rlp.data.validation import require_samples
 
 
@@ -24,8 +30,6 @@ __all__ = [
 
 logger = logging.get_logger(__name__)
 
-_WORD = "word"
-
 
 def scoring_ids(
     processing_class: PreTrainedTokenizerBase,
@@ -33,27 +37,31 @@ def scoring_ids(
     completion: str | Messages,
     finished: bool = True,
     max_length: int | None = None,
+    template_options: dict[str, Any] | None = None,
 ) -> list[int]:
     """
     Returns the token ids of a prompt and its completion, as the reward model reads them.
 
     For a finished completion, the ids are the same as `trl.RewardTrainer`'s for this prompt and completion. Prompt and
-    completion text are joined, and the EOS token is appended if it is missing. Messages go through the chat template.
-    An unfinished completion (one that the token limit stopped) gets no EOS token, and its chat turn stays open.
+    completion text are joined, and the EOS token is appended if it is missing. Messages go through the chat template,
+    with thoughts and tool calls. An unfinished completion (one that the token limit stopped) gets no EOS token, and
+    its chat turn stays open. A tokenizer that appends EOS itself does not change this: there is one EOS or none.
 
     Args:
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the reward model. It may differ from the policy's tokenizer.
-        prompt (`str` or `list[dict[str, str]]`):
+        prompt (`str` or `list[dict]`):
             Text, or messages with `role` and `content`. Empty if the completion holds the whole text or chat.
-        completion (`str` or `list[dict[str, str]]`):
+        completion (`str` or `list[dict]`):
             Text or messages. After messages, text becomes one assistant turn. If the prompt ends with an assistant
-            message, the text continues that turn.
+            message, the text continues that turn. A key of a message that is `None` counts as missing.
         finished (`bool`, *optional*, defaults to `True`):
             Whether the completion ended with EOS.
         max_length (`int`, *optional*):
             Maximum number of tokens. Longer rows lose the beginning of their prompt. A BOS token, the end of the
             completion and its EOS token stay. TRL drops such pairs instead.
+        template_options (`dict`, *optional*):
+            Further arguments of `apply_chat_template`, such as `tools`.
 
     Returns:
         `list[int]`: Token ids, at most `max_length`.
@@ -68,7 +76,8 @@ def scoring_ids(
     True
     ```
     """
-    return batch_scoring_ids(processing_class, [prompt], [completion], [finished], max_length)[0]
+    options = None if template_options is None else [template_options]
+    return batch_scoring_ids(processing_class, [prompt], [completion], [finished], max_length, options)[0]
 
 
 def batch_scoring_ids(
@@ -77,6 +86,7 @@ def batch_scoring_ids(
     completions: list[str | Messages],
     finished: list[bool] | None = None,
     max_length: int | None = None,
+    template_options: Sequence[dict[str, Any]] | None = None,
 ) -> list[list[int]]:
     """
     Returns the [`scoring_ids`] of many rows with one tokenizer call, and logs how many rows were truncated.
@@ -92,6 +102,8 @@ def batch_scoring_ids(
             Whether each completion ended with EOS. Defaults to `True` for all.
         max_length (`int`, *optional*):
             Maximum number of tokens per row.
+        template_options (`Sequence[dict]`, *optional*):
+            Further arguments of `apply_chat_template` for each row, see [`list_template_options`].
 
     Returns:
         `list[list[int]]`: One list of token ids per row.
@@ -107,11 +119,14 @@ def batch_scoring_ids(
         )
     if not prompts:
         return []
-    is_chat = isinstance(prompts[0], list)
-    render = _render_chat if is_chat else _render_text
-    texts = [render(processing_class, *row) for row in zip(prompts, completions, finished, strict=True)]
-    # A chat template writes the special tokens itself.
-    rows = processing_class(text=texts, add_special_tokens=not is_chat)["input_ids"]
+    records = zip(prompts, completions, finished, strict=True)
+    if isinstance(prompts[0], list):
+        options = [{}] * len(prompts) if template_options is None else template_options
+        texts = [render_chat(processing_class, *row, kwargs) for row, kwargs in zip(records, options, strict=True)]
+        # A chat template writes the special tokens itself.
+        rows = processing_class(text=texts, add_special_tokens=False)["input_ids"]
+    else:
+        rows = tokenize_texts(processing_class, [render_text(processing_class, *row) for row in records])
     cut = cut_prompts(rows, processing_class, max_length)
     warn_of_cut_prompts(count_overlong(rows, max_length), len(rows), max_length)
     return cut
@@ -189,43 +204,6 @@ def _cut_prompt(ids: list[int], max_length: int, bos_token_id: int | None) -> li
     return ids[-max_length:]
 
 
-def _render_text(processing_class: PreTrainedTokenizerBase, prompt: str, completion: str, finished: bool) -> str:
-    eos_token = processing_class.eos_token
-    if not finished:
-        return prompt + completion
-    if eos_token is None:
-        raise ValueError("`processing_class` has no EOS token, but finished texts end with it. Set its `eos_token`.")
-    return prompt + completion if completion.endswith(eos_token) else prompt + completion + eos_token
-
-
-def _render_chat(
-    processing_class: PreTrainedTokenizerBase, prompt: Messages, completion: str | Messages, finished: bool
-) -> str:
-    if processing_class.chat_template is None:
-        raise ValueError("`processing_class` has no chat template, but the prompts are messages. Set `chat_template`.")
-    if isinstance(completion, str):
-        prompt, prefill = split_assistant_prefill(prompt)
-        completion = build_assistant_turn(prefill + completion)
-    messages = prompt + completion
-    if finished:
-        return processing_class.apply_chat_template(messages, tokenize=False)
-    try:
-        return processing_class.apply_chat_template(messages, tokenize=False, continue_final_message=True)
-    except ValueError:  # the template rewrites the turn, for example to separate the reasoning from the answer
-        return _render_open_turn(processing_class, messages)
-
-
-def _render_open_turn(processing_class: PreTrainedTokenizerBase, messages: Messages) -> str:
-    """
-    Renders the chat without the text that the template writes after the last turn.
-
-    A chat whose last turn is one known word shows what that text is.
-    """
-    known_chat = [*messages[:-1], {**messages[-1], "content": _WORD}]
-    _, _, end_of_turn = processing_class.apply_chat_template(known_chat, tokenize=False).rpartition(_WORD)
-    return processing_class.apply_chat_template(messages, tokenize=False).removesuffix(end_of_turn)
-
-
 def score(
     model: PreTrainedModel | PeftModel,
     processing_class: PreTrainedTokenizerBase,
@@ -235,6 +213,7 @@ def score(
     *,
     max_length: int | None = None,
     tokens_per_batch: int = 8192,
+    template_options: Sequence[dict[str, Any]] | None = None,
 ) -> list[float]:
     """
     Computes the reward of each completion. Labeling, policy optimization and evaluation all use this function.
@@ -260,6 +239,8 @@ def score(
             Maximum number of tokens per row. Longer rows lose the beginning of their prompt.
         tokens_per_batch (`int`, *optional*, defaults to `8192`):
             Maximum number of tokens per batch, padding included. A longer row forms its own batch.
+        template_options (`Sequence[dict]`, *optional*):
+            Further arguments of `apply_chat_template` for each row, such as `tools`.
 
     Returns:
         `list[float]`: One reward per row, in order. Rewards are unbounded, and higher is better.
@@ -277,7 +258,7 @@ def score(
     ```
     """
     require_reward_model(model)
-    rows = batch_scoring_ids(processing_class, prompts, completions, finished, max_length)
+    rows = batch_scoring_ids(processing_class, prompts, completions, finished, max_length, template_options)
     return score_rows(model, rows, tokens_per_batch=tokens_per_batch)
 
 
@@ -297,7 +278,8 @@ def score_samples(
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of `model`.
         samples ([`~datasets.Dataset`]):
-            Policy samples with `prompt`, n `completions` and `finished`.
+            Policy samples with `prompt`, n `completions` and `finished`. The columns `tools` and
+            `chat_template_kwargs` are optional arguments of the chat template.
         max_length (`int`, *optional*):
             Maximum number of tokens per row, as in [`score`].
 
@@ -307,8 +289,9 @@ def score_samples(
     Raises:
         TypeError, ValueError: If `samples` are not policy samples, or for the same reasons as [`score`].
     """
-    require_samples(samples, "samples")
+    samples = require_samples(samples, "samples")
     size = len(samples[0]["completions"])
+    options = list_template_options(samples)
     rewards = score(
         model,
         processing_class,
@@ -316,5 +299,6 @@ def score_samples(
         [text for row in samples["completions"] for text in row],
         [flag for row in samples["finished"] for flag in row],
         max_length=max_length,
+        template_options=None if options is None else [kwargs for kwargs in options for _ in range(size)],
     )
     return [rewards[start : start + size] for start in range(0, len(rewards), size)]

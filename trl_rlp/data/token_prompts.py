@@ -1,9 +1,17 @@
 """Prompts that are already token ids, as in datasets for TRL 1.12's PPO trainer."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
+
+from trl_rlp.data.validation import remove_format
+
+
+PASSED_NAMES = ("prompts", "completions")
+"""Arguments of reward functions that a trainer fills itself, so they cannot be columns of the prompts."""
 
 
 class TokenPrompt(str):
@@ -28,12 +36,12 @@ class TokenPrompt(str):
 
 def add_prompts(rows: list[dict], processing_class: PreTrainedTokenizerBase, vocabulary_size: int) -> list[dict]:
     """
-    Adds a `prompt` to rows that only have `input_ids`.
+    Adds a `prompt` to rows that only have `input_ids`, and drops columns named `prompts` and `completions`.
 
     Args:
         rows (`list[dict]`):
             Rows of a dataset, each with `prompt` (text or messages) or `input_ids`. Ids with 0 in an `attention_mask`
-            are dropped.
+            are dropped. Messages may be in an array, as with `set_format("numpy")`.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             The policy's tokenizer.
         vocabulary_size (`int`):
@@ -43,7 +51,17 @@ def add_prompts(rows: list[dict], processing_class: PreTrainedTokenizerBase, voc
     Returns:
         `list[dict]`: The same rows. A [`TokenPrompt`] replaces `input_ids` and `attention_mask`.
     """
-    return [row if "prompt" in row else _add_prompt(row, processing_class, vocabulary_size) for row in rows]
+    rows = [{name: value for name, value in row.items() if name not in PASSED_NAMES} for row in rows]
+    return [
+        {**row, "prompt": _list_messages(row["prompt"])}
+        if "prompt" in row
+        else _add_prompt(row, processing_class, vocabulary_size)
+        for row in rows
+    ]
+
+
+def _list_messages(prompt: Any) -> Any:
+    return prompt.tolist() if isinstance(prompt, np.ndarray) else prompt
 
 
 def _add_prompt(row: dict, processing_class: PreTrainedTokenizerBase, vocabulary_size: int) -> dict:
@@ -62,6 +80,7 @@ def _select_visible_ids(row: dict) -> list[int]:
 
 
 def _select_id_columns(dataset: Dataset) -> Dataset:
+    dataset = remove_format(dataset)
     return dataset.select_columns([name for name in ("input_ids", "attention_mask") if name in dataset.column_names])
 
 
@@ -142,7 +161,9 @@ def require_length(length: int, longest: int, name: str) -> None:
         )
 
 
-def decode_prompts(prompts: Dataset, processing_class: PreTrainedTokenizerBase) -> Dataset:
+def decode_prompts(
+    prompts: Dataset, processing_class: PreTrainedTokenizerBase, columns: Sequence[str] = ()
+) -> Dataset:
     """
     Decodes `input_ids` to text prompts, for stages that read no token ids.
 
@@ -152,11 +173,14 @@ def decode_prompts(prompts: Dataset, processing_class: PreTrainedTokenizerBase) 
             `attention_mask` are dropped.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             The policy's tokenizer.
+        columns (`Sequence[str]`, *optional*):
+            Further columns to keep.
 
     Returns:
-        `datasets.Dataset`: Columns `prompt` and, if present, `answers`.
+        `datasets.Dataset`: Columns `prompt`, `columns` and, if present, `answers`.
     """
-    kept = [name for name in ("prompt", "answers") if name in prompts.column_names]
+    prompts = remove_format(prompts)
+    kept = [name for name in ("prompt", "answers", *columns) if name in prompts.column_names]
     if "prompt" in kept:
         return prompts.select_columns(kept)
     ids = [_select_visible_ids(row) for row in _select_id_columns(prompts)]

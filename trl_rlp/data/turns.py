@@ -1,12 +1,51 @@
 """Assistant turns of chat prompts. A completion opens a new turn or continues the last turn of the prompt."""
 
+import json
 from collections.abc import Iterable
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from trl_rlp.data.special_tokens import tokenize_texts
 
-Messages = list[dict[str, str]]
+
+Message = dict[str, Any]
+Messages = list[Message]
+
+THOUGHT_KEYS = ("reasoning_content", "thinking", "reasoning")
+"""Keys under which a message holds the thoughts before its content."""
+
+
+def drop_missing_keys(messages: Messages) -> Messages:
+    """
+    Removes the keys of messages whose value is `None`.
+
+    Datasets fill such keys in if messages differ in their keys. Many templates write "None" for them, or fail.
+
+    Args:
+        messages (`list[dict]`):
+            Messages, for example with `"tool_calls": None`.
+
+    Returns:
+        `list[dict]`: The same messages without these keys.
+    """
+    return [{key: value for key, value in message.items() if value is not None} for message in messages]
+
+
+def message_text(message: Message) -> str:
+    """
+    Returns everything that a message says as plain text: its thoughts, its content and its tool calls.
+
+    Args:
+        message (`dict`):
+            A message. All keys but `role` may be missing.
+
+    Returns:
+        `str`: The parts, one below the other. Tool calls are JSON text.
+    """
+    thoughts = next((message[key] for key in THOUGHT_KEYS if message.get(key)), None)
+    calls = [json.dumps(call) for call in message.get("tool_calls") or []]
+    return "\n".join(str(part) for part in (thoughts, message.get("content"), *calls) if part)
 
 
 def ends_with_assistant(prompt: str | Messages) -> bool:
@@ -42,7 +81,7 @@ def split_assistant_prefill(prompt: str | Messages) -> tuple[str | Messages, str
     ([{'role': 'user', 'content': '2 + 2?'}], 'It is')
     ```
     """
-    return (prompt[:-1], prompt[-1]["content"]) if ends_with_assistant(prompt) else (prompt, "")
+    return (prompt[:-1], prompt[-1].get("content") or "") if ends_with_assistant(prompt) else (prompt, "")
 
 
 def build_assistant_turn(text: str) -> Messages:
@@ -57,6 +96,56 @@ def build_assistant_turn(text: str) -> Messages:
         `list[dict[str, str]]`: One message.
     """
     return [{"role": "assistant", "content": text}]
+
+
+def join_turns(prompt: Messages, completion: str | Messages) -> Messages:
+    """
+    Joins a chat prompt and what the policy wrote after it. An assistant message at the prompt's end is continued.
+
+    Args:
+        prompt (`list[dict]`):
+            Messages.
+        completion (`str` or `list[dict]`):
+            Text, or messages. The first one is the assistant's.
+
+    Returns:
+        `list[dict]`: The whole chat.
+
+    Example:
+
+    ```python
+    >>> join_turns([{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "It is"}], " 4.")
+    [{'role': 'user', 'content': '2 + 2?'}, {'role': 'assistant', 'content': 'It is 4.'}]
+    ```
+    """
+    turns = build_assistant_turn(completion) if isinstance(completion, str) else completion
+    if not ends_with_assistant(prompt):
+        return [*prompt, *turns]
+    _, prefill = split_assistant_prefill(prompt)
+    continued = {**prompt[-1], **turns[0], "content": prefill + (turns[0].get("content") or "")}
+    return [*prompt[:-1], continued, *turns[1:]]
+
+
+def drop_prefill(prompt: str | Messages, completion: str | Messages) -> str | Messages:
+    """
+    Removes from a parsed completion the beginning of its turn, which is the last message of the prompt.
+
+    A tokenizer with a response template parses the whole turn, although the policy only continued it.
+
+    Args:
+        prompt (`str` or `list[dict]`):
+            Text or messages.
+        completion (`str` or `list[dict]`):
+            Text, which does not change, or messages that `parse_response` returned.
+
+    Returns:
+        `str` or `list[dict]`: The completion, without the content of the prompt's last assistant message.
+    """
+    _, prefill = split_assistant_prefill(prompt)
+    if not prefill or isinstance(completion, str):
+        return completion
+    content = (completion[0].get("content") or "").removeprefix(prefill)
+    return [{**completion[0], "content": content}, *completion[1:]]
 
 
 def build_preference_sides(
@@ -102,10 +191,10 @@ def continue_final_message_ids(
         ValueError: If the template changes the assistant message, for example if it strips white space or removes
             reasoning. A completion could not be joined to such a message.
     """
-    prefill = prompt[-1]["content"]
+    _, prefill = split_assistant_prefill(prompt)
     try:
         text = processing_class.apply_chat_template(
-            prompt, tokenize=False, continue_final_message=True, **template_options
+            drop_missing_keys(prompt), tokenize=False, continue_final_message=True, **template_options
         )
     except ValueError:
         text = None
@@ -117,7 +206,9 @@ def continue_final_message_ids(
     return processing_class(text=text, add_special_tokens=False)["input_ids"]
 
 
-def prompt_token_ids(prompt: str | Messages, processing_class: PreTrainedTokenizerBase) -> list[int]:
+def prompt_token_ids(
+    prompt: str | Messages, processing_class: PreTrainedTokenizerBase, **template_options: Any
+) -> list[int]:
     """
     Tokenizes a prompt for generation.
 
@@ -127,6 +218,8 @@ def prompt_token_ids(prompt: str | Messages, processing_class: PreTrainedTokeniz
             assistant's, it is continued instead.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             The policy's tokenizer.
+        template_options:
+            Further arguments of `apply_chat_template`.
 
     Returns:
         `list[int]`: Token ids.
@@ -136,12 +229,14 @@ def prompt_token_ids(prompt: str | Messages, processing_class: PreTrainedTokeniz
             assistant message at the prompt's end.
     """
     if isinstance(prompt, str):
-        return processing_class(prompt)["input_ids"]
+        return tokenize_texts(processing_class, [prompt])[0]
     if processing_class.chat_template is None:
         raise ValueError("`processing_class` has no chat template, but the prompts are messages. Set `chat_template`.")
     if ends_with_assistant(prompt):
-        return continue_final_message_ids(processing_class, prompt)
-    return processing_class.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+        return continue_final_message_ids(processing_class, prompt, **template_options)
+    return processing_class.apply_chat_template(
+        drop_missing_keys(prompt), add_generation_prompt=True, return_dict=True, **template_options
+    )["input_ids"]
 
 
 def require_no_assistant_prefill(prompts: Iterable[str | Messages], policy_trainer: str) -> None:

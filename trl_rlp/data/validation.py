@@ -1,9 +1,42 @@
 """Checks of datasets. Each error message is one line that says what is wrong and what to do."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
+
+from trl_rlp.data.turns import message_text
+
+
+Data = TypeVar("Data")
+
+_ROWS_PER_CHECK = 10_000
+
+
+def remove_format(dataset: Data) -> Data:
+    """
+    Returns a dataset that yields plain Python values, whatever `set_format` or `set_transform` the user called.
+
+    Args:
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            The user's dataset, which does not change. Anything else is returned as it is.
+
+    Returns:
+        `Dataset` or `IterableDataset`: The same rows with all columns. A transform (`set_transform`, `with_transform`)
+        is applied to each row once, as in `Dataset.map`.
+    """
+    if isinstance(dataset, IterableDataset):
+        return dataset.with_format(None)
+    if not isinstance(dataset, Dataset):
+        return dataset
+    if dataset.format["type"] == "custom":
+        dataset = dataset.map(_copy_row, desc="Applying the dataset's transform")
+    is_plain = dataset.format["type"] is None and dataset.format["columns"] == dataset.column_names
+    return dataset if is_plain else dataset.with_format(None)
+
+
+def _copy_row(row: dict[str, Any]) -> dict[str, Any]:
+    return dict(row)
 
 
 def prompt_text(prompt: str | list[dict[str, str]]) -> str:
@@ -19,12 +52,57 @@ def prompt_text(prompt: str | list[dict[str, str]]) -> str:
     """
     if isinstance(prompt, str):
         return prompt
-    return "\n".join(message["content"] for message in prompt)
+    return "\n".join(message["content"] for message in prompt if message.get("content"))
 
 
-def require_columns(dataset: Dataset, columns: list[str], name: str) -> None:
+def require_encodable(texts: Sequence[str | list[dict[str, str]]], name: str) -> None:
     """
-    Checks that `dataset` is a `datasets.Dataset` with at least one row and all of `columns`.
+    Checks that texts are valid Unicode. Half of a surrogate pair, as in the JSON text `"\\ud83d"`, cannot be sent or
+    saved.
+
+    Args:
+        texts (`Sequence`):
+            Texts or messages.
+        name (`str`):
+            Name of the argument, for the error message.
+
+    Raises:
+        ValueError: If a text holds half of a surrogate pair.
+    """
+    for row, text in enumerate(texts):
+        try:
+            prompt_text(text).encode()
+        except UnicodeEncodeError as error:
+            excerpt = ascii(prompt_text(text)[max(0, error.start - 20) : error.start + 1])
+            raise ValueError(
+                f"`{name}` row {row} is no valid text. It holds half of a surrogate pair: {excerpt}. Replace it, or "
+                "drop the row."
+            ) from None
+
+
+def require_one_split(dataset: Any, name: str) -> None:
+    """
+    Checks that `dataset` is not a dict of splits, which `load_dataset` returns if no split is named.
+
+    Args:
+        dataset (`Any`):
+            What the user passed as a dataset.
+        name (`str`):
+            Name of the argument, for the error message.
+
+    Raises:
+        TypeError: If it is a dict.
+    """
+    if isinstance(dataset, Mapping):
+        raise TypeError(
+            f"`{name}` is a `{type(dataset).__name__}` with the splits {list(dataset)}. Pass one of them, for example "
+            f"`{name}[{next(iter(dataset), 'train')!r}]`."
+        )
+
+
+def require_columns(dataset: Dataset, columns: list[str], name: str) -> Dataset:
+    """
+    Checks that `dataset` is a `datasets.Dataset` with at least one row and all of `columns`, and returns it.
 
     Args:
         dataset ([`~datasets.Dataset`]):
@@ -34,14 +112,20 @@ def require_columns(dataset: Dataset, columns: list[str], name: str) -> None:
         name (`str`):
             Name of the argument, for the error message.
 
+    Returns:
+        `datasets.Dataset`: The dataset without its format, see [`remove_format`].
+
     Raises:
         TypeError: If it is not a `datasets.Dataset`.
         ValueError: If a column is missing or there are no rows.
     """
+    require_one_split(dataset, name)
     if not isinstance(dataset, Dataset):
         raise TypeError(
             f"`{name}` must be a `datasets.Dataset`, got `{type(dataset).__name__}`. Load it with `datasets`."
         )
+    if len(dataset) > 0:
+        dataset = remove_format(dataset)
     missing = [column for column in columns if column not in dataset.column_names]
     if missing:
         raise ValueError(
@@ -50,11 +134,12 @@ def require_columns(dataset: Dataset, columns: list[str], name: str) -> None:
         )
     if len(dataset) == 0:
         raise ValueError(f"`{name}` is empty. Pass at least one row.")
+    return dataset
 
 
-def require_prompts(dataset: Dataset, name: str = "prompts") -> None:
+def require_prompts(dataset: Dataset, name: str = "prompts") -> Dataset:
     """
-    Checks a prompt-only dataset: a column `prompt` without empty entries.
+    Checks a prompt-only dataset, a column `prompt` without empty entries, and returns it.
 
     Args:
         dataset ([`~datasets.Dataset`]):
@@ -62,11 +147,14 @@ def require_prompts(dataset: Dataset, name: str = "prompts") -> None:
         name (`str`, *optional*, defaults to `"prompts"`):
             Name of the argument, for the error message.
 
+    Returns:
+        `datasets.Dataset`: The dataset without its format, see [`remove_format`].
+
     Raises:
         TypeError: If it is not a `datasets.Dataset`, or a prompt is neither text nor messages.
         ValueError: If the column is missing, there are no rows, or a prompt is empty or only white space.
     """
-    require_columns(dataset, ["prompt"], name)
+    dataset = require_columns(dataset, ["prompt"], name)
     for row, prompt in enumerate(dataset["prompt"]):
         if not _is_prompt(prompt):
             raise TypeError(
@@ -75,11 +163,13 @@ def require_prompts(dataset: Dataset, name: str = "prompts") -> None:
             )
         if not prompt_text(prompt).strip():
             raise ValueError(f"`{name}` row {row} has an empty prompt. Drop such rows with `Dataset.filter`.")
+    return dataset
 
 
-def require_preferences(dataset: Dataset, name: str = "preferences") -> None:
+def require_preferences(dataset: Dataset, name: str = "preferences") -> Dataset:
     """
-    Checks labeled pairs: columns `chosen` and `rejected` and optionally `prompt`, with text or messages.
+    Checks labeled pairs and returns them: columns `chosen` and `rejected` and optionally `prompt`, with text or
+    messages.
 
     Args:
         dataset ([`~datasets.Dataset`]):
@@ -87,11 +177,14 @@ def require_preferences(dataset: Dataset, name: str = "preferences") -> None:
         name (`str`, *optional*, defaults to `"preferences"`):
             Name of the argument, for the error message.
 
+    Returns:
+        `datasets.Dataset`: The dataset without its format, see [`remove_format`].
+
     Raises:
         TypeError: If it is not a `datasets.Dataset`, or an entry is neither text nor messages.
         ValueError: If a column is missing or there are no rows.
     """
-    require_columns(dataset, ["chosen", "rejected"], name)
+    dataset = require_columns(dataset, ["chosen", "rejected"], name)
     for column in ("prompt", "chosen", "rejected"):
         for row, value in enumerate(dataset[column] if column in dataset.column_names else []):
             if not _is_prompt(value):
@@ -99,16 +192,50 @@ def require_preferences(dataset: Dataset, name: str = "preferences") -> None:
                     f"`{name}` row {row}: `{column}` must be text or a list of messages, each with `role` and "
                     f"`content` as text, got {str(value)[:80]}. Convert it with `Dataset.map`."
                 )
+    return dataset
 
 
 def _is_prompt(value: Any) -> bool:
     """Checks whether a value is text or a list of messages."""
-    if isinstance(value, str):
-        return True
-    return isinstance(value, list) and all(
-        isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))
-        for message in value
-    )
+    return isinstance(value, str) or (isinstance(value, list) and all(_is_message(message) for message in value))
+
+
+def _is_message(value: Any) -> bool:
+    """Checks whether a value is a message. Only one with tool calls or thoughts needs no content."""
+    if not isinstance(value, dict) or not isinstance(value.get("role"), str):
+        return False
+    content = value.get("content")
+    return isinstance(content, str) or (content is None and message_text(value) != "")
+
+
+def require_values(dataset: Dataset, columns: Sequence[str], name: str) -> None:
+    """
+    Checks that no row lacks a value.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            The user's dataset.
+        columns (`Sequence[str]`):
+            Columns to check, if the dataset has them.
+        name (`str`):
+            Name of the argument, for the error message.
+
+    Raises:
+        ValueError: If a value is `None`.
+    """
+    present = [column for column in columns if column in dataset.column_names]
+    if not present:
+        return
+    row = 0
+    for table in dataset.select_columns(present).with_format("arrow").iter(_ROWS_PER_CHECK):
+        for column in present:
+            if table[column].null_count:
+                missing = row + table[column].is_null().to_pylist().index(True)
+                raise ValueError(
+                    f"`{name}` row {missing} has no `{column}`. Drop such rows with `Dataset.filter`, or remove the "
+                    "column if it is optional."
+                )
+        row += len(table)
 
 
 def require_answers(dataset: Dataset, name: str) -> None:
@@ -126,6 +253,7 @@ def require_answers(dataset: Dataset, name: str) -> None:
     """
     if "answers" not in dataset.column_names:
         return
+    dataset = remove_format(dataset)
     for row, answers in enumerate(dataset["answers"]):
         if not _is_answer(answers):
             raise TypeError(
@@ -166,9 +294,10 @@ def _is_answer(entry: Any) -> bool:
     return isinstance(accepted, list | tuple) and bool(accepted) and all(isinstance(text, str) for text in accepted)
 
 
-def require_samples(dataset: Dataset, name: str = "policy_samples") -> None:
+def require_samples(dataset: Dataset, name: str = "policy_samples") -> Dataset:
     """
-    Checks policy samples P: columns `prompt`, `completions` and `finished`, with the same n >= 2 for every prompt.
+    Checks policy samples P and returns them: columns `prompt`, `completions` and `finished`, with the same n >= 2 for
+    every prompt.
 
     Args:
         dataset ([`~datasets.Dataset`]):
@@ -176,13 +305,16 @@ def require_samples(dataset: Dataset, name: str = "policy_samples") -> None:
         name (`str`, *optional*, defaults to `"policy_samples"`):
             Name of the argument, for the error message.
 
+    Returns:
+        `datasets.Dataset`: The dataset without its format, see [`remove_format`].
+
     Raises:
         TypeError: If it is not a `datasets.Dataset`, a prompt is neither text nor messages, or a completion is not
             text.
         ValueError: If a column is missing, there are no rows, a prompt is empty, n differs between rows or is below 2,
             or `finished` and `completions` have different lengths.
     """
-    require_columns(dataset, ["prompt", "completions", "finished"], name)
+    dataset = require_columns(dataset, ["prompt", "completions", "finished"], name)
     require_prompts(dataset, name)
     for row, (completions, finished) in enumerate(zip(dataset["completions"], dataset["finished"], strict=True)):
         has_texts = isinstance(completions, list) and all(isinstance(text, str) for text in completions)
@@ -207,3 +339,4 @@ def require_samples(dataset: Dataset, name: str = "policy_samples") -> None:
                 f"`{name}` row {row} has {len(completions)} completions but {len(finished)} entries in `finished`. "
                 "Pass one boolean per completion."
             )
+    return dataset

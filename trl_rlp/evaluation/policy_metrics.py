@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rlp.data.batching import eval_mode
 from trl_rlp.data.scoring import score_samples
+from trl_rlp.data.template_options import get_template_options
 from trl_rlp.data.turns import prompt_token_ids
 from trl_rlp.data.validation import require_sample_answers, require_samples
 from trl_rlp.evaluation.policy_pairs import is_correct
@@ -97,7 +98,7 @@ def kl_to_reference(
     Raises:
         ValueError: If the samples are not policy samples.
     """
-    require_samples(samples, "samples")
+    samples = require_samples(samples, "samples")
     totals = []
     with eval_mode(policy), eval_mode(reference):
         for row in samples:
@@ -105,7 +106,7 @@ def kl_to_reference(
                 _completion_ids(processing_class, *completion)
                 for completion in zip(row["completions"], row["finished"], strict=True)
             ]
-            prompt_ids = prompt_token_ids(row["prompt"], processing_class)
+            prompt_ids = prompt_token_ids(row["prompt"], processing_class, **get_template_options(row))
             totals += _prompt_kl(policy, reference, prompt_ids, [ids for ids in completions if ids])
     return float(np.mean(totals)) if totals else math.nan
 
@@ -130,7 +131,7 @@ def describe_outputs(samples: Dataset, answers: Sequence[str | Sequence[str]] | 
         TypeError: If an answer is neither text nor a list of texts.
         ValueError: If the samples are not policy samples, or `samples` and `answers` differ in length.
     """
-    require_samples(samples, "samples")
+    samples = require_samples(samples, "samples")
     lengths = [len(completion) for row in samples["completions"] for completion in row]
     metrics = {
         "outputs": len(lengths),

@@ -6,7 +6,8 @@ import numpy as np
 from datasets import Dataset
 
 from trl_rlp.data.judges.judge import Judge, judge_pairs
-from trl_rlp.data.normalization import normalize_text
+from trl_rlp.data.normalization import normalize_answer
+from trl_rlp.data.template_options import TEMPLATE_COLUMNS
 from trl_rlp.data.turns import build_preference_sides
 from trl_rlp.data.validation import require_sample_answers, require_samples
 
@@ -16,7 +17,7 @@ COLUMNS = ["prompt", "chosen", "rejected", "chosen_finished", "rejected_finished
 
 def is_correct(completion: str, answers: str | Sequence[str]) -> bool:
     """
-    Checks whether a completion equals one of the accepted answers after normalization.
+    Checks whether a completion equals one of the accepted answers after [`normalize_answer`].
 
     Args:
         completion (`str`):
@@ -25,7 +26,8 @@ def is_correct(completion: str, answers: str | Sequence[str]) -> bool:
             One or several accepted answers.
 
     Returns:
-        `bool`: `True` for an equal text. A completion with an accepted answer and other words is not correct.
+        `bool`: `True` for an equal text. Quotation marks around the text, punctuation at its end and the capitals of
+        ordinary words do not count. A completion with an accepted answer and other words is not correct.
 
     Example:
 
@@ -37,13 +39,18 @@ def is_correct(completion: str, answers: str | Sequence[str]) -> bool:
     ```
     """
     accepted = [answers] if isinstance(answers, str) else answers
-    return normalize_text(completion) in {normalize_text(answer) for answer in accepted}
+    return normalize_answer(completion) in {normalize_answer(answer) for answer in accepted}
 
 
 def _build_pair(row: dict, better: int, worse: int) -> dict:
     prompt, sides = build_preference_sides(row["prompt"], [row["completions"][better], row["completions"][worse]])
     values = [prompt, *sides, row["finished"][better], row["finished"][worse]]
-    return dict(zip(COLUMNS, values, strict=True))
+    return {**dict(zip(COLUMNS, values, strict=True)), **{name: row[name] for name in TEMPLATE_COLUMNS if name in row}}
+
+
+def _build_dataset(samples: Dataset, pairs: list[dict]) -> Dataset:
+    columns = [*COLUMNS, *(name for name in TEMPLATE_COLUMNS if name in samples.column_names)]
+    return Dataset.from_dict({column: [pair[column] for pair in pairs] for column in columns})
 
 
 def answer_pairs(samples: Dataset, answers: Sequence[str | Sequence[str]], seed: int = 0) -> Dataset:
@@ -66,7 +73,7 @@ def answer_pairs(samples: Dataset, answers: Sequence[str | Sequence[str]], seed:
         TypeError: If an answer is neither text nor a list of texts.
         ValueError: If the samples are not policy samples, or `samples` and `answers` differ in length.
     """
-    require_samples(samples, "samples")
+    samples = require_samples(samples, "samples")
     require_sample_answers(answers, samples)
     pairs = []
     for index, (row, accepted) in enumerate(zip(samples, answers, strict=True)):
@@ -75,7 +82,7 @@ def answer_pairs(samples: Dataset, answers: Sequence[str | Sequence[str]], seed:
             generator = np.random.default_rng([seed, index])
             better, worse = (generator.choice(np.flatnonzero(mask)) for mask in (correct, ~correct))
             pairs.append(_build_pair(row, better, worse))
-    return Dataset.from_dict({column: [pair[column] for pair in pairs] for column in COLUMNS})
+    return _build_dataset(samples, pairs)
 
 
 def judged_pairs(samples: Dataset, judge: Judge, seed: int = 0) -> Dataset:
@@ -87,7 +94,8 @@ def judged_pairs(samples: Dataset, judge: Judge, seed: int = 0) -> Dataset:
             Policy samples: `prompt`, `completions`, `finished`.
         judge (`Callable`):
             `judge(prompts, firsts, seconds)` returns one probability in [0, 1] per pair: the probability that the
-            first completion is better. Exactly 0.5 is a tie, and the pair is skipped. See [`Judge`].
+            first completion is better. Exactly 0.5 is a tie, and the pair is skipped, as is a pair with `None`. See
+            [`Judge`].
         seed (`int`, *optional*, defaults to `0`):
             Seed of the choice of both completions. The pair of a row depends only on the seed and the row number.
 
@@ -98,7 +106,7 @@ def judged_pairs(samples: Dataset, judge: Judge, seed: int = 0) -> Dataset:
     Raises:
         ValueError: If the samples are not policy samples, or the judge returns a value outside [0, 1].
     """
-    require_samples(samples, "samples")
+    samples = require_samples(samples, "samples")
     candidates = []
     for index, row in enumerate(samples):
         order = np.random.default_rng([seed, index]).permutation(len(row["completions"]))
@@ -114,6 +122,6 @@ def judged_pairs(samples: Dataset, judge: Judge, seed: int = 0) -> Dataset:
     pairs = [
         _build_pair(row, first, second) if probability > 0.5 else _build_pair(row, second, first)
         for (row, first, second), probability in zip(candidates, probabilities, strict=True)
-        if probability != 0.5
+        if probability not in (0.5, None)
     ]
-    return Dataset.from_dict({column: [pair[column] for pair in pairs] for column in COLUMNS})
+    return _build_dataset(samples, pairs)

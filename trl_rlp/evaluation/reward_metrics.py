@@ -7,6 +7,8 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rlp.data.scoring import score
+from trl_rlp.data.template_options import list_template_options
+from trl_rlp.data.turns import message_text
 from trl_rlp.data.validation import require_preferences
 
 
@@ -147,7 +149,7 @@ def pair_metrics(margins: Sequence[float], length_differences: Sequence[float]) 
 
 
 def _count_characters(completion: str | list[dict[str, str]]) -> int:
-    return len(completion) if isinstance(completion, str) else sum(len(turn["content"]) for turn in completion)
+    return len(completion) if isinstance(completion, str) else sum(len(message_text(turn)) for turn in completion)
 
 
 def score_pairs(
@@ -167,6 +169,7 @@ def score_pairs(
         preferences ([`~datasets.Dataset`]):
             TRL's preference format, as text or messages, with an explicit or implicit prompt. The columns
             `chosen_finished` and `rejected_finished` are optional. Without them, all completions count as finished.
+            `tools` and `chat_template_kwargs` are optional arguments of the chat template, as in TRL.
         max_length (`int`, *optional*):
             Maximum number of tokens per row, as in [`score`].
 
@@ -178,7 +181,7 @@ def score_pairs(
         TypeError: If an entry is neither text nor messages.
         ValueError: If a column is missing, the dataset is empty, or for the same reasons as [`score`].
     """
-    require_preferences(preferences)
+    preferences = require_preferences(preferences)
     columns = preferences.column_names
     if "prompt" in columns:
         prompts = list(preferences["prompt"])
@@ -192,6 +195,7 @@ def score_pairs(
             list(preferences[side]),
             list(preferences[f"{side}_finished"]) if f"{side}_finished" in columns else None,
             max_length=max_length,
+            template_options=list_template_options(preferences),
         )
         for side in ("chosen", "rejected")
     }

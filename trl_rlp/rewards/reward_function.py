@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl_rlp.data.row_scores import score_rows
 from trl_rlp.data.scoring import batch_scoring_ids, cut_prompts
 from trl_rlp.data.token_prompts import TokenPrompt
+from trl_rlp.data.turns import join_turns
 
 
 def replace_nan_with_infinity(rewards: Iterable[float | None]) -> list[float | None]:
@@ -37,9 +38,12 @@ class RewardFunction:
     `RewardTrainer` trained the model on text that ends with EOS. This function adds EOS to completions that the policy
     finished with EOS. Completions that stopped at the maximum length get no EOS.
 
+    Completions of chat prompts are scored as TRL does: the chat template renders all messages, with thoughts and tool
+    calls.
+
     Args:
         model ([`~transformers.PreTrainedModel`]):
-            Reward model, `num_labels=1`. It is frozen and set to evaluation mode. It stays on its device.
+            Reward model, `num_labels=1`. It is not changed, and it stays on its device. It scores in evaluation mode.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of `model`. It may differ from the policy's tokenizer.
         eos_token_ids (`Collection[int]`):
@@ -57,6 +61,8 @@ class RewardFunction:
             of token ids ([`TokenPrompt`]) directly, followed by the ids of the completion. Otherwise it scores text.
         require_finite (`bool`, *optional*, defaults to `True`):
             Whether a NaN or infinite reward is an error. If not, NaN becomes infinity.
+        chat_template_kwargs (`dict`, *optional*):
+            Further arguments of the chat template: those of the policy's trainer.
 
     Raises:
         TypeError: If `model` is not a model.
@@ -74,18 +80,20 @@ class RewardFunction:
         name: str = "reward_model",
         reads_policy_tokens: bool = False,
         require_finite: bool = True,
+        chat_template_kwargs: dict[str, Any] | None = None,
     ):
         if not isinstance(model, nn.Module):
             raise TypeError(
                 f"`model` must be a reward model, got `{type(model).__name__}`. Load it and its tokenizer with "
                 "`load_reward_model`."
             )
-        self.model = model.eval().requires_grad_(False)
+        self.model = model
         self.processing_class = processing_class
         self.eos_token_ids = frozenset(eos_token_ids)
         self.max_length = max_length
         self.set_scale(mean, standard_deviation)
         self.reads_policy_tokens, self.require_finite = reads_policy_tokens, require_finite
+        self.chat_template_kwargs = chat_template_kwargs or {}
         self.__name__ = name
 
     def set_scale(self, mean: float, standard_deviation: float) -> None:
@@ -118,7 +126,7 @@ class RewardFunction:
             prompts (`list`):
                 Text, messages, or token ids ([`TokenPrompt`]).
             completions (`list`):
-                Text, or lists with one assistant message.
+                Text, or lists of messages: the assistant's, and with tools also their outputs.
             completion_ids (`list[list[int]]`):
                 The policy's token ids, without padding. The last id shows whether the completion is finished.
             kwargs:
@@ -131,9 +139,7 @@ class RewardFunction:
             rows = [[*prompt.ids, *ids] for prompt, ids in zip(prompts, completion_ids, strict=True)]
             rows = cut_prompts(rows, self.processing_class, self.max_length)
         else:
-            texts = [text if isinstance(text, str) else text[-1]["content"] for text in completions]
-            finished = [bool(ids) and ids[-1] in self.eos_token_ids for ids in completion_ids]
-            rows = batch_scoring_ids(self.processing_class, prompts, texts, finished, self.max_length)
+            rows = self._tokenize(prompts, completions, completion_ids)
         # Tokens outside the model's vocabulary are removed, for example a pad token that only the policy has.
         vocabulary_size = self.model.get_input_embeddings().weight.shape[0]
         rows = [[token for token in ids if token < vocabulary_size] for ids in rows]
@@ -144,3 +150,12 @@ class RewardFunction:
         scored = (score_rows(self.model, batch, require_finite=self.require_finite) for batch in batches)
         rewards = itertools.chain.from_iterable(scored)
         return replace_nan_with_infinity((reward - self.mean) / self.standard_deviation for reward in rewards)
+
+    def _tokenize(self, prompts: list, completions: list, completion_ids: list[list[int]]) -> list[list[int]]:
+        finished = [bool(ids) and ids[-1] in self.eos_token_ids for ids in completion_ids]
+        if isinstance(prompts[0], str):
+            return batch_scoring_ids(self.processing_class, prompts, completions, finished, self.max_length)
+        chats = [join_turns(*turns) for turns in zip(prompts, completions, strict=True)]
+        options = [self.chat_template_kwargs] * len(chats)
+        empty = [[] for _ in chats]
+        return batch_scoring_ids(self.processing_class, empty, chats, finished, self.max_length, options)

@@ -3,6 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
@@ -14,7 +15,7 @@ from trl_rlp.rewards.reward_function import RewardFunction, replace_nan_with_inf
 from trl_rlp.storage.artifacts import load_reward_model
 
 
-RewardSource = str | PreTrainedModel | PeftModel | Callable[..., list[float]]
+RewardSource = str | Path | PreTrainedModel | PeftModel | Callable[..., list[float]]
 
 
 def list_reward_sources(reward_funcs: RewardSource | Sequence[RewardSource] | None) -> list[RewardSource]:
@@ -41,6 +42,8 @@ def build_reward_functions(
     vocabulary_size: int,
     eos_token_ids: Collection[int],
     device: Any,
+    chat_template_kwargs: dict[str, Any] | None = None,
+    hub_options: dict[str, Any] | None = None,
 ) -> list[Callable[..., list[float]]]:
     """
     Builds one reward function per source of rewards.
@@ -64,6 +67,11 @@ def build_reward_functions(
             Token ids that end a completion.
         device:
             Device for the models.
+        chat_template_kwargs (`dict`, *optional*):
+            Further arguments of the chat template.
+        hub_options (`dict`, *optional*):
+            `revision` and `trust_remote_code` for models that are given by name. The tokenizer of a loaded model needs
+            only `trust_remote_code`.
 
     Returns:
         `list[Callable]`: The reward functions, in the order of the sources.
@@ -73,24 +81,26 @@ def build_reward_functions(
             or the tokenizers do not match the sources.
     """
     sources = [*([] if reward_model is None else [reward_model]), *reward_funcs]
-    functions = []
+    functions, hub_options = [], hub_options or {}
     for source, tokenizer in zip(sources, _align_tokenizers(reward_processing_class, sources), strict=True):
         if _is_function(source) and source is not reward_model:
             functions.append(_wrap_function(source))
             continue
         is_first = source is reward_model
         label = "`reward_model`" if is_first else "A model of `reward_funcs`"
-        model, saved_tokenizer = load_reward_model(source) if isinstance(source, str) else (source, None)
+        is_name = isinstance(source, str | Path)
+        model, saved_tokenizer = load_reward_model(source, **hub_options) if is_name else (source, None)
         try:
             require_reward_model(model)
         except (TypeError, ValueError) as error:
             raise type(error)(str(error).replace("`model`", label, 1)) from None
-        tokenizer = tokenizer or saved_tokenizer or _load_tokenizer(model, is_first) or processing_class
+        tokenizer = tokenizer or saved_tokenizer or _load_tokenizer(model, is_first, hub_options) or processing_class
         reads_policy_tokens = shares_token_ids(tokenizer, processing_class, vocabulary_size)
         if reads_policy_tokens:
             require_embedding(label, model, processing_class, vocabulary_size)
         name = "reward_model" if is_first else str(model.name_or_path).split("/")[-1] or "reward_model"
         options = {"name": name, "reads_policy_tokens": reads_policy_tokens, "require_finite": False}
+        options["chat_template_kwargs"] = chat_template_kwargs
         functions.append(RewardFunction(model.to(device), tokenizer, eos_token_ids, **options))
     return functions
 
@@ -192,7 +202,9 @@ def _align_tokenizers(
     return list(given)
 
 
-def _load_tokenizer(model: PreTrainedModel, is_first: bool) -> PreTrainedTokenizerBase | None:
+def _load_tokenizer(
+    model: PreTrainedModel, is_first: bool, hub_options: dict[str, Any]
+) -> PreTrainedTokenizerBase | None:
     """
     Loads the tokenizer that was saved with a model of `reward_funcs`.
 
@@ -201,7 +213,8 @@ def _load_tokenizer(model: PreTrainedModel, is_first: bool) -> PreTrainedTokeniz
     if is_first or not model.name_or_path:
         return None
     try:
-        return AutoTokenizer.from_pretrained(model.name_or_path)
+        trust_remote_code = hub_options.get("trust_remote_code", False)
+        return AutoTokenizer.from_pretrained(model.name_or_path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"`reward_processing_class` is None for a model of `reward_funcs`, and its tokenizer could not be loaded "

@@ -9,7 +9,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rlp.data.sampling.in_process import sample_completions
-from trl_rlp.data.scoring import score_samples
+from trl_rlp.data.scoring import score
 from trl_rlp.rewards.reward_function import RewardFunction
 
 
@@ -46,8 +46,16 @@ def standardize(
     """
     prompts = prompt_dataset.select(range(min(len(prompt_dataset), NUM_PROMPTS))).select_columns(["prompt"])
     samples = sample_completions(prompts, policy, processing_class, **sampling)
+    completions, finished = sum(samples["completions"], []), sum(samples["finished"], [])
+    repeated = [prompt for prompt, texts in zip(samples["prompt"], samples["completions"], strict=True) for _ in texts]
     for function in functions:
-        rewards = np.concatenate(
-            score_samples(function.model, function.processing_class, samples, max_length=function.max_length)
-        )  # (prompts * num_generations,)
+        rewards = score(
+            function.model,
+            function.processing_class,
+            repeated,
+            completions,
+            finished,
+            max_length=function.max_length,
+            template_options=[function.chat_template_kwargs] * len(repeated),
+        )
         function.set_scale(float(np.mean(rewards)), float(np.std(rewards)))

@@ -7,6 +7,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from trl_rlp.data.groups.equivalence import Equivalence, require_equivalence
+from trl_rlp.data.groups.instruction import require_instruction_column
+from trl_rlp.data.template_options import require_no_template_columns
 from trl_rlp.data.validation import require_answers, require_columns
 from trl_rlp.rlp_ppo.rlp_ppo_config import RLPPPOConfig
 from trl_rlp.rlp_ppo.run_settings import build_reward_config
@@ -66,6 +68,7 @@ def require_rlp_arguments(
             "example `NLIEquivalence()`."
         )
     _require_restart(args, model, train_dataset, optimizers)
+    require_instruction_column(train_dataset, equivalence, "train_dataset")
 
 
 def _require_restart(
@@ -87,6 +90,7 @@ def _require_restart(
             "`train_dataset` is a stream. Its prompts cannot be sampled again. Load it without streaming."
         )
     require_answers(train_dataset, "train_dataset")
+    require_no_template_columns(train_dataset, "train_dataset")
     if any(optimizers):
         raise ValueError(
             f"`optimizers` belong to one policy, but `rlp_method`={args.rlp_method!r} trains two. Set `optim` and "

@@ -4,7 +4,8 @@ import copy
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from trl_rlp.trainer.mappings import parse_mapping
+from trl_rlp.data.sampling_settings import require_shared_ends, require_stop
+from trl_rlp.trainer.mappings import parse_fields, require_no_evaluation
 from trl_rlp.trainer.ppo.ppo_config import PPOConfig
 from trl_rlp.trainer.reward.methods import METHODS
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
@@ -84,7 +85,8 @@ class RLPPPOConfig(PPOConfig):
     )
 
     def __post_init__(self):
-        self.rlp_reward_args = parse_mapping("rlp_reward_args", self.rlp_reward_args) or {}
+        self.rlp_reward_args = parse_fields("rlp_reward_args", self.rlp_reward_args, RLPRewardConfig) or {}
+        require_no_evaluation("rlp_reward_args", self.rlp_reward_args)
         if self.rlp_method not in METHODS:
             raise ValueError(f"`rlp_method` must be one of {list(METHODS)}, got {self.rlp_method!r}.")
         ranges = {
@@ -98,10 +100,11 @@ class RLPPPOConfig(PPOConfig):
         taken = sorted({"method", "output_dir"} & self.rlp_reward_args.keys())
         if taken:
             raise ValueError(f"`rlp_reward_args` may not set {taken}. Set `rlp_method` and `output_dir` instead.")
-        unknown = sorted(self.rlp_reward_args.keys() - {entry.name for entry in fields(RLPRewardConfig)})
-        if unknown:
-            raise ValueError(f"`rlp_reward_args` has {unknown}, which RLPRewardConfig does not have.")
         super().__post_init__()
+        if self.rlp_method != "none":
+            require_shared_ends(self.generation_kwargs, f"`rlp_method`={self.rlp_method!r}")
+        if METHODS[self.rlp_method].synthetic:
+            require_stop(self.stop_token_ids)
 
 
 def drop_rlp_fields(args: RLPPPOConfig) -> RLPPPOConfig:

@@ -18,8 +18,10 @@ from transformers import (
 from transformers.trainer_utils import TrainOutput
 
 from trl_rlp.data.groups.equivalence import Equivalence
+from trl_rlp.data.groups.instruction import list_instruction_columns, require_instructions
 from trl_rlp.data.preferences.holdout import hold_out
 from trl_rlp.data.token_prompts import decode_prompts
+from trl_rlp.data.validation import remove_format
 from trl_rlp.pipeline import Refinement, refine_reward_model
 from trl_rlp.rewards.reward_sources import RewardSource, list_reward_sources
 from trl_rlp.rlp_ppo.rlp_checks import require_rlp_arguments
@@ -34,7 +36,16 @@ from trl_rlp.trainer.ppo.ppo_setup import prepare_policy
 from trl_rlp.trainer.ppo.ppo_trainer import PPOTrainer
 
 
-CHECKED = ("ref_model", "reward_model", "value_model", "reward_funcs", "train_dataset", "eval_dataset", "peft_config")
+CHECKED = (
+    "ref_model",
+    "reward_model",
+    "value_model",
+    "reward_funcs",
+    "train_dataset",
+    "eval_dataset",
+    "peft_config",
+    "value_peft_config",
+)
 """Arguments that [`require_fit`] checks."""
 
 DECIDING = (
@@ -128,6 +139,7 @@ class RLPPPOTrainer(PPOTrainer):
     ):
         require_config(args, self._config_class, type(self).__name__)
         model, processing_class = prepare_policy(model, processing_class, args)
+        preference_dataset = remove_format(preference_dataset)
         require_rlp_arguments(args, model, reward_model, train_dataset, optimizers, preference_dataset, equivalence)
         # PEFT writes the name of the base model into a configuration. The user's configuration stays unchanged.
         peft_config, value_peft_config = copy.deepcopy((peft_config, value_peft_config))
@@ -164,7 +176,9 @@ class RLPPPOTrainer(PPOTrainer):
         require_fit(args, policy, processing_class, **checked)
         # A configuration resets accelerate's state, so it must be created before the trainer's accelerator.
         reward_config = build_reward_config(args)
-        prompt_dataset = decode_prompts(arguments["train_dataset"], processing_class)
+        columns = list_instruction_columns(equivalence)
+        prompt_dataset = decode_prompts(arguments["train_dataset"], processing_class, columns)
+        require_instructions(prompt_dataset, equivalence, "train_dataset")
         deciding = {name: arguments[name] for name in DECIDING}
         settings = describe_run(
             args, policy, processing_class, prompt_dataset, preference_dataset, equivalence, deciding
@@ -243,7 +257,9 @@ class RLPPPOTrainer(PPOTrainer):
     def _train_first_policy(self, folder: Path) -> dict[str, float]:
         args = drop_rlp_fields(self._first_arguments["args"])
         args.output_dir, args.push_to_hub = str(folder / CHECKPOINTS), False
-        policy = AutoModelForCausalLM.from_pretrained(self._initial_policy, dtype=self._initial_dtype)
+        policy = AutoModelForCausalLM.from_pretrained(
+            self._initial_policy, dtype=self._initial_dtype, trust_remote_code=args.trust_remote_code
+        )
         configs = {name: copy.deepcopy(self._first_arguments[name]) for name in ("peft_config", "value_peft_config")}
         arguments = {**self._first_arguments, **configs, "args": args}
         trainer = PPOTrainer(processing_class=self.processing_class, model=policy, **arguments)

@@ -8,7 +8,7 @@ from trl import RewardConfig, RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from tests.tiny_models import tiny_reward_model, tiny_tokenizer
-from trl_rlp.data.preferences.collator import SyntheticPreferenceCollator
+from trl_rlp.data.preferences.collator import RECORD, SyntheticPreferenceCollator
 from trl_rlp.data.preferences.views import ViewSampler
 
 
@@ -22,7 +22,7 @@ def build_records(rows=12, candidates=6, **columns):
             "chosen_ids": [[row + 10] for row in range(rows)],
             "rejected_ids": [[20, row] for row in range(rows)],
             "candidate_ids": [[[20 + index, row] for index in range(candidates)] for row in range(rows)],
-            "record": list(range(rows)),
+            RECORD: list(range(rows)),
             **columns,
         }
     )
@@ -55,7 +55,7 @@ def test_records_without_candidates_are_collated_as_by_trl(pad_to_multiple_of, m
 
 @pytest.mark.parametrize("has_numbers", [True, False])
 def test_the_rejected_completion_is_drawn_again_in_each_epoch(has_numbers):
-    rows = build_records() if has_numbers else build_records().remove_columns("record")
+    rows = build_records() if has_numbers else build_records().remove_columns(RECORD)
     collator = SyntheticPreferenceCollator(pad_token_id=0, seed=3)
     epochs = []
     for epoch in (0, 1.0, 2.5):  # The trainer counts epochs in fractions.
@@ -255,6 +255,35 @@ def test_views_need_records_per_batch(records_per_batch, sampler):
 
 
 def test_candidates_without_token_ids_raise():
-    record = {"chosen_ids": [1, 2], "rejected_ids": [3], "candidates": ["a", "b"]}
+    record = {
+        "chosen_ids": [1, 2],
+        "rejected_ids": [3],
+        "candidates": ["a", "b"],
+        "candidates_finished": [True, True],
+    }
     with pytest.raises(ValueError, match="no `candidate_ids` to draw from.* Call `tokenize_preferences`"):
         SyntheticPreferenceCollator(pad_token_id=0)([record])
+
+
+def test_only_numbered_records_are_drawn_if_the_trainer_says_so():
+    collator = SyntheticPreferenceCollator(pad_token_id=0)
+    collator.draws_only_numbered = True
+    rows = list(build_records())
+    drawn = read_rejected(collator(rows))
+    assert set(drawn.values()) != {0}
+    kept = read_rejected(collator([{name: row[name] for name in row if name != RECORD} for row in rows]))
+    assert set(kept.values()) == {0}
+
+
+def test_the_epoch_follows_the_trainer_and_never_falls_behind_the_number_of_passes():
+    """A trainer counts the epochs of a stream too slowly. A resumed run starts in the epoch in which it stopped."""
+    collator = SyntheticPreferenceCollator(pad_token_id=0)
+    callback = collator.epoch_callback
+    assert callback.epoch.item() == -1
+    callback.on_train_begin(None, None, None)
+    for epoch, expected in ((0, 0), (0.3, 1), (1.3, 2)):
+        set_epoch(collator, epoch)
+        assert callback.epoch.item() == expected
+    callback.on_train_begin(None, None, None)
+    set_epoch(collator, 5.5)
+    assert callback.epoch.item() == 5

@@ -124,3 +124,14 @@ def test_the_mixture_trains_an_unmodified_reward_trainer_with_eos_for_finished_c
     assert [ids[-1] == eos for ids in mixed["rejected_ids"]] == [True] * 4 + [False] * 3
     assert all(ids[-1] == eos for ids in mixed["chosen_ids"])
     assert mixed["candidate_ids"][0] is None and len(mixed["candidate_ids"][4]) == 2
+
+
+def test_template_arguments_that_human_pairs_lack_are_empty():
+    """TRL reads the column as a dict, and fails for `None`."""
+    turn = [{"role": "assistant", "content": "yes"}]
+    human = Dataset.from_dict({"chosen": [turn], "rejected": [turn]})
+    synthetic = human.add_column("chat_template_kwargs", [{"enable_thinking": False}])
+    assert list(mix_preferences(human, synthetic)["chat_template_kwargs"]) == [
+        {"enable_thinking": None},
+        {"enable_thinking": False},
+    ]

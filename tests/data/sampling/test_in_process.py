@@ -348,3 +348,34 @@ def test_two_processes_share_the_work_and_return_the_whole_dataset(model, tokeni
     assert result.stdout.count("refused: `output_dir`") == 2
     for output in ("True-0", "True-1", "False-0", "False-1"):
         assert Dataset.from_json(f"{folder}/{output}.jsonl").to_list() == expected.to_list()
+
+
+def test_template_arguments_of_a_row_and_of_all_prompts_reach_the_template_and_the_samples(model, tokenizer):
+    tokenizer.chat_template = "{{ style }}:{{ other }}:" + tokenizer.chat_template
+    rows = prompts(CHATS[:2], chat_template_kwargs=[{"style": "a"}, {"style": "b"}])
+    options = {"chat_template_kwargs": {"style": "c", "other": "d"}, **SMALL}
+    samples = sample_completions(rows, model, tokenizer, **options)
+    expected = [{"style": "a", "other": "d"}, {"style": "b", "other": "d"}]
+    assert samples["chat_template_kwargs"][:] == expected
+    samples = sample_completions(prompts(CHATS[:2]), model, tokenizer, **options)
+    assert samples["chat_template_kwargs"][:] == [{"style": "c", "other": "d"}] * 2
+    samples = sample_completions(prompts(), model, tokenizer, **options)
+    assert "chat_template_kwargs" not in samples.column_names  # text has no template
+
+
+def test_samples_of_another_template_argument_are_not_resumed(model, tokenizer, tmp_path):
+    tokenizer.chat_template = "{{ style }}:" + tokenizer.chat_template
+    rows = prompts(CHATS[:2])
+    sample_completions(rows, model, tokenizer, output_dir=tmp_path, **SMALL)
+    with pytest.raises(ValueError, match="prompts"):
+        sample_completions(rows, model, tokenizer, output_dir=tmp_path, chat_template_kwargs={"style": "a"}, **SMALL)
+
+
+def test_stop_tokens_replace_eos_and_stay_in_the_text(model, tokenizer):
+    stops = tokenizer("".join(map(chr, range(97, 123))))["input_ids"]  # a to z, none of which is EOS
+    samples = sample_completions(prompts(), model, tokenizer, stop_token_ids=stops, **SMALL)
+    pairs = [pair for row in samples for pair in zip(row["completions"], row["finished"], strict=True)]
+    assert {finished for _, finished in pairs} == {True, False}
+    for text, finished in pairs:
+        letters = [letter for letter in text if "a" <= letter <= "z"]
+        assert len(letters) == finished and text.endswith(tuple(letters) or "")

@@ -1,8 +1,11 @@
 """Rewards of policy samples. Each distinct completion is scored once."""
 
 from collections.abc import Callable
+from typing import Any
 
 from datasets import Dataset
+
+from trl_rlp.data.template_options import TEMPLATE_COLUMNS, get_template_options
 
 
 class CompletionRewards:
@@ -15,7 +18,8 @@ class CompletionRewards:
         samples ([`~datasets.Dataset`]):
             Policy samples.
         score_rows (`Callable`):
-            `score_rows(prompts, completions, finished)` returns the rewards.
+            `score_rows(prompts, completions, finished)` returns the rewards. For samples with arguments of the chat
+            template (columns `tools` and `chat_template_kwargs`), they are passed as `template_options`.
     """
 
     def __init__(self, samples: Dataset, score_rows: Callable[..., list[float]]):
@@ -41,6 +45,11 @@ class CompletionRewards:
             [rows[row]["prompt"] for row, _, _ in missing],
             [completion for _, completion, _ in missing],
             [finished for _, _, finished in missing],
+            **self._build_template_options([rows[row] for row, _, _ in missing]),
         )
         self.known.update(zip(missing, rewards, strict=True))
         return [self.known[key] for key in keys]
+
+    def _build_template_options(self, rows: list[dict[str, Any]]) -> dict[str, list]:
+        has_options = any(name in self.samples.column_names for name in TEMPLATE_COLUMNS)
+        return {"template_options": [get_template_options(row) for row in rows]} if has_options else {}

@@ -1,7 +1,8 @@
 """Policy samples P (n completions of every prompt) from a transformers model in the same process."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rlp.data.batching import eval_mode, split_by_token_budget
+from trl_rlp.data.context import read_context
 from trl_rlp.data.sampling.shared_prefill import generate_samples
 from trl_rlp.data.sampling_settings import require_settings
+from trl_rlp.data.template_options import list_template_options
 from trl_rlp.data.turns import ends_with_assistant, prompt_token_ids
 from trl_rlp.data.validation import require_prompts
 from trl_rlp.storage.fingerprints import tokenizer_fingerprint, value_fingerprint, weights_fingerprint
@@ -36,6 +39,8 @@ def sample_completions(
     max_new_tokens: int = 256,
     seed: int = 0,
     tokens_per_batch: int = 8192,
+    stop_token_ids: Sequence[int] | None = None,
+    chat_template_kwargs: dict[str, Any] | None = None,
     output_dir: str | Path | None = None,
     shard_size: int = 64,
 ) -> Dataset:
@@ -53,7 +58,8 @@ def sample_completions(
     Args:
         prompts ([`~datasets.Dataset`]):
             Column `prompt`: text, or messages with `role` and `content`. Messages get the chat template and a new
-            assistant turn. If the last message is the assistant's, it is continued instead. Other columns are kept.
+            assistant turn. If the last message is the assistant's, it is continued instead. The columns `tools` and
+            `chat_template_kwargs` are optional arguments of the chat template. Other columns are kept.
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             The policy, a decoder-only causal LM, on the device to sample on.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
@@ -74,6 +80,12 @@ def sample_completions(
             Token budget of a batch: `num_generations` times the prompts and completions at their maximum length. Each
             batch has at least one prompt. The samples depend on this setting, because the prompts of a batch are drawn
             together.
+        stop_token_ids (`Sequence[int]`, *optional*):
+            Tokens that end a completion. Defaults to the tokenizer's EOS token and those of the model's generation
+            config. If it is empty, all completions have `max_new_tokens` tokens, and none is finished.
+        chat_template_kwargs (`dict`, *optional*):
+            Further arguments of the chat template for all prompts. The samples get them as a column
+            `chat_template_kwargs`, which scoring and TRL's `RewardTrainer` read.
         output_dir (`str` or `Path`, *optional*):
             Folder for finished shards. An interrupted run resumes from it.
         shard_size (`int`, *optional*, defaults to `64`):
@@ -81,7 +93,8 @@ def sample_completions(
 
     Returns:
         `datasets.Dataset`: The prompts in their order, with `completions` (n texts without special tokens) and
-        `finished` (n booleans: whether the completion ended with EOS within `max_new_tokens`).
+        `finished` (n booleans: whether the completion ended with a stop token within `max_new_tokens`). A stop token
+        that is not EOS is part of the text, as in TRL's trainers.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -111,29 +124,66 @@ def sample_completions(
         "shard_size": shard_size,
     }
     require_settings(**settings)
-    require_prompts(prompts)
-    texts = prompts["prompt"][:]
+    prompts = require_prompts(prompts)
+    prompts = _add_template_options(prompts, chat_template_kwargs)
+    texts, options = prompts["prompt"][:], list_template_options(prompts)
     eos_token_ids = get_eos_token_ids(model, processing_class)
-    prompt_ids = _tokenize_prompts(texts, processing_class, max_new_tokens, model)
-    config = _build_generation_config(settings, eos_token_ids)
-    fingerprint = None if output_dir is None else _build_fingerprint(model, processing_class, texts, config, settings)
-
-    def sample_shard(index: int, rows: list[int], advance: Callable[[int], Any]) -> list[Record]:
-        records = {}
-        with _seed_shard(seed, index, model):
-            for batch in _build_batches(rows, prompt_ids, settings):
-                samples = generate_samples(model, [prompt_ids[row] for row in batch], num_generations, config)
-                for row, tokens in zip(batch, samples.tolist(), strict=True):
-                    records[row] = _build_record(tokens, texts[row], prompt_ids[row], eos_token_ids, processing_class)
-                advance(len(batch))
-        return [records[row] for row in rows]
-
+    stops = eos_token_ids if stop_token_ids is None else list(stop_token_ids)
+    prompt_ids = _tokenize_prompts(texts, options, processing_class, max_new_tokens, model)
+    config = _build_generation_config(settings, stops)
+    rendered = texts if options is None else [texts, options]
+    fingerprint = (
+        None if output_dir is None else _build_fingerprint(model, processing_class, rendered, config, settings)
+    )
+    sampler = _Sampler(model, processing_class, texts, prompt_ids, stops, eos_token_ids, config, settings)
     shards = cut_shards(sorted(range(len(texts)), key=lambda row: -len(prompt_ids[row])), shard_size)
     with eval_mode(model):
         records = work_in_shards(
-            shards, sample_shard, description="Sampling", output_dir=output_dir, fingerprint=fingerprint
+            shards, sampler.sample_shard, description="Sampling", output_dir=output_dir, fingerprint=fingerprint
         )
     return add_completions(prompts, records)
+
+
+@dataclass(frozen=True)
+class _Sampler:
+    """Samples the completions of a shard of prompts."""
+
+    model: PreTrainedModel | PeftModel
+    processing_class: PreTrainedTokenizerBase
+    prompts: list[Prompt]
+    prompt_ids: list[list[int]]
+    stop_token_ids: list[int]
+    eos_token_ids: list[int]
+    config: GenerationConfig
+    settings: dict[str, Any]
+
+    def sample_shard(self, index: int, rows: list[int], advance: Callable[[int], Any]) -> list[Record]:
+        records = {}
+        with _seed_shard(self.settings["seed"], index, self.model):
+            for batch in _build_batches(rows, self.prompt_ids, self.settings):
+                batch_ids = [self.prompt_ids[row] for row in batch]
+                samples = generate_samples(self.model, batch_ids, self.settings["num_generations"], self.config)
+                for row, tokens in zip(batch, samples.tolist(), strict=True):
+                    records[row] = self._build_record(tokens, row)
+                advance(len(batch))
+        return [records[row] for row in rows]
+
+    def _build_record(self, samples: list[list[int]], row: int) -> Record:
+        prompt, prompt_ids = self.prompts[row], self.prompt_ids[row]
+        return _build_record(
+            samples, prompt, prompt_ids, self.stop_token_ids, self.eos_token_ids, self.processing_class
+        )
+
+
+def _add_template_options(prompts: Dataset, chat_template_kwargs: dict[str, Any] | None) -> Dataset:
+    """Adds the arguments of the chat template to each row. The arguments of a row take precedence."""
+    if not chat_template_kwargs or isinstance(prompts[0]["prompt"], str):
+        return prompts
+    name = "chat_template_kwargs"
+    if name not in prompts.column_names:
+        return prompts.add_column(name, [chat_template_kwargs] * len(prompts))
+    rows = [{**chat_template_kwargs, **(row or {})} for row in prompts[name]]
+    return prompts.remove_columns(name).add_column(name, rows)
 
 
 def add_completions(prompts: Dataset, records: list[Record]) -> Dataset:
@@ -192,15 +242,15 @@ def get_eos_token_ids(model: PreTrainedModel | PeftModel, processing_class: PreT
     return list(dict.fromkeys([processing_class.eos_token_id, *model_ids]))
 
 
-def _build_generation_config(settings: dict[str, Any], eos_token_ids: list[int]) -> GenerationConfig:
+def _build_generation_config(settings: dict[str, Any], stop_token_ids: list[int]) -> GenerationConfig:
     return GenerationConfig(
         do_sample=True,
         temperature=settings["temperature"],
         top_p=settings["top_p"],
         top_k=settings["top_k"],
         max_new_tokens=settings["max_new_tokens"],
-        eos_token_id=eos_token_ids,
-        pad_token_id=eos_token_ids[0],  # any token works: padding is masked in prompts and removed from completions
+        eos_token_id=stop_token_ids or None,
+        pad_token_id=stop_token_ids[0] if stop_token_ids else 0,  # masked in prompts and removed from completions
         use_cache=True,
     )
 
@@ -208,7 +258,7 @@ def _build_generation_config(settings: dict[str, Any], eos_token_ids: list[int])
 def _build_fingerprint(
     model: PreTrainedModel | PeftModel,
     processing_class: PreTrainedTokenizerBase,
-    prompts: list[Prompt],
+    prompts: list,
     generation_config: GenerationConfig,
     settings: dict[str, Any],
 ) -> dict[str, Any]:
@@ -223,14 +273,17 @@ def _build_fingerprint(
 
 def _tokenize_prompts(
     prompts: list[Prompt],
+    options: list[dict[str, Any]] | None,
     processing_class: PreTrainedTokenizerBase,
     max_new_tokens: int,
     model: PreTrainedModel | PeftModel,
 ) -> list[list[int]]:
     """Tokenizes the prompts and checks that each leaves room for a completion."""
-    prompt_ids = [prompt_token_ids(prompt, processing_class) for prompt in prompts]
-    config = model.config.get_text_config()
-    context = config.max_position_embeddings if hasattr(config, "max_position_embeddings") else None
+    options = [{}] * len(prompts) if options is None else options
+    prompt_ids = [
+        prompt_token_ids(prompt, processing_class, **kwargs) for prompt, kwargs in zip(prompts, options, strict=True)
+    ]
+    context = read_context(model)
     for row, ids in enumerate(prompt_ids):
         if not ids:
             raise ValueError(f"`prompts` row {row} has no tokens. Drop it with `Dataset.filter`.")
@@ -251,18 +304,23 @@ def _build_record(
     samples: list[list[int]],
     prompt: Prompt,
     prompt_ids: list[int],
+    stop_token_ids: list[int],
     eos_token_ids: list[int],
     processing_class: PreTrainedTokenizerBase,
 ) -> Record:
-    """Decodes each sample up to its first EOS token."""
-    ends = [next((index for index, token in enumerate(ids) if token in eos_token_ids), None) for ids in samples]
+    """Decodes each sample up to its first stop token. EOS itself is removed, another stop token stays in the text."""
+    stops = [next((index for index, token in enumerate(ids) if token in stop_token_ids), None) for ids in samples]
+    ends = [
+        stop if stop is None or ids[stop] in eos_token_ids else stop + 1
+        for ids, stop in zip(samples, stops, strict=True)
+    ]
     # A completion that opens a new turn follows no text.
     is_continuation = isinstance(prompt, str) or ends_with_assistant(prompt)
     previous_ids = prompt_ids if is_continuation else []
     texts = [
         _decode_continuation(previous_ids, ids[:end], processing_class) for ids, end in zip(samples, ends, strict=True)
     ]
-    return {"completions": texts, "finished": [end is not None for end in ends]}
+    return {"completions": texts, "finished": [stop is not None for stop in stops]}
 
 
 def _decode_continuation(previous_ids: list[int], ids: list[int], processing_class: PreTrainedTokenizerBase) -> str:
