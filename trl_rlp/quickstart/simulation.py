@@ -49,7 +49,7 @@ def simulate_preferences(
     Reference:
         AlpacaFarm, [Dubois et al. 2023](https://arxiv.org/abs/2305.14387). It flips 25% of the simulated labels.
     """
-    require_samples(samples, "samples")
+    samples = require_samples(samples, "samples")
     if len(answers) != len(samples):
         raise ValueError(
             f"`answers` has {len(answers)} entries, but `samples` has {len(samples)} rows. Pass one entry per row."

@@ -1,11 +1,14 @@
 import pytest
 import torch
+from accelerate import Accelerator
 from datasets import Dataset, Value
+from tokenizers.processors import TemplateProcessing
 
 import trl_rlp.trainer.reward.refinement_data as module
 from tests.reward_runs import SETTINGS, SameText, policy_samples, synthetic_preferences
 from tests.tiny_models import save, tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.groups.clustering import cluster
+from trl_rlp.data.preferences.collator import RECORD
 from trl_rlp.data.preferences.preferences import synthesize_preferences
 from trl_rlp.data.scoring import scoring_ids
 from trl_rlp.trainer.reward.refinement_data import (
@@ -14,6 +17,8 @@ from trl_rlp.trainer.reward.refinement_data import (
     add_synthetic_pairs,
     broadcast_from_main,
     build_collator,
+    drop_repeated_tokens,
+    select_columns,
     synthesize_pairs,
 )
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
@@ -155,15 +160,26 @@ def test_candidates_are_kept_only_for_redrawing(tmp_path):
 
 @pytest.mark.parametrize("as_stream", [False, True])
 def test_rows_are_numbered_from_0(as_stream):
-    dataset = Dataset.from_dict({"chosen_ids": [[1], [2], [3]], "record": [7, 7, 7]})
-    rows = add_record_numbers(dataset.to_iterable_dataset() if as_stream else dataset)
-    assert [row["record"] for row in rows] == [0, 1, 2]
+    dataset = Dataset.from_dict({"chosen_ids": [[1], [2], [3]], RECORD: [7, 7, 7]})
+    accelerator = Accelerator(cpu=True)
+    rows = add_record_numbers(dataset.to_iterable_dataset() if as_stream else dataset, accelerator)
+    assert [row[RECORD] for row in rows] == [0, 1, 2]
     assert [row["chosen_ids"] for row in rows] == [[1], [2], [3]]
+
+
+@pytest.mark.parametrize("as_stream", [False, True])
+def test_only_known_columns_are_selected(as_stream):
+    dataset = Dataset.from_dict({"chosen_ids": [[1]], "record": ["a"], "margin": [0.5]})
+    if as_stream:
+        dataset = dataset.to_iterable_dataset().map(lambda row: row)  # its columns are not known
+    assert list(select_columns(dataset, ("chosen_ids", "rejected_ids", "margin"))) == [
+        {"chosen_ids": [1], "margin": 0.5}
+    ]
 
 
 # The collator
 
-ROWS = [{"chosen_ids": [9, 8, 7], "rejected_ids": [6], "record": index} for index in range(2)]
+ROWS = [{"chosen_ids": [9, 8, 7], "rejected_ids": [6], RECORD: index} for index in range(2)]
 
 
 def test_the_collator_pads_as_the_configuration_says(tmp_path):
@@ -183,3 +199,18 @@ def test_the_collator_adds_views_of_the_samples(tmp_path):
     config.seed = 2
     other = build_collator(policy_samples(), tokenizer, config)(ROWS)
     assert not torch.equal(other["view_input_ids"], batch["view_input_ids"])
+
+
+@pytest.mark.parametrize("as_stream", [False, True])
+def test_repeated_special_tokens_of_text_are_dropped_and_other_pairs_are_kept(as_stream):
+    def prepare(rows, tokenizer):
+        data = Dataset.from_dict({**rows, "chosen_ids": [[70, 1, 1]], "rejected_ids": [[71, 1]]})
+        data = drop_repeated_tokens(data.to_iterable_dataset() if as_stream else data, tokenizer)
+        return [(row["chosen_ids"], row["rejected_ids"]) for row in data]
+
+    text = {"chosen": ["b<eos>"], "rejected": ["c"]}
+    assert prepare(text, tiny_tokenizer()) == [([70, 1, 1], [71, 1])]
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
+    assert prepare(text, tokenizer) == [([70, 1], [71, 1])]
+    assert prepare({}, tokenizer) == [([70, 1, 1], [71, 1])]

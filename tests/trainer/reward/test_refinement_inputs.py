@@ -58,6 +58,14 @@ def test_inputs_of_a_wrong_type_are_an_error(tmp_path, arguments, error, match):
         rlp_trainer(tmp_path, method="spg", **{**valid, **arguments})
 
 
+def test_splits_instead_of_data_are_named(tmp_path):
+    pairs = DatasetDict(train=preferences(4), test=preferences(4))
+    with pytest.raises(TypeError, match=r"`train_dataset` is a `DatasetDict` with the splits \['train', 'test'\]"):
+        rlp_trainer(tmp_path, method="none", data=pairs)
+    with pytest.raises(TypeError, match=r"`policy_samples` is a `DatasetDict` with the splits \['train'\]"):
+        rlp_trainer(tmp_path, method="uml", policy_samples=DatasetDict(train=policy_samples()))
+
+
 def test_pairs_and_an_eos_token_are_required():
     with pytest.raises(ValueError, match="`train_dataset` is empty"):
         check_preferences(preferences(4).select([]), None)
@@ -67,8 +75,12 @@ def test_pairs_and_an_eos_token_are_required():
         check_preferences(Dataset.from_dict({name: [[1]], name.replace("chosen", "rejected"): [[2]]}), None)
     tokenizer = tiny_tokenizer()
     tokenizer.eos_token = None
-    with pytest.raises(ValueError, match="`processing_class` has no EOS token"):
-        check_preferences(preferences(4), tokenizer)
+    for data in (preferences(4), preferences(4).to_iterable_dataset()):
+        with pytest.raises(ValueError, match="`processing_class` has no EOS token, but pairs of text need one"):
+            check_preferences(data, tokenizer)
+    check_preferences(preferences(4), tokenizer, eos_token="<eos>")
+    check_preferences(preferences(4, chat=True), tokenizer)
+    check_preferences(Dataset.from_dict({"chosen_ids": [[1]], "rejected_ids": [[2]]}), tokenizer)
 
 
 def test_pairs_to_evaluate_on_are_checked(tmp_path):

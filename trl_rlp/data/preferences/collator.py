@@ -7,28 +7,61 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import TrainerCallback
+from transformers.utils import logging
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from trl_rlp.data.preferences.views import View, ViewSampler
 
 
+logger = logging.get_logger(__name__)
+
+RECORD = "rlp_record"
+"""Column with the number of a training record. Its name must not be one that users give to their own columns."""
+
+
 class EpochCallback(TrainerCallback):
     """
-    Passes the current epoch to a [`SyntheticPreferenceCollator`]. It also works in data-loader workers and after a
-    resume.
+    Passes the current epoch to a [`SyntheticPreferenceCollator`]. It also works in data-loader workers, after a resume
+    and for passes over a stream.
 
     Args:
         epoch (`torch.Tensor`):
-            Scalar in shared memory. The collator reads it.
+            Scalar in shared memory. The collator reads it. It is -1 until a trainer has the callback.
     """
 
     def __init__(self, epoch: torch.Tensor):
         self.epoch = epoch
+        self._next_epoch = 0
+
+    def connect(self) -> None:
+        """Notes that a trainer has the callback."""
+        self.epoch.clamp_(min=0)
+
+    def on_init_end(self, args, state, control, **kwargs):
+        """
+        Checks that the trainer keeps the columns that the collator draws from.
+
+        Raises:
+            ValueError: If the trainer removes them.
+        """
+        if args.remove_unused_columns:
+            raise ValueError(
+                "`remove_unused_columns` is True, so the trainer removes `candidate_ids`, and "
+                "`SyntheticPreferenceCollator` cannot draw again. Set it to False."
+            )
+        self.connect()
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Starts to count epochs."""
+        self._next_epoch = 0
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         """Stores the epoch that begins."""
-        # The trainer counts epochs in fractions, and a resumed run starts in the middle of an epoch.
-        self.epoch.fill_(int(state.epoch))
+        # The trainer counts epochs in fractions, and a resumed run starts in the middle of an epoch. Of a stream, the
+        # trainer does not know the length, so its count falls behind.
+        epoch = max(int(state.epoch), self._next_epoch)
+        self._next_epoch = epoch + 1
+        self.epoch.fill_(epoch)
 
 
 class SyntheticPreferenceCollator:
@@ -36,7 +69,8 @@ class SyntheticPreferenceCollator:
     Collates tokenized preferences as TRL does, draws y_l of synthetic pairs again in each epoch, and adds views.
 
     Pass it as `data_collator=` to an unmodified `trl.RewardTrainer` with `remove_unused_columns=False`. Also pass
-    `callbacks=[collator.epoch_callback]`. Without the callback, every epoch uses the draws of the first one.
+    `callbacks=[collator.epoch_callback]`. Without the callback, every epoch uses the draws of the first one, and a
+    warning says so.
 
     Records without `candidate_ids` are collated as by TRL's `DataCollatorForPreference`, bit for bit. Each draw is a
     function of (seed, epoch, record), with any number of data-loader workers.
@@ -59,8 +93,12 @@ class SyntheticPreferenceCollator:
     Records have `chosen_ids`, `rejected_ids`, and optionally:
         - `margin` (`float`): As in TRL.
         - `candidate_ids` (`list[list[int]]`): Completions to draw y_l from, instead of `rejected_ids`. May be `None`.
-        - `record` (`int`): Number of the record in the training set. The draws of a record depend on it, or on
+        - `rlp_record` (`int`): Number of the record in the training set. The draws of a record depend on it, or on
           `chosen_ids` if it is missing. Only batches of records with a number get views, so evaluation sets get none.
+
+    Attributes:
+        draws_only_numbered (`bool`): Whether records without a number keep their `rejected_ids`. `RLPRewardTrainer`
+            sets it to `True`, because its evaluation sets must not change.
 
     Returns of a call:
         `dict[str, torch.Tensor]`: `input_ids` and `attention_mask` of shape `(2 * batch, length)`, with the chosen
@@ -107,20 +145,35 @@ class SyntheticPreferenceCollator:
         self.view_prompts_per_device = view_prompts_per_device
         self.records_per_batch = records_per_batch
         self._collate = DataCollatorForPreference(pad_token_id=pad_token_id, pad_to_multiple_of=pad_to_multiple_of)
+        self.draws_only_numbered = False
         # Data-loader workers are separate processes, and persistent workers live longer than one epoch.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._epoch = torch.full((), -1, dtype=torch.int64).share_memory_()
         self.epoch_callback = EpochCallback(self._epoch)
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        self._warn_without_callback()
         batch = self._collate([self._draw_rejected(example) for example in examples])
-        if self.views is not None and "record" in examples[0]:
-            batch |= self._collate_views([example["record"] for example in examples])
+        if self.views is not None and RECORD in examples[0]:
+            batch |= self._collate_views([example[RECORD] for example in examples])
         return batch
 
+    def _warn_without_callback(self) -> None:
+        """Warns once if no trainer has the callback. Workers share the epoch, so only one of them warns."""
+        if self._epoch.item() < 0:
+            self.epoch_callback.connect()
+            logger.warning(
+                "No trainer has the `epoch_callback` of this `SyntheticPreferenceCollator`, so every epoch uses the "
+                "draws of the first one. Pass `callbacks=[collator.epoch_callback]` to the trainer, and set "
+                "`remove_unused_columns=False`."
+            )
+
     def _draw_rejected(self, example: dict[str, Any]) -> dict[str, Any]:
+        if self.draws_only_numbered and RECORD not in example:
+            return example
         candidates = example.get("candidate_ids")
         if not candidates:
-            if example.get("candidates"):
+            # Both columns are those of `synthesize_preferences`. A column `candidates` alone is the user's.
+            if example.get("candidates") and "candidates_finished" in example:
                 raise ValueError(
                     "A record has `candidates` but no `candidate_ids` to draw from, because the trainer does not "
                     "tokenize candidates. Call `tokenize_preferences` on the dataset first."
@@ -148,7 +201,7 @@ class SyntheticPreferenceCollator:
 
 
 def _get_record_number(example: dict[str, Any]) -> int:
-    if "record" in example:
-        return example["record"]
+    if RECORD in example:
+        return example[RECORD]
     content = np.array(example["chosen_ids"], dtype=np.int64).tobytes()
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())

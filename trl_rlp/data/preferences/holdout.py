@@ -7,6 +7,7 @@ import numpy as np
 from datasets import Dataset
 from trl import maybe_extract_prompt
 
+from trl_rlp.data.validation import remove_format
 from trl_rlp.storage.fingerprints import value_fingerprint
 
 
@@ -32,6 +33,7 @@ def hold_out(preferences: Dataset, share: float, seed: int) -> tuple[Dataset, Da
     Raises:
         ValueError: If there is only one pair.
     """
+    preferences = remove_format(preferences)
     num_pairs = len(preferences)
     if num_pairs < 2:
         raise ValueError(

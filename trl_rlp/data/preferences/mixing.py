@@ -1,9 +1,14 @@
 """The mixture of human and synthetic preferences in one dataset."""
 
+from typing import Any
+
 import numpy as np
 from datasets import Dataset, Features, Value, concatenate_datasets
 
 from trl_rlp.data.validation import require_columns
+
+
+_MARK = "is_synthetic"
 
 
 def mix_preferences(
@@ -12,9 +17,10 @@ def mix_preferences(
     """
     Builds D ∪ D̂: human preferences, then synthetic preferences, with the columns of both.
 
-    A column that one dataset lacks is empty in its rows. The exception is `margin`, which TRL's loss reads. If human
-    pairs have a margin, synthetic pairs get margin 0. If human pairs have no margin, synthetic pairs lose theirs. The
-    column `is_synthetic` marks the synthetic pairs. The rows are not shuffled, because the trainer shuffles them.
+    A column that one dataset lacks is empty in its rows: `None`, or `{}` for `chat_template_kwargs`, which TRL reads
+    as a dict. The exception is `margin`, which TRL's loss reads. If human pairs have a margin, synthetic pairs get
+    margin 0. If human pairs have no margin, synthetic pairs lose theirs. The column `is_synthetic` marks the synthetic
+    pairs. The rows are not shuffled, because the trainer shuffles them.
 
     Args:
         human ([`~datasets.Dataset`]):
@@ -33,12 +39,10 @@ def mix_preferences(
         `datasets.Dataset`: The mixture.
 
     Raises:
-        ValueError: If `synthetic_share` is out of range, a column is missing, only one dataset is tokenized, or one
-            dataset holds text and the other messages.
+        ValueError: If `synthetic_share` is out of range, a column is missing, only one dataset is tokenized, one
+            dataset holds text and the other messages, or a column has another type in the other dataset.
     """
-    for name, dataset in (("human", human), ("synthetic", synthetic)):
-        is_tokenized = {"chosen_ids", "rejected_ids"} <= set(dataset.column_names)
-        require_columns(dataset, [] if is_tokenized else ["chosen", "rejected"], name)
+    human, synthetic = _require_pairs(human, "human"), _require_pairs(synthetic, "synthetic")
     if synthetic_share is not None:
         synthetic = _draw_synthetic(synthetic, len(human), synthetic_share, seed)
     human, synthetic = _align_prompts(human, synthetic)
@@ -47,10 +51,38 @@ def mix_preferences(
     if "margin" in human.column_names:
         feature = human.features["margin"]
         synthetic = synthetic.add_column("margin", [0] * len(synthetic), feature=feature)
-    features = Features({**synthetic.features, **human.features, "is_synthetic": Value("bool")})
+    _check_types(human, synthetic)
+    features = Features({**synthetic.features, **human.features, _MARK: Value("bool")})
     return concatenate_datasets(
         [_align_columns(human, features, is_synthetic=False), _align_columns(synthetic, features, is_synthetic=True)]
     )
+
+
+def _require_pairs(dataset: Dataset, name: str) -> Dataset:
+    dataset = require_columns(dataset, [], name)
+    is_tokenized = {"chosen_ids", "rejected_ids"} <= set(dataset.column_names)
+    return require_columns(dataset, [] if is_tokenized else ["chosen", "rejected"], name)
+
+
+def _check_types(human: Dataset, synthetic: Dataset) -> None:
+    for name, dataset in (("human", human), ("synthetic", synthetic)):
+        if _MARK in dataset.column_names:
+            raise ValueError(
+                f"`{name}` has a column `{_MARK}`, which marks the rows of the mixture. Rename or remove it."
+            )
+    for name in set(human.column_names) & set(synthetic.column_names):
+        kinds = [_describe_kind(dataset.features[name]) for dataset in (human, synthetic)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(
+                f"The column `{name}` holds {kinds[0]} in `human` and {kinds[1]} in `synthetic`. Rename it in one of "
+                "them."
+            )
+
+
+def _describe_kind(feature: Any) -> str:
+    if not isinstance(feature, Value):
+        return "nested values"
+    return "text" if "string" in feature.dtype else "numbers"
 
 
 def _draw_synthetic(synthetic: Dataset, num_human: int, share: float, seed: int) -> Dataset:
@@ -102,8 +134,9 @@ def _join_prompt(pair: dict) -> dict:
 
 
 def _align_columns(dataset: Dataset, features: Features, is_synthetic: bool) -> Dataset:
-    dataset = dataset.add_column("is_synthetic", [is_synthetic] * len(dataset))
+    dataset = dataset.add_column(_MARK, [is_synthetic] * len(dataset))
     for name in features:
         if name not in dataset.column_names:
-            dataset = dataset.add_column(name, [None] * len(dataset), feature=features[name])
+            empty = {} if name == "chat_template_kwargs" else None
+            dataset = dataset.add_column(name, [empty] * len(dataset), feature=features[name])
     return dataset.select_columns(list(features)).cast(features)

@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from trl_rlp.data.normalization import normalize_text
 from trl_rlp.data.scoring import batch_scoring_ids, count_overlong, cut_prompts, warn_of_cut_prompts
+from trl_rlp.data.template_options import TEMPLATE_COLUMNS, list_template_options
 from trl_rlp.data.validation import require_columns, require_samples
 
 
@@ -47,7 +48,8 @@ class ViewSampler:
 
     Args:
         samples ([`~datasets.Dataset`]):
-            Policy samples: `prompt`, `completions` and `finished`. With `same_group` also `cluster_ids`.
+            Policy samples: `prompt`, `completions` and `finished`. With `same_group` also `cluster_ids`. The columns
+            `tools` and `chat_template_kwargs` are optional arguments of the chat template.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the reward model. All completions are tokenized once, with [`scoring_ids`].
         seed (`int`, *optional*, defaults to `0`):
@@ -74,7 +76,7 @@ class ViewSampler:
         same_group: bool = False,
         max_length: int | None = None,
     ):
-        require_samples(samples, "samples")
+        samples = require_samples(samples, "samples")
         if same_group:
             require_columns(samples, ["cluster_ids"], "samples")
         if seed < 0:
@@ -185,6 +187,14 @@ def _tokenize(
 
 
 def _tokenize_in_batches(samples: Dataset, processing_class: PreTrainedTokenizerBase) -> Iterator[list[list[int]]]:
-    for batch in samples.select_columns(["prompt", "completions", "finished"]).iter(_ROWS_PER_CALL):
-        prompts = [prompt for prompt, texts in zip(batch["prompt"], batch["completions"], strict=True) for _ in texts]
-        yield batch_scoring_ids(processing_class, prompts, sum(batch["completions"], []), sum(batch["finished"], []))
+    columns = ["prompt", "completions", "finished", *(name for name in TEMPLATE_COLUMNS if name in samples.features)]
+    for batch in samples.select_columns(columns).iter(_ROWS_PER_CALL):
+        options = list_template_options(batch) or [{}] * len(batch["prompt"])
+        rows = zip(batch["prompt"], batch["completions"], batch["finished"], options, strict=True)
+        repeated = [
+            (prompt, text, flag, kwargs)
+            for prompt, texts, finished, kwargs in rows
+            for text, flag in zip(texts, finished, strict=True)
+        ]
+        prompts, texts, finished, options = map(list, zip(*repeated, strict=True))
+        yield batch_scoring_ids(processing_class, prompts, texts, finished, template_options=options)

@@ -1,7 +1,7 @@
 """The data of a refinement, separate from the trainer because it is built once, before training."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -9,16 +9,23 @@ from datasets import Dataset, IterableDataset
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rlp.data.groups.clustering import cluster
-from trl_rlp.data.preferences.collator import SyntheticPreferenceCollator
+from trl_rlp.data.preferences.collator import RECORD, SyntheticPreferenceCollator
 from trl_rlp.data.preferences.mixing import mix_preferences
 from trl_rlp.data.preferences.preferences import synthesize_preferences, tokenize_preferences
 from trl_rlp.data.preferences.views import ViewSampler
+from trl_rlp.data.special_tokens import adds_special_tokens, drop_repeated
 from trl_rlp.data.validation import require_columns
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
+from trl_rlp.trainer.reward.stream_passes import number_stream
 
 
-PAIR_COLUMNS = ("chosen_ids", "rejected_ids", "candidate_ids", "margin")
+HUMAN_COLUMNS = ("chosen_ids", "rejected_ids", "margin")
+"""Columns of tokenized human pairs that training reads: those that TRL reads."""
+
+PAIR_COLUMNS = (*HUMAN_COLUMNS, "candidate_ids")
 """Columns of tokenized pairs that training reads."""
+
+Pairs = TypeVar("Pairs", Dataset, IterableDataset)
 
 
 def broadcast_from_main(build: Callable[[], Dataset], accelerator: Accelerator) -> Dataset:
@@ -111,7 +118,9 @@ def synthesize_pairs(
         `datasets.Dataset`: Preferences in TRL's format, with audit columns.
     """
     if reward_model is not None and processing_class is None:
-        processing_class = AutoTokenizer.from_pretrained(reward_model.name_or_path)
+        processing_class = AutoTokenizer.from_pretrained(
+            reward_model.name_or_path, trust_remote_code=args.trust_remote_code
+        )
 
     def build() -> Dataset:
         synthetic, _ = synthesize_preferences(
@@ -129,6 +138,32 @@ def synthesize_pairs(
         return synthetic
 
     return broadcast_from_main(build, accelerator)
+
+
+def drop_repeated_tokens(dataset: Pairs, processing_class: PreTrainedTokenizerBase) -> Pairs:
+    """
+    Removes the EOS that a tokenizer appended after the EOS of a text, and the BOS that it added before the BOS.
+
+    Args:
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Human pairs D, tokenized by TRL. Pairs of messages do not change, nor do pairs that have no text.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the pairs.
+
+    Returns:
+        `Dataset` or `IterableDataset`: The same rows.
+    """
+    if not adds_special_tokens(processing_class):
+        return dataset
+    options = {"desc": "Removing repeated special tokens"} if isinstance(dataset, Dataset) else {}
+    return dataset.map(_drop_from_row, fn_kwargs={"processing_class": processing_class}, **options)
+
+
+def _drop_from_row(row: dict[str, Any], processing_class: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+    if not isinstance(row.get("chosen"), str):
+        return {}
+    sides = {name: [int(token) for token in row[name]] for name in ("chosen_ids", "rejected_ids")}
+    return {name: drop_repeated(ids, processing_class) for name, ids in sides.items()}
 
 
 def add_synthetic_pairs(
@@ -154,6 +189,8 @@ def add_synthetic_pairs(
     Raises:
         ValueError: If `redraw_rejected` is set and D̂ has no candidates to draw from.
     """
+    if not args.redraw_rejected:  # a column with these names may be the user's
+        synthetic = _drop_columns(synthetic, ("candidates", "candidate_ids"))
     if not {"chosen_ids", "rejected_ids"} <= set(synthetic.column_names):
         synthetic = tokenize_preferences(synthetic, processing_class, args.max_length)
     if args.redraw_rejected and "candidate_ids" not in synthetic.column_names:
@@ -161,35 +198,50 @@ def add_synthetic_pairs(
             "`redraw_rejected` is True, but `synthetic_dataset` has no `candidates` to draw from. Make it with "
             "`keep_candidates=True`."
         )
-    if not args.redraw_rejected and "candidate_ids" in synthetic.column_names:
-        synthetic = synthetic.remove_columns("candidate_ids")
     require_columns(synthetic, ["chosen_ids", "rejected_ids"], "synthetic_dataset")
     mixture = mix_preferences(
-        _select_pair_columns(human), _select_pair_columns(synthetic), args.synthetic_share, args.seed
+        select_columns(human, HUMAN_COLUMNS), select_columns(synthetic, PAIR_COLUMNS), args.synthetic_share, args.seed
     )
-    return _select_pair_columns(mixture)
+    return select_columns(mixture, PAIR_COLUMNS)
 
 
-def _select_pair_columns(dataset: Dataset) -> Dataset:
-    return dataset.select_columns([column for column in PAIR_COLUMNS if column in dataset.column_names])
+def _drop_columns(dataset: Dataset, columns: Sequence[str]) -> Dataset:
+    return dataset.remove_columns([column for column in columns if column in dataset.column_names])
 
 
-def add_record_numbers(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
+def select_columns(dataset: Pairs, columns: Sequence[str]) -> Pairs:
     """
-    Adds the column `record`, the number of each row. The collator's random draws depend on it.
+    Drops all columns but some. A user's dataset may have columns with any name.
 
     Args:
         dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
-            Tokenized pairs. An existing column `record` is replaced.
+            Any dataset. Of a stream with unknown columns, the first row is read.
+        columns (`Sequence[str]`):
+            Columns to keep, if the dataset has them.
+
+    Returns:
+        `Dataset` or `IterableDataset`: The same rows.
+    """
+    present = dataset.column_names or list(next(iter(dataset), {}))
+    return dataset.select_columns([column for column in columns if column in present])
+
+
+def add_record_numbers(dataset: Pairs, accelerator: Accelerator) -> Pairs:
+    """
+    Adds the column `rlp_record`, the number of each row. The collator's random draws depend on it.
+
+    Args:
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Tokenized pairs. An existing column `rlp_record` is replaced.
+        accelerator (`accelerate.Accelerator`):
+            The trainer's accelerator.
 
     Returns:
         `Dataset` or `IterableDataset`: The same rows, numbered from 0.
     """
     if isinstance(dataset, IterableDataset):
-        return dataset.map(lambda _, record: {"record": record}, with_indices=True)
-    if "record" in dataset.column_names:
-        dataset = dataset.remove_columns("record")
-    return dataset.add_column("record", list(range(len(dataset))))
+        return number_stream(dataset, accelerator)
+    return _drop_columns(dataset, [RECORD]).add_column(RECORD, list(range(len(dataset))))
 
 
 def build_collator(

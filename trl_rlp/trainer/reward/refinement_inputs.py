@@ -10,8 +10,9 @@ from torch import nn
 from transformers import DataCollator, PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rlp.data.groups.equivalence import require_equivalence
+from trl_rlp.data.groups.instruction import require_instruction_column
 from trl_rlp.data.preferences.collator import SyntheticPreferenceCollator
-from trl_rlp.data.validation import require_columns, require_samples
+from trl_rlp.data.validation import require_columns, require_one_split, require_samples, require_values
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 
 
@@ -91,6 +92,8 @@ class RefinementInputs:
             )
         if self.equivalence is not None:
             require_equivalence(self.equivalence)
+            if isinstance(self.policy_samples, Dataset) and not self._has_groups():
+                require_instruction_column(self.policy_samples, self.equivalence, "policy_samples")
 
     def _check_shared_weights(self, model: str | nn.Module) -> None:
         if self.labeling_reward_model is None or isinstance(model, str):
@@ -175,6 +178,7 @@ def check_preferences(
     train_dataset: Dataset | IterableDataset | None,
     processing_class: PreTrainedTokenizerBase | None,
     eval_dataset: Dataset | IterableDataset | Mapping[Any, Dataset | IterableDataset] | None = None,
+    eos_token: str | None = None,
 ) -> None:
     """
     Checks the human pairs and the tokenizer. TRL's trainer would fail on them later, with a less clear message.
@@ -186,10 +190,14 @@ def check_preferences(
             Tokenizer that the user passed.
         eval_dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`] or a `dict` of them, *optional*):
             Human pairs to evaluate on.
+        eos_token (`str`, *optional*):
+            EOS token that the configuration names. TRL sets it on the tokenizer.
 
     Raises:
-        ValueError: If a dataset has no pairs, or the tokenizer has no EOS token.
+        TypeError: If `train_dataset` is a dict of splits.
+        ValueError: If a dataset has no pairs, a value is missing, or the tokenizer has no EOS token that text needs.
     """
+    require_one_split(train_dataset, "train_dataset")
     datasets = {"train_dataset": train_dataset}
     if isinstance(eval_dataset, Mapping):
         datasets |= {f"eval_dataset[{name!r}]": dataset for name, dataset in eval_dataset.items()}
@@ -198,8 +206,18 @@ def check_preferences(
     for name, dataset in datasets.items():
         if isinstance(dataset, Dataset):
             is_tokenized = any(column in dataset.column_names for column in ("chosen_ids", "chosen_input_ids"))
-            require_columns(dataset, [] if is_tokenized else ["chosen", "rejected"], name)
-    if processing_class is not None and processing_class.eos_token_id is None:
+            dataset = require_columns(dataset, [] if is_tokenized else ["chosen", "rejected"], name)
+            require_values(dataset, ["margin", *([] if is_tokenized else ["prompt", "chosen", "rejected"])], name)
+    if processing_class is None or eos_token is not None or processing_class.eos_token_id is not None:
+        return
+    if any(_has_text(dataset) for dataset in datasets.values() if dataset is not None):
         raise ValueError(
-            "`processing_class` has no EOS token. A reward model needs one at the end of every text. Set `eos_token`."
+            "`processing_class` has no EOS token, but pairs of text need one at their end. Set `eos_token` in `args` "
+            "or on the tokenizer."
         )
+
+
+def _has_text(dataset: Dataset | IterableDataset) -> bool:
+    """Checks whether pairs are text that TRL ends with EOS, and neither messages nor token ids."""
+    row = next(iter(dataset), {})
+    return isinstance(row.get("chosen"), str) and "chosen_ids" not in row
