@@ -1,6 +1,7 @@
 """The state of a PPO run, and its checkpoints: when they are written, and that a resumed run repeats the run."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -118,6 +119,22 @@ def test_checkpoint_requested_between_micro_batches_waits_for_the_end_of_the_rol
     assert [path.name for path in tmp_path.glob("checkpoint-*")] in (["checkpoint-8"], [])
 
 
+def test_sigterm_of_another_process_stops_the_run_at_the_same_step(tmp_path):
+    """The other process has received SIGTERM when the second rollout ends. This process has not."""
+    trainer = ppo_trainer(tmp_path, enable_jit_checkpoint=True)
+    counts = iter([0.0, 1.0])
+    trainer._checkpoints.accelerator = SimpleNamespace(
+        device=torch.device("cpu"),
+        reduce=lambda count, reduction: count + next(counts),
+        unwrap_model=trainer.accelerator.unwrap_model,
+        distributed_type=trainer.accelerator.distributed_type,
+        is_main_process=True,
+    )
+    trainer.train()
+    assert trainer.state.global_step == 4
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
+
+
 def test_checkpoint_at_the_end_of_an_epoch_waits_for_a_good_step(tmp_path):
     """An epoch has two rollouts. The second rollout is not finite, so the checkpoint waits for the third."""
     calls = []
@@ -187,9 +204,9 @@ def test_resumed_run_has_the_log_and_the_weights_of_an_uninterrupted_run(tmp_pat
         assert not has_changed(resumed.value_model, weights(uninterrupted.value_model))
 
 
-def test_finished_run_on_a_stream_takes_no_further_step(tmp_path):
-    settings = {"data": prompts(6).to_iterable_dataset(), "lr_scheduler_type": "constant"}
-    settings |= {"save_strategy": "steps", "save_steps": 1}
+@pytest.mark.parametrize("data", [prompts(8), prompts(6).to_iterable_dataset()], ids=["within an epoch", "stream"])
+def test_finished_run_takes_no_further_step(tmp_path, data):
+    settings = {"data": data, "lr_scheduler_type": "constant", "save_strategy": "steps", "save_steps": 1}
     finished = ppo_trainer(tmp_path, **settings)
     finished.train()
     resumed = ppo_trainer(tmp_path, **settings)
@@ -200,6 +217,7 @@ def test_finished_run_on_a_stream_takes_no_further_step(tmp_path):
 
 def test_checkpoint_of_another_trainer_is_refused(tmp_path):
     (tmp_path / "checkpoint-2").mkdir()
+    (tmp_path / "checkpoint-2" / "trainer_state.json").write_text("{}")
     with pytest.raises(ValueError, match="has no ppo_state.json"):
         ppo_trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 

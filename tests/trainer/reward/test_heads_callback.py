@@ -70,7 +70,7 @@ def test_save_only_model_does_not_save_the_heads(tmp_path):
 def test_a_checkpoint_without_heads_is_an_error(tmp_path):
     rlp_trainer(tmp_path, method="none", save_strategy="steps", save_steps=2, max_steps=2).train()
     with pytest.raises(
-        ValueError, match="`resume_from_checkpoint`=.* contains no representation_heads.pt.*pass the folder"
+        ValueError, match="`resume_from_checkpoint`=.* contains no representation_heads.pt.*`save_only_model`.*pass"
     ):
         rlp_trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
+from accelerate.logging import get_logger
 from accelerate.optimizer import AcceleratedOptimizer
 from peft import PeftModel
 from torch import nn
@@ -17,18 +18,25 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from trl_rlp.losses.kl import next_kl_coef
 from trl_rlp.losses.ppo import pooled_mean_and_variance
 from trl_rlp.storage.json_files import read_json, write_json
+from trl_rlp.trainer.checkpoints import last_checkpoint, open_checkpoint
 from trl_rlp.trainer.ppo.ppo_config import PPOConfig
 
+
+logger = get_logger(__name__)
 
 STATE_FILE = "ppo_state.json"
 VALUE_MODEL = "value_model"
 VALUE_ADAPTER = "value_adapter.pt"
 VALUE_OPTIMIZER = "value_optimizer.pt"
+
+STOPS = ("should_training_stop", "should_epoch_stop")
+"""Requests of a callback to stop, by the name of their field in the trainer's control."""
 
 
 @dataclass
@@ -132,9 +140,12 @@ class PPOState:
 
 class RolloutCheckpoints(TrainerCallback):
     """
-    Delays checkpoints to the end of a rollout, and writes and restores PPO's part of them.
+    Delays checkpoints and stops to the end of a rollout, and writes and restores PPO's part of checkpoints.
 
-    A checkpoint within a rollout would lose the rollout. A resumed run would then continue with another one.
+    A checkpoint within a rollout would lose the rollout. A resumed run would then continue with another one. A stop
+    within a rollout would leave a run without the checkpoint that is requested with it.
+
+    It must be the last callback, so that it sees what the others request.
 
     Args:
         state ([`PPOState`]):
@@ -145,71 +156,118 @@ class RolloutCheckpoints(TrainerCallback):
             Optimizer of the critic.
         accelerator (`accelerate.Accelerator`):
             The trainer's accelerator.
+
+    Attributes:
+        jit_callback (`JITCheckpointCallback` or `None`): Callback of `enable_jit_checkpoint`, taken from the trainer's
+            callbacks. It would write a checkpoint at any step, on each process by itself.
     """
 
     def __init__(self, state: PPOState, critic: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator):
         self.state, self.critic, self.optimizer, self.accelerator = state, critic, optimizer, accelerator
-        self._is_delayed = False
+        self.jit_callback: JITCheckpointCallback | None = None
+        self._pending: set[str] = set()
+        self._is_within_step = False
+
+    def on_step_begin(self, args: PPOConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Notes that a step has begun. The first step of a rollout begins before its completions are sampled."""
+        self._is_within_step = True
+
+    def on_substep_end(self, args: PPOConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Delays what another callback requests within a rollout."""
+        if self._is_within_rollout(args, state):
+            self._delay(control)
+
+    # The loop also stops after these events. They are within a rollout if a callback requests a log or an evaluation.
+    on_log = on_evaluate = on_save = on_substep_end
 
     def on_step_end(self, args: PPOConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """
-        Delays a checkpoint within a rollout to the end of the rollout, and a checkpoint after a skipped step to the
-        next good step. Requests a log before each checkpoint. At the end of an epoch with evaluation, the checkpoint
-        comes after the evaluation.
+        Delays a checkpoint or a stop within a rollout to the end of the rollout. A checkpoint after a skipped step
+        waits for the next good step, and a stop waits with it. Requests a log before each checkpoint. At the end of an
+        epoch with evaluation, the checkpoint comes after the evaluation.
         """
+        self._is_within_step = False
+        if not self._is_within_rollout(args, state) and self._is_terminated():
+            logger.info(f"SIGTERM was received. The run writes a checkpoint and stops at step {state.global_step}.")
+            control.should_save = control.should_training_stop = True
         # The evaluation draws random numbers. A run that resumes from an earlier checkpoint would draw others.
         is_evaluated = args.eval_strategy == IntervalStrategy.EPOCH and float(state.epoch or 0).is_integer()
-        self._delay_or_request_save(args, state, control, must_wait=is_evaluated)
+        self._delay_or_request(args, state, control, must_wait=is_evaluated)
 
     def on_epoch_end(self, args: PPOConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Applies the rules of [`on_step_end`] to a checkpoint that is requested at the end of an epoch."""
-        self._delay_or_request_save(args, state, control)
+        self._delay_or_request(args, state, control)
 
-    def _delay_or_request_save(
+    def on_train_end(self, args: PPOConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Warns of a checkpoint that was not written. Restores the handler of SIGTERM."""
+        if "should_save" in self._pending:
+            logger.warning(
+                f"The run ended at step {state.global_step} without the checkpoint that was requested, because the "
+                f"last step was skipped or is not the best. The last one is {last_checkpoint(args.output_dir)}."
+            )
+        if self.jit_callback is not None:
+            self.jit_callback.on_train_end(args, state, control)
+
+    def _is_within_rollout(self, args: PPOConfig, state: TrainerState) -> bool:
+        return self._is_within_step or state.global_step % args.steps_per_rollout != 0
+
+    def _is_terminated(self) -> bool:
+        """Checks whether any process has received SIGTERM since the last call, if `enable_jit_checkpoint` is set."""
+        manager = None if self.jit_callback is None else self.jit_callback.jit_manager
+        if manager is None:
+            return False
+        count = torch.tensor(float(manager.is_checkpoint_requested), device=self.accelerator.device)
+        is_terminated = bool(self.accelerator.reduce(count, reduction="sum").item())
+        manager.is_checkpoint_requested &= not is_terminated
+        return is_terminated
+
+    def _delay(self, control: TrainerControl) -> None:
+        for name in ("should_save", *STOPS):
+            if vars(control)[name]:
+                setattr(control, name, False)
+                self._pending.add(name)
+
+    def _delay_or_request(
         self, args: PPOConfig, state: TrainerState, control: TrainerControl, must_wait: bool = False
     ) -> None:
-        must_wait |= self.must_wait(args, state)
-        if must_wait and control.should_save:
-            control.should_save, self._is_delayed = False, True
-        elif self._is_delayed and not must_wait:
-            control.should_save, self._is_delayed = True, False
+        self._delay(control)
+        if self._is_within_rollout(args, state):
+            return
+        must_wait |= self.state.bad_in_a_row > 0
+        is_save_pending = "should_save" in self._pending  # until it is written
+        control.should_save = is_save_pending and not must_wait
+        if control.should_save or not is_save_pending or state.global_step >= state.max_steps:
+            for name in self._pending.intersection(STOPS):
+                setattr(control, name, True)
+            self._pending.difference_update(STOPS)
         may_save = control.should_save or (control.should_evaluate and args.save_strategy == SaveStrategy.BEST)
         if may_save and args.logging_strategy != IntervalStrategy.NO:
             control.should_log = True  # metrics gathered since the last log are in no checkpoint
 
-    def must_wait(self, args: PPOConfig, state: TrainerState) -> bool:
+    def save(self, args: PPOConfig, state: TrainerState) -> bool:
         """
-        Checks whether a checkpoint must not be written at this step.
+        Writes PPO's part of a checkpoint, or delays the checkpoint. All processes must call this.
 
-        Args:
-            args ([`PPOConfig`]):
-                Configuration of the run.
-            state (`TrainerState`):
-                State of the trainer.
-
-        Returns:
-            `bool`: Whether the step is within a rollout or was skipped.
-        """
-        return bool(state.global_step % args.steps_per_rollout or self.state.bad_in_a_row)
-
-    def save(self, args: PPOConfig, state: TrainerState) -> None:
-        """
-        Writes PPO's part of a checkpoint. All processes must call this.
+        A checkpoint can still be requested at a wrong step after the other callbacks, as `save_strategy="best"` does.
 
         Args:
             args ([`PPOConfig`]):
                 Configuration of the run.
             state (`TrainerState`):
                 State of the trainer, which names the checkpoint.
+
+        Returns:
+            `bool`: Whether the part was written. If not, the step is within a rollout or was skipped.
         """
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        folder.mkdir(parents=True, exist_ok=True)
-        if args.should_save:
-            # This file marks a checkpoint as complete. An earlier run may have left it in the same folder.
-            (folder / "trainer_state.json").unlink(missing_ok=True)
+        if self._is_within_rollout(args, state) or self.state.bad_in_a_row:
+            self._pending.add("should_save")
+            return False
+        folder = open_checkpoint(args, state)
         save_critic(folder, self.critic, None if args.save_only_model else self.optimizer, self.accelerator)
         if args.should_save:
             self.state.save(folder)
+        self._pending.discard("should_save")
+        return True
 
     def begin(self, checkpoint: str | Path | None) -> None:
         """
@@ -223,7 +281,7 @@ class RolloutCheckpoints(TrainerCallback):
             ValueError: If the folder is not a checkpoint of this trainer, or its run had another number of steps per
                 rollout.
         """
-        self._is_delayed, self.state.bad_in_a_row = False, 0
+        self._pending, self._is_within_step, self.state.bad_in_a_row = set(), False, 0
         if checkpoint is not None:
             self.state.restore(checkpoint)
             load_critic(Path(checkpoint), self.critic, self.optimizer, self.accelerator)

@@ -7,21 +7,24 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import DataCollator, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from transformers.trainer_utils import TrainOutput
 from trl import GRPOTrainer
 
 from trl_rlp.data.sampling.shared_prefill import default_generation_config
+from trl_rlp.data.special_tokens import tokenize_texts
 from trl_rlp.data.token_prompts import TokenPrompt, add_prompts, decode_prompts, require_length
-from trl_rlp.data.turns import continue_final_message_ids, ends_with_assistant
+from trl_rlp.data.turns import continue_final_message_ids, drop_missing_keys, drop_prefill, ends_with_assistant
 from trl_rlp.rewards.reward_function import RewardFunction
 from trl_rlp.rewards.reward_sources import RewardSource, build_reward_functions, list_reward_sources
 from trl_rlp.rewards.standardization import standardize
-from trl_rlp.trainer.checkpoints import completed_steps, resolve_checkpoint
+from trl_rlp.trainer.checkpoints import no_extra_step, resolve_checkpoint
+from trl_rlp.trainer.hub_options import hub_options
 from trl_rlp.trainer.ppo.advantages import build_experience
 from trl_rlp.trainer.ppo.critic_optimizer import CriticOptimizer
 from trl_rlp.trainer.ppo.experience import Experience, MicroBatch, Rollout
@@ -36,9 +39,9 @@ from trl_rlp.trainer.ppo.ppo_setup import (
     init_value_model,
     max_prompt_length,
     prepare_policy,
-    prepare_reference,
     prepare_value_model,
     resolve_stop_tokens,
+    without_dropout,
 )
 from trl_rlp.trainer.ppo.prompt_order import RolloutSampler, get_data_seed, repeat_stream
 from trl_rlp.trainer.ppo.rollout_steps import RolloutScheduler, rollouts_to_steps
@@ -169,6 +172,7 @@ class PPOTrainer(GRPOTrainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             peft_config=peft_config,
+            value_peft_config=value_peft_config,
         )
         warn_of_collator(data_collator)
         if args.model_adapter_name is not None:
@@ -192,7 +196,9 @@ class PPOTrainer(GRPOTrainer):
             peft_config=peft_config,
         )
         self._set_stop_tokens()
-        self.ref_model = None if ref_model is None else prepare_reference(ref_model, args, self.accelerator)
+        if ref_model is not None:
+            ref_model = self.accelerator.prepare_model(ref_model, evaluation_mode=True)
+        self.ref_model = ref_model
         self._given_value_model, self._value_peft_config = value_model, value_peft_config
         self._add_critic()
         self._term_logs = {mode: TermLog((*ROLLOUT_METRICS, *LOSS_METRICS)) for mode in ("train", "eval")}
@@ -226,6 +232,8 @@ class PPOTrainer(GRPOTrainer):
             vocabulary_size=self._vocabulary_size,
             eos_token_ids=self._finish_token_ids,
             device=args.device,
+            chat_template_kwargs=args.chat_template_kwargs,
+            hub_options=hub_options(args),
         )
 
     def _set_stop_tokens(self) -> None:
@@ -306,6 +314,7 @@ class PPOTrainer(GRPOTrainer):
         self._checkpoints.begin(checkpoint)
         if self.args.standardize_rewards and not self._are_rewards_standardized:
             self._standardize_rewards()
+        self.value_model.train()  # loaded models are in evaluation mode, where gradient checkpointing has no effect
         self._rollout = None
         self._start_time, self._first_rollout = time.time(), self.ppo_state.rollouts
         # These must be the last callbacks. A later one could change gradients that the guard has checked, or request a
@@ -313,14 +322,10 @@ class PPOTrainer(GRPOTrainer):
         for callback in (self._critic_optimizer, self._checkpoints):
             self.remove_callback(callback)
             self.add_callback(callback)
-        prompts = self.train_dataset
-        is_complete = checkpoint is not None and completed_steps(checkpoint) >= self.args.max_steps
-        if is_complete and isinstance(prompts, IterableDataset):
-            self.train_dataset = prompts.take(0)  # with a stream, TRL's loop would take one more step
-        try:
+        self._checkpoints.jit_callback = self.pop_callback(JITCheckpointCallback) or self._checkpoints.jit_callback
+        models = (self.model, self.value_model) if self.args.disable_dropout else ()
+        with no_extra_step(self, checkpoint), without_dropout(*models):
             return super().train(checkpoint, trial, ignore_keys_for_eval)
-        finally:
-            self.train_dataset = prompts
 
     def _standardize_rewards(self) -> None:
         """Uses the initial policy. A resumed run loads its weights later, so it gets the same scale."""
@@ -334,6 +339,8 @@ class PPOTrainer(GRPOTrainer):
                 "temperature": self.args.temperature,
                 "max_new_tokens": self.args.max_completion_length,
                 "seed": self.args.seed,
+                "stop_token_ids": self.args.stop_token_ids,
+                "chat_template_kwargs": self.args.chat_template_kwargs,
             },
         )
         self._are_rewards_standardized = True
@@ -400,7 +407,10 @@ class PPOTrainer(GRPOTrainer):
         """Keeps the ids of token prompts. Continues the last message of a chat if it is the assistant's."""
         if isinstance(prompts[0], TokenPrompt):
             prompt_ids, images, fields = [prompt.ids for prompt in prompts], None, {}
+        elif isinstance(prompts[0], str):
+            prompt_ids, images, fields = tokenize_texts(self.processing_class, prompts), None, {}
         else:
+            prompts = [drop_missing_keys(prompt) for prompt in prompts]
             prompt_ids, images, fields = super()._tokenize_prompts(prompts)
             prompt_ids = [
                 self._continue_final_message(prompt) if ends_with_assistant(prompt) else ids
@@ -425,6 +435,8 @@ class PPOTrainer(GRPOTrainer):
 
     def _calculate_rewards(self, inputs: list, prompts: list, completions: list, completion_ids: list) -> torch.Tensor:
         """Stores the scores of this process. GRPO would only compute its own advantages from them."""
+        if getattr(self.processing_class, "response_template", None) is not None:  # new in transformers 5.13
+            completions = [drop_prefill(*turns) for turns in zip(prompts, completions, strict=True)]
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids)  # (all, functions)
         local = rewards[self.accelerator.process_index * len(prompts) :][: len(prompts)]  # (batch, functions)
         self._scores = (local * self.reward_weights.to(local.device)).nansum(dim=1)  # (batch,)
@@ -509,11 +521,9 @@ class PPOTrainer(GRPOTrainer):
         table.extend(means[-table.maxlen :])
 
     def _save_checkpoint(self, model: nn.Module, trial: Any | None) -> None:
-        """Writes PPO's part first, because TRL deletes older checkpoints as soon as its own part is written."""
-        if self._checkpoints.must_wait(self.args, self.state):
-            return  # requested after the callbacks, as `save_strategy="best"` does
-        self._checkpoints.save(self.args, self.state)
-        super()._save_checkpoint(model, trial)
+        """Writes PPO's part first, because TRL's part marks a checkpoint as complete and deletes older ones."""
+        if self._checkpoints.save(self.args, self.state):
+            super()._save_checkpoint(model, trial)
 
     @torch.no_grad()
     def generate_completions(self, sampling: bool = False) -> None:

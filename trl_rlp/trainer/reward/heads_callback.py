@@ -66,17 +66,20 @@ class HeadsCallback(TrainerCallback):
             self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def on_save(self, args: RLPRewardConfig, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        """Saves the heads and their optimizer in the checkpoint that the trainer has just written."""
-        if not args.should_save or args.save_only_model:
-            return
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+    def save(self, checkpoint: Path) -> None:
+        """
+        Saves the heads and their optimizer in a checkpoint.
+
+        Args:
+            checkpoint (`Path`):
+                Folder of the checkpoint.
+        """
         contents = {
             "settings": self.settings,
             "heads": self.heads.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        torch.save(contents, folder / HEADS_FILE)
+        torch.save(contents, checkpoint / HEADS_FILE)
 
     def load(self, checkpoint: str | Path) -> None:
         """
@@ -92,8 +95,8 @@ class HeadsCallback(TrainerCallback):
         path = Path(checkpoint) / HEADS_FILE
         if not path.is_file():
             raise ValueError(
-                f"`resume_from_checkpoint`={str(checkpoint)!r} contains no {HEADS_FILE}, so it was not written by a "
-                "run with this `method`. To start from its weights, pass the folder as `model`."
+                f"`resume_from_checkpoint`={str(checkpoint)!r} contains no {HEADS_FILE}, so it was written with "
+                "another `method` or with `save_only_model`. To start from its weights, pass the folder as `model`."
             )
         contents = torch.load(path, map_location="cpu", weights_only=True)
         if contents["settings"] != self.settings:
