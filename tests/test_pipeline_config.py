@@ -75,7 +75,30 @@ def test_every_field_has_its_help():
 def test_numbers_that_yaml_reads_as_text_are_numbers():
     settings = RLPConfig("run", "sft", reward_args={"learning_rate": "1e-5"}, policy_args={"learning_rate": "3e-6"})
     assert settings.reward_args["learning_rate"] == 1e-5 and settings.policy_args["learning_rate"] == 3e-6
-    with pytest.raises(ValueError, match="`reward_args` sets `learning_rate`='fast', which must be a number"):
+    with pytest.raises(ValueError, match="`reward_args.learning_rate` must be a number, got 'fast'"):
         RLPConfig("run", "sft", reward_args={"learning_rate": "fast"})
     with pytest.raises(ValueError, match="`seed` must be at least 0, got -1"):
         RLPConfig("run", "sft", seed=-1)
+
+
+def test_sampling_has_the_prompt_and_stop_of_the_policys_training():
+    plain = RLPConfig("run", "sft").sampling()
+    assert {"chat_template_kwargs", "stop_token_ids"} & plain.keys() == set()
+    kwargs = {"enable_thinking": False}
+    config = RLPConfig("run", "sft", policy_args={"chat_template_kwargs": kwargs, "stop_token_id": 7})
+    prompt_and_stop = {"chat_template_kwargs": kwargs, "stop_token_ids": [7]}
+    assert config.sampling() == {**plain, **prompt_and_stop}
+    assert config.refinement_settings().sampling == {**plain, **prompt_and_stop, "temperature": 1.0}
+    assert RLPConfig("run", "sft", method="uml", policy_args={"stop_token": None}).sampling()["stop_token_ids"] == []
+
+
+@pytest.mark.parametrize("policy_trainer", ["ppo", "rloo", "grpo"])
+def test_the_policy_is_trained_on_completions_of_the_sampled_length(policy_trainer):
+    def read_length(**policy_args):
+        config = RLPConfig("run", "sft", policy_trainer=policy_trainer, max_new_tokens=40, policy_args=policy_args)
+        return config.policy_arguments()["args"]
+
+    assert read_length() == {"max_completion_length": 40}
+    assert read_length(max_completion_length=5) == {"max_completion_length": 5}
+    if policy_trainer == "ppo":
+        assert read_length(response_length=5) == {"response_length": 5}

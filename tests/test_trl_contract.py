@@ -7,7 +7,8 @@ import pytest
 import torch
 import transformers
 from accelerate import Accelerator
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerState
+from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, RewardConfig, RewardTrainer, RLOOConfig, RLOOTrainer, TrlParser
@@ -21,9 +22,17 @@ from trl_rlp.trainer.ppo.ppo_trainer import PPOTrainer
 from trl_rlp.trainer.reward.rlp_reward_trainer import RLPRewardTrainer
 
 
-OVERRIDDEN = {"__init__", "compute_loss", "log", "train"}
+OVERRIDDEN = {
+    "__init__",
+    "_init_training_state",
+    "_prepare_dataset",
+    "_save_checkpoint",
+    "compute_loss",
+    "log",
+    "train",
+}
 CLASS_ATTRIBUTES = {"_tag_names", "_name", "_paper"}
-OWN_METHODS = {"_warn_about_score_head", "_add_terms"}
+OWN_METHODS = {"_warn_about_score_head", "_add_terms", "_connect_collator"}
 PPO_OVERRIDDEN = {
     "__init__": ["self", "model", "reward_funcs", "args", "train_dataset", "eval_dataset", "processing_class"],
     "_get_train_sampler": ["self", "dataset"],
@@ -79,7 +88,7 @@ def test_the_reward_trainer_has_these_arguments():
     assert ours[: len(theirs)] == theirs
 
 
-@pytest.mark.parametrize("name", ["compute_loss", "log", "train"])
+@pytest.mark.parametrize("name", ["_init_training_state", "_save_checkpoint", "compute_loss", "log", "train"])
 def test_overridden_methods_have_the_same_signature(name):
     assert parameters(vars(RLPRewardTrainer)[name]) == parameters(inspect.getattr_static(RewardTrainer, name))
 
@@ -157,6 +166,37 @@ def test_the_order_of_events_around_an_optimizer_step(tmp_path):
     saves = [("save", 2, True), ("save", 4, True)]
     assert events == [("epoch", 0), *steps[:2], saves[0], ("epoch", 1), *steps[2:], saves[1]]
     assert get_last_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-4")
+
+
+def test_the_state_of_the_trainer_is_the_last_file_of_a_checkpoint(tmp_path, monkeypatch):
+    """We find complete checkpoints by it. Those without random states were written with `save_only_model`."""
+    before, files = [], []
+    monkeypatch.setattr(TrainerState, "save_to_json", lambda self, path: before.append(path))
+    settings = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    for name, save_only_model in (("whole", False), ("model", True)):
+        trl_trainer(tmp_path / name, save_only_model=save_only_model, **settings).train()
+        folder = tmp_path / name / "checkpoint-1"
+        files.append({path.name for path in folder.iterdir()})
+        assert before.pop() == str(folder / "trainer_state.json")
+    assert {"optimizer.pt", "scheduler.pt", "rng_state.pth"} == files[0] - files[1]
+
+
+def test_the_plan_of_the_loop_begins_with_the_epochs_and_ends_with_the_steps(tmp_path):
+    """The loop starts with epoch `global_step // steps_per_epoch`, and ends before the first value of the plan."""
+    trainer = trl_trainer(tmp_path, max_steps=6)
+    epochs, steps_per_epoch, *_, max_steps = trainer.set_initial_training_values(
+        trainer.args, trainer.get_train_dataloader()
+    )
+    assert (epochs, steps_per_epoch, max_steps) == (2, 4, 6)
+    assert "set_initial_training_values(args, train_dataloader" in inspect.getsource(Trainer._inner_training_loop)
+
+
+def test_sigterm_sets_a_flag_of_the_callback_that_writes_jit_checkpoints(tmp_path):
+    trainer = trl_trainer(tmp_path, enable_jit_checkpoint=True)
+    callback = trainer.pop_callback(JITCheckpointCallback)
+    assert callback.jit_manager.is_checkpoint_requested is False and callback.jit_manager.kill_wait == 3
+    assert trainer.pop_callback(JITCheckpointCallback) is None
+    callback.on_train_end(trainer.args, trainer.state, trainer.control)  # restores the handler of SIGTERM
 
 
 def test_names_on_the_trainer_that_we_read(tmp_path):

@@ -8,9 +8,12 @@ from typing import Any, NamedTuple
 from datasets import Dataset
 
 from trl_rlp.data.groups.equivalence import Equivalence, require_equivalence
+from trl_rlp.data.groups.instruction import list_instruction_columns, require_instructions
 from trl_rlp.data.preferences.holdout import hold_out
+from trl_rlp.data.special_tokens import require_plain_prompts
+from trl_rlp.data.template_options import require_no_template_columns
 from trl_rlp.data.turns import require_no_assistant_prefill
-from trl_rlp.data.validation import require_answers, require_columns, require_prompts
+from trl_rlp.data.validation import remove_format, require_answers, require_columns, require_prompts
 from trl_rlp.evaluation.gate_report import RewardModelRegression
 from trl_rlp.pipeline_config import RefinementSettings, RLPConfig
 from trl_rlp.stages.evaluation import evaluate_policies
@@ -19,7 +22,7 @@ from trl_rlp.stages.policy import train_policy
 from trl_rlp.stages.preferences import make_synthetic_preferences
 from trl_rlp.stages.reward_model import train_reward_model
 from trl_rlp.stages.samples import group_samples, sample_policy
-from trl_rlp.storage.artifacts import load_data, require_causal_lm
+from trl_rlp.storage.artifacts import load_data, load_tokenizer, require_causal_lm
 from trl_rlp.storage.fingerprints import value_fingerprint
 from trl_rlp.storage.run_folder import RunFolder
 
@@ -96,6 +99,9 @@ def run_rlp(
     Reference:
         Algorithm 1 of [Lang et al. 2024](https://arxiv.org/abs/2403.19279).
     """
+    preference_dataset, prompt_dataset = remove_format(preference_dataset), remove_format(prompt_dataset)
+    eval_preference_dataset = remove_format(eval_preference_dataset)
+    eval_prompt_dataset = remove_format(eval_prompt_dataset)
     run = _open_run_folder(
         config, equivalence, preference_dataset, prompt_dataset, eval_preference_dataset, eval_prompt_dataset
     )
@@ -212,7 +218,12 @@ def refine_reward_model(
     """
     # Sample: n completions of the policy for each prompt.
     samples = run.stage(
-        "policy_samples", sample_policy, policy=policy, prompt_dataset=prompt_dataset, sampling=settings.sampling
+        "policy_samples",
+        sample_policy,
+        policy=policy,
+        prompt_dataset=prompt_dataset,
+        sampling=settings.sampling,
+        columns=list_instruction_columns(equivalence),
     )
 
     # Group: completions of a prompt that mean the same.
@@ -327,6 +338,7 @@ def _check_arguments(
     require_columns(preference_dataset, ["chosen", "rejected"], "preference_dataset")
     require_prompts(prompt_dataset, "prompt_dataset")
     require_answers(prompt_dataset, "prompt_dataset")
+    require_no_template_columns(prompt_dataset, "prompt_dataset")
     if eval_preference_dataset is not None:
         require_columns(eval_preference_dataset, ["chosen", "rejected"], "eval_preference_dataset")
     if eval_prompt_dataset is not None:
@@ -334,8 +346,10 @@ def _check_arguments(
         require_answers(eval_prompt_dataset, "eval_prompt_dataset")
     if config.policy_trainer != "ppo":
         require_no_assistant_prefill(prompt_dataset["prompt"], config.policy_trainer)
+        require_plain_prompts(prompt_dataset["prompt"], load_tokenizer(config.sft_model), config.policy_trainer)
     if equivalence is not None:
         require_equivalence(equivalence)
+        require_instructions(prompt_dataset, equivalence, "prompt_dataset")
     elif config.reward_config().needs_groups:
         raise ValueError(
             f"`equivalence` is None, but `method`={config.method!r} groups completions by meaning. Pass for example "

@@ -1,15 +1,19 @@
 """Settings of Algorithm 1."""
 
-import difflib
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig
 
+from trl_rlp.data.sampling_settings import require_shared_ends, require_stop
 from trl_rlp.evaluation.gate_report import ON_REGRESSION
 from trl_rlp.stages.policy import POLICY_TRAINERS
-from trl_rlp.trainer.mappings import parse_mapping, parse_numbers
+from trl_rlp.storage.paths import expand_fields
+from trl_rlp.trainer.field_values import convert_fields
+from trl_rlp.trainer.mappings import parse_fields, parse_mapping, require_no_evaluation
 from trl_rlp.trainer.precision import supported_precision
 from trl_rlp.trainer.reward.methods import FIELDS, METHODS
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
@@ -75,7 +79,8 @@ class RLPConfig:
         evaluation_temperature (`float`, *optional*, defaults to `0.7`):
             Sampling temperature of the evaluation, above 0.
         max_new_tokens (`int`, *optional*, defaults to `300`):
-            Maximum length of a completion, in tokens. The default is AlpacaFarm's.
+            Maximum length of a completion, in tokens, in sampling and in training. `policy_args` may set another
+            length for training. The default is AlpacaFarm's.
         tokens_per_batch (`int`, *optional*, defaults to `8192`):
             Maximum number of tokens in a sampling batch, prompts and completions together.
         heldout_share (`float`, *optional*, defaults to `0.05`):
@@ -146,7 +151,13 @@ class RLPConfig:
         default=0.7, metadata={"help": "Sampling temperature of the evaluation, above 0."}
     )
     max_new_tokens: int = field(
-        default=300, metadata={"help": "Maximum length of a completion, in tokens. The default is AlpacaFarm's."}
+        default=300,
+        metadata={
+            "help": (
+                "Maximum length of a completion, in tokens, in sampling and in training. `policy_args` may set "
+                "another length for training. The default is AlpacaFarm's."
+            )
+        },
     )
     tokens_per_batch: int = field(
         default=8192,
@@ -226,11 +237,12 @@ class RLPConfig:
             value = getattr(self, name)
             if not isinstance(value, str | Path | None):
                 raise TypeError(f"`{name}` must be text, got `{type(value).__name__}`. Pass a folder or a Hub name.")
-            setattr(self, name, value if value is None else str(value))
-        for name in ("reward_args", "policy_args"):
-            setattr(self, name, parse_mapping(name, getattr(self, name)) or {})
-        for name in ("reward_peft", "policy_peft"):
+        expand_fields(self)
+        for name, value in convert_fields(vars(self), type(self)).items():
+            setattr(self, name, value)
+        for name in ("reward_args", "policy_args", "reward_peft", "policy_peft"):
             setattr(self, name, parse_mapping(name, getattr(self, name)))
+        self.reward_args, self.policy_args = self.reward_args or {}, self.policy_args or {}
         self._check_names()
         self._check_ranges()
         self._check_mappings()
@@ -271,15 +283,25 @@ class RLPConfig:
             ("reward_peft", LoraConfig),
             ("policy_peft", LoraConfig),
         ):
-            known = {entry.name for entry in fields(config_class) if entry.init}
-            unknown = sorted((getattr(self, name) or {}).keys() - known)
-            if unknown:
-                hint = _suggest_field(unknown[0], known)
-                raise ValueError(f"`{name}` has {unknown}, which {config_class.__name__} does not have.{hint}")
-            if getattr(self, name):
-                setattr(self, name, parse_numbers(name, getattr(self, name), config_class))
-        self.reward_config()
-        policy_config(output_dir=self.output_dir, **supported_precision(self.policy_args))
+            taken = sorted(key for key in getattr(self, name) or {} if key.startswith("rlp_"))
+            if taken:
+                raise ValueError(
+                    f"`{name}` has {taken}, which {config_class.__name__} does not have. Set `method` and the other "
+                    "fields of RLPConfig instead."
+                )
+            setattr(self, name, parse_fields(name, getattr(self, name), config_class))
+            require_no_evaluation(name, getattr(self, name) or {})
+        with _named("reward_args"):
+            RLPRewardConfig(output_dir=self.output_dir, **self.first_reward_args())
+            self.reward_config()
+        with _named("policy_args"):
+            config = policy_config(output_dir=self.output_dir, **supported_precision(self.policy_args))
+            require_shared_ends(config.generation_kwargs, "`run_rlp`")
+            if METHODS[self.method].synthetic:
+                require_stop(self._prompt_and_stop().get("stop_token_ids"))
+        for name in ("reward", "policy"):
+            with _named(f"{name}_peft"):
+                self.lora(name)
 
     def first_reward_args(self) -> dict[str, Any]:
         """
@@ -310,7 +332,7 @@ class RLPConfig:
         """
         return {
             "sft_model": self.sft_model,
-            "args": self.policy_args,
+            "args": self._add_completion_length(self.policy_args),
             "policy_trainer": self.policy_trainer,
             "peft_config": self.lora("policy"),
             "max_length": self.reward_config().max_length,
@@ -350,8 +372,27 @@ class RLPConfig:
             "max_new_tokens": self.max_new_tokens,
             "tokens_per_batch": self.tokens_per_batch,
             "seed": self.seed,
+            **self._prompt_and_stop(),
             **overrides,
         }
+
+    def _add_completion_length(self, policy_args: dict[str, Any]) -> dict[str, Any]:
+        """Trains on completions of the same length as those that are sampled, unless the mapping sets a length."""
+        if {"max_completion_length", "response_length"} & policy_args.keys():
+            return policy_args
+        return {**policy_args, "max_completion_length": self.max_new_tokens}
+
+    def _prompt_and_stop(self) -> dict[str, Any]:
+        """Collects what the policy's trainer changes about prompts and their completions, for sampling."""
+        settings: dict[str, Any] = {}
+        kwargs = parse_mapping("chat_template_kwargs", self.policy_args.get("chat_template_kwargs"))
+        if kwargs:
+            settings["chat_template_kwargs"] = kwargs
+        if self.policy_args.get("stop_token_id") is not None:
+            settings["stop_token_ids"] = [self.policy_args["stop_token_id"]]
+        elif self.policy_args.get("stop_token", "eos") is None:
+            settings["stop_token_ids"] = []
+        return settings
 
     def lora(self, name: str) -> LoraConfig | None:
         """
@@ -373,9 +414,11 @@ class RLPConfig:
         return LoraConfig(**{"task_type": "SEQ_CLS", "modules_to_save": ["score"], **settings})
 
 
-def _suggest_field(name: str, known: set[str]) -> str:
-    """Suggests what was meant by an unknown field of a mapping."""
-    if name.startswith("rlp_"):
-        return " Set `method` and the other fields of RLPConfig instead."
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" Did you mean `{close[0]}`?" if close else ""
+@contextmanager
+def _named(mapping: str) -> Iterator[None]:
+    """Adds the name of a mapping to the errors of the configuration that is built from it."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"`{mapping}`: {error}") from error

@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification
 
 from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
-from trl_rlp.storage.artifacts import load_policy, load_reward_model
+from trl_rlp.storage.artifacts import load_policy, load_reward_model, load_tokenizer
 
 
 IDS = torch.tensor([[5, 6, 7, 1]])
@@ -53,3 +53,10 @@ def test_a_reward_model_is_loaded_as_a_reward_model_only(folders, name):
 def test_a_classifier_with_two_labels_is_refused(folders):
     with pytest.raises(ValueError, match="two labels' is not a reward model with one label"):
         load_reward_model(folders[0] / "two labels")
+
+
+def test_a_tokenizer_is_loaded_from_the_folder_of_its_model(folders):
+    root, _ = folders
+    assert load_tokenizer(root / "policy").get_vocab() == tiny_tokenizer().get_vocab()
+    with pytest.raises(OSError, match="No model could be loaded from"):
+        load_tokenizer(root / "nothing")

@@ -9,6 +9,7 @@ from trl_rlp.trainer.score_head import (
     add_score_head,
     capture_score_inputs,
     find_score_layers,
+    get_linear_layer,
     has_frozen_score_head,
     select_scored_states,
 )
@@ -52,10 +53,21 @@ def test_the_score_is_a_linear_function_of_the_selected_state(build):
     with capture_score_inputs(layers) as captured, torch.no_grad():
         logits = model(input_ids=input_ids, attention_mask=(input_ids != 0).long()).logits
     hidden = select_scored_states(captured[-1], input_ids, pad_token_id=0)
-    layer = layers[0]
+    layer = get_linear_layer(layers[0])
     expected = hidden @ layer.weight.T + (0 if layer.bias is None else layer.bias)
     assert hidden.shape == (3, 16)
     assert torch.allclose(logits, expected, atol=1e-6)
+
+
+def test_an_adapter_around_the_score_layer_is_found_and_its_own_layers_are_not():
+    """An adapter of rank 1 also has layers with one output. If the head is copied, layer and copy are found."""
+    config = LoraConfig(r=1, target_modules=["score"])
+    model = get_peft_model(tiny_reward_model(tiny_tokenizer()), config).get_base_model()
+    assert find_score_layers(model) == [model.score]
+    assert get_linear_layer(model.score) is model.score.base_layer
+    config = LoraConfig(r=1, target_modules=["q_proj"], modules_to_save=["score"])
+    model = get_peft_model(tiny_reward_model(tiny_tokenizer()), config).get_base_model()
+    assert find_score_layers(model) == [model.score.original_module, model.score.modules_to_save["default"]]
 
 
 def test_the_hook_is_removed_after_the_pass():

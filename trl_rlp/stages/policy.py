@@ -6,15 +6,19 @@ from typing import Any
 
 from datasets import Dataset
 from peft import LoraConfig
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from trl_rlp.data.sampling.in_process import get_eos_token_ids
+from trl_rlp.data.token_prompts import PASSED_NAMES
 from trl_rlp.rewards.reward_function import RewardFunction
 from trl_rlp.rewards.reward_sources import shares_token_ids
 from trl_rlp.rewards.standardization import standardize
 from trl_rlp.storage.artifacts import load_policy, load_reward_model
+from trl_rlp.storage.paths import expand_path
 from trl_rlp.storage.run_folder import CHECKPOINTS
 from trl_rlp.trainer.checkpoints import train_to_end
+from trl_rlp.trainer.hub_options import hub_options
 from trl_rlp.trainer.ppo.ppo_config import PPOConfig
 from trl_rlp.trainer.ppo.ppo_trainer import PPOTrainer
 from trl_rlp.trainer.precision import supported_precision
@@ -74,29 +78,40 @@ def train_policy(
         raise ValueError(f"`policy_trainer` must be one of {sorted(POLICY_TRAINERS)}, got {policy_trainer!r}.")
     trainer_class, config_class = POLICY_TRAINERS[policy_trainer]
     config = config_class(**supported_precision(args), output_dir=str(folder / CHECKPOINTS))
-    model, reward_processing_class = load_reward_model(reward_model)
-    policy, processing_class = load_policy(sft_model)
+    model, reward_processing_class = load_reward_model(reward_model, trust_remote_code=config.trust_remote_code)
+    policy, processing_class = load_policy(sft_model, **hub_options(config))
     vocabulary_size = policy.get_input_embeddings().weight.shape[0]
     reward = RewardFunction(
         model,
         reward_processing_class,
-        get_eos_token_ids(policy, processing_class),
+        _find_finish_tokens(config, policy, processing_class),
         reads_policy_tokens=shares_token_ids(reward_processing_class, processing_class, vocabulary_size),
         max_length=max_length,
         require_finite=policy_trainer != "ppo",
+        chat_template_kwargs=config.chat_template_kwargs,
     )
     if standardize_with is not None:
         standardize([reward], policy, processing_class, prompt_dataset, standardize_with)
     trainer = trainer_class(
-        model=str(sft_model),
+        model=expand_path(sft_model),
         reward_funcs=reward,
         args=config,
-        train_dataset=prompt_dataset,
+        train_dataset=prompt_dataset.remove_columns(
+            [name for name in PASSED_NAMES if name in prompt_dataset.column_names]
+        ),
         processing_class=processing_class,
         peft_config=peft_config,
         **_value_adapter(policy_trainer, peft_config),
     )
     return train_to_end(trainer, folder)
+
+
+def _find_finish_tokens(
+    config: PPOConfig | RLOOConfig | GRPOConfig, policy: PreTrainedModel, processing_class: PreTrainedTokenizerBase
+) -> list[int]:
+    """Returns the tokens that finish a completion, the same ones as in the trainer."""
+    stop_token_ids = config.stop_token_ids if isinstance(config, PPOConfig) else None
+    return stop_token_ids or get_eos_token_ids(policy, processing_class)
 
 
 def _value_adapter(policy_trainer: str, peft_config: LoraConfig | None) -> dict[str, Any]:

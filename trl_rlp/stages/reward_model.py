@@ -1,5 +1,6 @@
 """Steps 2 and 4 of Algorithm 1: trains a reward model and saves it as a plain model."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,7 @@ def build_reward_trainer(
         base_model (`str` or `Path`):
             Folder or Hub name of the SFT model.
         config ([`RLPRewardConfig`]):
-            Configuration of the run. `model_init_kwargs` are the options for loading the model. They are set to `None`
-            afterwards, because TRL accepts them only with the name of a model.
+            Configuration of the run. `model_init_kwargs` and `trust_remote_code` are options for loading the model.
         preference_dataset ([`~datasets.Dataset`]):
             Human preferences D in TRL's preference format.
         arguments:
@@ -33,10 +33,12 @@ def build_reward_trainer(
     Returns:
         [`RLPRewardTrainer`]: The trainer.
     """
-    model, processing_class = init_reward_model(base_model, config.seed, config.model_init_kwargs)
-    config.model_init_kwargs = None
+    options = {"trust_remote_code": config.trust_remote_code, **(config.model_init_kwargs or {})}
+    model, processing_class = init_reward_model(base_model, config.seed, options)
+    args = copy.copy(config)
+    args.model_init_kwargs = None  # TRL accepts them only with the name of a model
     return RLPRewardTrainer(
-        model=model, args=config, train_dataset=preference_dataset, processing_class=processing_class, **arguments
+        model=model, args=args, train_dataset=preference_dataset, processing_class=processing_class, **arguments
     )
 
 

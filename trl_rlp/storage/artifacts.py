@@ -18,6 +18,9 @@ from transformers import (
 )
 from transformers.utils import find_adapter_config_file
 
+from trl_rlp.storage.adapters import find_adapter, load_merged_model
+from trl_rlp.storage.json_files import name_failed_write
+from trl_rlp.storage.paths import expand_path
 from trl_rlp.storage.processes import process_state
 
 
@@ -44,7 +47,7 @@ def load_complete_model(auto_class: type, path: str | Path, kind: str, **options
         auto_class (`type`):
             Auto class of transformers.
         path (`str` or `Path`):
-            Folder or Hub name of a model, or of an adapter for one.
+            Folder or Hub name of a model, or of an adapter for one, which is merged.
         kind (`str`):
             Description of the model for the error message, for example "a causal LM".
         options:
@@ -57,22 +60,31 @@ def load_complete_model(auto_class: type, path: str | Path, kind: str, **options
         OSError: If there is no model with this name.
         ValueError: If it is another kind of model.
     """
+    path = expand_path(path)
     with explain_missing_model(path):
-        adapter = PeftConfig.from_pretrained(path) if find_adapter_config_file(str(path)) else None
+        adapter = find_adapter(path, options.get("revision"))
+        options = {"dtype": "auto", **options}
+        differences = [] if adapter is None else _find_adapter_differences(auto_class, adapter)
         try:
-            model, report = auto_class.from_pretrained(path, output_loading_info=True, **{"dtype": "auto", **options})
+            if adapter is None:
+                model, report = auto_class.from_pretrained(path, output_loading_info=True, **options)
+                unexpected = [key for key in report["unexpected_keys"] if key.startswith("score.")]
+                differences = [*report["missing_keys"], *unexpected]
+            elif not differences:
+                model = load_merged_model(auto_class, path, adapter, **options)
         except RuntimeError as error:  # the shapes of the weights differ
             raise ValueError(f"'{path}' is not {kind} ({' '.join(str(error).split())[:120]}). Pass one.") from error
-    differences = [*report["missing_keys"], *(key for key in report["unexpected_keys"] if key.startswith("score."))]
-    if adapter is not None:  # the report says nothing about adapters
-        has_score_head = adapter.task_type == "SEQ_CLS" or "score" in (adapter.modules_to_save or [])
-        is_right_kind = has_score_head == (auto_class is AutoModelForSequenceClassification)
-        differences = [] if is_right_kind else [f"adapter of {adapter.task_type}"]
     if differences:
         raise ValueError(
             f"'{path}' is not {kind}. The first difference is {min(differences)!r}. Pass the folder or name of one."
         )
     return model.eval()
+
+
+def _find_adapter_differences(auto_class: type, adapter: PeftConfig) -> list[str]:
+    has_score_head = adapter.task_type == "SEQ_CLS" or "score" in (adapter.modules_to_save or [])
+    is_right_kind = has_score_head == (auto_class is AutoModelForSequenceClassification)
+    return [] if is_right_kind else [f"adapter of {adapter.task_type}"]
 
 
 def require_causal_lm(path: str | Path) -> None:
@@ -87,6 +99,7 @@ def require_causal_lm(path: str | Path) -> None:
         OSError: If there is no model with this name.
         ValueError: If it is a sequence classifier.
     """
+    path = expand_path(path)
     with explain_missing_model(path):
         if find_adapter_config_file(str(path)):
             return
@@ -95,18 +108,35 @@ def require_causal_lm(path: str | Path) -> None:
         raise ValueError(f"'{path}' is not {CAUSAL_LM}, but a `{architectures[0]}`. Pass the folder or name of one.")
 
 
-def _load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: str | Path, **hub_options: Any) -> PreTrainedTokenizerBase:
+    """
+    Loads the tokenizer of a model.
+
+    Args:
+        path (`str` or `Path`):
+            Folder or Hub name of the model.
+        hub_options:
+            `revision` and `trust_remote_code` of `from_pretrained`.
+
+    Returns:
+        [`~transformers.PreTrainedTokenizerBase`]: The tokenizer.
+
+    Raises:
+        OSError: If there is no tokenizer with this name.
+    """
     with explain_missing_model(path):
-        return AutoTokenizer.from_pretrained(path)
+        return AutoTokenizer.from_pretrained(expand_path(path), **hub_options)
 
 
-def load_policy(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_policy(path: str | Path, **hub_options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
     Loads a causal LM and its tokenizer to the device of this process.
 
     Args:
         path (`str` or `Path`):
             Folder or Hub name of a causal LM, or of an adapter for one.
+        hub_options:
+            `revision` and `trust_remote_code` of `from_pretrained`, for the model and its tokenizer.
 
     Returns:
         `tuple[PreTrainedModel, PreTrainedTokenizerBase]`: The model and its tokenizer. The model is in evaluation mode
@@ -116,17 +146,19 @@ def load_policy(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerB
         OSError: If there is no model with this name.
         ValueError: If it is another kind of model.
     """
-    model = load_complete_model(AutoModelForCausalLM, path, CAUSAL_LM)
-    return model.to(process_state().device), _load_tokenizer(path)
+    model = load_complete_model(AutoModelForCausalLM, path, CAUSAL_LM, **hub_options)
+    return model.to(process_state().device), load_tokenizer(path, **hub_options)
 
 
-def load_reward_model(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_reward_model(path: str | Path, **hub_options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
     Loads a trained reward model and its tokenizer to the device of this process.
 
     Args:
         path (`str` or `Path`):
             Folder or Hub name of a sequence classifier with one label, or of an adapter for one.
+        hub_options:
+            `revision` and `trust_remote_code` of `from_pretrained`, for the model and its tokenizer.
 
     Returns:
         `tuple[PreTrainedModel, PreTrainedTokenizerBase]`: The model and its tokenizer. The model is in evaluation mode
@@ -137,17 +169,17 @@ def load_reward_model(path: str | Path) -> tuple[PreTrainedModel, PreTrainedToke
         ValueError: If it is another kind of model.
     """
     model = load_complete_model(
-        AutoModelForSequenceClassification, path, "a reward model with one label", num_labels=1
+        AutoModelForSequenceClassification, path, "a reward model with one label", num_labels=1, **hub_options
     )
-    return model.to(process_state().device), _load_tokenizer(path)
+    return model.to(process_state().device), load_tokenizer(path, **hub_options)
 
 
-def save_model(folder: Path, model: PreTrainedModel, processing_class: PreTrainedTokenizerBase) -> None:
+def save_model(folder: str | Path, model: PreTrainedModel, processing_class: PreTrainedTokenizerBase) -> None:
     """
     Saves a model and its tokenizer. With several processes, only the main process writes.
 
     Args:
-        folder (`Path`):
+        folder (`str` or `Path`):
             Output folder.
         model ([`~transformers.PreTrainedModel`]):
             The model, not wrapped for distributed training.
@@ -155,8 +187,10 @@ def save_model(folder: Path, model: PreTrainedModel, processing_class: PreTraine
             Tokenizer of the model.
     """
     if process_state().is_main_process:
-        model.save_pretrained(folder)
-        processing_class.save_pretrained(folder)
+        folder = expand_path(folder)
+        with name_failed_write(folder):
+            model.save_pretrained(folder)
+            processing_class.save_pretrained(folder)
     process_state().wait_for_everyone()
 
 
@@ -170,25 +204,28 @@ def save_trained_model(trainer: Trainer, folder: Path) -> None:
         folder (`Path`):
             Output folder.
     """
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     if isinstance(model, PeftModel):
         trainer.model = model.merge_and_unload()
         trainer.model_wrapped = trainer.model
-    trainer.save_model(str(folder))
+    with name_failed_write(folder):
+        trainer.save_model(str(folder))
 
 
-def save_data(rows: Dataset, folder: Path) -> None:
+def save_data(rows: Dataset, folder: str | Path) -> None:
     """
     Saves the dataset of a stage. With several processes, only the main process writes.
 
     Args:
         rows ([`~datasets.Dataset`]):
             Result of the stage.
-        folder (`Path`):
+        folder (`str` or `Path`):
             Folder of the stage.
     """
     if process_state().is_main_process:
-        rows.save_to_disk(str(folder / DATA))
+        data = Path(expand_path(folder)) / DATA
+        with name_failed_write(data):
+            rows.save_to_disk(str(data))
     process_state().wait_for_everyone()
 
 
@@ -206,7 +243,7 @@ def load_data(folder: str | Path) -> Dataset:
     Raises:
         FileNotFoundError: If the folder is not that of a finished stage with a dataset.
     """
-    data = Path(folder) / DATA
+    data = Path(expand_path(folder)) / DATA
     if not data.is_dir():
         raise FileNotFoundError(
             f"'{folder}' has no subfolder `{DATA}`, so it is not a finished stage. Pass the folder of a stage, for "

@@ -6,8 +6,9 @@ from contextlib import contextmanager
 
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import is_peft_model
-from peft import PeftConfig, TaskType
+from accelerate.utils import extract_model_from_parallel
+from peft import PeftConfig, PeftModel, TaskType
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 
@@ -17,9 +18,9 @@ SCORE_HEADS = ("score", "classifier", "classification_head")
 """Attribute names of the score head in the sequence classifiers of transformers."""
 
 
-def find_score_layers(model: nn.Module) -> list[nn.Linear]:
+def find_score_layers(model: nn.Module) -> list[nn.Module]:
     """
-    Returns the linear layers that compute the score.
+    Returns the layers that compute the score. Each one is a linear layer, or the adapter layer around it.
 
     A PEFT model can have two of them: the frozen layer and its trained copy.
 
@@ -28,7 +29,8 @@ def find_score_layers(model: nn.Module) -> list[nn.Linear]:
             A sequence classifier with one label, plain or inside a PEFT model.
 
     Returns:
-        `list[nn.Linear]`: Layers with the same input size. A forward pass runs one of them.
+        `list[nn.Module]`: Layers with the same input size. A forward pass runs one of them, and its output is the
+        score. [`get_linear_layer`] returns the linear layer inside an adapter layer.
 
     Raises:
         ValueError: If the model has no head with a known name and a single output.
@@ -36,7 +38,7 @@ def find_score_layers(model: nn.Module) -> list[nn.Linear]:
     layers = _find_score_layers_if_any(model)
     if layers:
         return layers
-    base = model.get_base_model() if is_peft_model(model) else model
+    base = _get_base_model(model)
     raise ValueError(
         f"`model` is a `{type(base).__name__}`, which has no linear score layer under one of the names {SCORE_HEADS}, "
         'so there is no hidden state to train on. Use a sequence classifier from transformers, or `method="spg"`.'
@@ -55,29 +57,52 @@ def has_frozen_score_head(model: nn.Module) -> bool:
         `bool`: `False` if the head is trained or cannot be found.
     """
     layers = _find_score_layers_if_any(model)
-    return bool(layers) and not any(layer.weight.requires_grad for layer in layers)
+    return bool(layers) and not any(get_linear_layer(layer).weight.requires_grad for layer in layers)
 
 
-def _find_score_layers_if_any(model: nn.Module) -> list[nn.Linear]:
+def get_linear_layer(layer: nn.Module) -> nn.Module:
+    """
+    Returns the linear layer inside a score layer.
+
+    Args:
+        layer (`nn.Module`):
+            A layer from [`find_score_layers`].
+
+    Returns:
+        `nn.Module`: The layer that an adapter layer adapts. Any other layer is returned unchanged.
+    """
+    return layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
+
+
+def _find_score_layers_if_any(model: nn.Module) -> list[nn.Module]:
     """Returns an empty list if the model has no head with a known name and a single output."""
-    base = model.get_base_model() if is_peft_model(model) else model
-    for name, head in base.named_children():
-        if name not in SCORE_HEADS:
-            continue
-        layers = [module for module in head.modules() if isinstance(module, nn.Linear) and module.out_features == 1]
-        # A LoRA layer holds the adapted layer first, then its own narrow layer, which also has a single output.
+    for name, head in _get_base_model(model).named_children():
+        layers = _list_score_layers(head) if name in SCORE_HEADS else []
         if layers:
-            return [layer for layer in layers if layer.in_features == layers[0].in_features]
+            return layers
     return []
 
 
+def _get_base_model(model: nn.Module) -> nn.Module:
+    model = extract_model_from_parallel(model, keep_torch_compile=False)
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def _list_score_layers(module: nn.Module) -> list[nn.Module]:
+    """Does not search the adapter's own layers, because a narrow adapter also has layers with a single output."""
+    layer = get_linear_layer(module)
+    if isinstance(layer, nn.Linear):
+        return [module] if layer.out_features == 1 else []
+    return [found for child in layer.children() for found in _list_score_layers(child)]
+
+
 @contextmanager
-def capture_score_inputs(layers: list[nn.Linear]) -> Iterator[list[torch.Tensor]]:
+def capture_score_inputs(layers: list[nn.Module]) -> Iterator[list[torch.Tensor]]:
     """
     Records the input of the score layer. The hidden states of other layers are not kept.
 
     Args:
-        layers (`list[nn.Linear]`):
+        layers (`list[nn.Module]`):
             Layers from [`find_score_layers`].
 
     Yields:

@@ -1,7 +1,7 @@
 """Arguments of the PPO trainer that do not fit are refused before any work."""
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from peft import PromptTuningConfig
 from trl import GRPOConfig
 
@@ -81,6 +81,15 @@ def test_dataset_of_another_type_is_named(tmp_path, argument):
     arguments = {"data": rows} if argument == "train_dataset" else {"eval_dataset": rows}
     with pytest.raises(TypeError, match=f"`{argument}` must be a `Dataset` or an `IterableDataset`, got `list`"):
         ppo_trainer(tmp_path, **arguments)
+
+
+def test_splits_instead_of_prompts_are_named(tmp_path):
+    splits = DatasetDict(train=prompts(), test=prompts())
+    with pytest.raises(
+        TypeError, match=r"`train_dataset` is a `DatasetDict` .*\['train', 'test'\].*train_dataset\['train'\]"
+    ):
+        ppo_trainer(tmp_path, data=splits)
+    ppo_trainer(tmp_path, eval_dataset=splits)
 
 
 def test_function_as_reward_model_is_named(tmp_path):

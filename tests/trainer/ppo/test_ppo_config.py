@@ -110,6 +110,12 @@ def test_stop_token_id_replaces_eos(tmp_path):
     assert ppo_config(tmp_path, stop_token_id=7).stop_token is None
 
 
+def test_the_stop_tokens_of_sampling_are_those_of_the_configuration(tmp_path):
+    assert ppo_config(tmp_path).stop_token_ids is None
+    assert ppo_config(tmp_path, stop_token_id=7).stop_token_ids == [7]
+    assert ppo_config(tmp_path, stop_token=None).stop_token_ids == []
+
+
 def test_bf16_is_off_on_a_cpu(tmp_path):
     settings = {name: value for name, value in SETTINGS.items() if name != "bf16"}
     assert PPOConfig(str(tmp_path), **settings).bf16 is False

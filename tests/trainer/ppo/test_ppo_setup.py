@@ -1,15 +1,55 @@
 """Setup of a PPO run: value model, reference policy and dropout."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 
-from tests.ppo_runs import ppo_trainer, weights
-from tests.tiny_models import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
+from tests.ppo_runs import ppo_config, ppo_trainer, prompts, weights
+from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
+from trl_rlp.storage.artifacts import load_reward_model
 from trl_rlp.trainer.ppo.ppo_setup import init_value_model
+from trl_rlp.trainer.ppo.ppo_trainer import PPOTrainer
 
 
 TOKENIZER = tiny_tokenizer()
+
+
+# What is loaded by name
+
+
+def test_revision_and_trust_reach_everything_that_is_loaded_by_name(tmp_path, monkeypatch):
+    """The policy's own arguments select its tokenizer and the reward models, as in TRL."""
+    policy = save(tiny_causal_lm(TOKENIZER), TOKENIZER, tmp_path / "policy")
+    reward_model = save(tiny_reward_model(TOKENIZER, seed=3), TOKENIZER, tmp_path / "reward")
+    asked = []
+    for auto_class in (AutoTokenizer, AutoModelForCausalLM, AutoModelForSequenceClassification):
+        load = auto_class.from_pretrained.__func__
+
+        def record(cls, path, *args, load=load, **options):
+            asked.append((cls.__name__, Path(path).name, options.pop("revision", None), options["trust_remote_code"]))
+            return load(cls, path, *args, **options)
+
+        monkeypatch.setattr(auto_class, "from_pretrained", classmethod(record))
+    settings = {"trust_remote_code": True, "model_init_kwargs": {"revision": "v1"}}
+    PPOTrainer(
+        ppo_config(tmp_path / "ppo", **settings), None, policy, reward_funcs=reward_model, train_dataset=prompts()
+    )
+    assert set(asked) == {
+        ("AutoModelForCausalLM", "policy", "v1", True),
+        ("AutoTokenizer", "policy", "v1", True),
+        ("AutoModelForSequenceClassification", "reward", "v1", True),
+        ("AutoTokenizer", "reward", "v1", True),
+    }
+    trust = {"trust_remote_code": True}
+    models = AutoModelForCausalLM.from_pretrained(policy, **trust), load_reward_model(reward_model, **trust)[0]
+    asked.clear()
+    PPOTrainer(
+        ppo_config(tmp_path / "ppo", **settings), None, models[0], reward_funcs=models[1], train_dataset=prompts()
+    )
+    assert asked == [("AutoTokenizer", "policy", None, True), ("AutoTokenizer", "reward", None, True)]
 
 
 # The value model
@@ -97,11 +137,21 @@ def test_reference_also_has_its_lm_head_in_fp32(tmp_path, tied):
 
 def test_dropout_of_adapters_is_disabled(tmp_path):
     config = {"r": 2, "target_modules": ["q_proj"], "lora_dropout": 0.5}
+    probabilities = set()
+
+    class Reader(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            for model in (trainer.policy_model, trainer.value_model):
+                probabilities.update(m.p for m in model.modules() if isinstance(m, torch.nn.Dropout))
+
     trainer = ppo_trainer(
-        tmp_path, peft_config=LoraConfig(task_type="CAUSAL_LM", **config), value_peft_config=LoraConfig(**config)
+        tmp_path,
+        peft_config=LoraConfig(task_type="CAUSAL_LM", **config),
+        value_peft_config=LoraConfig(**config),
+        callbacks=[Reader()],
     )
-    for model in (trainer.policy_model, trainer.value_model):
-        assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == {0.0}
+    trainer.train()
+    assert probabilities == {0.0}
 
 
 def test_dropout_that_layers_store_as_a_number_is_disabled(tmp_path):
@@ -112,4 +162,5 @@ def test_dropout_that_layers_store_as_a_number_is_disabled(tmp_path):
     trainer.train()
     row = trainer.state.log_history[0]
     assert row["objective/kl"] == pytest.approx(0, abs=1e-6) and row["policy/approxkl_avg"] < 1e-9
-    assert trainer.value_model.model.layers[0].self_attn.attention_dropout == 0.0
+    for trained in (trainer.policy_model, trainer.value_model):
+        assert {layer.self_attn.attention_dropout for layer in trained.model.layers} == {0.5}  # as before

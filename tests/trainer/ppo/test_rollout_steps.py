@@ -45,6 +45,17 @@ def test_number_of_rollouts_follows_from_the_length_of_the_run(tmp_path):
     assert ppo_trainer(tmp_path, total_episodes=None, max_steps=5).args.num_total_batches == 5
 
 
+@pytest.mark.parametrize("epochs, rollouts", [(0.1, 1), (0.6, 1), (1.3, 3), (0, 0)])
+def test_a_part_of_an_epoch_is_at_least_one_rollout(tmp_path, epochs, rollouts):
+    """8 prompts in rollouts of 4, with 2 steps each. The rate of a linear schedule starts at its full value."""
+    trainer = ppo_trainer(tmp_path, total_episodes=None, num_train_epochs=epochs, logging_steps=0.5)
+    trainer.train()
+    assert trainer.args.num_total_batches == rollouts
+    assert trainer.state.global_step == 2 * rollouts
+    rates = [row["lr"] for row in trainer.state.log_history if "lr" in row]
+    assert rates[:1] == ([] if rollouts == 0 else [0.01 if rollouts == 1 else pytest.approx(0.01 * 2 / 3)])
+
+
 def test_counts_of_rollouts_become_optimizer_steps(tmp_path):
     settings = {"eval_dataset": prompts(2), "eval_strategy": "steps", "eval_steps": 1, "eval_delay": 2}
     trainer = ppo_trainer(tmp_path, logging_steps=3, save_steps=4, **settings)

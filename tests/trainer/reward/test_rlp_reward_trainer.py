@@ -19,7 +19,7 @@ from tests.reward_runs import (
     trl_trainer,
 )
 from tests.tiny_models import save, tiny_causal_lm, tiny_nli, tiny_reward_model, tiny_tokenizer
-from trl_rlp.data.preferences.collator import SyntheticPreferenceCollator
+from trl_rlp.data.preferences.collator import RECORD, SyntheticPreferenceCollator
 from trl_rlp.data.preferences.preferences import synthesize_preferences
 from trl_rlp.data.preferences.views import ViewSampler
 from trl_rlp.data.scoring import score
@@ -209,8 +209,8 @@ def test_evaluation_measures_only_pairs(tmp_path):
 
 
 def test_evaluation_ignores_views(tmp_path):
-    """A column named `record` makes the collator add views."""
-    data = preferences(4).add_column("record", [0, 1, 2, 3])
+    """A column named `rlp_record` makes the collator add views."""
+    data = preferences(4).add_column(RECORD, [0, 1, 2, 3])
     ours = rlp_trainer(tmp_path / "ours", eval_dataset=data)
     assert ours.evaluate()["eval_loss"] == trl_trainer(tmp_path / "theirs", eval_dataset=data).evaluate()["eval_loss"]
 
@@ -333,8 +333,9 @@ def test_rejected_completions_are_redrawn_in_each_epoch(tmp_path):
         trainer.callback_handler.on_epoch_begin(trainer.args, trainer.state, trainer.control)
         draws.append(trainer.data_collator(rows)["input_ids"][4:].tolist())
     assert len({json.dumps(draw) for draw in draws}) > 1
-    trainer.state.epoch = 0.0
-    trainer.callback_handler.on_epoch_begin(trainer.args, trainer.state, trainer.control)
+    trainer.state.epoch = 0.0  # a second run
+    for event in ("on_train_begin", "on_epoch_begin"):
+        getattr(trainer.data_collator.epoch_callback, event)(trainer.args, trainer.state, trainer.control)
     assert trainer.data_collator(rows)["input_ids"][4:].tolist() == draws[0]
 
 

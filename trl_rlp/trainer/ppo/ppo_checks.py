@@ -10,7 +10,9 @@ from transformers import DataCollator, DataCollatorWithPadding, PreTrainedModel,
 from transformers.utils import logging
 
 from trl_rlp.data.token_prompts import require_token_ids
+from trl_rlp.data.validation import require_one_split
 from trl_rlp.rewards.reward_sources import RewardSource, require_embedding
+from trl_rlp.trainer.frozen_weights import require_trainable
 from trl_rlp.trainer.ppo.ppo_config import PPOConfig
 from trl_rlp.trainer.ppo.ppo_setup import max_prompt_length
 
@@ -62,17 +64,23 @@ def require_fit(
     train_dataset: Prompts | None,
     eval_dataset: Prompts | dict[str, Prompts] | None,
     peft_config: PeftConfig | None,
+    value_peft_config: PeftConfig | None,
 ) -> None:
     """
     Checks that the arguments of [`PPOTrainer`] fit together. The arguments are the trainer's.
 
     Raises:
         TypeError: If a dataset has another type.
-        ValueError: If models, adapters or prompts do not fit together.
+        ValueError: If models, adapters or prompts do not fit together, or a model to train is frozen.
     """
+    require_one_split(train_dataset, "train_dataset")
     require_models(model, ref_model, reward_model, value_model, reward_funcs, processing_class)
     require_datasets({"train_dataset": train_dataset, "eval_dataset": eval_dataset}, model, processing_class, args)
     require_adapters(model, ref_model, peft_config, args)
+    if peft_config is None and args.model_adapter_name is None:  # PEFT makes an adapter trainable that it activates
+        require_trainable(model, "model", "peft_config")
+    if value_model is not None and value_peft_config is None:
+        require_trainable(value_model, "value_model", "value_peft_config")
 
 
 def require_models(

@@ -6,7 +6,9 @@ from typing import Any, Self
 
 from trl import GRPOConfig
 
+from trl_rlp.data.sampling_settings import require_shared_ends
 from trl_rlp.losses.kl import KL_ESTIMATORS
+from trl_rlp.storage.paths import expand_fields
 from trl_rlp.trainer.ppo.ppo_presets import PRESETS
 from trl_rlp.trainer.precision import default_precision
 
@@ -424,6 +426,7 @@ class PPOConfig(GRPOConfig):
     learning_rate: float = field(default=3e-6, metadata={"help": "Initial learning rate of the policy."})
 
     def __post_init__(self):
+        expand_fields(self)
         self.bf16 = default_precision(self)
         self._check_grpo_fields()
         self._check_names()
@@ -475,6 +478,8 @@ class PPOConfig(GRPOConfig):
                 "With `use_vllm` completions end at the model's EOS token. Leave `stop_token` at its default, and "
                 "pass other stop tokens to vLLM in `generation_kwargs`."
             )
+        if self.standardize_rewards:
+            require_shared_ends(self.generation_kwargs, "`standardize_rewards`")
         if self.stop_token_id is not None:
             self.stop_token = None  # "eos" is the default, so it may not be the user's choice
 
@@ -521,6 +526,13 @@ class PPOConfig(GRPOConfig):
                     "rollout with one completion cannot be whitened. Raise one of them."
                 )
         self.num_generations_eval = self.num_generations_eval or 1
+
+    @property
+    def stop_token_ids(self) -> list[int] | None:
+        """The tokens that end a completion, for [`sample_completions`]. None means EOS."""
+        if self.stop_token_id is not None:
+            return [self.stop_token_id]
+        return None if self.stop_token == "eos" else []
 
     @classmethod
     def from_preset(cls, name: str, output_dir: str, **overrides: Any) -> Self:

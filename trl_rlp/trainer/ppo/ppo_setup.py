@@ -1,8 +1,11 @@
 """Setup of a PPO run: policy, tokenizer, stop tokens, reference policy and value model."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
-from accelerate import Accelerator
+from accelerate.utils import extract_model_from_parallel
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn, no_grad
 from transformers import (
@@ -13,52 +16,66 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from trl_rlp.data.context import read_context
 from trl_rlp.data.sampling.in_process import get_eos_token_ids
 from trl_rlp.storage.artifacts import CAUSAL_LM, load_complete_model
+from trl_rlp.storage.paths import expand_path
+from trl_rlp.trainer.hub_options import hub_options
 from trl_rlp.trainer.ppo.ppo_config import PPOConfig
 from trl_rlp.trainer.score_head import add_score_head, find_score_layers
 
 
 def prepare_policy(
-    model: str | PreTrainedModel | PeftModel, processing_class: PreTrainedTokenizerBase | None, args: PPOConfig
+    model: str | Path | PreTrainedModel | PeftModel, processing_class: PreTrainedTokenizerBase | None, args: PPOConfig
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
     """
-    Loads policy and tokenizer if they are not loaded yet, and disables dropout.
+    Loads policy and tokenizer if they are not loaded yet.
 
     Args:
-        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+        model (`str` or `Path` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Folder, Hub name, or the model itself.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer. If `None`, it is loaded from the model's folder.
         args ([`PPOConfig`]):
-            Provides `disable_dropout` and `model_init_kwargs`. The dtype defaults to float32, as in TRL's trainers.
+            Provides `model_init_kwargs` and `trust_remote_code`. The dtype defaults to float32, as in TRL's trainers.
 
     Returns:
         `tuple`: The policy and its tokenizer.
     """
-    if isinstance(model, str):
+    if isinstance(model, str | Path):
+        path, options = expand_path(model), hub_options(args)
         model = load_complete_model(
-            AutoModelForCausalLM, model, CAUSAL_LM, **{"dtype": "float32", **(args.model_init_kwargs or {})}
+            AutoModelForCausalLM, path, CAUSAL_LM, **{"dtype": "float32", **(args.model_init_kwargs or {}), **options}
         )
-    if args.disable_dropout:
-        disable_dropout(model)  # TRL disables `nn.Dropout` only
-    return model, processing_class or AutoTokenizer.from_pretrained(model.name_or_path)
+    else:
+        path, options = model.name_or_path, {"trust_remote_code": args.trust_remote_code}
+    return model, processing_class or AutoTokenizer.from_pretrained(path, **options)
 
 
-def disable_dropout(model: nn.Module) -> None:
+@contextmanager
+def without_dropout(*models: nn.Module) -> Iterator[None]:
     """
-    Sets all dropout probabilities of a model to 0, including those that layers of transformers store as numbers.
+    Sets all dropout probabilities of models to 0, including those that layers of transformers store as numbers.
+    Afterwards, they are as before.
 
     Args:
-        model (`nn.Module`):
-            The model. It is changed in place.
+        models (`nn.Module`):
+            Models in training.
     """
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):
-                setattr(module, name, 0.0)
+    probabilities = [
+        (module, name, value)
+        for model in models
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if isinstance(value, float) and ("dropout" in name or (name == "p" and isinstance(module, nn.Dropout)))
+    ]
+    for module, name, _ in probabilities:
+        setattr(module, name, 0.0)
+    try:
+        yield
+    finally:
+        for module, name, value in probabilities:
+            setattr(module, name, value)
 
 
 def max_prompt_length(model: PreTrainedModel | PeftModel, args: PPOConfig) -> int | None:
@@ -74,10 +91,8 @@ def max_prompt_length(model: PreTrainedModel | PeftModel, args: PPOConfig) -> in
     Returns:
         `int` or `None`: Number of tokens. `None` for a model without a limit.
     """
-    config = model.config.get_text_config()
-    if not hasattr(config, "max_position_embeddings"):
-        return None
-    return config.max_position_embeddings - args.max_completion_length
+    context = read_context(model)
+    return None if context is None else context - args.max_completion_length
 
 
 def resolve_stop_tokens(
@@ -135,30 +150,6 @@ def ensure_embedded_pad_token(
     return processing_class
 
 
-def prepare_reference(ref_model: PreTrainedModel, args: PPOConfig, accelerator: Accelerator) -> nn.Module:
-    """
-    Freezes the reference policy and moves it to its device.
-
-    Args:
-        ref_model ([`~transformers.PreTrainedModel`]):
-            Copy of the initial policy, or the user's model. It is changed in place.
-        args ([`PPOConfig`]):
-            Provides `cast_lm_head_to_fp32`, which TRL applies to the policy.
-        accelerator (`accelerate.Accelerator`):
-            The trainer's accelerator.
-
-    Returns:
-        `nn.Module`: The model, wrapped if models are sharded over processes.
-    """
-    disable_dropout(ref_model)
-    if args.cast_lm_head_to_fp32:
-        # A copy, because an embedding that is tied to the head keeps its precision.
-        head = copy.deepcopy(ref_model.get_output_embeddings()).float()
-        head.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
-        ref_model.set_output_embeddings(head)
-    return accelerator.prepare_model(ref_model.eval().requires_grad_(False), evaluation_mode=True)
-
-
 def init_value_model(
     init: str | None, policy: PreTrainedModel | PeftModel, reward_model: PreTrainedModel | None
 ) -> PreTrainedModel:
@@ -185,7 +176,7 @@ def init_value_model(
             '`value_model_init="policy"` or pass `value_model`.'
         )
     if init != "policy" and reward_model is not None:
-        model = copy.deepcopy(reward_model)
+        model = copy.deepcopy(extract_model_from_parallel(reward_model, keep_torch_compile=False))
         if isinstance(model, PeftModel):
             model = model.merge_and_unload()
         model.requires_grad_(True)
@@ -201,6 +192,7 @@ def init_value_model(
 
 
 def _build_classifier(policy: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    policy = extract_model_from_parallel(policy, keep_torch_compile=False)
     base = policy.get_base_model() if isinstance(policy, PeftModel) else policy
     config = copy.deepcopy(base.config)
     config.num_labels = 1
@@ -230,20 +222,20 @@ def prepare_value_model(
         value_model ([`~transformers.PreTrainedModel`]):
             The model. It is changed in place.
         peft_config ([`~peft.PeftConfig`], *optional*):
-            Configuration of an adapter to train. The score head is trained with it.
+            Configuration of an adapter to train. The score head is trained with it. It is not changed.
         args ([`PPOConfig`]):
-            Provides `gradient_checkpointing`, `gradient_checkpointing_kwargs` and `disable_dropout`.
+            Provides `gradient_checkpointing` and `gradient_checkpointing_kwargs`.
 
     Returns:
         [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]: The value model.
     """
-    value_model.train()  # loaded models are in evaluation mode, where checkpointing has no effect
+    # The critic that holds it is compiled instead, with `torch_compile`.
+    value_model = extract_model_from_parallel(value_model, keep_torch_compile=False)
     if args.gradient_checkpointing and value_model.supports_gradient_checkpointing:
         value_model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs or {"use_reentrant": False})
     if peft_config is not None:
         if args.gradient_checkpointing:
             value_model.enable_input_require_grads()
-        value_model = get_peft_model(value_model, add_score_head(peft_config))
-    if args.disable_dropout:
-        disable_dropout(value_model)  # in the adapter too
+        # A copy, because PEFT writes the name of the base model and the found modules into a configuration.
+        value_model = get_peft_model(value_model, copy.deepcopy(add_score_head(peft_config)))
     return value_model

@@ -16,12 +16,12 @@ def rollouts_to_steps(args: PPOConfig, train_dataset: Dataset | IterableDataset 
 
     Args:
         args ([`PPOConfig`]):
-            Configuration of the run. The sizes that the trainer sets are set in it.
+            Configuration of the run. It is not changed.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             Prompts.
 
     Returns:
-        [`PPOConfig`]: A copy for TRL's loop.
+        [`PPOConfig`]: A copy for TRL's loop, with the sizes that the trainer sets.
 
     Raises:
         ValueError: If there are too few prompts for a rollout, or the length of the run is unknown.
@@ -29,15 +29,15 @@ def rollouts_to_steps(args: PPOConfig, train_dataset: Dataset | IterableDataset 
     if train_dataset is None:
         raise ValueError("`train_dataset` is None. Pass prompts: a column `prompt` (text or messages) or `input_ids`.")
     num_prompts = None if isinstance(train_dataset, IterableDataset) else len(train_dataset)
-    _set_sizes(args)
-    _check_length(args, num_prompts)
-    args.num_total_batches = _count_rollouts(args, num_prompts)
     scaled = copy.copy(args)
-    scaled.max_steps = args.num_total_batches * args.steps_per_rollout
+    _set_sizes(scaled)
+    _check_length(scaled, num_prompts)
+    num_rollouts = scaled.num_total_batches = _count_rollouts(scaled, num_prompts)
+    scaled.max_steps = num_rollouts * args.steps_per_rollout
     for name in ("logging_steps", "eval_steps", "save_steps"):
         value = vars(args)[name]
         if value is not None:
-            rollouts = math.ceil(value * args.num_total_batches) if value < 1 else int(value)
+            rollouts = math.ceil(value * num_rollouts) if value < 1 else int(value)
             setattr(scaled, name, rollouts * args.steps_per_rollout)
     if args.eval_strategy == "steps":
         scaled.eval_delay = args.eval_delay * args.steps_per_rollout
@@ -75,7 +75,8 @@ def _count_rollouts(args: PPOConfig, num_prompts: int | None) -> int:
         return math.ceil(args.total_episodes / args.batch_size)
     if args.max_steps > 0:
         return args.max_steps
-    return math.ceil(int(args.num_train_epochs * num_prompts * args.num_generations) / args.batch_size)
+    rollouts = math.ceil(int(args.num_train_epochs * num_prompts * args.num_generations) / args.batch_size)
+    return max(1, rollouts) if args.num_train_epochs > 0 else 0  # a part of an epoch is at least one rollout
 
 
 class RolloutScheduler:

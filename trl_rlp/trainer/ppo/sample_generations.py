@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
+from trl_rlp.data.turns import message_text
 from trl_rlp.trainer.ppo.ppo_config import PPOConfig
 
 
@@ -63,5 +64,5 @@ def print_table(rows: list[dict[str, Any]], console: Console | None = None) -> N
 
 def _format_cell(value: Any) -> str:
     if isinstance(value, list):
-        return "\n".join(message["content"] for message in value)
+        return "\n".join(message_text(message) for message in value)
     return f"{value:.3f}" if isinstance(value, float) else str(value)

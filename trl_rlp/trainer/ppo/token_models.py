@@ -1,6 +1,7 @@
 """The models of a PPO run. They compute the log-probability and the value of each token."""
 
 import contextlib
+import copy
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +13,9 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
+from trl_rlp.data.batching import eval_mode
 from trl_rlp.losses.log_probs import token_log_probs
+from trl_rlp.trainer.frozen_weights import frozen, keep_requires_grad
 from trl_rlp.trainer.ppo.ppo_config import PPOConfig
 from trl_rlp.trainer.score_head import find_score_layers
 
@@ -113,9 +116,6 @@ class Critic(nn.Module):
             )
         self._layers = find_score_layers(model)
         self.model = model
-        if model.config.get_text_config().pad_token_id is None:
-            # The classifier pools its scores, and without a pad token it refuses batches. The scores are not used.
-            model.config.get_text_config().pad_token_id = 0
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor, num_tokens: int
@@ -141,9 +141,14 @@ class Critic(nn.Module):
         """
         scores = []
         handles = [layer.register_forward_hook(lambda _, __, output: scores.append(output)) for layer in self._layers]
+        config = self.model.config.get_text_config()
+        pad_token_id = config.pad_token_id
         try:
+            # The classifier pools its scores, and without a pad token it refuses batches. The scores are not used.
+            config.pad_token_id = 0 if pad_token_id is None else pad_token_id
             self.model(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False)
         finally:
+            config.pad_token_id = pad_token_id
             for handle in handles:
                 handle.remove()
         if scores[-1].ndim != 3:
@@ -163,7 +168,8 @@ class TokenModels:
         policy (`nn.Module`):
             Policy, not wrapped for distributed training.
         reference (`nn.Module`, *optional*):
-            Reference policy. `None` if it is the policy without its adapters or with another adapter.
+            Reference policy. `None` if it is the policy without its adapters or with another adapter. It is changed
+            only while it runs.
         critic (`nn.Module`):
             [`Critic`], possibly wrapped for distributed training.
         args ([`PPOConfig`]):
@@ -185,7 +191,11 @@ class TokenModels:
         self._accepts_position_ids = accepts_position_ids(policy)
         self._vocabulary_size = _vocabulary_size(accelerator.unwrap_model(policy))
         self._critic_vocabulary_size = _vocabulary_size(accelerator.unwrap_model(critic).model)
-        self._reference_vocabulary_size = _vocabulary_size(accelerator.unwrap_model(reference or policy))
+        # A compiled model is false if its class has no length, so `reference or policy` would fail.
+        self._reference_vocabulary_size = _vocabulary_size(
+            accelerator.unwrap_model(policy if reference is None else reference)
+        )
+        self._reference_head = self._copy_reference_head()
 
     @torch.no_grad()
     def evaluate_rollout(self, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -202,18 +212,15 @@ class TokenModels:
             `tuple[torch.Tensor, torch.Tensor, torch.Tensor]` of shape `(batch, length)` each: Log-probabilities under
             the policy and under the reference policy, in nats, and values.
         """
-        parts = []
-        was_training = self.critic.training
-        self.critic.eval()
-        for part in tokens.split(self.args.local_rollout_forward_batch_size):
-            log_probs, _ = self.log_probs(self.policy, part)
-            with self._reference_policy() as reference:
-                ref_log_probs, _ = self.log_probs(reference, self._restrict(part, self._reference_vocabulary_size))
-            is_missing = part.ids[:, -part.num_completion_tokens :] >= self._reference_vocabulary_size
-            parts.append((log_probs, log_probs.where(is_missing, ref_log_probs), self.values(part)))
-        self.critic.train(was_training)
-        log_probs, ref_log_probs, values = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        return log_probs, ref_log_probs, values
+        parts = list(tokens.split(self.args.local_rollout_forward_batch_size))
+        log_probs = torch.cat([self.log_probs(self.policy, part)[0] for part in parts])  # (batch, length)
+        with self._reference_policy() as reference:
+            known = [self._restrict(part, self._reference_vocabulary_size) for part in parts]
+            ref_log_probs = torch.cat([self.log_probs(reference, part)[0] for part in known])  # (batch, length)
+        with eval_mode(self.critic):
+            values = torch.cat([self.values(part) for part in parts])  # (batch, length)
+        is_missing = tokens.ids[:, -tokens.num_completion_tokens :] >= self._reference_vocabulary_size
+        return log_probs, log_probs.where(is_missing, ref_log_probs), values
 
     def log_probs(self, model: nn.Module, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -261,19 +268,43 @@ class TokenModels:
     @contextlib.contextmanager
     def _reference_policy(self) -> Iterator[Any]:
         if self.reference is not None:
-            yield self.reference
+            with self._reference_head_in_fp32(), frozen(self.reference):
+                yield self.reference
             return
-        policy: PeftModel = self.accelerator.unwrap_model(self.policy)
-        if self.args.ref_adapter_name is None:
-            with policy.disable_adapter():
+        policy: PeftModel = self.accelerator.unwrap_model(self.policy, keep_torch_compile=False)
+        with keep_requires_grad(policy):
+            if self.args.ref_adapter_name is None:
+                with policy.disable_adapter():
+                    yield self.policy
+                return
+            active = policy.active_adapter
+            policy.set_adapter(self.args.ref_adapter_name)
+            try:
                 yield self.policy
+            finally:
+                policy.set_adapter(active)
+
+    def _copy_reference_head(self) -> nn.Module | None:
+        """Copies the reference policy's LM head in fp32, because an embedding that is tied to it keeps its dtype."""
+        if self.reference is None or not self.args.cast_lm_head_to_fp32:
+            return None
+        head = self.accelerator.unwrap_model(self.reference, keep_torch_compile=False).get_output_embeddings()
+        head = copy.deepcopy(head).float()
+        head.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+        return head
+
+    @contextlib.contextmanager
+    def _reference_head_in_fp32(self) -> Iterator[None]:
+        if self._reference_head is None:
+            yield
             return
-        active = policy.active_adapter
-        policy.set_adapter(self.args.ref_adapter_name)
+        reference = self.accelerator.unwrap_model(self.reference, keep_torch_compile=False)
+        head = reference.get_output_embeddings()
+        reference.set_output_embeddings(self._reference_head)
         try:
-            yield self.policy
+            yield
         finally:
-            policy.set_adapter(active)
+            reference.set_output_embeddings(head)
 
 
 def completion_log_probs(

@@ -12,11 +12,10 @@ from transformers import (
 )
 
 from trl_rlp.data.padding import ensure_pad_token
+from trl_rlp.storage.adapters import find_adapter, load_merged_model
 from trl_rlp.storage.artifacts import explain_missing_model
-
-
-TOKENIZER_OPTIONS = ("revision", "trust_remote_code")
-"""Options of the model's `from_pretrained` that also select the tokenizer on the Hub."""
+from trl_rlp.storage.paths import expand_path
+from trl_rlp.trainer.hub_options import HUB_OPTIONS
 
 
 def init_reward_model(
@@ -30,7 +29,7 @@ def init_reward_model(
 
     Args:
         path (`str` or `Path`):
-            Folder or Hub name of the SFT model.
+            Folder or Hub name of the SFT model, or of an adapter for one, which is merged.
         seed (`int`):
             Random seed of the head.
         model_init_kwargs (`dict`, *optional*):
@@ -43,10 +42,15 @@ def init_reward_model(
         OSError: If there is no such model.
     """
     set_seed(seed)
+    path = expand_path(path)
     options = {"dtype": "float32", **(model_init_kwargs or {}), "num_labels": 1}
     with explain_missing_model(path):
-        model = AutoModelForSequenceClassification.from_pretrained(path, **options)
-        tokenizer_options = {name: options[name] for name in TOKENIZER_OPTIONS if name in options}
+        adapter = find_adapter(path, options.get("revision"))
+        if adapter is None:
+            model = AutoModelForSequenceClassification.from_pretrained(path, **options)
+        else:
+            model = load_merged_model(AutoModelForSequenceClassification, path, adapter, **options)
+        tokenizer_options = {name: options[name] for name in HUB_OPTIONS if name in options}
         processing_class = AutoTokenizer.from_pretrained(path, **tokenizer_options)
     ensure_pad_token(model, processing_class)
     return model, processing_class

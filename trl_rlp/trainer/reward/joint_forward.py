@@ -39,7 +39,7 @@ class JointForward:
     Args:
         model (`nn.Module`):
             The model as the trainer wrapped it.
-        layers (`list[nn.Linear]`):
+        layers (`list[nn.Module]`):
             Score layers of the model, from [`find_score_layers`].
         views (`dict[str, torch.Tensor]`):
             `input_ids` and `attention_mask` of shape `(rows, length)`, padded on the right.
@@ -56,7 +56,7 @@ class JointForward:
     def __init__(
         self,
         model: nn.Module,
-        layers: list[nn.Linear],
+        layers: list[nn.Module],
         views: dict[str, torch.Tensor],
         pad_token_id: int,
         is_joint: bool = True,
@@ -80,19 +80,17 @@ class JointForward:
         Returns:
             `ModelOutput`: Its `logits` have shape `(2 * pairs, 1)`.
         """
-        if not self.is_joint:
-            outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, **inputs)
-            self._run(self.views["input_ids"], self.views["attention_mask"], 0, use_cache=False)
-            return outputs
-        joined_ids = stack_rows(input_ids, self.views["input_ids"], self.pad_token_id)  # (2 * pairs + rows, length)
-        joined_mask = stack_rows(attention_mask, self.views["attention_mask"], 0)
-        outputs = self._run(joined_ids, joined_mask, len(input_ids), **inputs)
-        outputs.logits = outputs.logits[: len(input_ids)]  # (2 * pairs, 1)
-        return outputs
-
-    def _run(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, first_view: int, **inputs: Any):
-        """Runs the model and keeps the hidden states of the rows from `first_view` on."""
+        view_ids, view_mask = self.views["input_ids"], self.views["attention_mask"]
+        # A compiled model takes the hooks of the pass that compiles it, so all passes must have the same ones.
         with capture_score_inputs(self.layers) as captured:
-            outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, **inputs)
-        self.hidden = select_scored_states(captured[-1][first_view:], input_ids[first_view:], self.pad_token_id)
+            if self.is_joint:
+                joined_ids = stack_rows(input_ids, view_ids, self.pad_token_id)  # (2 * pairs + rows, length)
+                joined_mask = stack_rows(attention_mask, view_mask, 0)
+                outputs = self.model(input_ids=joined_ids, attention_mask=joined_mask, **inputs)
+                outputs.logits = outputs.logits[: len(input_ids)]  # (2 * pairs, 1)
+                view_ids = joined_ids[len(input_ids) :]  # (rows, length)
+            else:
+                outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, **inputs)
+                self.model(input_ids=view_ids, attention_mask=view_mask, use_cache=False)
+        self.hidden = select_scored_states(captured[-1][-len(view_ids) :], view_ids, self.pad_token_id)
         return outputs

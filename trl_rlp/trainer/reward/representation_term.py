@@ -11,7 +11,7 @@ from trl_rlp.trainer.reward.heads_callback import HeadsCallback
 from trl_rlp.trainer.reward.joint_forward import JointForward
 from trl_rlp.trainer.reward.representation_log import RepresentationLog
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
-from trl_rlp.trainer.score_head import find_score_layers
+from trl_rlp.trainer.score_head import find_score_layers, get_linear_layer
 
 
 class RepresentationTerm:
@@ -46,7 +46,7 @@ class RepresentationTerm:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(args.seed)
             heads = RepresentationLoss(
-                self._layers[0].in_features,
+                get_linear_layer(self._layers[0]).in_features,
                 loss=args.representation_loss,
                 estimator=args.mi_estimator,
                 recipe=args.representation_recipe,

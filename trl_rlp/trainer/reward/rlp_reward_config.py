@@ -8,6 +8,7 @@ from trl import RewardConfig
 from trl_rlp.data.preferences.pairing import CHOSEN
 from trl_rlp.losses.mutual_information import LOWER_BOUNDS
 from trl_rlp.losses.representation import LOSSES, RECIPES
+from trl_rlp.storage.paths import expand_fields
 from trl_rlp.trainer.precision import default_precision
 from trl_rlp.trainer.reward.methods import FIELDS, METHODS, VIEWS_FROM
 
@@ -219,6 +220,7 @@ class RLPRewardConfig(RewardConfig):
     )
 
     def __post_init__(self):
+        expand_fields(self)
         self.bf16 = default_precision(self)
         super().__post_init__()
         self._check_names()

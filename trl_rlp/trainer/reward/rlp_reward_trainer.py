@@ -20,18 +20,24 @@ from transformers.trainer_utils import EvalPrediction, TrainOutput
 from trl import RewardTrainer
 
 from trl_rlp.data.preferences.collator import SyntheticPreferenceCollator
-from trl_rlp.trainer.checkpoints import resolve_checkpoint
+from trl_rlp.data.validation import remove_format
+from trl_rlp.trainer.checkpoints import no_extra_step, open_checkpoint, resolve_checkpoint
 from trl_rlp.trainer.citation import PAPER
+from trl_rlp.trainer.frozen_weights import require_trainable
 from trl_rlp.trainer.reward.refinement_data import (
+    HUMAN_COLUMNS,
     add_groups,
     add_record_numbers,
     add_synthetic_pairs,
     build_collator,
+    drop_repeated_tokens,
+    select_columns,
     synthesize_pairs,
 )
 from trl_rlp.trainer.reward.refinement_inputs import RefinementInputs, check_preferences
 from trl_rlp.trainer.reward.representation_term import RepresentationTerm
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
+from trl_rlp.trainer.reward.stream_passes import find_stream_position
 from trl_rlp.trainer.score_head import add_score_head, has_frozen_score_head
 
 
@@ -98,7 +104,8 @@ class RLPRewardTrainer(RewardTrainer):
 
     Raises:
         TypeError: If `args` is not an [`RLPRewardConfig`], or an argument has the wrong type.
-        ValueError: If an argument that the method needs is missing, or an argument is not used by the method.
+        ValueError: If an argument that the method needs is missing, an argument is not used by the method, or all
+            weights of the model are frozen.
 
     Reference:
         Eq. 1 of [Lang et al. 2024](https://arxiv.org/abs/2403.19279).
@@ -143,13 +150,15 @@ class RLPRewardTrainer(RewardTrainer):
         synthetic_dataset: Dataset | None = None,
     ):
         args = _resolve_args(args, model)
+        if args.method != "none":
+            train_dataset = remove_format(train_dataset)
+        policy_samples, synthetic_dataset = remove_format(policy_samples), remove_format(synthetic_dataset)
         inputs = RefinementInputs(
             policy_samples, equivalence, labeling_reward_model, labeling_processing_class, synthetic_dataset
         )
         inputs.check(args, model, train_dataset, data_collator)
-        check_preferences(train_dataset, processing_class, eval_dataset)
-        if peft_config is not None and args.method != "none":
-            peft_config = add_score_head(peft_config)
+        check_preferences(train_dataset, processing_class, eval_dataset, args.eos_token)
+        peft_config = _resolve_peft_config(peft_config, model, args)
         self.representation_term: RepresentationTerm | None = None
         super().__init__(
             model,
@@ -168,6 +177,17 @@ class RLPRewardTrainer(RewardTrainer):
         )
         self._warn_about_score_head()
         self._add_terms(inputs, data_collator)
+
+    def _prepare_dataset(
+        self,
+        dataset: Dataset | IterableDataset,
+        processing_class: PreTrainedTokenizerBase,
+        args: RLPRewardConfig,
+        dataset_name: str,
+    ) -> Dataset | IterableDataset:
+        """Keeps one EOS at the end of text, as scoring does. TRL appends it, and some tokenizers append it again."""
+        prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        return drop_repeated_tokens(prepared, processing_class)
 
     def _warn_about_score_head(self) -> None:
         if self.processing_class.pad_token_id == self.processing_class.eos_token_id:
@@ -195,17 +215,43 @@ class RLPRewardTrainer(RewardTrainer):
                 labeler = inputs.labeling_reward_model, inputs.labeling_processing_class
                 synthetic = synthesize_pairs(samples, inputs.equivalence, *labeler, self.args, self.accelerator)
             self.train_dataset = add_synthetic_pairs(self.train_dataset, synthetic, self.processing_class, self.args)
-        self.train_dataset = add_record_numbers(self.train_dataset)
+        elif data_collator is None:
+            self.train_dataset = select_columns(self.train_dataset, HUMAN_COLUMNS)
+        self.train_dataset = add_record_numbers(self.train_dataset, self.accelerator)
         if data_collator is None:
             view_samples = samples if self.args.uses_views else None
             self.data_collator = build_collator(view_samples, self.processing_class, self.args)
         if isinstance(self.data_collator, SyntheticPreferenceCollator):
-            self.add_callback(self.data_collator.epoch_callback)
+            self._connect_collator(self.data_collator)
         if self.args.uses_views:
             self.representation_term = RepresentationTerm(
                 self.model, self.processing_class.pad_token_id, self.args, self.accelerator
             )
             self.add_callback(self.representation_term.heads_callback)
+
+    def _connect_collator(self, collator: SyntheticPreferenceCollator) -> None:
+        """Makes the collator draw in training only, and in each epoch again."""
+        collator.draws_only_numbered = True
+        collator.epoch_callback.connect()
+        if collator.epoch_callback not in self.callback_handler.callbacks:
+            self.add_callback(collator.epoch_callback)
+
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        """Resumes a stream in the pass in which the run stopped. transformers would start a later pass again."""
+        position = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        is_stream = self.args.method != "none" and isinstance(self.train_dataset, IterableDataset)
+        if resume_from_checkpoint is None or not is_stream or self.state.global_step >= max_steps:
+            return position
+        return find_stream_position(resume_from_checkpoint, self.args)
 
     def compute_loss(
         self,
@@ -281,10 +327,18 @@ class RLPRewardTrainer(RewardTrainer):
         checkpoint = resolve_checkpoint(resume_from_checkpoint, self.args.output_dir)
         if term is not None and checkpoint is not None:
             term.heads_callback.load(checkpoint)
-        output = super().train(checkpoint, trial, ignore_keys_for_eval)
+        with no_extra_step(self, checkpoint):
+            output = super().train(checkpoint, trial, ignore_keys_for_eval)
         if term is not None:
             term.log.warn_if_mi_stays_low()
         return output
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any | None) -> None:
+        """Writes the heads first, because TRL's part marks a checkpoint as complete and may be pushed at once."""
+        folder, term = open_checkpoint(self.args, self.state), self.representation_term
+        if term is not None and self.args.should_save and not self.args.save_only_model:
+            term.heads_callback.save(folder)
+        super()._save_checkpoint(model, trial)
 
 
 def _resolve_args(args: RLPRewardConfig | None, model: str | PreTrainedModel | PeftModel) -> RLPRewardConfig:
@@ -297,3 +351,13 @@ def _resolve_args(args: RLPRewardConfig | None, model: str | PreTrainedModel | P
             "TRL's `RewardConfig`, and more."
         )
     return args
+
+
+def _resolve_peft_config(
+    peft_config: PeftConfig | None, model: str | PreTrainedModel | PeftModel, args: RLPRewardConfig
+) -> PeftConfig | None:
+    """Adds the score head to an adapter. Without an adapter, the model must have something to train."""
+    if peft_config is None:
+        require_trainable(model, "model", "peft_config")
+        return None
+    return peft_config if args.method == "none" else add_score_head(peft_config)
