@@ -15,13 +15,20 @@ InstructionSource = str | Callable[[str | Messages], str] | None
 AUTO = "auto"
 """The value of `instruction` that finds the instruction of each prompt with [`find_instruction`]."""
 
-# What opens the user's turn, and what ends it. Special tokens do not occur in a user's text.
+# What opens the user's turn, and what ends it. Both must be there, because a text may mention a special token.
 _SPECIAL_TOKENS = [
     (r"<\|im_start\|>user\n", r"<\|im_end\|>"),  # ChatML, Qwen
     (r"<\|start_header_id\|>user<\|end_header_id\|>", r"<\|eot_id\|>"),  # Llama 3
     (r"<start_of_turn>user\n", r"<end_of_turn>"),  # Gemma
+    (r"<\|turn>user\n", r"<turn\|>"),  # Gemma 4
+    (r"<\|start\|>user<\|message\|>", r"<\|end\|>|<\|eot\|>"),  # gpt-oss, Muse
+    (r"<\|USER_TOKEN\|>", r"<\|END_OF_TURN_TOKEN\|>"),  # Cohere
+    (r"<｜User｜>", r"<｜Assistant｜>"),  # DeepSeek
     (r"<\|user\|>", r"<\|end\|>|<\|endoftext\|>|</s>|<\|assistant\|>"),  # Phi, OLMo, Zephyr
     (r"\[INST\]", r"\[/INST\]"),  # Llama 2, Mistral
+    (r"GPT4 Correct User:", r"<\|end_of_turn\|>"),  # OpenChat
+    (r"User:", r"<end_of_utterance>"),  # Idefics, SmolVLM
+    (r"### Human:", r"### Assistant:"),  # Guanaco
 ]
 
 # Plain words occur in a user's text too. They count only if the prompt ends with the word that opens the answer.
@@ -34,14 +41,18 @@ _WORDS = [
     ("Q:", "A:"),
 ]
 
+# Where these words stand: all at the beginning of a line, or else anywhere after white space or `>` (Vicuna's `</s>`).
+_WORD_STARTS = [r"(?:\A|\n)[^\S\n]*", r"(?:\A|(?<=[\s>]))"]
+
 
 def find_instruction(prompt: str | Messages) -> str:
     r"""
     Finds the instruction in a prompt: the user's last message, without system prompt, template and earlier turns.
 
-    Known templates of text prompts are ChatML, Llama 2 and 3, Mistral, Gemma, Zephyr and Phi, and also Alpaca,
-    `Human:`/`Assistant:`, `USER:`/`ASSISTANT:`, `Question:`/`Answer:` and `Q:`/`A:`. The last five count only if the
-    prompt ends with the word that opens the answer. Then examples before the last question are removed too.
+    Known templates of text prompts are ChatML, Llama 2 and 3, Mistral, Gemma, Zephyr, Phi, gpt-oss, Cohere, DeepSeek,
+    OpenChat, Idefics and Guanaco, and also Alpaca, `Human:`/`Assistant:`, `User:`/`Assistant:`, `USER:`/`ASSISTANT:`,
+    `Question:`/`Answer:` and `Q:`/`A:`. The last six count only if the prompt ends with the word that opens the
+    answer. Then examples before the last question are removed too, also within a user's message.
 
     Args:
         prompt (`str` or `list[dict[str, str]]`):
@@ -59,29 +70,30 @@ def find_instruction(prompt: str | Messages) -> str:
     '2 + 2?'
     ```
     """
-    if not isinstance(prompt, str):
+    found = []
+    if isinstance(prompt, str):
+        found = [_find_between_tokens(prompt, opening, end) for opening, end in _SPECIAL_TOKENS]
+    else:
         users = [message for message in prompt if message["role"] == "user"]
         prompt = prompt_text(users[-1:] or prompt)
-    found = [
-        *(_find_between_tokens(prompt, opening, end) for opening, end in _SPECIAL_TOKENS),
-        *(_find_between_words(prompt, opening, end) for opening, end in _WORDS),
-    ]
+    for start in _WORD_STARTS:
+        found += [_find_between_words(prompt, start + opening, start + end) for opening, end in _WORDS]
     return next(filter(None, found), prompt)
 
 
 def _find_between_tokens(prompt: str, opening: str, end: str) -> str:
-    """Returns the last turn of the user, or nothing if no turn is opened."""
+    """Returns the last turn of the user, or nothing if no turn is opened and ended."""
     openings = list(re.finditer(opening, prompt))
-    turn = re.split(end, prompt[openings[-1].end() :], maxsplit=1)[0] if openings else ""
-    return turn.rpartition("<</SYS>>")[2].strip()  # Llama 2 has the system prompt inside the user's turn
+    turn, *rest = re.split(end, prompt[openings[-1].end() :], maxsplit=1) if openings else [""]
+    # Llama 2 has the system prompt inside the user's turn.
+    return turn.rpartition("<</SYS>>")[2].strip() if rest else ""
 
 
 def _find_between_words(prompt: str, opening: str, end: str) -> str:
     """Returns the text between the last opening word and the word at the end of the prompt, or nothing."""
-    body = prompt.rstrip().removesuffix(end)
-    is_open = body != prompt.rstrip() and body[-1:].isspace()
-    # Vicuna's `</s>USER:` has no white space before the word.
-    openings = list(re.finditer(rf"(?:\A|(?<=[\s>])){opening}", body)) if is_open else []
+    ending = re.search(rf"{end}\s*\Z", prompt)
+    body = prompt[: ending.start()] if ending else ""
+    openings = list(re.finditer(opening, body))
     return body[openings[-1].end() :].strip() if openings else ""
 
 
