@@ -12,6 +12,7 @@ MERGED_AND_NOT = {
     ),
     "line ends": (("a\r\nb", "a\nb"), [("a\nb", "a b"), ("a\n\nb", "a\nb")]),
     "white space at the end": (("yes", "yes \n\t"), [("a  b", "a b"), ("a \nb", "a\nb"), ("5\u00a0mm", "5 mm")]),
+    "one space at the beginning of the first paragraph": ((" yes\n\nno", "yes\n\nno"), [(" a\n\n b", "a\n\n b")]),
     "empty lines at the beginning": (("yes", " \n\nyes"), [("yes", "no\nyes")]),
     "one space at the beginning": (
         ("yes", " yes"),
@@ -55,6 +56,8 @@ def test_only_white_space_becomes_empty():
         ("red", '"Red"'),
         ("red", "\u201cRed.\u201d"),
         ("red", '"red".'),
+        ("red", "« Red »"),
+        ("12 march", "12 March"),
     ],
 )
 def test_an_answer_may_differ_in_quotes_end_marks_and_capitals_of_ordinary_words(first, second):
@@ -69,6 +72,9 @@ def test_an_answer_may_differ_in_quotes_end_marks_and_capitals_of_ordinary_words
         ("(0, 1)", "[0, 1]"),
         ("5 MW", "5 mW"),
         ("2 MHz", "2 mHz"),
+        ("5 Mm", "5 mm"),
+        ("5 Mg.", "5 mg."),
+        ("5 Pa", "5 pa"),
         ("ready", "!ready"),
         ("US", "us"),
         ("iPhone", "Iphone"),
@@ -95,7 +101,7 @@ def test_an_answer_keeps_signs_brackets_units_and_names(first, second):
 @pytest.mark.parametrize("normalize", [normalize_text, normalize_answer])
 def test_a_second_normalization_changes_nothing(normalize):
     generator = random.Random(0)
-    alphabet = "aB1 .-,%#'\"(ßİ\u0345ﬁ½\n\r…/*²–−!“”"
+    alphabet = "aB1 .-,%#'\"\t(ßİ\u0345ﬁ½\n\r…/*²–−!“”"
     for _ in range(3000):
         text = "".join(generator.choices(alphabet, k=generator.randrange(8)))
         assert normalize(normalize(text)) == normalize(text), repr(text)

@@ -26,8 +26,10 @@ _EMPTY_LINES = re.compile(r"\A\s*\n")
 _ONE_SPACE = re.compile(r"\A (?=\S)")
 _FULL_STOP = re.compile(r"(?<=[^\W_])\.\Z")
 
-# A whole word of at least two letters. A word next to a digit or a sign is often a name in code or an option.
-_WORD = re.compile(r"(?<![\w$#@&+=<>/\\^~%])(?<!(?<!\w)-)[^\W\d_]{2,}(?![\w$#@&+=<>/\\^~%(\[])")
+# A whole word of at least two letters. A word next to a digit or a sign is often a name in code or an option. After a
+# number, `mg` and `Mg` (or `pa` and `Pa`) are different units.
+_UNIT = r"(?<=\d\s)[mMpP][^\W\d_](?!\w)"
+_WORD = re.compile(rf"(?<![\w$#@&+=<>/\\^~%])(?<!(?<!\w)-)(?!{_UNIT})[^\W\d_]{{2,}}(?![\w$#@&+=<>/\\^~%(\[])")
 _ARTICLE = re.compile(r"\AA(?= [^\W\d_]{2})")
 _END_MARKS = re.compile(r"(?:(?<=[^\W\d_]{2})|(?<=[^\W\d_]{2}[\"'\u201d\u2019\u00bb]))[.,;:!\u2026]+\Z")
 _QUOTES = ('""', "''", "\u201c\u201d", "\u2018\u2019", "\u00ab\u00bb")
@@ -62,7 +64,7 @@ def normalize_text(text: str) -> str:
     """
     text = _LINE_END.sub("\n", unicodedata.normalize("NFC", text))
     text = _EMPTY_LINES.sub("", text).rstrip()
-    if not re.search(r"\n\s", text):
+    if not re.search(r"\n[^\S\n]", text):
         text = _ONE_SPACE.sub("", text)
     return _FULL_STOP.sub("", text)
 
@@ -74,13 +76,14 @@ def normalize_answer(text: str) -> str:
     After [`normalize_text`], these differences are removed too:
 
     - All white space at the beginning.
-    - Quotation marks around the whole text.
+    - Quotation marks around the whole text, and white space inside of them.
     - `.`, `,`, `;`, `:`, `!` and `…` at the end, after a word of at least two letters, also if it is quoted.
     - The case of the first letter of a word of at least two letters, if the other letters are lower case. Also `A` as
       the first word of several.
 
-    Other words keep their case, because it may belong to the word: units (`mW`, `MW`), abbreviations (`US`), names
-    (`iPhone`), variables (`x`), and words next to digits or signs (`x1`, `foo_bar`). Articles and spelling stay.
+    Other words keep their case, because it may belong to the word: units (`mW` and `MW`, `5 mm` and `5 Mm`),
+    abbreviations (`US`), names (`iPhone`), variables (`x`), and words next to digits or signs (`x1`, `foo_bar`).
+    Articles and spelling stay.
 
     Args:
         text (`str`):
@@ -96,14 +99,14 @@ def normalize_answer(text: str) -> str:
     ('the appaloosa', '5 MW', 'x != y')
     ```
     """
-    text, previous = text.strip(), None
+    previous = None
     while text != previous:
         previous, text = text, _normalize_answer_once(text)
     return text
 
 
 def _normalize_answer_once(text: str) -> str:
-    text = _END_MARKS.sub("", normalize_text(text))
+    text = _END_MARKS.sub("", normalize_text(text.strip()))
     if len(text) > 2 and text[0] + text[-1] in _QUOTES and not {text[0], text[-1]} & set(text[1:-1]):
         text = text[1:-1]
     text = _ARTICLE.sub("a", text)
