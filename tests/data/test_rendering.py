@@ -70,6 +70,14 @@ def test_an_open_thought_that_a_template_leaves_out_leaves_an_open_turn():
     assert render_chat(tiny_tokenizer(), QUESTION, thinking("3 fo", ""), False, {}) == "<|user|>3 * 4?<|assistant|>"
 
 
+def test_a_template_that_does_not_render_text_leaves_what_it_renders():
+    """SmolVLM's template reads lists of parts only. The whole chat was removed as if it were the end of a turn."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (Path(trl.__file__).parent / "chat_templates" / "smolvlm.jinja").read_text()
+    finished, unfinished = (render_chat(tokenizer, QUESTION, "12", flag, {}) for flag in (True, False))
+    assert finished == unfinished != ""
+
+
 @pytest.mark.parametrize("finished", [True, False])
 def test_keys_without_a_value_count_as_missing(qwen3, finished):
     plain = [{"role": "assistant", "content": "12"}]

@@ -1,8 +1,12 @@
 """A text is refused if, and only if, the model cannot read it."""
 
+import sys
+
 import pytest
 from datasets import Dataset
 from transformers import (
+    BloomConfig,
+    BloomModel,
     MambaConfig,
     MambaForCausalLM,
     Qwen2Config,
@@ -13,6 +17,7 @@ from transformers import (
 
 from tests.ppo_runs import ppo_config
 from tests.tiny_models import tiny_causal_lm, tiny_tokenizer
+from trl_rlp.data.groups.embedding import EmbeddingEquivalence
 from trl_rlp.data.groups.encoders import get_context_length
 from trl_rlp.data.sampling.in_process import sample_completions
 from trl_rlp.data.scoring import score
@@ -77,6 +82,16 @@ def test_an_encoder_with_scaled_positions_reads_its_extended_context(tokenizer):
         **sizes(tokenizer), num_key_value_heads=1, max_position_embeddings=64, rope_parameters=dict(YARN)
     )
     assert get_context_length(Qwen2ForSequenceClassification(config), tokenizer) == 256
+
+
+def test_an_encoder_and_a_tokenizer_without_a_limit_embed_and_compare(tokenizer):
+    """A tokenizer without a limit names 10^30 tokens. With an encoder with ALiBi, this was an OverflowError."""
+    tokenizer.model_max_length = 10**30
+    settings = {"vocab_size": len(tokenizer), "hidden_size": 16, "n_layer": 1, "n_head": 2}
+    model = BloomModel(BloomConfig(**settings))
+    assert get_context_length(model, tokenizer) == sys.maxsize
+    equivalence = EmbeddingEquivalence(model, tokenizer, threshold=-1.0)
+    assert equivalence.are_equivalent([""], ["a" * 600], ["b"]) == [True]
 
 
 def test_a_model_without_positions_has_no_limit(tokenizer, tmp_path):

@@ -120,5 +120,6 @@ def _remove_end_of_turn(
     def render(messages: Messages) -> str:
         return processing_class.apply_chat_template(messages, tokenize=False, **template_options)
 
-    _, _, end_of_turn = render([*chat[:-1], {**last, "content": _WORD}]).rpartition(_WORD)
-    return render(chat).removesuffix(end_of_turn)
+    _, mark, end_of_turn = render([*chat[:-1], {**last, "content": _WORD}]).rpartition(_WORD)
+    # Some templates read lists of parts only, and do not render text.
+    return render(chat).removesuffix(end_of_turn) if mark else render(chat)

@@ -1,5 +1,6 @@
 """Loading of encoders (NLI classifiers and sentence embedders), and their limits. Two equivalences share it."""
 
+import sys
 from pathlib import Path
 
 import torch
@@ -70,10 +71,11 @@ def get_context_length(model: PreTrainedModel, processing_class: PreTrainedToken
             Tokenizer of the encoder.
 
     Returns:
-        `int`: Length in tokens, including special tokens.
+        `int`: Length in tokens, including special tokens. `sys.maxsize` if neither has a limit.
     """
     context = read_context(model)
-    return processing_class.model_max_length if context is None else min(context, processing_class.model_max_length)
+    # A tokenizer without a limit names 10^30 tokens, which do not fit into its own integers.
+    return min(sys.maxsize if context is None else context, processing_class.model_max_length)
 
 
 def choose_tokens_per_batch(model: PreTrainedModel) -> int:
