@@ -50,6 +50,8 @@ def test_an_unknown_finish_reason_is_named_once(caplog):
         (message("\n", "length"), "\n"),
         (message("", "stop", reasoning_content="I say nothing."), ""),
         (message("4", "length", reasoning="Two and two"), "4"),
+        (message([{"type": "thinking", "thinking": []}, {"type": "text", "text": "4"}], "stop"), "4"),
+        (message([{"type": "thinking", "thinking": []}], "length"), None),
     ],
 )
 def test_a_thought_without_an_answer_is_no_completion(choice, text):

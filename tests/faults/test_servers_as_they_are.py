@@ -204,6 +204,21 @@ def test_a_judge_that_only_thought_has_no_verdict(fake):
     assert judge(["?"], ["a"], ["b"]) == [0.5] and judge.unreadable == 2
 
 
+@pytest.mark.parametrize("thought", [[], [{"type": "thinking", "thinking": [{"type": "text", "text": "Verdict: B"}]}]])
+def test_a_content_may_be_a_list_of_parts(fake, thought):
+    """
+    A user's server sends the content of a message as parts, as Mistral's does for models that reason. Each answer was
+    asked again, and then lost.
+
+    Right: the text of the parts. Thoughts are left out.
+    """
+    parts = [*thought, {"type": "text", "text": "Verdict"}, {"type": "text", "text": ": A"}]
+    answer_chats(fake, message={"content": parts}, finish_reason="stop")
+    assert sample(fake, CHATS)["completions"][0] == ["Verdict: A"] * 4
+    judge = ServerJudge(fake.url, "judge", tolerance=0.0)
+    assert judge(["?"], ["a"], ["b"]) == [0.5] and judge.unreadable == 0
+
+
 def test_a_server_that_refuses_max_tokens_can_be_asked(fake, tmp_path, capsys):
     """
     A user's judge wants `max_completion_tokens`, no `max_tokens` and temperature 1, as newer models of OpenAI do.
@@ -248,6 +263,31 @@ def test_a_command_has_the_options_of_the_connection_and_keeps_the_key_secret(fa
     assert fake.requests[0]["top_k"] == 5 and "seed" not in fake.requests[0]
     files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert len(files) == 3 and not any("sk-secret" in path.read_text() for path in files)
+
+
+@pytest.mark.parametrize("key", ["sk-sec\nret", "sk-secrét"])
+def test_a_key_that_no_header_can_hold_is_not_shown(fake, key):
+    """
+    A user's key was pasted with a line break inside. The error showed the header with the key, and blamed `base_url`.
+
+    Right: the error names `api_key`, and does not show it.
+    """
+    with pytest.raises(ValueError, match="`api_key` holds a line break or a character") as caught:
+        sample(fake, api_key=key)
+    assert "sk-" not in str(caught.value) and not fake.all_headers
+
+
+def test_a_password_in_the_address_is_in_no_file_and_no_message(fake, tmp_path):
+    """A user's server asks for a name and a password, in `base_url`. Right: only the server gets them."""
+    fake.respond = lambda request, number: (503, "down", {}) if request["prompt"] == "Two?" else None
+    address = fake.url
+    fake.url = address.replace("://", "://me:pass-word@")
+    sample(fake, TEXTS[:1], output_dir=tmp_path)
+    assert fake.headers["Authorization"].startswith("Basic ")
+    assert not any("pass-word" in path.read_text() for path in tmp_path.iterdir())
+    with pytest.raises(RuntimeError, match=address) as caught:
+        sample(fake, TEXTS[1:2])
+    assert "pass-word" not in str(caught.value)
 
 
 def test_the_environment_of_another_server_is_not_sent(fake, monkeypatch):

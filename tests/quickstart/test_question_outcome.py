@@ -10,7 +10,7 @@ SAMPLES = Dataset.from_dict(
         "completions": [
             [" 4", " 4.", " 5", " 6"],  # half agree on a right answer
             [" Rome", " Oslo", " Bern", " Riga"],  # none agree
-            [" yes", " yes", " Yes", " yes"],  # all agree on a wrong answer
+            [" yes", " yes", " yes.", " yes"],  # all agree on a wrong answer
             [" 7", " 7", " 7", " 8"],  # three agree on a wrong answer
         ],
         "finished": [[True] * 4] * 4,

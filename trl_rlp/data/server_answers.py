@@ -69,14 +69,16 @@ def read_choices(body: str, is_chat: bool, named_reasons: set[Any]) -> list[Choi
         choices = json.loads(body)["choices"]
         reasons = [choice.get("finish_reason") for choice in choices]
         messages = [choice["message"] if is_chat else {"content": choice["text"]} for choice in choices]
-        texts = [message.get("content") for message in messages]
+        texts = [_join_parts(message.get("content")) for message in messages]
     except (ValueError, KeyError, TypeError, AttributeError):
         return []
     if "error" in reasons or not all(isinstance(text, str) or (text is None and is_chat) for text in texts):
         return []
     endings = [_is_finished(reason, named_reasons) for reason in reasons]
     return [
-        Choice(None if is_chat and _has_no_answer(message, finished) else _replace_lone_surrogates(text), finished)
+        Choice(
+            None if is_chat and _has_no_answer(message, text, finished) else _replace_lone_surrogates(text), finished
+        )
         for message, text, finished in zip(messages, texts, endings, strict=True)
     ]
 
@@ -110,9 +112,15 @@ def _is_finished(reason: Any, named_reasons: set[Any]) -> bool:
     return name in FINISHED
 
 
-def _has_no_answer(message: dict[str, Any], finished: bool) -> bool:
+def _join_parts(content: Any) -> Any:
+    """Joins the text of a content that is a list of parts. Other parts, such as thoughts, are left out."""
+    if not isinstance(content, list):
+        return content
+    return "".join(part["text"] for part in content if part["type"] == "text")
+
+
+def _has_no_answer(message: dict[str, Any], text: str | None, finished: bool) -> bool:
     """Checks whether a message has no content, or was cut before its content began."""
-    text = message.get("content")
     if text is None:
         return True
     is_thought = text == "" or (not text.strip() and any(message.get(name) for name in REASONING))

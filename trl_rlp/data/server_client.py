@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import email.utils
 import random
+import re
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -81,6 +82,16 @@ class Server:
     def __post_init__(self):
         # Keys that are read from files end with a line break, which no header can hold.
         self.api_key = self.api_key and self.api_key.strip()
+        if self.api_key and not re.fullmatch("[ -~]+", self.api_key):
+            raise ValueError(
+                "`api_key` holds a line break or a character that is not ASCII, which no header can hold. Pass the "
+                "key only, as the provider shows it."
+            )
+
+    @property
+    def address(self) -> str:
+        """The base URL without a user name and password, for messages and files."""
+        return re.sub(r"(?<=://)[^/]*@", "", self.base_url)
 
     def work(self, jobs: Sequence[Callable[[Session], Coroutine[Any, Any, T]]]) -> list[T]:
         """
@@ -287,21 +298,21 @@ async def _require_response(server: Server, client: AsyncOpenAI) -> None:
         pass
     except APIConnectionError as error:
         raise ConnectionError(
-            f"No server answers at `base_url`={server.base_url} ({_describe_cause(server, error)}). Start a server, "
+            f"No server answers at `base_url`={server.address} ({_describe_cause(server, error)}). Start a server, "
             "for example with `transformers serve` or `vllm serve`, or correct `base_url`."
         ) from None
 
 
 def _explain_timeout(server: Server, retries: int) -> TimeoutError:
     return TimeoutError(
-        f"The server at {server.base_url} did not answer within `timeout`={server.timeout:g} seconds, after {retries} "
+        f"The server at {server.address} did not answer within `timeout`={server.timeout:g} seconds, after {retries} "
         "retries. Raise `timeout`, or lower `max_concurrency` or the maximum length of an answer."
     )
 
 
 def _explain_lost_connection(server: Server, error: Exception, retries: int) -> ConnectionError:
     return ConnectionError(
-        f"The server at {server.base_url} no longer answers after {retries} retries "
+        f"The server at {server.address} no longer answers after {retries} retries "
         f"({_describe_cause(server, error)}). Check its log, and start it again."
     )
 
@@ -314,9 +325,9 @@ def _explain_status(server: Server, status: int, body: str, headers: Mapping[str
     if is_passing:
         problem = "returns no completion" if status == 200 else "fails"
         wait = _read_wait(headers)
-        message = f"The server at {server.base_url} still {problem} after {retries} retries ({answer}). Check its log."
+        message = f"The server at {server.address} still {problem} after {retries} retries ({answer}). Check its log."
         return _Failure(RuntimeError(message), is_passing=wait is None or wait <= LONGEST_WAIT, wait=wait)
-    refusal = f"The server at {server.base_url} refused a request ({answer})."
+    refusal = f"The server at {server.address} refused a request ({answer})."
     if status in (400, 413, 422):
         advice = (
             "Check the length of the prompt and the fields of the request. `extra_body` changes fields, and a null "

@@ -100,7 +100,7 @@ def drop_repeated(ids: list[int], processing_class: PreTrainedTokenizerBase) -> 
         `list[int]`: The ids, with one EOS at the end and one BOS at the start at most.
     """
     eos_token_id = processing_class.eos_token_id
-    if appends_eos(processing_class) and ids[-2:] == [eos_token_id] * 2:
+    if ids[-2:] == [eos_token_id] * 2 and appends_eos(processing_class):
         ids = ids[:-1]
     return _drop_repeated_bos(ids, processing_class)
 

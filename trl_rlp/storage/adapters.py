@@ -45,7 +45,7 @@ def load_merged_model(auto_class: type, path: str | Path, adapter: PeftConfig, *
             Further arguments of `from_pretrained`. `revision` is that of the adapter.
 
     Returns:
-        [`~transformers.PreTrainedModel`]: A plain model, with weights that can be trained.
+        [`~transformers.PreTrainedModel`]: A plain model. Its weights can be trained, except quantized ones.
 
     Raises:
         OSError: If there is no base model.
@@ -61,4 +61,6 @@ def load_merged_model(auto_class: type, path: str | Path, adapter: PeftConfig, *
     adapter = copy.copy(adapter)
     adapter.task_type = None  # the adapter of a policy also fits a reward model with a new score head
     model = PeftModel.from_pretrained(base, str(path), config=adapter, revision=revision).merge_and_unload()
-    return model.requires_grad_(True)  # PEFT has frozen the base model
+    for parameter in model.parameters():  # PEFT has frozen the base model
+        parameter.requires_grad_(parameter.is_floating_point())
+    return model

@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     Trainer,
 )
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import find_adapter_config_file
 
 from trl_rlp.storage.adapters import find_adapter, load_merged_model
@@ -114,7 +115,7 @@ def load_tokenizer(path: str | Path, **hub_options: Any) -> PreTrainedTokenizerB
 
     Args:
         path (`str` or `Path`):
-            Folder or Hub name of the model.
+            Folder or Hub name of the model. An adapter without a tokenizer has that of its base model.
         hub_options:
             `revision` and `trust_remote_code` of `from_pretrained`.
 
@@ -124,8 +125,12 @@ def load_tokenizer(path: str | Path, **hub_options: Any) -> PreTrainedTokenizerB
     Raises:
         OSError: If there is no tokenizer with this name.
     """
+    path = expand_path(path)
     with explain_missing_model(path):
-        return AutoTokenizer.from_pretrained(expand_path(path), **hub_options)
+        adapter = find_adapter(path, hub_options.get("revision"))
+        if adapter is not None and not get_tokenizer_config(path, **hub_options):
+            path, hub_options = adapter.base_model_name_or_path, {**hub_options, "revision": adapter.revision}
+        return AutoTokenizer.from_pretrained(path, **hub_options)
 
 
 def load_policy(path: str | Path, **hub_options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -15,20 +15,23 @@ _NOUN = "(?:answer|assistant|candidate|choice|completion|model|option|output|rep
 _LABEL = "<[ab12]>"
 _NAME = f"(?:the )?(?:{_NOUN} )?{_LABEL}"
 _OPENER = (
-    "(?:(?:all in all|based on the above|based on this|clearly|finally|hence|i believe|i find|i think|in conclusion"
-    "|in my opinion|in my view|in short|in summary|overall|so|therefore|thus|to conclude|to sum up)(?: that)?,? )"
+    "(?:(?:after [^,.:;<>]*(?=,)|all in all|based on the above|based on this|clearly|finally|hence|i believe|i find"
+    "|i think|i(?: would|'d) say|in conclusion|in my opinion|in my view|in short|in summary|overall|so|therefore|thus"
+    "|to conclude|to sum up)(?: that)?,? )"
 )
 _SUBJECT = (
     "(?:(?:my |the )?(?:final |overall )?(?:choice|decision|judge?ment|pick|preference|selection|verdict|vote|winner"
     f"|(?:best|better|preferred|stronger|superior|winning)(?: {_NOUN}| one)?))"
 )
 _TITLE = (
-    f"(?:(?:here is )?(?:{_SUBJECT}|(?:my |the )?(?:final |overall )?(?:conclusion|label|letter|overall|{_NOUN})))"
+    f"(?:(?:here is )?(?:{_SUBJECT}|(?:my |the )?(?:final |overall )?(?:conclusion|label|letter|overall|{_NOUN}))"
+    f"|which (?:{_NOUN} |one )?is (?:the )?(?:best|better)(?: {_NOUN}| one)?)"
 )
 _CHOICE = "i(?: would|'d| will|'ll)? (?:choose|go with|pick|prefer|select|vote for)"
 _PRAISE = (
     "(?:wins|is (?:(?:clearly|definitely|far|marginally|much|overall|significantly|slightly) )*"
-    f"(?:preferable|preferred|the winner|(?:the )?(?:best|better|stronger|superior)(?: {_NOUN}| one)?)(?: overall)?)"
+    "(?:preferable|preferred|the (?:clear )?winner"
+    f"|(?:the )?(?:best|better|stronger|superior)(?: {_NOUN}| one)?)(?: overall)?)"
 )
 _REASON = r"(?:[,:]? (?P<reason>(?:because|since|as (?:it|its|this|that))\b.*))"
 
@@ -42,6 +45,7 @@ _TITLED = re.compile(f"{_TITLE} ?[:=–—-] ?(?P<rest>.+)")
 _TITLED_NAME = re.compile(f"{_NAME}{_REASON}?")
 # A line, or a whole answer. "The answer is A" could also be about the question that the completions answer.
 _LINE = re.compile(rf"{_LABEL}\)?")
+_ENTRY = re.compile(rf"{_LABEL}\. ")
 _WHOLE_ANSWER = re.compile(f"{_NAME}|(?:so,? )?(?:the )?(?:correct |final |right )?answer is:? {_NAME}")
 
 # Words in a reason, before or after a verdict that take it back.
@@ -49,16 +53,26 @@ _CONTRAST = re.compile(
     r"\b(?:although|but|despite|except|however|if|otherwise|though|unless|whereas|whether|while|yet)\b"
 )
 _INDECISION = re.compile(
-    r"\b(?:a draw|a tie|tied|equal|equally|it depends|neither|undecided|unsure|not (?:certain|sure)"
+    r"\b(?:a draw|a tie|tied|equal|equally|at random|(?:are|both) identical|coin (?:flip|toss)|i guess|it depends"
+    r"|neither|undecided|unsure|not (?:certain|sure)"
     r"|(?:cannot|can't|difficult to|hard to|unable to) (?:choose|compare|decide|determine|judge|say|tell))\b"
 )
 _RETRACTION = re.compile(
-    r"(?:actually|although|but|correction|despite|even|hmm+|however|nevertheless|nonetheless|no(?=[,.!]|$)"
-    r"|on (?:reflection|second)|or|otherwise|scratch|sorry|still|that said|though|unless|wait|whereas|while|yet)\b"
+    r"\(?(?:actually|although|apologies|but|correction|despite|edit|even|hm+|however|i (?:misread|mixed|retract)"
+    r"|i (?:apologi[sz]e|stand corrected|take (?:it|that|this) back|was (?:mistaken|wrong))|just kidding"
+    r"|let me re-?\w+|my (?:bad|mistake)|nevertheless|nonetheless|no(?=[,.!]|$)|oops|or|otherwise|scratch|sorry"
+    r"|still|strike that|that said|though|unless|wait|whereas|while|yet"
+    r"|(?:up)?on (?:a )?(?:closer|further|re-?\w+|second))\b"
+    r"|.*\bchanged my mind\b"
+)
+_NAMED_LAST = re.compile(
+    rf"(?:^|[,:] |\b(?:be|but|is|mean|meant|say|so|then|therefore|thus) )(?:the )?(?:{_NOUN} )?<([ab12])>$"
 )
 _CHOOSING = re.compile(r"\b(?:best|better|choose|pick|prefer|preferred|verdict|winner|wins)\b")
 _OTHER = re.compile(f"{_LABEL}|\\b(?:first|former|latter|other|second)\\b")
 
+# A line break inside a sentence. `reason: ...` is a line of its own.
+_WRAP = re.compile(r"(?<=\w)[ \t]*\n(?=[a-z]{2})(?![\w ]+[:=])")
 _THOUGHT = re.compile(r"<(/?)(?:reasoning|think|thinking|thought)>", re.IGNORECASE)
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~)\w*[ \t]*$", re.MULTILINE)
 _DELIMITED = re.compile(
@@ -66,8 +80,9 @@ _DELIMITED = re.compile(
     re.MULTILINE,
 )
 _LATEX = re.compile(r"\\\w+ ?\{([^{}]*)\}")
-_EMPHASIS = re.compile(r"[*`]+|~~|(?<!\w)_+|_+(?!\w)|</?\w[^<>]*>|<\|\w+\|>|[$\[\]]")
-_QUOTED_NAME = re.compile(rf"[\"“”']((?:{_NOUN} )?\(?[ab12]\)?)[\"“”']", re.IGNORECASE)
+_STRUCK = re.compile(r"~~[^~\n]+~~")
+_EMPHASIS = re.compile(r"[*`]+|(?<!\w)_+|_+(?!\w)|</?\w[^<>]*>|<\|\w+\|>|[$\[\]]")
+_QUOTED_NAME = re.compile(rf"[\"“”„'‘«»]((?:{_NOUN} )?\(?[ab12]\)?)[\"“”'«»]", re.IGNORECASE)
 
 
 class _Statement(NamedTuple):
@@ -84,14 +99,14 @@ def read_verdict(answer: str, labels: Labels = ("A", "B")) -> str | None:
 
     A verdict is plain if each word of its sentence, up to a reason, belongs to a small grammar:
 
-    - a line that is only a label: "B", "**B**", "[[B]]", "\boxed{B}", "<answer>B</answer>",
+    - a line that is only a label: "B", "**B**", "[[B]]", "\boxed{B}", "<answer>B</answer>", or the first sentence,
     - a title and a label: "Verdict: B", "Final answer: `B`", `{"verdict": "B"}`, "| Winner | B |", or a heading,
     - a choice: "The better response is B", "I prefer B", "B, because it is true",
     - praise without a restriction: "Response B is better than Response A".
 
     All plain verdicts of an answer must agree. Other sentences are no verdicts: a concession ("While A is better in
     tone"), a negation, a doubt, criticism, a comparison with something else, a tie, the article "A". An answer that
-    speaks of a tie, or goes on with "However" or "Wait" after its verdict, has none. Text before `</think>` is
+    speaks of a tie, or goes on with "However", "Wait" or "so B" after its verdict, has none. Text before `</think>` is
     ignored.
 
     Args:
@@ -117,6 +132,7 @@ def read_verdict(answer: str, labels: Labels = ("A", "B")) -> str | None:
     text = _replace_json(_FENCE.sub("", _drop_thoughts(text)), labels)
     if text is None:
         return None
+    text = _WRAP.sub(" ", _STRUCK.sub("", text))
     text = _DELIMITED.sub(lambda match: f"\nVerdict: {match[1] or match[2] or match[3]}", text)
     sentences = _split_sentences(text, labels)
     statements = [
@@ -210,19 +226,21 @@ def _split_sentences(text: str, labels: Labels) -> list[tuple[str, bool]]:
             continue
         is_name = re.fullmatch(rf"{_NAME}\)?[.!]?", line)
         if is_name and is_title:
-            lines[-1] = f"{lines[-1].rstrip(':')}: {line}"
+            lines[-1] = f"{lines[-1].rstrip(':?')}: {line}"
         else:
             lines.append(line)
         is_title = not is_name and (raw.lstrip().startswith("#") or _looks_like_title(line))
     sentences = []
     for line in lines:
-        parts = re.split(r"(?<=[.!?;])\s+", line)
-        sentences += [(re.sub(r"[.!;]$", "", part), len(parts) == 1) for part in parts]
+        first, *others = (re.sub(r"[.!;]$", "", part) for part in re.split(r"(?<=[.!?;])\s+", line))
+        # "A. It is right." begins with a verdict, unless it is the entry of a list, and "B. It is wrong." follows.
+        is_line = not others or (not sentences and len({line[:3] for line in lines if _ENTRY.match(line)}) == 1)
+        sentences += [(first, is_line), *((other, False) for other in others)]
     return sentences
 
 
 def _looks_like_title(line: str) -> bool:
-    return line.endswith(":") or (len(line.split()) <= 4 and line[-1] not in ".!?;,")
+    return line.endswith((":", "?")) or (len(line.split()) <= 4 and line[-1] not in ".!?;,")
 
 
 def _strip_markup(line: str) -> str:
@@ -260,4 +278,5 @@ def _takes_back(statement: _Statement, sentences: list[tuple[str, bool]]) -> boo
         any(map(_RETRACTION.match, later))
         or any(map(_INDECISION.search, others))
         or any(map(_CHOOSING.search, rivals))
+        or any((last := _NAMED_LAST.search(text)) and last[1] != statement.label for text in later)
     )

@@ -149,7 +149,7 @@ def sample_from_server(
         sample_shard,
         description="Sampling",
         output_dir=output_dir,
-        fingerprint={**body, **settings, "base_url": base_url.rstrip("/"), "prompts": value_fingerprint(texts)},
+        fingerprint={**body, **settings, "base_url": server.address.rstrip("/"), "prompts": value_fingerprint(texts)},
         is_final=lambda record: "failure" not in record,
     )
     return _add_complete_records(prompts, records, sampler.error_class)

@@ -5,24 +5,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from accelerate import Accelerator
 from accelerate.utils import extract_model_from_parallel
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn, no_grad
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from trl_rlp.data.context import read_context
 from trl_rlp.data.sampling.in_process import get_eos_token_ids
-from trl_rlp.storage.artifacts import CAUSAL_LM, load_complete_model
+from trl_rlp.storage.artifacts import CAUSAL_LM, load_complete_model, load_tokenizer
 from trl_rlp.storage.paths import expand_path
 from trl_rlp.trainer.hub_options import hub_options
 from trl_rlp.trainer.ppo.ppo_config import PPOConfig
 from trl_rlp.trainer.score_head import add_score_head, find_score_layers
+
+
+ACCELERATE_ATTRIBUTES = ("forward", "_original_forward", "_is_accelerate_prepared")
+"""Attributes that accelerate sets on a model that it prepares."""
 
 
 def prepare_policy(
@@ -49,7 +53,7 @@ def prepare_policy(
         )
     else:
         path, options = model.name_or_path, {"trust_remote_code": args.trust_remote_code}
-    return model, processing_class or AutoTokenizer.from_pretrained(path, **options)
+    return model, processing_class or load_tokenizer(path, **options)
 
 
 @contextmanager
@@ -148,6 +152,33 @@ def ensure_embedded_pad_token(
     processing_class = copy.deepcopy(processing_class)
     processing_class.pad_token = processing_class.eos_token
     return processing_class
+
+
+def prepare_reference(ref_model: PreTrainedModel, accelerator: Accelerator) -> nn.Module:
+    """
+    Moves the reference policy to its device, and compiles it with `torch_compile`.
+
+    accelerate marks a prepared model, and replaces its `forward` in mixed precision. Both are undone, because the
+    user may train the model later. accelerate would not wrap a marked model for distributed training.
+
+    Args:
+        ref_model ([`~transformers.PreTrainedModel`]):
+            Copy of the initial policy, or the user's model. Only its device changes.
+        accelerator (`accelerate.Accelerator`):
+            The trainer's accelerator.
+
+    Returns:
+        `nn.Module`: The model, compiled if models are compiled.
+    """
+    models = (ref_model, extract_model_from_parallel(ref_model, keep_torch_compile=False))
+    attributes = [(model, name) for model in models for name in ACCELERATE_ATTRIBUTES]
+    before = [(model, name, vars(model)[name]) for model, name in attributes if name in vars(model)]
+    prepared = accelerator.prepare_model(ref_model, evaluation_mode=True)
+    for model, name in attributes:
+        vars(model).pop(name, None)
+    for model, name, value in before:
+        vars(model)[name] = value
+    return prepared
 
 
 def init_value_model(

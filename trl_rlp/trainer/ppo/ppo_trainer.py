@@ -39,6 +39,7 @@ from trl_rlp.trainer.ppo.ppo_setup import (
     init_value_model,
     max_prompt_length,
     prepare_policy,
+    prepare_reference,
     prepare_value_model,
     resolve_stop_tokens,
     without_dropout,
@@ -182,12 +183,14 @@ class PPOTrainer(GRPOTrainer):
             ref_model = copy.deepcopy(model)
         self.reward_model = reward_model
         self._resolve_tokens(model, processing_class, args)
+        loop_args = rollouts_to_steps(args, train_dataset)
+        loop_args.disable_dropout = False  # `train` disables it, and TRL's constructor would do so for ever
         super().__init__(
             model=model,
             reward_funcs=self._build_reward_functions(
                 reward_model, reward_funcs, reward_processing_class, processing_class, args
             ),
-            args=rollouts_to_steps(args, train_dataset),
+            args=loop_args,
             train_dataset=repeat_stream(train_dataset, get_data_seed(args) if args.shuffle_dataset else None),
             eval_dataset=eval_dataset,
             processing_class=ensure_embedded_pad_token(processing_class, self._vocabulary_size),
@@ -195,10 +198,9 @@ class PPOTrainer(GRPOTrainer):
             optimizers=optimizers,
             peft_config=peft_config,
         )
+        self.args.disable_dropout = args.disable_dropout
         self._set_stop_tokens()
-        if ref_model is not None:
-            ref_model = self.accelerator.prepare_model(ref_model, evaluation_mode=True)
-        self.ref_model = ref_model
+        self.ref_model = None if ref_model is None else prepare_reference(ref_model, self.accelerator)
         self._given_value_model, self._value_peft_config = value_model, value_peft_config
         self._add_critic()
         self._term_logs = {mode: TermLog((*ROLLOUT_METRICS, *LOSS_METRICS)) for mode in ("train", "eval")}

@@ -5,7 +5,6 @@ from typing import Any
 
 from transformers import (
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
@@ -13,7 +12,7 @@ from transformers import (
 
 from trl_rlp.data.padding import ensure_pad_token
 from trl_rlp.storage.adapters import find_adapter, load_merged_model
-from trl_rlp.storage.artifacts import explain_missing_model
+from trl_rlp.storage.artifacts import explain_missing_model, load_tokenizer
 from trl_rlp.storage.paths import expand_path
 from trl_rlp.trainer.hub_options import HUB_OPTIONS
 
@@ -50,7 +49,7 @@ def init_reward_model(
             model = AutoModelForSequenceClassification.from_pretrained(path, **options)
         else:
             model = load_merged_model(AutoModelForSequenceClassification, path, adapter, **options)
-        tokenizer_options = {name: options[name] for name in HUB_OPTIONS if name in options}
-        processing_class = AutoTokenizer.from_pretrained(path, **tokenizer_options)
+    tokenizer_options = {name: options[name] for name in HUB_OPTIONS if name in options}
+    processing_class = load_tokenizer(path, **tokenizer_options)
     ensure_pad_token(model, processing_class)
     return model, processing_class

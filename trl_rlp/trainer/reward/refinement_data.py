@@ -140,7 +140,9 @@ def synthesize_pairs(
     return broadcast_from_main(build, accelerator)
 
 
-def drop_repeated_tokens(dataset: Pairs, processing_class: PreTrainedTokenizerBase) -> Pairs:
+def drop_repeated_tokens(
+    dataset: Pairs, processing_class: PreTrainedTokenizerBase, num_proc: int | None = None
+) -> Pairs:
     """
     Removes the EOS that a tokenizer appended after the EOS of a text, and the BOS that it added before the BOS.
 
@@ -149,13 +151,15 @@ def drop_repeated_tokens(dataset: Pairs, processing_class: PreTrainedTokenizerBa
             Human pairs D, tokenized by TRL. Pairs of messages do not change, nor do pairs that have no text.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the pairs.
+        num_proc (`int`, *optional*):
+            Number of processes that read a dataset. A stream is always read by one.
 
     Returns:
         `Dataset` or `IterableDataset`: The same rows.
     """
     if not adds_special_tokens(processing_class):
         return dataset
-    options = {"desc": "Removing repeated special tokens"} if isinstance(dataset, Dataset) else {}
+    options = {"num_proc": num_proc, "desc": "Removing repeated special tokens"} if isinstance(dataset, Dataset) else {}
     return dataset.map(_drop_from_row, fn_kwargs={"processing_class": processing_class}, **options)
 
 

@@ -187,7 +187,7 @@ class RLPRewardTrainer(RewardTrainer):
     ) -> Dataset | IterableDataset:
         """Keeps one EOS at the end of text, as scoring does. TRL appends it, and some tokenizers append it again."""
         prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-        return drop_repeated_tokens(prepared, processing_class)
+        return drop_repeated_tokens(prepared, processing_class, args.dataset_num_proc)
 
     def _warn_about_score_head(self) -> None:
         if self.processing_class.pad_token_id == self.processing_class.eos_token_id:
