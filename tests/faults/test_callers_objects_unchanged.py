@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, TrainerCallback
 
 from tests.ppo_runs import ppo_config, ppo_trainer, prompts, weights
 from tests.reward_runs import (
@@ -55,12 +55,12 @@ def describe_model(model: nn.Module) -> dict:
         "parameters": {n: (p.requires_grad, p.dtype, p.device, p.shape) for n, p in model.named_parameters()},
         "modes": {name: module.training for name, module in model.named_modules()},
         "modules": {name: type(module) for name, module in model.named_modules()},
+        "has its own forward": ["forward" in vars(m) for m in model.modules()],
         "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()],
         "numbers": [{k: v for k, v in vars(m).items() if isinstance(v, (int, float))} for m in model.modules()],
         "config": copy.deepcopy(model.config.to_dict()),
     }
     for numbers in description["numbers"]:
-        numbers.pop("_is_accelerate_prepared", None)  # accelerate's mark on a model that it moves to its device
         numbers.pop("training", None)
     if model.can_generate():
         description["generation_config"] = model.generation_config.to_dict()
@@ -75,9 +75,15 @@ def describe_tokenizer(tokenizer) -> dict:
 # PPO
 
 
-@pytest.mark.parametrize("settings", [{}, {"cast_lm_head_to_fp32": True}], ids=["plain", "head in fp32"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"cast_lm_head_to_fp32": True}, {"bf16": True}], ids=["plain", "head in fp32", "bf16"]
+)
 def test_ppo_leaves_reward_and_reference_model_as_they_were(tmp_path, settings):
-    """A user passes `ref_model` and `reward_model`. They stayed frozen, without dropout, and with another LM head."""
+    """
+    A user passes `ref_model` and `reward_model`. They stayed frozen, without dropout, and with another LM head. In
+    bf16, the reference kept a `forward` with autocast. It also kept accelerate's mark of a prepared model. As the
+    policy of a later run on two processes, it was not wrapped, so each process trained another policy.
+    """
     models = {
         "ref_model": with_mixed_flags(tiny_causal_lm(TOKENIZER, seed=1, attention_dropout=0.1, pad_token_id=None)),
         "reward_model": with_mixed_flags(tiny_reward_model(TOKENIZER, seed=3, attention_dropout=0.1)),
@@ -102,6 +108,29 @@ def test_ppo_changes_of_trained_models_only_what_training_changes(tmp_path):
     for model in (policy, value_model):
         assert {layer.self_attn.attention_dropout for layer in model.model.layers} == {0.1}
         assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_policy_keeps_its_dropout(tmp_path):
+    """A user goes on with the policy after PPO. Dropout layers stayed at 0, and only the other dropout came back."""
+    config = {
+        "vocab_size": len(TOKENIZER),
+        "n_embd": 16,
+        "n_layer": 1,
+        "n_head": 2,
+        "eos_token_id": TOKENIZER.eos_token_id,
+    }
+    policy = GPT2LMHeadModel(GPT2Config(**config))
+    trainer = ppo_trainer(tmp_path, model=policy, total_episodes=4, callbacks=[DropoutInTraining()])
+    trainer.train()
+    assert trainer.args.disable_dropout
+    assert {layer.p for layer in policy.modules() if isinstance(layer, nn.Dropout)} == {0.1}
+
+
+class DropoutInTraining(TrainerCallback):
+    """Checks that dropout is off in a training step."""
+
+    def on_step_end(self, args, state, control, model, **kwargs):
+        assert {layer.p for layer in model.modules() if isinstance(layer, nn.Dropout)} == {0.0}
 
 
 def test_a_reward_model_is_refined_after_ppo(tmp_path):

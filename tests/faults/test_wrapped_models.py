@@ -9,13 +9,15 @@ import torch
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from tests.ppo_runs import has_changed, ppo_trainer, weights
+from tests.ppo_runs import has_changed, ppo_config, ppo_trainer, prompts, weights
 from tests.reward_runs import policy_samples, preferences, rlp_trainer
 from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.scoring import score
 from trl_rlp.rlp_ppo.rlp_ppo_config import RLPPPOConfig
 from trl_rlp.rlp_ppo.rlp_ppo_trainer import RLPPPOTrainer
+from trl_rlp.storage.artifacts import load_policy
 from trl_rlp.trainer.ppo.ppo_setup import init_value_model
+from trl_rlp.trainer.ppo.ppo_trainer import PPOTrainer
 from trl_rlp.trainer.ppo.token_models import Critic
 from trl_rlp.trainer.reward.initial_model import init_reward_model
 from trl_rlp.trainer.reward.joint_forward import JointForward
@@ -258,6 +260,25 @@ def test_a_policy_that_is_named_by_its_adapter_trains(tmp_path, adapters):
     assert not any("lora" in name for name in before)
     trainer.train()
     assert has_changed(trainer.model, before)
+
+
+def test_an_adapter_without_a_tokenizer_has_that_of_its_base_model(tmp_path, adapters):
+    """A user saved an adapter with PEFT, which writes no tokenizer. PPO and the stages found no tokenizer."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (Path(adapters["policy"]) / name).unlink()
+    trainer = PPOTrainer(
+        ppo_config(tmp_path / "ppo"),
+        None,
+        adapters["policy"],
+        reward_model=tiny_reward_model(TOKENIZER),
+        train_dataset=prompts(),
+    )
+    tokenizers = [
+        trainer.processing_class,
+        load_policy(adapters["policy"])[1],
+        init_reward_model(adapters["policy"], 0)[1],
+    ]
+    assert all(tokenizer.get_vocab() == TOKENIZER.get_vocab() for tokenizer in tokenizers)
 
 
 def test_a_value_model_from_a_reward_model_that_is_named_by_its_adapter_is_plain(tmp_path, adapters):

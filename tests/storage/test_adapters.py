@@ -40,6 +40,20 @@ def test_the_adapter_of_a_policy_fits_a_classifier(adapter):
     assert config.task_type == "CAUSAL_LM"
 
 
+def test_a_quantized_base_model_is_merged(adapter):
+    """Quantized weights are integers, which cannot be trained."""
+
+    class AutoQuantized:
+        @staticmethod
+        def from_pretrained(*arguments, **options):
+            model = AutoModelForCausalLM.from_pretrained(*arguments, **options)
+            model.codes = torch.nn.Parameter(torch.zeros(2, dtype=torch.int8), requires_grad=False)
+            return model
+
+    model = load_merged_model(AutoQuantized, adapter, find_adapter(adapter))
+    assert [name for name, parameter in model.named_parameters() if not parameter.requires_grad] == ["codes"]
+
+
 def test_virtual_tokens_are_refused(tmp_path):
     config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     save(get_peft_model(tiny_causal_lm(TOKENIZER), config), TOKENIZER, tmp_path)

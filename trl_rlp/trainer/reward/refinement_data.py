@@ -159,7 +159,9 @@ def drop_repeated_tokens(
     """
     if not adds_special_tokens(processing_class):
         return dataset
-    options = {"num_proc": num_proc, "desc": "Removing repeated special tokens"} if isinstance(dataset, Dataset) else {}
+    options = (
+        {"num_proc": num_proc, "desc": "Removing repeated special tokens"} if isinstance(dataset, Dataset) else {}
+    )
     return dataset.map(_drop_from_row, fn_kwargs={"processing_class": processing_class}, **options)
 
 
