@@ -146,6 +146,15 @@ def test_a_second_call_asks_only_what_the_first_one_did_not_get(tmp_path, fake, 
     assert read_metrics(tmp_path) == read_metrics(tmp_path, "again")
 
 
+@pytest.mark.parametrize(
+    "more", [["--samples", "missing.jsonl"], ["--reward_model", "r", "--preferences", "no.jsonl"]]
+)
+def test_a_wrong_path_is_found_before_a_judge_is_asked(tmp_path, fake, files, capsys, more):
+    """A user mistyped the path of the other data to evaluate. The judge had answered all questions by then."""
+    assert main(build_words(tmp_path, fake, *more)) == 2
+    assert "No dataset at" in capsys.readouterr().err and not fake.requests
+
+
 def test_one_question_that_the_server_fails_on_does_not_hold_up_the_others(fake):
     """The server crashed on one question, again and again. The others are answered, and the pair is named."""
     answer_all(fake)

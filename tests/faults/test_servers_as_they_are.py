@@ -204,6 +204,13 @@ def test_a_judge_that_only_thought_has_no_verdict(fake):
     assert judge(["?"], ["a"], ["b"]) == [0.5] and judge.unreadable == 2
 
 
+def test_a_server_that_asks_for_a_long_wait_is_quoted(fake):
+    """A user's daily limit was reached. The message said "after 0 retries" only. Right: it says how long to wait."""
+    fake.respond = lambda request, number: (429, "daily limit", {"retry-after-ms": "", "retry-after": "3600"})
+    with pytest.raises(RuntimeError, match="asks to wait 3600 seconds, so the request was not repeated"):
+        sample(fake, TEXTS[:1])
+
+
 @pytest.mark.parametrize("thought", [[], [{"type": "thinking", "thinking": [{"type": "text", "text": "Verdict: B"}]}]])
 def test_a_content_may_be_a_list_of_parts(fake, thought):
     """
@@ -275,6 +282,34 @@ def test_a_key_that_no_header_can_hold_is_not_shown(fake, key):
     with pytest.raises(ValueError, match="`api_key` holds a line break or a character") as caught:
         sample(fake, api_key=key)
     assert "sk-" not in str(caught.value) and not fake.all_headers
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        'api_key: "sk-secret',
+        "api_key: @sk-secret",
+        "- api_key: sk-secret",
+        "api_key sk-secret",
+        "api_key: [sk-secret]",
+    ],
+)
+def test_an_error_about_a_file_of_options_does_not_show_the_key(tmp_path, capsys, lines):
+    """A user made a mistake in the line of the key. The message, which a cluster logs, quoted the line."""
+    config = tmp_path / "sample.yaml"
+    config.write_text(f"{lines}\n")
+    words = ["sample", "--model", "m", "--prompts", "p.jsonl", "--output_dir", str(tmp_path / "out")]
+    assert main([*words, "--config", str(config)]) == 2
+    error = capsys.readouterr().err
+    assert "sk-secret" not in error and "api_key" in error
+
+
+def test_a_key_that_is_passed_as_the_name_of_a_variable_is_not_shown(tmp_path, capsys):
+    """A user wrote `--api_key_variable $MY_KEY`, and the message quoted the key."""
+    words = ["sample", "--model", "m", "--prompts", "p.jsonl", "--output_dir", str(tmp_path / "out")]
+    assert main([*words, "--api_key_variable", "sk-secret"]) == 2
+    error = capsys.readouterr().err
+    assert "sk-secret" not in error and "`api_key_variable` is not the name" in error
 
 
 def test_a_password_in_the_address_is_in_no_file_and_no_message(fake, tmp_path):

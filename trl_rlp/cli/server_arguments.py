@@ -76,7 +76,8 @@ class ServerArguments:
 
         Raises:
             TypeError: If `extra_body` is not a mapping.
-            ValueError: If `extra_body` is not JSON, the environment variable is not set, or two keys are passed.
+            ValueError: If `extra_body` is not JSON, the environment variable is not set or no name, or two keys are
+                passed.
         """
         return {
             "api_key": self._find_key(),
@@ -91,6 +92,11 @@ class ServerArguments:
             return self.api_key
         if self.api_key is not None:
             raise ValueError("`api_key` and `api_key_variable` are both passed. Pass one.")
+        if not self.api_key_variable.isidentifier():  # perhaps the key itself, from `--api_key_variable $MY_KEY`
+            raise ValueError(
+                "`api_key_variable` is not the name of an environment variable. Pass a name, such as OPENAI_API_KEY, "
+                "without `$`."
+            )
         key = os.environ.get(self.api_key_variable)
         if not key:
             raise ValueError(

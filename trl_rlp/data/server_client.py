@@ -326,7 +326,9 @@ def _explain_status(server: Server, status: int, body: str, headers: Mapping[str
         problem = "returns no completion" if status == 200 else "fails"
         wait = _read_wait(headers)
         message = f"The server at {server.address} still {problem} after {retries} retries ({answer}). Check its log."
-        return _Failure(RuntimeError(message), is_passing=wait is None or wait <= LONGEST_WAIT, wait=wait)
+        is_soon = wait is None or wait <= LONGEST_WAIT
+        message += "" if is_soon else f" It asks to wait {wait:.0f} seconds, so the request was not repeated."
+        return _Failure(RuntimeError(message), is_passing=is_soon, wait=wait)
     refusal = f"The server at {server.address} refused a request ({answer})."
     if status in (400, 413, 422):
         advice = (
