@@ -18,9 +18,9 @@ install: $(VENV)/.installed
 quickstart: install
 	$(BIN)/trl-rlp quickstart
 
-# One thread, because the models are tiny, and on a busy machine threads wait for each other.
+# Two processes with one thread each. The models are tiny, and on a busy machine threads wait for each other.
 test: install
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 slow: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
