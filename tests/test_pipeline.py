@@ -160,7 +160,11 @@ def test_the_folder_of_another_run_is_refused_before_any_work(tmp_path, sft_mode
     with pytest.raises(ZeroDivisionError):
         run_rlp(config(tmp_path, sft_model), preferences, prompts, SameParity())
     with pytest.raises(ValueError, match=r"other settings: `prompt_dataset` was .*, `seed` was 42 and is 1"):
-        run_rlp(config(tmp_path, sft_model, seed=1), preferences, prompts.select([0]), SameParity())
+        run_rlp(config(tmp_path, sft_model, seed=1), preferences, prompts.select([0, 1]), SameParity())
+
+
+# TRL's trainer reads such messages, but the gate does not, and it comes after hours of training.
+NO_TEXT = Dataset.from_dict({"chosen": [completion("yes", True)], "rejected": [completion(None, True)]})
 
 
 @pytest.mark.parametrize(
@@ -169,13 +173,15 @@ def test_the_folder_of_another_run_is_refused_before_any_work(tmp_path, sft_mode
         ({"equivalence": None}, "`equivalence` is None, but `method`='spg' groups completions"),
         ({"prompt_dataset": Dataset.from_dict({"prompt": ["a", ""]})}, "`prompt_dataset` row 1 has an empty prompt"),
         ({"preference_dataset": Dataset.from_dict({"text": ["a"]})}, "`preference_dataset` lacks the columns"),
+        ({"preference_dataset": NO_TEXT}, "`preference_dataset` row 0: `rejected` must be text"),
+        ({"eval_preference_dataset": NO_TEXT}, "`eval_preference_dataset` row 0: `rejected` must be text"),
         ({"eval_prompt_dataset": Dataset.from_dict({"prompt": []})}, "`eval_prompt_dataset` is empty"),
     ],
 )
 def test_bad_inputs_are_named_before_the_folder_is_created(tmp_path, sft_model, change, match):
     preferences, prompts = data(chat=False)
     arguments = {"preference_dataset": preferences, "prompt_dataset": prompts, "equivalence": SameParity()}
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises((TypeError, ValueError), match=match):
         run_rlp(config(tmp_path, sft_model), **{**arguments, **change})
     assert not (tmp_path / "run").exists()
 
@@ -259,4 +265,11 @@ def test_wrong_policies_and_equivalences_are_named_before_the_folder_is_made(tmp
     for equivalence, what in ((SameParity, "got the class `SameParity`"), ("exact", "got 'exact'")):
         with pytest.raises(TypeError, match=f"`equivalence` must be an object, {what}"):
             run_rlp(config(tmp_path, sft_model, method="spg"), preferences, prompts, equivalence)
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_few_prompts_for_a_rollout_are_an_error_before_any_work(tmp_path, sft_model):
+    preferences, prompts = data(chat=False)
+    with pytest.raises(ValueError, match="`prompt_dataset` has 1 prompts, but a rollout needs"):
+        run_rlp(config(tmp_path, sft_model, method="uml"), preferences, prompts.select([0]))
     assert not (tmp_path / "run").exists()

@@ -13,7 +13,7 @@ from trl_rlp.data.preferences.holdout import hold_out
 from trl_rlp.data.special_tokens import require_plain_prompts
 from trl_rlp.data.template_options import require_no_template_columns
 from trl_rlp.data.turns import require_no_assistant_prefill
-from trl_rlp.data.validation import remove_format, require_answers, require_columns, require_prompts
+from trl_rlp.data.validation import remove_format, require_answers, require_preferences, require_prompts
 from trl_rlp.evaluation.gate_report import RewardModelRegression
 from trl_rlp.pipeline_config import RefinementSettings, RLPConfig
 from trl_rlp.stages.evaluation import evaluate_policies
@@ -25,6 +25,8 @@ from trl_rlp.stages.samples import group_samples, sample_policy
 from trl_rlp.storage.artifacts import load_data, load_tokenizer, require_causal_lm
 from trl_rlp.storage.fingerprints import value_fingerprint
 from trl_rlp.storage.run_folder import RunFolder
+from trl_rlp.trainer.ppo.ppo_config import PPOConfig
+from trl_rlp.trainer.ppo.rollout_steps import require_rollout
 
 
 @dataclass
@@ -335,16 +337,19 @@ def _check_arguments(
     eval_prompt_dataset: Dataset | None,
 ) -> None:
     require_causal_lm(config.sft_model)
-    require_columns(preference_dataset, ["chosen", "rejected"], "preference_dataset")
+    require_preferences(preference_dataset, "preference_dataset")
     require_prompts(prompt_dataset, "prompt_dataset")
     require_answers(prompt_dataset, "prompt_dataset")
     require_no_template_columns(prompt_dataset, "prompt_dataset")
     if eval_preference_dataset is not None:
-        require_columns(eval_preference_dataset, ["chosen", "rejected"], "eval_preference_dataset")
+        require_preferences(eval_preference_dataset, "eval_preference_dataset")
     if eval_prompt_dataset is not None:
         require_prompts(eval_prompt_dataset, "eval_prompt_dataset")
         require_answers(eval_prompt_dataset, "eval_prompt_dataset")
-    if config.policy_trainer != "ppo":
+    policy_config = config.policy_config()
+    if isinstance(policy_config, PPOConfig):
+        require_rollout(policy_config, len(prompt_dataset), "prompt_dataset")
+    else:
         require_no_assistant_prefill(prompt_dataset["prompt"], config.policy_trainer)
         require_plain_prompts(prompt_dataset["prompt"], load_tokenizer(config.sft_model), config.policy_trainer)
     if equivalence is not None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig
+from trl import GRPOConfig, RLOOConfig
 
 from trl_rlp.data.sampling_settings import require_shared_ends, require_stop
 from trl_rlp.evaluation.gate_report import ON_REGRESSION
@@ -14,7 +15,8 @@ from trl_rlp.stages.policy import POLICY_TRAINERS
 from trl_rlp.storage.paths import expand_fields
 from trl_rlp.trainer.field_values import convert_fields
 from trl_rlp.trainer.mappings import parse_fields, parse_mapping, require_no_evaluation
-from trl_rlp.trainer.precision import supported_precision
+from trl_rlp.trainer.ppo.ppo_config import PPOConfig
+from trl_rlp.trainer.precision import require_dtype, supported_precision
 from trl_rlp.trainer.reward.methods import FIELDS, METHODS
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 
@@ -276,10 +278,9 @@ class RLPConfig:
             taken = sorted(reserved & getattr(self, name).keys())
             if taken:
                 raise ValueError(f"`{name}` may not set {taken}. Use the field of RLPConfig with the same name.")
-        policy_config = POLICY_TRAINERS[self.policy_trainer][1]
         for name, config_class in (
             ("reward_args", RLPRewardConfig),
-            ("policy_args", policy_config),
+            ("policy_args", POLICY_TRAINERS[self.policy_trainer][1]),
             ("reward_peft", LoraConfig),
             ("policy_peft", LoraConfig),
         ):
@@ -295,7 +296,8 @@ class RLPConfig:
             RLPRewardConfig(output_dir=self.output_dir, **self.first_reward_args())
             self.reward_config()
         with _named("policy_args"):
-            config = policy_config(output_dir=self.output_dir, **supported_precision(self.policy_args))
+            config = self.policy_config()
+            require_dtype(config.model_init_kwargs)
             require_shared_ends(config.generation_kwargs, "`run_rlp`")
             if METHODS[self.method].synthetic:
                 require_stop(self._prompt_and_stop().get("stop_token_ids"))
@@ -322,6 +324,17 @@ class RLPConfig:
             [`RLPRewardConfig`]: The configuration. The stage sets another `output_dir`.
         """
         return RLPRewardConfig(output_dir=self.output_dir, method=self.method, **self.reward_args)
+
+    def policy_config(self) -> PPOConfig | RLOOConfig | GRPOConfig:
+        """
+        Builds the configuration of the policy's trainer.
+
+        Returns:
+            [`PPOConfig`] or [`~trl.RLOOConfig`] or [`~trl.GRPOConfig`]: The configuration. The stage sets another
+            `output_dir`.
+        """
+        config_class = POLICY_TRAINERS[self.policy_trainer][1]
+        return config_class(output_dir=self.output_dir, **supported_precision(self.policy_args))
 
     def policy_arguments(self) -> dict[str, Any]:
         """

@@ -195,6 +195,10 @@ def test_text_in_yaml_becomes_the_type_of_its_field(home):
         ("run", "policy_args: {save_totl_limit: 2}", "Did you mean `save_total_limit`?"),
         ("run", "reward_args: {learning_rate: fast}", "`reward_args.learning_rate` must be a number, got 'fast'"),
         ("run", "reward_args: {lr_scheduler_type: linea}", "`reward_args`: linea is not a valid SchedulerType"),
+        ("run", "policy_args: {log_level: loud}", "`policy_args.log_level` must be one of ['detail', 'debug'"),
+        ("run", "policy_args: {model_init_kwargs: {dtype: bf16}}", "`policy_args`: `model_init_kwargs.dtype` must be"),
+        ("run", "reward_args: {model_init_kwargs: {dtype: bf16}}", "`reward_args`: `model_init_kwargs.dtype` must be"),
+        ("reward", "preference_dataset: a\ndtype: bf16", "`dtype` must be one of ['auto', 'bfloat16', "),
         ("run", "policy_peft: {r: eight}", "`policy_peft.r` must be an integer, got 'eight'"),
         ("run", "policy_peft: {layers_pattern: h, target_modules: q}", "`policy_peft`: "),
         ("run", "seed: 1.5", "`seed` must be an integer, got 1.5"),
@@ -204,7 +208,8 @@ def test_text_in_yaml_becomes_the_type_of_its_field(home):
         ("prefer", "samples: a\noutput_dir: b\nkeep_candidates: maybe", "`keep_candidates` must be true or false"),
         ("prefer", "samples: [a]\noutput_dir: b", "`samples` must be text, got ['a']"),
         ("prefer", "samples: a\noutput_dir:", "`output_dir` must be text, got None"),
-        ("prefer", "samples: a\noutput_dir: b\nsamples: c", "`samples` appears twice"),
+        ("prefer", "samples: a\noutput_dir: b\nsamples: c", "`samples` appears twice in line 3, column 1"),
+        ("prefer", "config: a", "has no option `config` (in `--config`). `trl-rlp prefer --help` lists"),
         ("prefer", "samples:\n\ta: b", "YAML allows no tabs"),
         ("prefer", "- samples", "is not a mapping"),
         ("prefer", "", "is empty. Write `name: value`"),
@@ -222,6 +227,37 @@ def test_a_wrong_value_is_refused_in_one_line_before_any_work(home, capsys, comm
 def test_a_missing_config_file_is_named(home, capsys):
     assert main(["prefer", "--config", "~/no.yaml"]) == 2
     assert f"`--config` {home / 'no.yaml'} cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["evaluate", "--reward_model=~/reward", "--preferences=~/p.jsonl"],
+        ["reward", "--model_name_or_path=~/policy", "--preference_dataset=~/p.jsonl", "--max_steps=1", "--use_cpu"],
+    ],
+)
+def test_an_output_folder_that_cannot_be_written_is_refused_before_any_work(home, capsys, options):
+    """A file as `output_dir` was an error of the operating system, and only after all metrics were computed."""
+    (home / "file").write_text("precious")
+    assert main([*options, "--output_dir=~/file"]) == 2
+    assert f"`output_dir` {home / 'file'} cannot be written" in capsys.readouterr().err
+
+
+def test_a_missing_model_of_the_quickstart_is_named_and_leaves_the_folder_free(home, capsys):
+    """The error was that of a failed connection, and the folder belonged to the wrong model from then on."""
+    assert main(["quickstart", "--output_dir=~/run", "--model=./missing"]) == 2
+    assert "No model could be loaded from './missing'" in capsys.readouterr().err
+    assert not (home / "run").exists()
+
+
+def test_a_wrong_prompt_column_is_named(home, capsys):
+    """The error was that of `rename_column`, without the name of the option."""
+    (home / "rows.jsonl").write_text('{"prompt": "a?", "question": "b?"}\n')
+    words = ["sample", "--model=~/policy", "--prompts=~/rows.jsonl", "--output_dir=~/out", "--prompt_column"]
+    assert main([*words, "questoin"]) == main([*words, "question"]) == 2
+    wrong, ambiguous = capsys.readouterr().err.strip().splitlines()[-2:]
+    assert "`prompt_column`='questoin' names no column of `prompts`, which has ['prompt', 'question']" in wrong
+    assert "`prompts` has a column 'prompt' besides `prompt_column`='question'" in ambiguous
 
 
 CONVERSATIONS = [
@@ -272,7 +308,11 @@ def test_commands_read_the_files_that_datasets_and_pandas_read(home, name, write
             "rows.jsonl' is not text in line 2 .* Save it as UTF-8",
         ),
         ("rows.jsonl", b'{"id": 1}\n{"id": ' + b"1" * 25 + b"}\n", "of more than 64 bits in the column `id`, line 2"),
-        ("rows.jsonl.gz", gzip.compress(b'{"prompt": "a"}\n' * 99)[:-9], "rows.jsonl.gz' is damaged or incomplete"),
+        (
+            "rows.jsonl.gz",
+            gzip.compress(b'{"prompt": "a"}\n' * 99, mtime=0)[:-9],
+            "rows.jsonl.gz' is damaged or incomplete",
+        ),
         ("rows.parquet", b"PAR1" + bytes(99), "rows.parquet' is damaged or incomplete"),
     ],
 )

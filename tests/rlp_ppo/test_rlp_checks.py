@@ -47,6 +47,10 @@ def test_plain_ppo_needs_nothing_and_refuses_what_it_would_ignore(tmp_path):
 ERRORS = {
     "no preferences": ({"preference_dataset": None}, "`preference_dataset` is None, but `rlp_method`='spg' needs it"),
     "columns": ({"preference_dataset": Dataset.from_dict({"text": ["a"]})}, "`preference_dataset` lacks the columns"),
+    "no text": (
+        {"preference_dataset": Dataset.from_dict({"chosen": ["yes"], "rejected": [None]})},
+        "`preference_dataset` row 0: `rejected` must be text",
+    ),
     "no equivalence": ({"equivalence": None}, "`equivalence` is None, but `rlp_method`='spg' groups completions"),
     "no equivalence for views of one group": (
         {"equivalence": None, "method": "uml", "reward_args": {"views_from": "group"}},
@@ -71,7 +75,7 @@ ERRORS = {
 
 @pytest.mark.parametrize("arguments, match", ERRORS.values(), ids=ERRORS)
 def test_invalid_arguments_are_named(tmp_path, arguments, match):
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises((TypeError, ValueError), match=match):
         check(tmp_path, **arguments)
 
 

@@ -136,3 +136,12 @@ def test_the_defaults_of_every_configuration_stay(config_class):
         if entry.init and not (entry.default is MISSING and entry.default_factory is MISSING)
     }
     assert convert_fields(defaults, config_class) == defaults
+
+
+def test_values_are_those_that_the_command_line_lists():
+    """The metadata `choices` belongs to the command line. Without it, `log_level: loud` is a KeyError in training."""
+    assert convert_fields({"dtype": None, "bnb_4bit_quant_type": "fp4"}, ModelConfig)["bnb_4bit_quant_type"] == "fp4"
+    with pytest.raises(ValueError, match=r"`dtype` must be one of \['auto', .*\] or null, got 'bf16'"):
+        convert_fields({"dtype": "bf16"}, ModelConfig)
+    with pytest.raises(ValueError, match=r"`log_level` must be one of \['detail', .*\], got 'loud'"):
+        convert_fields({"log_level": "loud"}, GRPOConfig)

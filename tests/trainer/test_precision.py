@@ -1,8 +1,10 @@
 import pytest
+import torch
 from trl import RewardConfig
 
 from trl_rlp.trainer import precision
-from trl_rlp.trainer.precision import supported_precision
+from trl_rlp.trainer.ppo.ppo_config import PPOConfig
+from trl_rlp.trainer.precision import require_dtype, supported_precision
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 
 
@@ -56,3 +58,15 @@ def test_an_explicit_bf16_fails_as_in_trl(tmp_path, set_bf16_support, monkeypatc
 
 def test_bf16_on_the_cpu_can_be_set(tmp_path):
     assert RLPRewardConfig(str(tmp_path), bf16=True, use_cpu=True).bf16 is True
+
+
+@pytest.mark.parametrize("options", [None, {}, {"dtype": "auto"}, {"dtype": "bfloat16"}, {"dtype": torch.float32}])
+def test_names_of_dtypes_are_accepted(options):
+    require_dtype(options)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "nn"])
+def test_an_unknown_dtype_is_refused_when_the_configuration_is_built(tmp_path, dtype):
+    for config_class in (RLPRewardConfig, PPOConfig):
+        with pytest.raises(ValueError, match=f"`model_init_kwargs.dtype` must be .*, got '{dtype}'"):
+            config_class(str(tmp_path), use_cpu=True, model_init_kwargs={"dtype": dtype})

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from trl_rlp.data.groups.equivalence import Equivalence, require_equivalence
 from trl_rlp.data.groups.instruction import require_instruction_column
 from trl_rlp.data.template_options import require_no_template_columns
-from trl_rlp.data.validation import require_answers, require_columns
+from trl_rlp.data.validation import require_answers, require_preferences
 from trl_rlp.rlp_ppo.rlp_ppo_config import RLPPPOConfig
 from trl_rlp.rlp_ppo.run_settings import build_reward_config
 
@@ -54,7 +54,7 @@ def require_rlp_arguments(
         raise ValueError(
             f"`preference_dataset` is None, but `rlp_method`={args.rlp_method!r} needs it. Pass human preferences."
         )
-    require_columns(preference_dataset, ["chosen", "rejected"], "preference_dataset")
+    require_preferences(preference_dataset, "preference_dataset")
     if reward_model is None:
         raise ValueError(
             f"`reward_model` is None, but `rlp_method`={args.rlp_method!r} refines it. Pass the model itself. Models "

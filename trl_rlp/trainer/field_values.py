@@ -68,6 +68,11 @@ def convert_fields(values: Mapping[str, Any], config_class: type, prefix: str = 
     ```
     """
     hints = get_type_hints(config_class)
+    for entry in fields(config_class):
+        if "choices" in entry.metadata:  # the command line checks them, but a configuration in Python does not
+            is_optional = NoneType in get_args(hints[entry.name])
+            choices: Any = Literal[tuple(entry.metadata["choices"])]
+            hints[entry.name] = choices | None if is_optional else choices
     known = [entry.name for entry in fields(config_class) if entry.init]
     unknown = sorted(values.keys() - set(known))
     if unknown:
@@ -75,12 +80,15 @@ def convert_fields(values: Mapping[str, Any], config_class: type, prefix: str = 
         hint = f" Did you mean `{close[0]}`?" if close else ""
         owner = f"`{prefix.removesuffix('.')}` has" if prefix else "There are"
         raise ValueError(f"{owner} {unknown}, which {config_class.__name__} does not have.{hint}")
+    secrets = {entry.name for entry in fields(config_class) if not entry.repr}
     converted = {}
     for name, value in values.items():
         try:
             converted[name] = convert_value(f"{prefix}{name}", value, hints[name])
         except TypeError:
             # TRL's fields of text often accept booleans too, such as `scale_rewards` and `resume_from_checkpoint`.
+            if name in secrets:
+                raise TypeError(f"`{prefix}{name}` must be text. Write it in quotes.") from None
             is_text = str in (hints[name], *get_args(hints[name]))
             if not (is_text and isinstance(value, bool) and issubclass(config_class, TrainingArguments)):
                 raise

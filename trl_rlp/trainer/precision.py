@@ -1,7 +1,8 @@
-"""Chooses the precision of a run whose user did not set one."""
+"""Chooses the precision of a run whose user did not set one, and checks the dtype of its models."""
 
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 
@@ -52,6 +53,22 @@ def supported_precision(args: dict[str, Any]) -> dict[str, Any]:
     """
     bf16 = _should_use_bf16(args.get("bf16"), args.get("fp16", False), args.get("use_cpu", False))
     return {**args, "bf16": bf16}
+
+
+def require_dtype(model_init_kwargs: dict[str, Any] | None) -> None:
+    """
+    Checks the name of a dtype. transformers would look it up in PyTorch only when a model is loaded.
+
+    Args:
+        model_init_kwargs (`dict`, *optional*):
+            Options of `from_pretrained`, as in TRL's configurations.
+
+    Raises:
+        ValueError: If there is no such dtype.
+    """
+    dtype = (model_init_kwargs or {}).get("dtype", "auto")
+    if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise ValueError(f"`model_init_kwargs.dtype` must be 'auto' or a dtype such as 'bfloat16', got {dtype!r}.")
 
 
 def _should_use_bf16(bf16: bool | None, fp16: bool, use_cpu: bool) -> bool:

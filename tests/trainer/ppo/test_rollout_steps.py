@@ -7,7 +7,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from tests.ppo_runs import ppo_config, ppo_trainer, prompts
 from tests.tiny_models import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from trl_rlp.trainer.ppo.ppo_trainer import PPOTrainer
-from trl_rlp.trainer.ppo.rollout_steps import RolloutScheduler
+from trl_rlp.trainer.ppo.rollout_steps import RolloutScheduler, require_rollout
 
 
 def build_scheduler() -> RolloutScheduler:
@@ -73,3 +73,11 @@ def test_missing_prompts_are_an_error(tmp_path):
             tiny_causal_lm(tiny_tokenizer()),
             reward_model=tiny_reward_model(tiny_tokenizer()),
         )
+
+
+def test_a_rollout_needs_its_number_of_prompts(tmp_path):
+    args = ppo_config(tmp_path)
+    needed = args.generation_batch_size // args.num_generations
+    require_rollout(args, needed)
+    with pytest.raises(ValueError, match=f"`prompts` has {needed - 1} prompts, but a rollout needs {needed}"):
+        require_rollout(args, needed - 1, "prompts")

@@ -10,7 +10,7 @@ from trl_rlp.data.sampling_settings import require_shared_ends
 from trl_rlp.losses.kl import KL_ESTIMATORS
 from trl_rlp.storage.paths import expand_fields
 from trl_rlp.trainer.ppo.ppo_presets import PRESETS
-from trl_rlp.trainer.precision import default_precision
+from trl_rlp.trainer.precision import default_precision, require_dtype
 
 
 SCORE_POSITIONS = ("last_token", "after_last_token")
@@ -437,6 +437,7 @@ class PPOConfig(GRPOConfig):
         given_generations = self.num_generations, self.num_generations_eval or 1
         self._express_rollout_in_grpo_fields()
         super().__post_init__()
+        require_dtype(self.model_init_kwargs)
         self.num_generations, self.num_generations_eval = given_generations
         if self.adaptive_kl and self.generation_batch_size >= 5 * self.kl_horizon:
             raise ValueError(

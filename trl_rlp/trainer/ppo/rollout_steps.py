@@ -46,6 +46,29 @@ def rollouts_to_steps(args: PPOConfig, train_dataset: Dataset | IterableDataset 
     return scaled
 
 
+def require_rollout(args: PPOConfig, num_prompts: int, name: str = "train_dataset") -> None:
+    """
+    Checks that there are enough prompts for one rollout.
+
+    Args:
+        args ([`PPOConfig`]):
+            Configuration of the run.
+        num_prompts (`int`):
+            Number of prompts.
+        name (`str`, *optional*, defaults to `"train_dataset"`):
+            Name of the dataset's argument, for the error message.
+
+    Raises:
+        ValueError: If there are too few prompts.
+    """
+    needed = args.generation_batch_size // args.num_generations
+    if num_prompts < needed:
+        raise ValueError(
+            f"`{name}` has {num_prompts} prompts, but a rollout needs {needed}. Lower `per_device_train_batch_size` "
+            "or `gradient_accumulation_steps`, or pass more prompts."
+        )
+
+
 def _set_sizes(args: PPOConfig) -> None:
     args.local_batch_size = args.per_device_train_batch_size * args.steps_per_generation
     args.batch_size = args.local_batch_size * args.world_size
@@ -60,12 +83,8 @@ def _check_length(args: PPOConfig, num_prompts: int | None) -> None:
             "`train_dataset` is a stream. `standardize_rewards` cannot sample it in advance. Load it without "
             "streaming, or use `normalize_rewards`."
         )
-    if num_prompts is not None and num_prompts * args.num_generations < args.batch_size:
-        raise ValueError(
-            f"`train_dataset` has {num_prompts} prompts, but a rollout needs "
-            f"{args.batch_size // args.num_generations}. Lower `per_device_train_batch_size` or "
-            "`gradient_accumulation_steps`, or pass more prompts."
-        )
+    if num_prompts is not None:
+        require_rollout(args, num_prompts)
     if args.total_episodes is None and args.max_steps <= 0 and num_prompts is None:
         raise ValueError("`train_dataset` is a stream of unknown length. Set `total_episodes`.")
 

@@ -9,7 +9,7 @@ from trl_rlp.data.preferences.pairing import CHOSEN
 from trl_rlp.losses.mutual_information import LOWER_BOUNDS
 from trl_rlp.losses.representation import LOSSES, RECIPES
 from trl_rlp.storage.paths import expand_fields
-from trl_rlp.trainer.precision import default_precision
+from trl_rlp.trainer.precision import default_precision, require_dtype
 from trl_rlp.trainer.reward.methods import FIELDS, METHODS, VIEWS_FROM
 
 
@@ -223,6 +223,7 @@ class RLPRewardConfig(RewardConfig):
         expand_fields(self)
         self.bf16 = default_precision(self)
         super().__post_init__()
+        require_dtype(self.model_init_kwargs)
         self._check_names()
         self._check_ranges()
         self._warn_about_unused_fields()
