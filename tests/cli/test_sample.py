@@ -70,4 +70,4 @@ def test_a_missing_prompt_column_is_an_error(tmp_path, models, write_rows, capsy
     prompts = write_rows("prompts.jsonl", [{"text": "a"}])
     words = ["sample", "--model", models["policy"], "--prompts", prompts, "--output_dir", str(tmp_path / "out")]
     assert main(words) == 2
-    assert "lacks the columns ['prompt']" in capsys.readouterr().err
+    assert "`prompt_column`='prompt' names no column of `prompts`, which has ['text']" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, DatasetDict
 
+from trl_rlp.storage import loading
 from trl_rlp.storage.loading import load_rows
 
 
@@ -79,3 +80,13 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch, convert):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n')
     assert load_rows(convert("~/rows.jsonl")).to_list() == [{"prompt": "a"}]
+
+
+@pytest.mark.parametrize("kind", [FileNotFoundError, ConnectionError])
+def test_a_name_that_the_hub_does_not_have_is_named_with_a_remedy(monkeypatch, kind):
+    def fail(name, split):
+        raise kind("Couldn't reach the Hub")
+
+    monkeypatch.setattr(loading, "load_dataset", fail)
+    with pytest.raises(kind, match="No dataset could be loaded from 'prompts'. Pass a JSON Lines.*reach the Hub"):
+        load_rows("prompts")

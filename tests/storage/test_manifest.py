@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 import trl_rlp.storage.manifest as module
-from trl_rlp.storage.manifest import check_folder, claim_folder
+from trl_rlp.storage.manifest import check_folder, claim_folder, require_writable
 
 
 SETTINGS = {"seed": 1, "method": "spg", "sizes": (1, 2)}
@@ -110,3 +110,11 @@ def test_a_second_process_raises_the_error_of_the_main_process(tmp_path, monkeyp
     with pytest.raises(ValueError, match="holds another run"):
         claim_folder(tmp_path / "run", "run.json", SETTINGS)
     assert not Path(tmp_path / "run").exists()
+
+
+def test_a_folder_to_write_is_checked_without_making_it(tmp_path):
+    require_writable(tmp_path / "new" / "folder")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(ValueError, match="cannot be written, because .*file is not a writable folder"):
+        require_writable(tmp_path / "file")

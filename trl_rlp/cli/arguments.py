@@ -142,7 +142,8 @@ class _CommandParser(TrlParser):
         if not dashes and not source:
             raise ValueError(f"`{self.prog}` does not expect {word!r}. Write options as `--name value`.")
         name = word.removeprefix(dashes).split("=")[0]
-        known = ["config", "help", *(entry.name for kind in self.dataclass_types for entry in fields(kind))]
+        known = [entry.name for kind in self.dataclass_types for entry in fields(kind)]
+        known += [] if source else ["config", "help"]
         close = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
         hint = f"Did you mean `{dashes and '--'}{close[0]}`?" if close else f"`{self.prog} --help` lists the options."
         raise ValueError(f"`{self.prog}` has no option `{dashes}{name}`{source}. {hint}")

@@ -21,10 +21,11 @@ class _Loader(yaml.SafeLoader):
     }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        repeated = next((key for key in keys if keys.count(key) > 1), None)
-        if repeated is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"`{repeated}` appears twice", node.start_mark)
+        known = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in known:
+                raise yaml.constructor.ConstructorError(None, None, f"`{key.value}` appears twice", key.start_mark)
+            known.add(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -57,11 +58,17 @@ def read_config(path: str) -> dict[str, Any]:
         ) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         tabs = " Indent with spaces, because YAML allows no tabs." if r"'\t'" in str(error) else ""
-        raise ValueError(f"`--config` {path} is not YAML ({error}). {EXAMPLE}{tabs}") from error
+        reason = str(error).replace('in "<byte string>", ', "in ")  # the file is named already
+        raise ValueError(f"`--config` {path} is not YAML ({_hide_key(reason)}). {EXAMPLE}{tabs}") from error
     if not isinstance(config, dict):
-        kind = "is empty" if config is None else f"is not a mapping, but holds {str(config)[:60]!r}"
+        kind = "is empty" if config is None else f"is not a mapping, but holds {_hide_key(str(config)[:60])!r}"
         raise ValueError(f"`--config` {path} {kind}. {EXAMPLE}")
     names = [key for key in config if not isinstance(key, str)]
     if names:
         raise ValueError(f"`--config` {path} has the key {names[0]!r}, which is not the name of an option. {EXAMPLE}")
     return config
+
+
+def _hide_key(text: str) -> str:
+    """Replaces an API key in a line of the file."""
+    return re.sub(r"\b(api_key['\"]?(?::\s*|\s+))\S+", r"\1***", text)

@@ -19,6 +19,8 @@ from trl_rlp.evaluation.judged_outputs import (
 )
 from trl_rlp.evaluation.length_control import load_anchors
 from trl_rlp.storage.json_files import replace_nan
+from trl_rlp.storage.loading import load_rows
+from trl_rlp.storage.manifest import require_writable
 
 
 @dataclass
@@ -176,7 +178,10 @@ def main(options: Sequence[str]) -> None:
     _require_combination(arguments)
     connection = server_arguments.connection()
     folder = Path(arguments.output_dir)
+    require_writable(folder)
     _require_new_files(folder, arguments)
+    for path in filter(None, (arguments.preferences, arguments.samples)):
+        load_rows(path)  # A wrong path is found before a judge is asked.
     annotations, judge_counts, anchors = [], None, None
     if arguments.outputs or arguments.annotations:
         anchors = None if arguments.anchors is None else load_anchors(arguments.anchors)

@@ -19,7 +19,11 @@ OPTION_NAMES: dict[str, dict[str, str]] = {
         "method": "`generator`",
         "policy_samples": "`samples`",
     },
-    "reward": _SHARED,
+    "reward": {
+        **_SHARED,
+        "eval_dataset": "`eval_preference_dataset`",
+        "train_dataset": "`preference_dataset`",
+    },
     "run": {**_SHARED, "prompts": "`prompt_dataset`"},
     "evaluate": {
         "model": "the model",

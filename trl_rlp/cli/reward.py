@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from trl import ModelConfig, get_peft_config, get_quantization_config
@@ -10,6 +11,7 @@ from trl_rlp.cli.arguments import EquivalenceArguments, parse
 from trl_rlp.stages.reward_model import build_reward_trainer
 from trl_rlp.storage.artifacts import load_reward_model, save_trained_model
 from trl_rlp.storage.loading import load_rows
+from trl_rlp.storage.manifest import require_writable
 from trl_rlp.storage.processes import process_state
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 
@@ -130,6 +132,7 @@ def main(options: Sequence[str]) -> None:
     )
     if model_arguments.model_name_or_path is None:
         raise ValueError("`model_name_or_path` is not set. Pass the folder or Hub name of the model to start from.")
+    require_writable(Path(config.output_dir))
     config.model_init_kwargs = _build_model_init_kwargs(model_arguments, config)
     peft_config = get_peft_config(model_arguments)
     if peft_config is not None:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from datasets import Dataset
+
 from trl_rlp.cli.arguments import parse
 from trl_rlp.cli.server_arguments import ServerArguments
 from trl_rlp.data.sampling.in_process import sample_completions
@@ -111,8 +113,7 @@ def main(options: Sequence[str]) -> None:
     require_settings(max_new_tokens=arguments.max_new_tokens)
     connection = server_arguments.connection()
     prompts = load_rows(arguments.prompts, arguments.split)
-    if arguments.prompt_column != "prompt":
-        prompts = prompts.rename_column(arguments.prompt_column, "prompt")
+    prompts = _rename_prompts(prompts, arguments.prompt_column)
     settings = {
         "num_generations": arguments.num_generations,
         "temperature": arguments.temperature,
@@ -144,3 +145,18 @@ def main(options: Sequence[str]) -> None:
         print(f"{metrics['outputs']} completions, {metrics['finished']:.0%} finished, written to {path}")
         if len(samples) < len(prompts):
             print(f"{len(prompts) - len(samples)} of {len(prompts)} prompts are left out, see the warning")
+
+
+def _rename_prompts(prompts: Dataset, column: str) -> Dataset:
+    names = prompts.column_names
+    if column not in names:
+        raise ValueError(
+            f"`prompt_column`={column!r} names no column of `prompts`, which has {names}. Name one of them."
+        )
+    if column == "prompt":
+        return prompts
+    if "prompt" in names:
+        raise ValueError(
+            f"`prompts` has a column 'prompt' besides `prompt_column`={column!r}. Rename or remove it in the file."
+        )
+    return prompts.rename_column(column, "prompt")

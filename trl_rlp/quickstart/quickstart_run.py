@@ -37,7 +37,7 @@ from trl_rlp.quickstart.report import print_summary, write_page
 from trl_rlp.quickstart.simulation import LABEL_NOISE, restore_labels
 from trl_rlp.quickstart.sizes import Sizes
 from trl_rlp.quickstart.smollm2 import load_smollm2
-from trl_rlp.storage.artifacts import load_data
+from trl_rlp.storage.artifacts import load_data, require_causal_lm
 from trl_rlp.storage.json_files import write_json
 from trl_rlp.storage.run_folder import RunFolder
 
@@ -66,7 +66,8 @@ def quickstart(config: QuickstartConfig, sizes: Sizes | None = None, console: Co
 
     Raises:
         ImportError: If the wheel with SmolLM2 is not installed.
-        ValueError: If the folder contains another run.
+        OSError: If there is no model with the name `config.model`.
+        ValueError: If the model is not a causal LM, or the folder contains another run.
 
     Example:
 
@@ -79,6 +80,8 @@ def quickstart(config: QuickstartConfig, sizes: Sizes | None = None, console: Co
     start = time.perf_counter()
     console = console or Console(file=sys.stdout)
     sizes = sizes or Sizes()
+    if config.model is not None:
+        require_causal_lm(config.model)
     # The time budget changes the results only through the plans, and these are stages of the run.
     settings = {key: value for key, value in asdict(config).items() if key not in ("output_dir", "minutes")}
     run = RunFolder(config.output_dir, {**settings, "sizes": asdict(sizes)})

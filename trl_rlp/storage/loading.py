@@ -31,8 +31,8 @@ def load_rows(name: str | os.PathLike, split: str = "train") -> Dataset:
         `datasets.Dataset`: The rows. Keys that are missing in a row, and empty cells of CSV files, are `None`.
 
     Raises:
-        FileNotFoundError: If the name looks like a local path that does not exist, or the folder is not a saved
-            dataset.
+        FileNotFoundError: If there is no such dataset, or the folder is not a saved dataset.
+        ConnectionError: If the Hub cannot be reached.
         ValueError: If the file is empty, damaged or in another format, its rows are not a table, or the folder has no
             such split.
 
@@ -58,7 +58,10 @@ def load_rows(name: str | os.PathLike, split: str = "train") -> Dataset:
         return _load_folder(path, split)
     if is_path or looks_like_data_file(name) or name.startswith((".", "/", "~")):
         raise FileNotFoundError(f"No dataset at '{name}'. {REMEDY}")
-    return load_dataset(name, split=split)
+    try:
+        return load_dataset(name, split=split)
+    except (FileNotFoundError, ConnectionError) as error:
+        raise type(error)(f"No dataset could be loaded from '{name}'. {REMEDY} ({error})") from error
 
 
 def _load_folder(path: Path, split: str) -> Dataset:

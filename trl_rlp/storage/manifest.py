@@ -38,6 +38,22 @@ def check_folder(folder: Path, name: str, settings: dict[str, Any], run_files: s
         raise ValueError(error[0])
 
 
+def require_writable(folder: Path) -> None:
+    """
+    Checks that a folder can be written. It does not have to exist. It writes nothing.
+
+    Args:
+        folder (`Path`):
+            The folder of an `output_dir`.
+
+    Raises:
+        ValueError: If it cannot be written, for example because it is a file.
+    """
+    problem = _find_write_problem(folder)
+    if problem is not None:
+        raise ValueError(problem)
+
+
 def claim_folder(folder: Path, name: str, settings: dict[str, Any], run_files: str = "*") -> None:
     """
     Claims a folder for a run, or checks that the folder already belongs to the same run.

@@ -173,7 +173,7 @@ def require_instruction_column(dataset: Dataset, equivalence: Any, name: str) ->
         if column not in dataset.column_names:
             raise ValueError(
                 f"`instruction`={column!r} names no column of `{name}`, which has {dataset.column_names}. Name one of "
-                "them, or pass 'auto', a function or None."
+                "them, or pass 'auto', a function or None (`none` on the command line)."
             )
 
 
