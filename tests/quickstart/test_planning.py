@@ -72,6 +72,16 @@ def test_a_resumed_run_keeps_its_plans(tmp_path):
     assert first != Sizes() and build_planner(tmp_path, 520).plan("preferences") == first
 
 
+def test_a_resumed_run_knows_the_plans_of_stages_that_it_skips(tmp_path):
+    """The policy got two rollouts. Without its plan, the retrained policy would get all six."""
+    planner = build_planner(tmp_path, 30)
+    finish(planner.run, "sft", ESTIMATES["sft"](Sizes()))
+    assert planner.plan("policy").policy_rollouts == 2
+    resumed = build_planner(tmp_path, 1000)
+    sizes = resumed.plan("retrained_policy")
+    assert (sizes.policy_rollouts, sizes.retrained_policy_rollouts) == (2, 2)
+
+
 def test_threads_are_chosen_before_each_stage_and_restored(tmp_path, monkeypatch):
     before, choices = torch.get_num_threads(), iter([1, 2])
     monkeypatch.setattr(planning, "find_fastest_threads", lambda most: next(choices))

@@ -62,6 +62,7 @@ class Planner:
             [`Sizes`]: The amounts of work from this stage on. Sizes of earlier stages are as they were.
         """
         name = f"plan_{stage}"
+        self._load_last_plan(stage)
         self.run.stage(name, self._write_plan, stage=stage)
         plan = self.run.metrics(name)
         if plan["changes"]:
@@ -115,6 +116,13 @@ class Planner:
         """
         results = self.run.results()
         return {stage: results[f"plan_{stage}"]["metrics"] for stage in OPEN_SIZES if f"plan_{stage}" in results}
+
+    def _load_last_plan(self, stage: str) -> None:
+        """A resumed run skips finished stages, so their plans are read from the folder."""
+        earlier = list(OPEN_SIZES)[: list(OPEN_SIZES).index(stage)]
+        finished = [name for name in earlier if self.run.is_finished(f"plan_{name}")]
+        if finished:
+            self.sizes = Sizes(**self.run.metrics(f"plan_{finished[-1]}")["sizes"])
 
     def _write_plan(self, folder: Path, stage: str) -> dict[str, Any]:
         left, slowdown = self.end - time.perf_counter(), self._measure_slowdown(stage)
