@@ -221,7 +221,7 @@ def test_a_missing_column_of_the_instruction_is_found_before_any_work(tmp_path, 
         policy_args={"use_cpu": True, "bf16": False},
     )
     preferences = Dataset.from_dict({"prompt": ["a"] * 4, "chosen": ["b"] * 4, "rejected": ["c"] * 4})
-    prompts = Dataset.from_dict({"prompt": ["a?", "b?"]})
+    prompts = Dataset.from_dict({"prompt": ["a?", "b?"] * 4})
     with pytest.raises(ValueError, match="`instruction`='question' names no column of `prompt_dataset`"):
         run_rlp(config, preferences, prompts, Recorder("question"))
     assert not (tmp_path / "run").exists()
