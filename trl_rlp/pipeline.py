@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from datasets import Dataset
 
 from trl_rlp.data.groups.equivalence import Equivalence, require_equivalence
-from trl_rlp.data.groups.instruction import list_instruction_columns, require_instructions
+from trl_rlp.data.groups.instruction import list_instruction_columns, read_instructions
 from trl_rlp.data.preferences.holdout import hold_out
 from trl_rlp.data.special_tokens import require_plain_prompts
 from trl_rlp.data.template_options import require_no_template_columns
@@ -354,7 +354,7 @@ def _check_arguments(
         require_plain_prompts(prompt_dataset["prompt"], load_tokenizer(config.sft_model), config.policy_trainer)
     if equivalence is not None:
         require_equivalence(equivalence)
-        require_instructions(prompt_dataset, equivalence, "prompt_dataset")
+        read_instructions(prompt_dataset, equivalence, "prompt_dataset")
     elif config.reward_config().needs_groups:
         raise ValueError(
             f"`equivalence` is None, but `method`={config.method!r} groups completions by meaning. Pass for example "

@@ -18,7 +18,7 @@ from transformers import (
 from transformers.trainer_utils import TrainOutput
 
 from trl_rlp.data.groups.equivalence import Equivalence
-from trl_rlp.data.groups.instruction import list_instruction_columns, require_instructions
+from trl_rlp.data.groups.instruction import list_instruction_columns, read_instructions
 from trl_rlp.data.preferences.holdout import hold_out
 from trl_rlp.data.token_prompts import decode_prompts
 from trl_rlp.data.validation import remove_format
@@ -178,7 +178,7 @@ class RLPPPOTrainer(PPOTrainer):
         reward_config = build_reward_config(args)
         columns = list_instruction_columns(equivalence)
         prompt_dataset = decode_prompts(arguments["train_dataset"], processing_class, columns)
-        require_instructions(prompt_dataset, equivalence, "train_dataset")
+        read_instructions(prompt_dataset, equivalence, "train_dataset")
         deciding = {name: arguments[name] for name in DECIDING}
         settings = describe_run(
             args, policy, processing_class, prompt_dataset, preference_dataset, equivalence, deciding

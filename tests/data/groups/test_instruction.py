@@ -11,7 +11,6 @@ from trl_rlp.data.groups.instruction import (
     list_instruction_columns,
     read_instructions,
     require_instruction_column,
-    require_instructions,
 )
 
 
@@ -147,6 +146,6 @@ def test_a_missing_column_and_values_that_are_not_text_raise():
     with pytest.raises(
         TypeError, match="`instruction` must give text for each prompt, got None for row 0 of `prompts`"
     ):
-        require_instructions(SAMPLES, Reader(lambda prompt: None), "prompts")
+        read_instructions(SAMPLES, Reader(lambda prompt: None), "prompts")
     with pytest.raises(TypeError, match="Correct the function or the column 'number'"):
-        require_instructions(SAMPLES, Reader("number"), "prompts")
+        read_instructions(SAMPLES, Reader("number"), "prompts")

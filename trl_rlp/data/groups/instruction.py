@@ -99,7 +99,7 @@ def _find_between_words(prompt: str, opening: str, end: str) -> str:
 
 def read_instructions(samples: Dataset, equivalence: Any, name: str = "samples") -> list[str]:
     """
-    Reads the text that an equivalence gets as the prompt of each row.
+    Reads the text that an equivalence gets as the prompt of each row. It also serves as a check before any work.
 
     Args:
         samples ([`~datasets.Dataset`]):
@@ -133,25 +133,6 @@ def read_instructions(samples: Dataset, equivalence: Any, name: str = "samples")
             )
         texts.append(text)
     return texts
-
-
-def require_instructions(dataset: Dataset, equivalence: Any, name: str) -> None:
-    """
-    Checks before any work that an equivalence finds the instruction of each prompt.
-
-    Args:
-        dataset ([`~datasets.Dataset`]):
-            Prompts or samples.
-        equivalence ([`Equivalence`]):
-            Decides which completions mean the same.
-        name (`str`):
-            Name of the dataset's argument, for the error message.
-
-    Raises:
-        TypeError: If an entry of the column is neither text nor messages, or the function does not return text.
-        ValueError: If the column is missing.
-    """
-    read_instructions(dataset, equivalence, name)
 
 
 def require_instruction_column(dataset: Dataset, equivalence: Any, name: str) -> None:
