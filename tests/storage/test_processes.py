@@ -1,7 +1,12 @@
+import gc
+import weakref
+from types import SimpleNamespace
+
 import pytest
 import torch
 from accelerate import PartialState
 
+from trl_rlp.storage import processes
 from trl_rlp.storage.processes import leave_process_group, process_state
 
 
@@ -21,3 +26,20 @@ def test_a_state_with_a_wrong_number_of_processes_is_refused(monkeypatch):
 def test_leaving_without_a_process_group_does_nothing():
     leave_process_group()
     assert process_state().num_processes == 1
+
+
+def test_leaving_collects_no_garbage(monkeypatch):
+    """A DDP model that dies there waits for Gloo's threads, and they wait for the interpreter."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(processes, "process_state", lambda: SimpleNamespace(destroy_process_group=lambda: None))
+    monkeypatch.setattr(processes, "RELEASE_SECONDS", 0.0)
+    garbage = torch.nn.Linear(1, 1)
+    object.__setattr__(garbage, "itself", garbage)
+    is_alive = weakref.ref(garbage)
+    gc.disable()
+    try:
+        del garbage
+        leave_process_group()
+        assert is_alive() is not None
+    finally:
+        gc.enable()
