@@ -28,11 +28,13 @@ def test_leaving_without_a_process_group_does_nothing():
     assert process_state().num_processes == 1
 
 
-def test_leaving_collects_no_garbage(monkeypatch):
-    """A DDP model that dies there waits for Gloo's threads, and they wait for the interpreter."""
+def test_gloo_releases_its_tensors_before_the_process_group_dies(monkeypatch):
+    """A process group that dies earlier waits for Gloo's threads, and they wait for the interpreter."""
+    calls = []
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(processes, "process_state", lambda: SimpleNamespace(destroy_process_group=lambda: None))
-    monkeypatch.setattr(processes, "RELEASE_SECONDS", 0.0)
+    state = SimpleNamespace(destroy_process_group=lambda: calls.append("destroy"))
+    monkeypatch.setattr(processes, "process_state", lambda: state)
+    monkeypatch.setattr(processes.time, "sleep", lambda seconds: calls.append(seconds))
     garbage = torch.nn.Linear(1, 1)
     object.__setattr__(garbage, "itself", garbage)
     is_alive = weakref.ref(garbage)
@@ -43,3 +45,4 @@ def test_leaving_collects_no_garbage(monkeypatch):
         assert is_alive() is not None
     finally:
         gc.enable()
+    assert calls == [processes.RELEASE_SECONDS, "destroy"]

@@ -50,11 +50,11 @@ def leave_process_group() -> None:
     Call it last in a program with several processes. Without it, the program sometimes aborts after all its work is
     done ("terminate called without an active exception"). Gloo's worker threads release the tensors of an operation
     after the operation has returned, and they need the interpreter for that. A thread that is late finds the
-    interpreter shut down, and aborts the process. Therefore this function sleeps for [`RELEASE_SECONDS`].
+    interpreter shut down, and aborts the process. Therefore this function first sleeps for [`RELEASE_SECONDS`].
 
-    It does not collect garbage. If a DDP model dies before a worker thread is done, the main thread waits for the
-    worker thread while it holds the interpreter, and neither ends.
+    It does not collect garbage. If the process group dies before a worker thread is done, the main thread waits for
+    the worker thread while it holds the interpreter, and neither ends.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        process_state().destroy_process_group()
         time.sleep(RELEASE_SECONDS)
+        process_state().destroy_process_group()
