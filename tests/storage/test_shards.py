@@ -1,45 +1,128 @@
-import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
 
 import pytest
+from datasets import Dataset, Features, List, Value
 
-from trl_rlp.storage.shards import cut_shards, work_in_shards
+from trl_rlp.storage import shards as shards_module
+from trl_rlp.storage.shards import map_shards
 
 
 SHARDS = [[2, 0], [3, 1], [4]]
+ROWS = Dataset.from_dict({"number": [0, 1, 2, 3, 4], "text": list("abcde")})
+SQUARES = [{"square": row**2} for row in range(5)]
 
 
 class Worker:
-    """Returns `{"square": row ** 2}` for each row. Is interrupted before shard `stop_before`."""
+    """Squares numbers. Is interrupted before shard `stop_before`."""
 
     def __init__(self, stop_before=None):
         self.stop_before = stop_before
         self.finished = []
 
-    def __call__(self, index, rows, advance):
+    def __call__(self, index, batch, advance):
         if index == self.stop_before:
             raise KeyboardInterrupt
         self.finished.append(index)
-        advance(len(rows))
-        return [{"square": row**2} for row in rows]
+        advance(len(batch["number"]))
+        return {"square": [number**2 for number in batch["number"]]}
 
 
-def run(worker, folder=None, **fingerprint):
-    return work_in_shards(
-        SHARDS, worker, description="Squaring", output_dir=folder, fingerprint={"policy": "a", **fingerprint}
+def run(worker, folder=None, shards=SHARDS, **fingerprint):
+    return map_shards(
+        ROWS,
+        worker,
+        description="Squaring",
+        shards=shards,
+        output_dir=folder,
+        fingerprint={"policy": "a", **fingerprint},
     )
 
 
-SQUARES = [{"square": row**2} for row in range(5)]
+def test_results_are_in_the_order_of_the_rows(tmp_path):
+    assert run(Worker()).to_list() == SQUARES
+    result = run(Worker(), tmp_path / "new" / "folder")
+    assert result.to_list() == SQUARES
+    assert {file["filename"] for file in result.cache_files} == {
+        str(tmp_path / "new" / "folder" / f"shard-0000{index}.arrow") for index in range(3)
+    }
 
 
-def test_rows_are_split_in_their_order():
-    assert cut_shards([4, 3, 2, 1, 0], 2) == [[4, 3], [2, 1], [0]]
-    assert cut_shards([0, 1], 8) == [[0, 1]]
+def test_work_gets_the_columns_of_its_rows():
+    seen = {}
+
+    def work(index, batch, advance):
+        seen[index] = batch
+        return {"square": batch["number"]}
+
+    run(work)
+    assert seen[1] == {"number": [3, 1], "text": ["d", "b"]}
 
 
-def test_records_are_returned_in_the_order_of_the_rows(tmp_path):
-    assert run(Worker()) == SQUARES
-    assert run(Worker(), tmp_path / "new" / "folder") == SQUARES
+def test_rows_are_cut_into_shards_by_default(tmp_path):
+    worker = Worker()
+    result = map_shards(ROWS, worker, description="Squaring", shard_size=2, output_dir=tmp_path, fingerprint={})
+    assert result.to_list() == SQUARES and worker.finished == [0, 1, 2]
+
+
+def test_shards_may_have_any_number_of_results(tmp_path):
+    def odd(index, batch, advance):
+        return {"odd": [number for number in batch["number"] if number % 2]}
+
+    results = [
+        map_shards(ROWS, odd, description="Odd", shard_size=size, output_dir=tmp_path / str(size), fingerprint={})
+        for size in (1, 2, 8)
+    ]
+    assert [result["odd"][:] for result in results] == [[1, 3]] * 3
+    with pytest.raises(ValueError, match="`work` must return one row for each row"):
+        run(odd)
+
+
+def test_columns_that_are_empty_in_some_shards_keep_their_type():
+    def name(index, batch, advance):
+        return {"name": [None if number < 3 else [str(number)] for number in batch["number"]]}
+
+    result = map_shards(ROWS, name, description="Naming", shard_size=2)
+    assert result["name"][:] == [None, None, None, ["3"], ["4"]]
+    assert result.features["name"] == List(Value("string"))
+
+
+def test_features_are_the_types_of_the_result():
+    features = Features({"square": Value("float32")})
+    result = map_shards(ROWS, Worker(), description="Squaring", features=features)
+    assert result.features == features and result["square"][:] == [0.0, 1.0, 4.0, 9.0, 16.0]
+    empty = map_shards(ROWS.select([]), Worker(), description="Squaring", features=features)
+    assert empty.features == features and len(empty) == 0
+
+
+def test_several_shards_at_once_run_in_threads():
+    """Three shards meet at a barrier, so all of them run at the same time."""
+    barrier = threading.Barrier(3, timeout=60)
+
+    def square(index, batch, advance):
+        barrier.wait()
+        return Worker()(index, batch, advance)
+
+    result = map_shards(ROWS, square, description="Squaring", shards=SHARDS, at_once=3)
+    assert result.to_list() == SQUARES
+
+
+def test_an_error_in_a_thread_stops_the_others_after_their_shards(tmp_path):
+    def square(index, batch, advance):
+        if index == 0:
+            raise LookupError("no answer")
+        return Worker()(index, batch, advance)
+
+    with pytest.raises(LookupError, match="no answer"):
+        map_shards(ROWS, square, description="Squaring", shards=SHARDS, at_once=2, output_dir=tmp_path, fingerprint={})
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_an_interrupted_run_resumes_after_the_last_finished_shard(tmp_path):
@@ -47,48 +130,109 @@ def test_an_interrupted_run_resumes_after_the_last_finished_shard(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(first, tmp_path)
     assert first.finished == [0]
-    assert run(second, tmp_path) == SQUARES
+    assert run(second, tmp_path).to_list() == SQUARES
     assert second.finished == [1, 2]
-    assert run(third, tmp_path) == SQUARES
+    assert run(third, tmp_path).to_list() == SQUARES
     assert third.finished == []
 
 
-def test_records_that_are_not_final_are_made_again(tmp_path):
-    """Rows 0 and 3 have no final record at first. The second call works on these two only."""
+def test_a_claim_of_an_interrupted_run_is_taken_over_at_once(tmp_path, caplog):
+    with pytest.raises(KeyboardInterrupt):
+        run(Worker(stop_before=1), tmp_path)
+    (tmp_path / ".claim-00001").write_text('{"host": "elsewhere", "pid": 1, "started": 0}')
+    assert run(Worker(), tmp_path).to_list() == SQUARES
+    assert "1 shard(s)" in caplog.text and len(caplog.messages) == 1
+
+
+def test_the_shard_of_a_process_that_died_is_taken_over(tmp_path, caplog):
+    worker = Worker()
+
+    def work(index, batch, advance):
+        if index == 0:
+            claim = (tmp_path / ".claim-00000").read_text().replace('"started": ', '"started": 1')
+            (tmp_path / ".claim-00001").write_text(claim)
+        return worker(index, batch, advance)
+
+    assert run(work, tmp_path).to_list() == SQUARES
+    assert worker.finished == [0, 2, 1]
+    assert "died before it finished shard 1. This process takes the shard over." in caplog.text
+
+
+def test_the_shard_of_another_process_is_awaited_and_not_made_again(tmp_path, monkeypatch):
+    """While this process works on shard 0, another one holds shard 1. It finishes after a while."""
+    monkeypatch.setattr(shards_module, "POLL_SECONDS", 0.01)
+    run(Worker(), tmp_path / "other")
+    worker = Worker()
+
+    def finish_later():
+        time.sleep(0.3)
+        (tmp_path / "other" / "shard-00001.arrow").rename(tmp_path / "shard-00001.arrow")
+        (tmp_path / ".claim-00001").unlink()
+
+    def work(index, batch, advance):
+        if index == 0:
+            (tmp_path / ".claim-00001").write_text((tmp_path / ".claim-00000").read_text())
+            threading.Thread(target=finish_later).start()
+        return worker(index, batch, advance)
+
+    assert run(work, tmp_path).to_list() == SQUARES
+    assert worker.finished == [0, 2]
+
+
+def test_the_progress_bar_counts_each_row_once(tmp_path, monkeypatch):
+    bars = []
+
+    class Bar(shards_module.tqdm):
+        def __init__(self, **settings):
+            super().__init__(**settings)
+            bars.append(self)
+
+    monkeypatch.setattr(shards_module, "tqdm", Bar)
+    with pytest.raises(KeyboardInterrupt):
+        run(Worker(stop_before=2), tmp_path)
+    run(Worker(), tmp_path)
+    run(lambda index, batch, advance: {"square": batch["number"]})
+    assert [(bar.n, bar.total) for bar in bars] == [(4, 5), (5, 5), (5, 5)]
+
+
+def test_results_that_are_not_final_are_made_again(tmp_path):
+    """Rows 0 and 3 have no final result at first. The second call works on these two only."""
     asked = []
 
-    def work(index, rows, advance):
-        asked.extend(rows)
-        return [{"square": row**2, "is_final": row not in (0, 3) or asked.count(row) > 1} for row in rows]
+    def work(index, batch, advance):
+        asked.extend(batch["number"])
+        final = [number not in (0, 3) or asked.count(number) > 1 for number in batch["number"]]
+        return {"square": [number**2 for number in batch["number"]], "is_final": final}
 
-    def run_twice(folder):
-        return [
-            work_in_shards(
-                SHARDS,
-                work,
-                description="Squaring",
-                output_dir=folder,
-                fingerprint={},
-                is_final=lambda record: record["is_final"],
-            )
-            for _ in range(2)
-        ]
-
-    first, second = run_twice(tmp_path)
+    first, second = (
+        map_shards(
+            ROWS,
+            work,
+            description="Squaring",
+            shards=SHARDS,
+            output_dir=tmp_path,
+            fingerprint={},
+            is_final=lambda record: record["is_final"],
+        ).to_list()
+        for _ in range(2)
+    )
     assert [record["is_final"] for record in first] == [False, True, True, False, True]
     assert [record["square"] for record in second] == [0, 1, 4, 9, 16] and all(row["is_final"] for row in second)
     assert asked == [2, 0, 3, 1, 4, 0, 3]
+    assert not list(tmp_path.glob("retry-*"))
 
 
 def test_a_shard_is_written_completely_or_not_at_all(tmp_path, monkeypatch):
     def crash(source, target):
-        raise OSError("disk is full")
+        if "shard-" in str(target):
+            raise OSError("disk is full")
+        source.rename(target)
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="disk is full"):
         patch.setattr("os.replace", crash)
         run(Worker(), tmp_path)
-    assert not list(tmp_path.glob("shard-*.jsonl"))
-    assert run(Worker(), tmp_path) == SQUARES
+    assert [path.name for path in tmp_path.iterdir()] == ["samples.json"]
+    assert run(Worker(), tmp_path).to_list() == SQUARES
 
 
 def test_another_fingerprint_is_refused_by_name_and_the_folder_stays_as_it_is(tmp_path):
@@ -117,7 +261,7 @@ def test_shards_without_a_manifest_are_refused(tmp_path):
 
 def test_other_files_in_the_folder_are_accepted(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    assert run(Worker(), tmp_path) == SQUARES
+    assert run(Worker(), tmp_path).to_list() == SQUARES
 
 
 @pytest.mark.parametrize("text", ['{"poli', "3", ""])
@@ -128,25 +272,49 @@ def test_a_damaged_manifest_is_named(tmp_path, text):
         run(Worker(), tmp_path)
 
 
-@pytest.mark.parametrize(
-    "text", ["", '{"row": 3', '{"square": 9}\n{"square": 1}\n', '{"row": 1}\n{"row": 3}\n', "[]\n[]\n"]
-)
-def test_a_damaged_shard_is_named_and_only_its_rows_are_computed_again(tmp_path, text):
+@pytest.mark.parametrize("damage", ["empty", "cut", "text", "another shard", "plain Arrow"])
+def test_a_damaged_shard_is_named_and_only_its_rows_are_computed_again(tmp_path, damage):
     run(Worker(), tmp_path)
-    (tmp_path / "shard-00001.jsonl").write_text(text)
-    with pytest.raises(ValueError, match=r"shard-00001\.jsonl is damaged\. Delete it and run again"):
+    path = tmp_path / "shard-00001.arrow"
+    content = path.read_bytes()
+    if damage == "another shard":
+        path.write_bytes((tmp_path / "shard-00000.arrow").read_bytes())
+    elif damage == "plain Arrow":
+        Dataset.from_dict({"square": [9, 1]}).save_to_disk(str(tmp_path / "plain"))
+        (tmp_path / "plain" / "data-00000-of-00001.arrow").rename(path)
+    else:
+        path.write_bytes({"empty": b"", "cut": content[: len(content) // 2], "text": b'{"row": 3}\n'}[damage])
+    with pytest.raises(ValueError, match=r"shard-00001\.arrow is damaged\. Delete it and run again. Only its 2 rows"):
         run(Worker(), tmp_path)
-    (tmp_path / "shard-00001.jsonl").unlink()
+    path.unlink()
     worker = Worker()
-    assert run(worker, tmp_path) == SQUARES
+    assert run(worker, tmp_path).to_list() == SQUARES
     assert worker.finished == [1]
 
 
-def test_shards_are_json_lines(tmp_path):
-    run(Worker(), tmp_path)
-    lines = (tmp_path / "shard-00000.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == [{"row": 2, "square": 4}, {"row": 0, "square": 0}]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "samples.json",
-        *[f"shard-0000{index}.jsonl" for index in range(3)],
+def test_two_processes_share_shards_errors_and_folders(tmp_path):
+    """Process 1 kills itself at the end. Process 0 then finishes alone."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    here = Path(__file__).parent
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(here.parents[1])}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(here / "two_process_shards.py"), str(tmp_path)],
+            env={**environment, "RANK": rank, "LOCAL_RANK": rank},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
     ]
+    try:
+        (_, errors), (_, other_errors) = (process.communicate(timeout=300) for process in processes)
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, -signal.SIGKILL], errors[-3000:] + other_errors[-3000:]
+    assert (tmp_path / "the other process was killed").exists()
+    assert re.search(r"died before it finished shard \d\. This process takes the shard over\.", errors)
+    assert "Halving" in errors and "Halving" not in other_errors

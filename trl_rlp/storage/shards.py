@@ -1,158 +1,206 @@
 """Splits work into shards. Processes share the shards, and an interrupted run resumes after the last finished one."""
 
-import json
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-from accelerate.utils import gather_object
+from datasets import Dataset, Features
 from tqdm.auto import tqdm
 
-from trl_rlp.storage.json_files import write_text
-from trl_rlp.storage.manifest import claim_folder
-from trl_rlp.storage.paths import expand_path
+from trl_rlp.storage.claims import Claims
 from trl_rlp.storage.processes import process_state
+from trl_rlp.storage.shard_folder import Record, ShardFolder, open_shard_folder
 
 
-MANIFEST = "samples.json"
+POLL_SECONDS = 0.5
+"""Time between two looks at a folder in which other processes finish shards."""
 
-Record = dict[str, Any]
+Columns = dict[str, list]
 
 
-def cut_shards(rows: list[int], shard_size: int) -> list[list[int]]:
+def map_shards(
+    rows: Dataset,
+    work: Callable[[int, Columns, Callable[[int], Any]], Columns],
+    *,
+    description: str,
+    unit: str = "prompt",
+    shards: Sequence[Sequence[int]] | None = None,
+    shard_size: int = 256,
+    at_once: int = 1,
+    output_dir: str | Path | None = None,
+    fingerprint: dict[str, Any] | None = None,
+    features: Features | None = None,
+    is_final: Callable[[Record], bool] | None = None,
+) -> Dataset:
     """
-    Splits row numbers into shards.
+    Does work on all shards of a dataset, and returns the results in the order of the rows.
+
+    Each finished shard is one Arrow file in `output_dir`. A second call reads this file instead of doing the work
+    again. Under `accelerate launch`, every process must call this function. A process takes the next free shard when
+    it has finished one. At the end it waits for the other processes by looking at the folder, and it takes over the
+    shards of a process that died. The result does not depend on the number of processes, if the work on a shard
+    depends on its rows and its number only.
 
     Args:
-        rows (`list[int]`):
-            Row numbers, in the order of the work.
-        shard_size (`int`):
-            Number of rows in a shard. The last shard may have fewer.
+        rows ([`~datasets.Dataset`]):
+            The rows to work on, the same on all processes.
+        work (`Callable`):
+            Called as `work(index, batch, advance)` with the number of a shard and the columns of its rows. It returns
+            the columns of the result, with any number of rows. It calls `advance(count)` whenever `count` more rows
+            are done. If saved results are not final, `batch` holds only their rows.
+        description (`str`):
+            Label of the progress bar, which the main process shows for the work of all processes.
+        unit (`str`, *optional*, defaults to `"prompt"`):
+            What a row is, for the progress bar.
+        shards (`Sequence[Sequence[int]]`, *optional*):
+            Row numbers of each shard. Together they hold every row exactly once, in any order. If they change the
+            order, the work must return one row for each row. By default, each shard has the next `shard_size` rows.
+        shard_size (`int`, *optional*, defaults to `256`):
+            Number of rows in a shard without `shards`. The last shard may have fewer.
+        at_once (`int`, *optional*, defaults to `1`):
+            Number of shards that each process works on at the same time, each in its own thread.
+        output_dir (`str` or `Path`, *optional*):
+            Folder for finished shards, which all processes see. It is created if it does not exist. Without it, the
+            shards are in a temporary folder until the program ends.
+        fingerprint (`dict`, *optional*):
+            Everything that decides the result, as plain values by name. Required with `output_dir`.
+        features ([`~datasets.Features`], *optional*):
+            Columns of the result and their types. By default, they are derived from the values.
+        is_final (`Callable`, *optional*):
+            Called with each row of a saved result. It returns whether the row stays. The others are made again. The
+            work must then return one row for each row. By default, all stay.
 
     Returns:
-        `list[list[int]]`: Row numbers of each shard.
+        [`~datasets.Dataset`]: The results, memory-mapped, in the order of the rows.
+
+    Raises:
+        ValueError: If the folder belongs to a run with another fingerprint, holds shards of unknown origin or a
+            damaged shard, or is not the same folder on all processes.
+        RuntimeError: If another process stopped with an error.
 
     Example:
 
     ```python
-    >>> from trl_rlp.storage.shards import cut_shards
+    >>> from datasets import Dataset
+    >>> from trl_rlp.storage.shards import map_shards
 
-    >>> cut_shards([4, 3, 2, 1, 0], shard_size=2)
-    [[4, 3], [2, 1], [0]]
+    >>> def square(index, batch, advance):
+    ...     advance(len(batch["x"]))
+    ...     return {"square": [x**2 for x in batch["x"]]}
+
+    >>> map_shards(Dataset.from_dict({"x": [1, 2, 3]}), square, description="Squaring", shard_size=2)["square"][:]
+    [1, 4, 9]
 
     ```
     """
-    return [rows[start : start + shard_size] for start in range(0, len(rows), shard_size)]
+    if shards is None:
+        shards = [range(start, min(start + shard_size, len(rows))) for start in range(0, len(rows), shard_size)]
+    folder = open_shard_folder(output_dir, fingerprint, shards, features, is_final)
+    is_shown = process_state().is_main_process
+    with (
+        Claims(folder.path) as claims,
+        tqdm(total=len(rows), desc=description, unit=unit, disable=not is_shown) as bar,
+        folder.report_failure(description),
+    ):
+        _Job(rows.with_format(None), work, folder, claims, bar).run(at_once)
+    return folder.load()
 
 
-def work_in_shards(
-    shards: list[list[int]],
-    work: Callable[[int, list[int], Callable[[int], Any]], list[Record]],
-    *,
-    description: str,
-    unit: str = "prompt",
-    output_dir: str | Path | None = None,
-    fingerprint: dict[str, Any] | None = None,
-    is_final: Callable[[Record], bool] = lambda record: True,
-) -> list[Record]:
-    """
-    Does the work of all shards. Every process gets all records, in the order of the rows.
+class _Job:
+    """The work of one process: it takes free shards until all shards are finished."""
 
-    Process `i % num_processes` works on shard `i`, so every process must call this function. With `output_dir`, each
-    finished shard is saved as a JSON Lines file, and a second call reads this file instead of doing the work again.
-    All processes must see the same folder. Without `output_dir`, the processes exchange their records at the end.
+    def __init__(self, rows: Dataset, work: Callable, folder: ShardFolder, claims: Claims, bar: tqdm):
+        self.rows = rows
+        self.work = work
+        self.folder = folder
+        self.claims = claims
+        self.bar = bar
+        self.missing = dict.fromkeys(range(len(folder.shards)))
+        self.done_in_shard: dict[int, int] = {}
+        self.looked_at = float("-inf")
+        self.error: BaseException | None = None
+        self.lock = threading.Condition()
 
-    Args:
-        shards (`list[list[int]]`):
-            Row numbers of each shard. Together they hold every number from 0 to the number of rows - 1 exactly once.
-        work (`Callable`):
-            Called as `work(index, rows, advance)` with the number and the rows of a shard. It returns one record for
-            each row, in the order of `rows`. Records consist of values that `json` can write. It calls
-            `advance(count)` whenever `count` more rows are done. If saved records are not final, `rows` holds theirs.
-        description (`str`):
-            Label of the progress bar. The main process shows the progress of its own shards.
-        unit (`str`, *optional*, defaults to `"prompt"`):
-            What a row is, for the progress bar.
-        output_dir (`str` or `Path`, *optional*):
-            Folder for finished shards. It is created if it does not exist.
-        fingerprint (`dict`, *optional*):
-            Everything that decides the records, as plain values by name. Required with `output_dir`.
-        is_final (`Callable`, *optional*):
-            Called with each saved record. It returns whether the record stays. The others are made again. By default,
-            all stay.
+    def run(self, at_once: int) -> None:
+        if at_once == 1:
+            self._work_until_finished()
+        else:
+            threads = [threading.Thread(target=self._work_in_thread, daemon=True) for _ in range(at_once)]
+            for thread in threads:
+                thread.start()
+            try:
+                for thread in threads:
+                    thread.join()
+            except BaseException as error:
+                self.error = error
+                raise
+        if self.error is not None:
+            raise self.error
 
-    Returns:
-        `list[dict]`: One record for each row.
+    def _work_in_thread(self) -> None:
+        try:
+            self._work_until_finished()
+        except BaseException as error:
+            self.error = self.error or error
 
-    Raises:
-        ValueError: If the folder belongs to a run with another fingerprint, holds shards of unknown origin, or holds a
-            damaged shard.
-        FileNotFoundError: If a shard of another process is not in the folder.
-    """
-    state = process_state()
-    folder = None if output_dir is None else Path(expand_path(output_dir))
-    if folder is not None:
-        claim_folder(folder, MANIFEST, fingerprint, run_files="shard-*.jsonl")
-    own_shards = range(state.process_index, len(shards), state.num_processes)
-    total = sum(len(shards[index]) for index in own_shards)
-    finished = {}
-    with tqdm(total=total, desc=description, unit=unit, disable=not state.is_main_process) as bar:
-        for index in own_shards:
-            rows = shards[index]
-            records = {}
-            if folder is not None and _shard_path(folder, index).exists():
-                saved = zip(rows, _read_shard(folder, index, rows), strict=True)
-                records = {row: record for row, record in saved if is_final(record)}
-                bar.update(len(records))
-            missing = [row for row in rows if row not in records]
-            if missing:
-                records |= zip(missing, work(index, missing, bar.update), strict=True)
-            finished[index] = [records[row] for row in rows]
-            if missing and folder is not None:
-                _write_shard(folder, index, rows, finished[index])
-    return _order_by_row(shards, _collect_from_processes(shards, finished, folder, state))
+    def _work_until_finished(self) -> None:
+        while self.error is None:
+            index = self._take_shard()
+            if index is not None:
+                self._work_on(index)
+            elif not self._wait():
+                return
 
+    def _take_shard(self) -> int | None:
+        """Claims a free shard. If there is none, it claims one whose process has died."""
+        with self.lock:
+            self._look_at_folder()
+            for take in (self.claims.take, self.claims.take_over):
+                for index in list(self.missing):
+                    if not take(index):
+                        continue
+                    if not self.folder.is_finished(index):
+                        return index
+                    self.claims.release(index)  # its process finished it after the last look
+                    self._count_finished([index])
+        return None
 
-def _collect_from_processes(
-    shards: list[list[int]], finished: dict[int, list[Record]], folder: Path | None, state: PartialState
-) -> dict[int, list[Record]]:
-    if state.num_processes == 1:
-        return finished
-    if folder is None:
-        return dict(gather_object(list(finished.items())))
-    state.wait_for_everyone()
-    others = [index for index in range(len(shards)) if index not in finished]
-    return finished | {index: _read_shard(folder, index, shards[index]) for index in others}
+    def _wait(self) -> bool:
+        """Waits for another thread or process. Returns False if all shards are finished."""
+        with self.lock:
+            if self.missing:
+                self.lock.wait(POLL_SECONDS)
+            return bool(self.missing)
 
+    def _look_at_folder(self) -> None:
+        if time.monotonic() - self.looked_at >= POLL_SECONDS:
+            self._count_finished(self.folder.list_finished())
+            self.looked_at = time.monotonic()
 
-def _order_by_row(shards: list[list[int]], finished: dict[int, list[Record]]) -> list[Record]:
-    by_row = {
-        row: record for index, rows in enumerate(shards) for row, record in zip(rows, finished[index], strict=True)
-    }
-    return [by_row[row] for row in range(len(by_row))]
+    def _work_on(self, index: int) -> None:
+        shard = self.folder.shards[index]
+        saved = self.folder.read_final_rows(index)
+        missing = [row for row in shard if row not in saved] if saved else shard  # a range is read faster than a list
 
+        def advance(count: int) -> None:
+            with self.lock:
+                self.done_in_shard[index] += count
+                self.bar.update(count)
 
-def _shard_path(folder: Path, index: int) -> Path:
-    return folder / f"shard-{index:05d}.jsonl"
+        self.done_in_shard[index] = 0
+        advance(len(saved))
+        columns = self.work(index, self.rows[missing], advance) if missing else {}
+        self.folder.write(index, columns, missing, saved)
+        with self.lock:
+            self.claims.release(index)
+            self._count_finished([index])
 
-
-def _write_shard(folder: Path, index: int, rows: list[int], records: list[Record]) -> None:
-    lines = [json.dumps({"row": row, **record}) + "\n" for row, record in zip(rows, records, strict=True)]
-    write_text(_shard_path(folder, index), "".join(lines))
-
-
-def _read_shard(folder: Path, index: int, rows: list[int]) -> list[Record]:
-    path = _shard_path(folder, index)
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{path} of another process is missing. `output_dir` must be a folder that all processes share."
-        )
-    try:
-        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        found = [record.pop("row") for record in records]
-    except (json.JSONDecodeError, AttributeError, KeyError, TypeError):
-        found = None
-    if found != rows:
-        raise ValueError(f"{path} is damaged. Delete it and run again. Only its {len(rows)} rows are computed again.")
-    return records
+    def _count_finished(self, indices: Sequence[int]) -> None:
+        with self.lock:
+            for index in indices:
+                if index in self.missing:
+                    del self.missing[index]
+                    self.bar.update(len(self.folder.shards[index]) - self.done_in_shard.pop(index, 0))
+            self.lock.notify_all()
