@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
@@ -40,18 +42,16 @@ def test_the_adapter_of_a_policy_fits_a_classifier(adapter):
     assert config.task_type == "CAUSAL_LM"
 
 
-def test_a_quantized_base_model_is_merged(adapter):
-    """Quantized weights are integers, which cannot be trained."""
-
-    class AutoQuantized:
-        @staticmethod
-        def from_pretrained(*arguments, **options):
-            model = AutoModelForCausalLM.from_pretrained(*arguments, **options)
-            model.codes = torch.nn.Parameter(torch.zeros(2, dtype=torch.int8), requires_grad=False)
-            return model
-
-    model = load_merged_model(AutoQuantized, adapter, find_adapter(adapter))
-    assert [name for name, parameter in model.named_parameters() if not parameter.requires_grad] == ["codes"]
+def test_a_quantized_base_model_is_refused(tmp_path, adapter):
+    """The merged weights would be rounded to 16 values each, and most of the adapter with them."""
+    config = find_adapter(adapter)
+    with pytest.raises(ValueError, match="would be merged into quantized weights of .*base', which rounds it"):
+        load_merged_model(AutoModelForCausalLM, adapter, config, quantization_config={"load_in_4bit": True})
+    settings = json.loads((tmp_path / "base" / "config.json").read_text())
+    settings["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (tmp_path / "base" / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="Load it without `quantization_config`, onto a base model that is not"):
+        load_merged_model(AutoModelForCausalLM, adapter, config)
 
 
 def test_virtual_tokens_are_refused(tmp_path):

@@ -1,11 +1,14 @@
 """A model of the wrong kind is refused. It would get a head with random weights."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForSequenceClassification
 
 from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
+from trl_rlp.storage import artifacts
 from trl_rlp.storage.artifacts import load_policy, load_reward_model, load_tokenizer
 
 
@@ -53,6 +56,16 @@ def test_a_reward_model_is_loaded_as_a_reward_model_only(folders, name):
 def test_a_classifier_with_two_labels_is_refused(folders):
     with pytest.raises(ValueError, match="two labels' is not a reward model with one label"):
         load_reward_model(folders[0] / "two labels")
+
+
+@pytest.mark.parametrize("is_quantized", [False, True])
+def test_an_adapter_is_merged_before_saving_except_into_quantized_weights(tmp_path, monkeypatch, is_quantized):
+    model = get_peft_model(tiny_causal_lm(tiny_tokenizer()), LoraConfig(target_modules=["q_proj"]))
+    accelerator = SimpleNamespace(unwrap_model=lambda model, **_: model)
+    trainer = SimpleNamespace(model=model, accelerator=accelerator, save_model=lambda path: None)
+    monkeypatch.setattr(artifacts, "is_quantized", lambda model: is_quantized)
+    artifacts.save_trained_model(trainer, tmp_path)
+    assert isinstance(trainer.model, PeftModel) == is_quantized
 
 
 def test_a_tokenizer_is_loaded_from_the_folder_of_its_model(folders):

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftModel
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import find_adapter_config_file
+
+from trl_rlp.storage.precision import cast_weights, is_half
 
 
 def find_adapter(path: str | Path, revision: str | None = None) -> PeftConfig | None:
@@ -32,7 +34,8 @@ def load_merged_model(auto_class: type, path: str | Path, adapter: PeftConfig, *
     Loads the base model of an adapter and merges the adapter into it.
 
     `auto_class.from_pretrained(path)` would leave the adapter inside the model and freeze all weights, so training
-    would change nothing.
+    would change nothing. For a dtype of 16 bits, the adapter is merged in fp32 before the weights are rounded.
+    Otherwise small changes would be lost.
 
     Args:
         auto_class (`type`):
@@ -45,22 +48,44 @@ def load_merged_model(auto_class: type, path: str | Path, adapter: PeftConfig, *
             Further arguments of `from_pretrained`. `revision` is that of the adapter.
 
     Returns:
-        [`~transformers.PreTrainedModel`]: A plain model. Its weights can be trained, except quantized ones.
+        [`~transformers.PreTrainedModel`]: A plain model. Its weights can be trained.
 
     Raises:
         OSError: If there is no base model.
-        ValueError: If the adapter uses virtual tokens, which cannot be merged.
+        ValueError: If the adapter uses virtual tokens, which cannot be merged, or the base model is quantized.
     """
     if adapter.is_prompt_learning:
         raise ValueError(
             f"'{path}' is an adapter of virtual tokens (`{adapter.peft_type.value}`), which cannot be merged into its "
             "model. Pass a model or an adapter that changes weights, such as LoRA."
         )
-    revision = options.pop("revision", None)
-    base = auto_class.from_pretrained(adapter.base_model_name_or_path, revision=adapter.revision, **options)
+    revision, dtype = options.pop("revision", None), options.pop("dtype", "auto")
+    _require_plain_base(path, adapter, options)
+    base = auto_class.from_pretrained(
+        adapter.base_model_name_or_path,
+        revision=adapter.revision,
+        dtype="float32" if is_half(dtype) else dtype,
+        **options,
+    )
     adapter = copy.copy(adapter)
     adapter.task_type = None  # the adapter of a policy also fits a reward model with a new score head
     model = PeftModel.from_pretrained(base, str(path), config=adapter, revision=revision).merge_and_unload()
+    if is_half(dtype):
+        cast_weights(model, dtype)
     for parameter in model.parameters():  # PEFT has frozen the base model
         parameter.requires_grad_(parameter.is_floating_point())
     return model
+
+
+def _require_plain_base(path: str | Path, adapter: PeftConfig, options: dict[str, Any]) -> None:
+    """Refuses to merge into quantized weights, which would round the adapter away."""
+    base = adapter.base_model_name_or_path
+    hub_options = {"revision": adapter.revision, "trust_remote_code": options.get("trust_remote_code")}
+    config = options.get("quantization_config")
+    if config is None:
+        config = getattr(AutoConfig.from_pretrained(base, **hub_options), "quantization_config", None)
+    if config is not None:
+        raise ValueError(
+            f"The adapter '{path}' would be merged into quantized weights of '{base}', which rounds it. Load it "
+            "without `quantization_config`, onto a base model that is not quantized."
+        )

@@ -22,11 +22,16 @@ from transformers.utils import find_adapter_config_file
 from trl_rlp.storage.adapters import find_adapter, load_merged_model
 from trl_rlp.storage.json_files import name_failed_write
 from trl_rlp.storage.paths import expand_path
-from trl_rlp.storage.processes import process_state
+from trl_rlp.storage.precision import cast_weights, choose_dtype, is_half, is_quantized
+from trl_rlp.storage.processes import process_state, run_on_main
+from trl_rlp.storage.whole_weights import whole_weights
 
 
 CAUSAL_LM = "a causal LM"
 DATA = "data"
+
+HUB_OPTIONS = ("revision", "trust_remote_code")
+"""Options of a model's `from_pretrained` that also belong to its tokenizer."""
 
 
 @contextmanager
@@ -52,7 +57,8 @@ def load_complete_model(auto_class: type, path: str | Path, kind: str, **options
         kind (`str`):
             Description of the model for the error message, for example "a causal LM".
         options:
-            Further arguments of `from_pretrained`. The dtype is that of the checkpoint, unless it is given.
+            Further arguments of `from_pretrained`. The dtype is that of the checkpoint, unless it is given. The score
+            head of a classifier in bf16 or fp16 stays in fp32, see [`cast_weights`].
 
     Returns:
         [`~transformers.PreTrainedModel`]: The model, in evaluation mode.
@@ -62,13 +68,13 @@ def load_complete_model(auto_class: type, path: str | Path, kind: str, **options
         ValueError: If it is another kind of model.
     """
     path = expand_path(path)
-    with explain_missing_model(path):
+    with explain_missing_model(path), whole_weights():
         adapter = find_adapter(path, options.get("revision"))
         options = {"dtype": "auto", **options}
         differences = [] if adapter is None else _find_adapter_differences(auto_class, adapter)
         try:
             if adapter is None:
-                model, report = auto_class.from_pretrained(path, output_loading_info=True, **options)
+                model, report = _load_whole_model(auto_class, path, **options)
                 unexpected = [key for key in report["unexpected_keys"] if key.startswith("score.")]
                 differences = [*report["missing_keys"], *unexpected]
             elif not differences:
@@ -82,19 +88,33 @@ def load_complete_model(auto_class: type, path: str | Path, kind: str, **options
     return model.eval()
 
 
+def _load_whole_model(auto_class: type, path: str, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Casts the weights of a classifier after loading, because loading would also round those of its head."""
+    dtype = options["dtype"]
+    is_cast = is_half(dtype) and auto_class is AutoModelForSequenceClassification
+    if is_cast and "device_map" not in options:  # a model that needs several devices may not fit in a wider dtype
+        options["dtype"] = "auto"
+    model, report = auto_class.from_pretrained(path, output_loading_info=True, **options)
+    if is_cast and not is_quantized(model):
+        cast_weights(model, dtype)
+    return model, report
+
+
 def _find_adapter_differences(auto_class: type, adapter: PeftConfig) -> list[str]:
     has_score_head = adapter.task_type == "SEQ_CLS" or "score" in (adapter.modules_to_save or [])
     is_right_kind = has_score_head == (auto_class is AutoModelForSequenceClassification)
     return [] if is_right_kind else [f"adapter of {adapter.task_type}"]
 
 
-def require_causal_lm(path: str | Path) -> None:
+def require_causal_lm(path: str | Path, **hub_options: Any) -> None:
     """
     Checks that a model exists and that its configuration does not name a classifier, without loading its weights.
 
     Args:
         path (`str` or `Path`):
             Folder or Hub name of a causal LM, or of an adapter for one.
+        hub_options:
+            `revision` and `trust_remote_code` of `from_pretrained`.
 
     Raises:
         OSError: If there is no model with this name.
@@ -102,9 +122,9 @@ def require_causal_lm(path: str | Path) -> None:
     """
     path = expand_path(path)
     with explain_missing_model(path):
-        if find_adapter_config_file(str(path)):
+        if find_adapter_config_file(str(path), revision=hub_options.get("revision")):
             return
-        architectures = AutoConfig.from_pretrained(path).architectures or []
+        architectures = AutoConfig.from_pretrained(path, **hub_options).architectures or []
     if any(name.endswith("ForSequenceClassification") for name in architectures):
         raise ValueError(f"'{path}' is not {CAUSAL_LM}, but a `{architectures[0]}`. Pass the folder or name of one.")
 
@@ -133,50 +153,70 @@ def load_tokenizer(path: str | Path, **hub_options: Any) -> PreTrainedTokenizerB
         return AutoTokenizer.from_pretrained(path, **hub_options)
 
 
-def load_policy(path: str | Path, **hub_options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_policy(path: str | Path, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
-    Loads a causal LM and its tokenizer to the device of this process.
+    Loads a causal LM and its tokenizer to the device of this process, for inference.
 
     Args:
         path (`str` or `Path`):
             Folder or Hub name of a causal LM, or of an adapter for one.
-        hub_options:
-            `revision` and `trust_remote_code` of `from_pretrained`, for the model and its tokenizer.
+        options:
+            Options of `from_pretrained` for the model, such as `dtype`, `attn_implementation`, `quantization_config`
+            and `device_map`. `revision` and `trust_remote_code` also hold for the tokenizer. Without `dtype`, the
+            model is in bf16 on an accelerator that computes in it, and in the dtype of the checkpoint on any other
+            device. `dtype="auto"` is the dtype of the checkpoint.
 
     Returns:
-        `tuple[PreTrainedModel, PreTrainedTokenizerBase]`: The model and its tokenizer. The model is in evaluation mode
-        and in the precision in which it was saved.
+        `tuple[PreTrainedModel, PreTrainedTokenizerBase]`: The model and its tokenizer. The model is in evaluation
+        mode.
 
     Raises:
         OSError: If there is no model with this name.
-        ValueError: If it is another kind of model.
+        ValueError: If it is another kind of model, or an adapter that would be merged into quantized weights.
     """
-    model = load_complete_model(AutoModelForCausalLM, path, CAUSAL_LM, **hub_options)
-    return model.to(process_state().device), load_tokenizer(path, **hub_options)
+    return _load_for_inference(AutoModelForCausalLM, path, CAUSAL_LM, options)
 
 
-def load_reward_model(path: str | Path, **hub_options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_reward_model(path: str | Path, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
-    Loads a trained reward model and its tokenizer to the device of this process.
+    Loads a trained reward model and its tokenizer to the device of this process, for inference.
 
     Args:
         path (`str` or `Path`):
             Folder or Hub name of a sequence classifier with one label, or of an adapter for one.
-        hub_options:
-            `revision` and `trust_remote_code` of `from_pretrained`, for the model and its tokenizer.
+        options:
+            Options of `from_pretrained`, as in [`load_policy`]. In bf16 and fp16, the score head keeps its weights in
+            fp32 and computes in fp32.
 
     Returns:
-        `tuple[PreTrainedModel, PreTrainedTokenizerBase]`: The model and its tokenizer. The model is in evaluation mode
-        and in the precision in which it was saved.
+        `tuple[PreTrainedModel, PreTrainedTokenizerBase]`: The model and its tokenizer. The model is in evaluation
+        mode.
 
     Raises:
         OSError: If there is no model with this name.
-        ValueError: If it is another kind of model.
+        ValueError: If it is another kind of model, or `quantization_config` is given. Rewards decide which completion
+            is better, and quantized weights change them.
     """
-    model = load_complete_model(
-        AutoModelForSequenceClassification, path, "a reward model with one label", num_labels=1, **hub_options
-    )
-    return model.to(process_state().device), load_tokenizer(path, **hub_options)
+    if options.get("quantization_config") is not None:
+        raise ValueError(
+            f"The reward model '{path}' would be quantized (`quantization_config`), but its rewards decide which "
+            'completion is better, so they must be exact. Load it without, for example with `dtype="bfloat16"`.'
+        )
+    kind = "a reward model with one label"
+    return _load_for_inference(AutoModelForSequenceClassification, path, kind, {**options, "num_labels": 1})
+
+
+def _load_for_inference(
+    auto_class: type, path: str | Path, kind: str, options: dict[str, Any]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    device = process_state().device
+    hub_options = {name: options[name] for name in HUB_OPTIONS if name in options}
+    options = {**options, "dtype": choose_dtype(device, options.get("dtype"))}
+    if options.get("quantization_config") is not None:
+        options = {"device_map": {"": device}, **options}
+    model = load_complete_model(auto_class, path, kind, **options)
+    is_placed = options.get("device_map") is not None or is_quantized(model)
+    return model if is_placed else model.to(device), load_tokenizer(path, **hub_options)
 
 
 def save_model(folder: str | Path, model: PreTrainedModel, processing_class: PreTrainedTokenizerBase) -> None:
@@ -191,17 +231,20 @@ def save_model(folder: str | Path, model: PreTrainedModel, processing_class: Pre
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the model.
     """
-    if process_state().is_main_process:
-        folder = expand_path(folder)
+    folder = expand_path(folder)
+
+    def write() -> None:
         with name_failed_write(folder):
             model.save_pretrained(folder)
             processing_class.save_pretrained(folder)
-    process_state().wait_for_everyone()
+
+    run_on_main(write)
 
 
 def save_trained_model(trainer: Trainer, folder: Path) -> None:
     """
-    Saves the model and the tokenizer of a trainer. Adapters are merged into the model.
+    Saves the model and the tokenizer of a trainer. Adapters are merged into the model, except into quantized weights,
+    which would round them. Then the adapter is saved, for the model without quantization.
 
     Args:
         trainer (`transformers.Trainer`):
@@ -210,7 +253,7 @@ def save_trained_model(trainer: Trainer, folder: Path) -> None:
             Output folder.
     """
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
-    if isinstance(model, PeftModel):
+    if isinstance(model, PeftModel) and not is_quantized(model):
         trainer.model = model.merge_and_unload()
         trainer.model_wrapped = trainer.model
     with name_failed_write(folder):
@@ -227,11 +270,13 @@ def save_data(rows: Dataset, folder: str | Path) -> None:
         folder (`str` or `Path`):
             Folder of the stage.
     """
-    if process_state().is_main_process:
-        data = Path(expand_path(folder)) / DATA
+    data = Path(expand_path(folder)) / DATA
+
+    def write() -> None:
         with name_failed_write(data):
             rows.save_to_disk(str(data))
-    process_state().wait_for_everyone()
+
+    run_on_main(write)
 
 
 def load_data(folder: str | Path) -> Dataset:
