@@ -1,7 +1,9 @@
 import threading
+from types import SimpleNamespace
 
 import pytest
 
+from trl_rlp.storage import run_folder
 from trl_rlp.storage.run_folder import RunFolder
 
 
@@ -19,6 +21,15 @@ def test_a_finished_stage_runs_once_and_keeps_its_metrics(tmp_path):
     assert calls == ["policy.partial"]
     assert folder == tmp_path / "run" / "policy" and (folder / "result.txt").read_text() == "done"
     assert run.metrics("policy") == {"accuracy": 0.5} and run.results()["policy"]["seconds"] >= 0
+
+
+@pytest.mark.parametrize(("peaks", "expected"), [([None], None), ([1.5], 1.5), ([1.5, 2.5], 2.5)])
+def test_a_stage_stores_the_largest_peak_of_all_processes(tmp_path, monkeypatch, peaks, expected):
+    monkeypatch.setattr(run_folder, "PeakMemory", lambda: SimpleNamespace(read=lambda: peaks[0]))
+    monkeypatch.setattr(run_folder, "gather_object", lambda own: [*own, *peaks[1:]])
+    run = RunFolder(tmp_path, {})
+    run.stage("policy", lambda folder: None)
+    assert run.results()["policy"]["peak_memory_gib"] == expected
 
 
 def test_nan_and_infinity_are_saved_as_null(tmp_path):
@@ -40,6 +51,16 @@ def test_an_interrupted_stage_is_not_finished_and_keeps_its_files(tmp_path):
 
     folder = run.stage("samples", lambda folder: {"found": (folder / "shard-0").read_text()})
     assert run.metrics("samples") == {"found": "half"} and (folder / "shard-0").exists()
+
+
+def test_a_finished_stage_has_no_shards_any_more(tmp_path):
+    def work(folder):
+        (folder / "shards").mkdir()
+        (folder / "shards" / "shard-00000.arrow").touch()
+        (folder / "data").mkdir()
+
+    folder = RunFolder(tmp_path, {}).stage("samples", work)
+    assert sorted(path.name for path in folder.iterdir()) == ["data", "stage.json"]
 
 
 def test_the_callback_hears_of_stages_that_start_inside_the_block_only(tmp_path):

@@ -10,6 +10,9 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import gather_object
+
+from trl_rlp.storage.device_memory import PeakMemory, release_at_end
 from trl_rlp.storage.json_files import read_json, replace_nan, write_json
 from trl_rlp.storage.manifest import check_folder, claim_folder
 from trl_rlp.storage.paths import expand_path
@@ -23,7 +26,7 @@ RESULT = "stage.json"
 CHECKPOINTS = "checkpoints"
 """Name of the folder inside a stage's folder that holds the stage's checkpoints."""
 SHARDS = "shards"
-"""Name of the folder of shards, next to the file of the samples."""
+"""Name of the folder of shards, next to the dataset or the file of their rows."""
 
 StartCallback = Callable[["RunFolder", str, dict[str, Any]], None]
 
@@ -91,6 +94,10 @@ class RunFolder:
 
         The work writes to `<name>.partial`. This folder is renamed to `<name>` when everything is written. After an
         interruption it keeps its files, such as checkpoints and shards of samples. The next call resumes from them.
+        The shards of a finished stage are removed, because its dataset holds the same rows.
+
+        After the work, also when it failed, its models, trainers and optimizers leave the memory, so that the next
+        stage has the whole device. An error therefore keeps its traceback but not the local variables in it.
 
         Args:
             name (`str`):
@@ -102,7 +109,8 @@ class RunFolder:
                 Keyword arguments of `work`.
 
         Returns:
-            `Path`: The folder of the finished stage. Its `stage.json` holds `metrics` and `seconds`.
+            `Path`: The folder of the finished stage. Its `stage.json` holds `metrics`, `seconds` and
+            `peak_memory_gib`.
         """
         folder = self.path / name
         if not self.is_finished(name):
@@ -111,15 +119,23 @@ class RunFolder:
             logger.info("%s: started", name)
             for callback in _start_callbacks.get():
                 callback(self, name, arguments)
-            start = time.perf_counter()
-            metrics = work(partial, **arguments) or {}
-            self.state.wait_for_everyone()
-            if self.state.is_main_process:
-                write_json(partial / RESULT, {"metrics": replace_nan(metrics), "seconds": time.perf_counter() - start})
-                shutil.rmtree(folder, ignore_errors=True)
-                os.replace(partial, folder)
-            self.state.wait_for_everyone()
+            start, peak = time.perf_counter(), PeakMemory()
+            with release_at_end():
+                metrics = work(partial, **arguments) or {}
+                self.state.wait_for_everyone()
+            self._finish(name, {"metrics": replace_nan(metrics), "seconds": time.perf_counter() - start}, peak.read())
         return folder
+
+    def _finish(self, name: str, result: dict[str, Any], peak_memory_gib: float | None) -> None:
+        """Writes the result of a stage with the largest peak of all processes, and gives its folder the final name."""
+        peaks = [peak for peak in gather_object([peak_memory_gib]) if peak is not None]
+        folder, partial = self.path / name, self.path / f"{name}.partial"
+        if self.state.is_main_process:
+            write_json(partial / RESULT, {**result, "peak_memory_gib": max(peaks, default=None)})
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(partial, folder)
+            shutil.rmtree(folder / SHARDS, ignore_errors=True)
+        self.state.wait_for_everyone()
 
     def metrics(self, name: str) -> dict[str, Any]:
         """
@@ -139,8 +155,9 @@ class RunFolder:
         Reads the results of all finished stages.
 
         Returns:
-            `dict`: `metrics` and `seconds` of each stage, by its name. `seconds` is the wall time of the call that
-            finished the stage.
+            `dict`: `metrics`, `seconds` and `peak_memory_gib` of each stage, by its name. `seconds` is the wall time
+            of the call that finished the stage. `peak_memory_gib` is the peak memory of tensors on the device in that
+            call. With several processes, it is the largest one. It is `None` on a CPU.
         """
         return {file.parent.name: read_json(file) for file in sorted(self.path.glob(f"*/{RESULT}"))}
 
