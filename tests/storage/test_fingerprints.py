@@ -1,11 +1,19 @@
 import copy
+import datetime
 
 import pytest
 import torch
+from datasets import Dataset, List, Value, concatenate_datasets, load_from_disk
 from peft import LoraConfig, get_peft_model
 
 from tests.tiny_models import tiny_causal_lm, tiny_tokenizer
-from trl_rlp.storage.fingerprints import tokenizer_fingerprint, value_fingerprint, weights_fingerprint
+from trl_rlp.storage import fingerprints
+from trl_rlp.storage.fingerprints import (
+    dataset_fingerprint,
+    tokenizer_fingerprint,
+    value_fingerprint,
+    weights_fingerprint,
+)
 
 
 @pytest.fixture(scope="module")
@@ -54,3 +62,91 @@ def test_the_content_and_the_order_of_lists_change_the_fingerprint():
     assert value_fingerprint(["a", "b"]) == value_fingerprint(["a", "b"]) != value_fingerprint(["b", "a"])
     assert value_fingerprint(["ab"]) != value_fingerprint(["a", "b"])
     assert value_fingerprint({"role": "user", "content": "é"}) == value_fingerprint({"content": "é", "role": "user"})
+
+
+CHAT = [
+    [{"role": "user", "content": "é"}, {"role": "assistant", "content": None}],
+    None,
+    [],
+    [{"role": "user", "content": ""}],
+]
+ROWS = {
+    "prompt": CHAT,
+    "completions": [["a", "bc"], ["", None], None, ["abc"]],
+    "finished": [[True, False], [None, True], [], [True]],
+    "score": [1.5, None, float("inf"), -0.0],
+    "count": [1, None, 3, -4],
+    "nothing": [None] * 4,
+    "made": [datetime.date(2024, 1, 1), None, None, datetime.date(2024, 1, 2)],
+}
+
+
+def rows_with(**columns):
+    return Dataset.from_dict({**ROWS, **columns})
+
+
+def in_many_ways(folder):
+    """Returns datasets with the same rows that were made differently."""
+    rows = rows_with()
+    rows.save_to_disk(str(folder / "saved"))
+    rows.to_parquet(str(folder / "rows.parquet"))
+    reordered = Dataset.from_dict({name: values[::-1] for name, values in reversed(ROWS.items())})
+    wider = rows.cast_column("score", Value("float64")).cast_column("completions", List(Value("large_string")))
+    typed = rows.cast_column("nothing", List({"tool": Value("string")}))
+    padded = concatenate_datasets([rows.select([3]), rows, rows.select([0])])
+    swapped = [m and [{"content": part["content"], "role": part["role"]} for part in m] for m in CHAT]
+    return {
+        "memory-mapped": load_from_disk(str(folder / "saved")),
+        "parquet": Dataset.from_parquet(str(folder / "rows.parquet"), cache_dir=str(folder / "cache")),
+        "from rows": Dataset.from_list(rows.to_list()),
+        "indices": reordered.select([3, 2, 1, 0]),
+        "chunks": concatenate_datasets([rows.select(range(start, start + 1)) for start in range(4)]),
+        "slice": padded.select(range(1, 5)),
+        "shuffled slice": padded.select([1, 2, 3, 4]).with_format("numpy"),
+        "wider types": wider,
+        "typed nulls": typed,
+        "order of keys": rows_with(prompt=swapped),
+        "flat": reordered.select([3, 2, 1, 0]).flatten_indices(),
+    }
+
+
+def test_equal_rows_have_equal_fingerprints_however_they_were_made(tmp_path, monkeypatch):
+    expected = dataset_fingerprint(rows_with())
+    assert len(expected) == 32
+    made = in_many_ways(tmp_path)
+    assert {name: dataset_fingerprint(rows) for name, rows in made.items()} == dict.fromkeys(made, expected)
+    monkeypatch.setattr(fingerprints, "_ROWS_AT_ONCE", 1)
+    assert {name: dataset_fingerprint(rows) for name, rows in made.items()} == dict.fromkeys(made, expected)
+
+
+def test_every_change_of_a_dataset_changes_its_fingerprint():
+    others = [
+        rows_with().select([1, 0, 2, 3]),
+        rows_with().select([0, 1, 2]),
+        rows_with(nothing=[None, None, None, 0]),
+        rows_with(prompt=[*CHAT[:3], [{"role": "user", "content": None}]]),
+        rows_with(prompt=[CHAT[0], [], None, CHAT[3]]),
+        rows_with(completions=[["ab", "c"], ["", None], None, ["abc"]]),
+        rows_with(completions=[["a", "bc"], [None, ""], None, ["abc"]]),
+        rows_with(completions=[["a", "bc", ""], [None], None, ["abc"]]),
+        rows_with(finished=[[True, False], [None, True], [], [False]]),
+        rows_with(score=[1.5, None, float("inf"), 0.0]),
+        rows_with(count=[1, 3, None, -4]),
+        rows_with(count=[1.0, None, 3.0, -4.0]),
+        rows_with(count=["1", None, "3", "-4"]),
+        rows_with(made=[datetime.date(2024, 1, 1), None, None, datetime.date(2024, 1, 3)]),
+        rows_with().rename_column("count", "counts"),
+        rows_with().remove_columns("nothing"),
+    ]
+    assert len({dataset_fingerprint(rows) for rows in [rows_with(), *others]}) == 1 + len(others)
+
+
+def test_some_columns_of_a_dataset_can_decide_its_fingerprint():
+    rows, other = rows_with(), rows_with(count=[0] * 4)
+    assert dataset_fingerprint(rows, ["prompt", "score"]) == dataset_fingerprint(other, ["score", "prompt"])
+    assert dataset_fingerprint(rows, ["prompt"]) != dataset_fingerprint(rows, ["score"])
+
+
+def test_the_fingerprint_of_an_empty_dataset_depends_on_its_columns():
+    assert dataset_fingerprint(rows_with().select([])) == dataset_fingerprint(rows_with().select([]))
+    assert dataset_fingerprint(Dataset.from_dict({"a": []})) != dataset_fingerprint(Dataset.from_dict({"b": []}))

@@ -7,7 +7,13 @@ import torch
 from accelerate import PartialState
 
 from trl_rlp.storage import processes
-from trl_rlp.storage.processes import leave_process_group, process_state
+from trl_rlp.storage.processes import (
+    leave_process_group,
+    list_process_files,
+    process_state,
+    run_on_main,
+    share_work,
+)
 
 
 def test_a_single_process_is_the_main_process():
@@ -21,6 +27,29 @@ def test_a_state_with_a_wrong_number_of_processes_is_refused(monkeypatch):
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     with pytest.raises(RuntimeError, match=r"counts 1 process\(es\), but 2 were started.*PartialState\(cpu=True\)"):
         process_state()
+
+
+# Sharing between two real processes is in tests/trainer/two_process_run.py.
+
+
+def test_one_process_does_all_the_work_in_one_call():
+    calls = []
+    assert share_work(range(3), lambda items: calls.append(items) or [item + 1 for item in items]) == [1, 2, 3]
+    assert calls == [[0, 1, 2]]
+    with pytest.raises(ZeroDivisionError):
+        share_work([1], lambda items: 1 / 0)
+    assert run_on_main(lambda: "result") == "result"
+
+
+@pytest.mark.parametrize("index, own", [(0, "labels[1].sqlite"), (2, "labels[1].sqlite.2")])
+def test_each_process_has_a_file_and_reads_those_of_all_others(tmp_path, monkeypatch, index, own):
+    """Files of more processes than there are now stay readable, and files with other endings are no part of it."""
+    monkeypatch.setattr(processes, "process_state", lambda: SimpleNamespace(process_index=index))
+    names = ["labels[1].sqlite", *(f"labels[1].sqlite.{number}" for number in (1, 2, 7))]
+    for name in (*names, "labels[1].sqlite.1.partial", "labels[1].sqlite-journal", "labels1.sqlite.4"):
+        (tmp_path / name).touch()
+    files = list_process_files(tmp_path / names[0])
+    assert [file.name for file in files] == [own, *(name for name in names if name != own)]
 
 
 def test_leaving_without_a_process_group_does_nothing():

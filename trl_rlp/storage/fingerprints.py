@@ -1,13 +1,22 @@
-"""Fingerprints of models, tokenizers and plain values. Equal fingerprints mean equal contents."""
+"""Fingerprints of models, tokenizers, datasets and plain values. Equal fingerprints mean equal contents."""
 
 import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 import xxhash
+from datasets import Dataset
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
+
+
+_BLOCK_BYTES = 2**24
 
 
 def weights_fingerprint(model: nn.Module) -> str:
@@ -34,6 +43,27 @@ def weights_fingerprint(model: nn.Module) -> str:
     if isinstance(model, PeftModel) and not model.active_peft_config.is_prompt_learning:
         status = model.get_model_status()
         digest.update(f"{status.enabled} {status.active_adapters} {status.merged_adapters}".encode())
+    return digest.hexdigest()
+
+
+def files_fingerprint(folder: str | Path) -> str:
+    """
+    Computes a fingerprint of a saved model from the names and bytes of its weight files, without loading them.
+
+    Args:
+        folder (`str` or `Path`):
+            Folder of the model. Only files ending in `.safetensors` and `.bin` are read.
+
+    Returns:
+        `str`: 32 hexadecimal digits.
+    """
+    digest = xxhash.xxh3_128()
+    for path in sorted(Path(folder).iterdir()):
+        if path.suffix in (".safetensors", ".bin"):
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                while block := file.read(_BLOCK_BYTES):
+                    digest.update(block)
     return digest.hexdigest()
 
 
@@ -65,3 +95,111 @@ def value_fingerprint(value: Any) -> str:
         `str`: 32 hexadecimal digits.
     """
     return xxhash.xxh3_128(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def dataset_fingerprint(dataset: Dataset, columns: Sequence[str] | None = None) -> str:
+    """
+    Computes a fingerprint of the values of a dataset.
+
+    Datasets with the same rows have the same fingerprint, however they were made: in memory or memory-mapped, with
+    chunks of any size, or selected from another one. The order of the rows matters. The order of the columns and the
+    widths of their types do not. It reads the rows in batches, so it needs little memory.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            The dataset.
+        columns (`Sequence[str]`, *optional*):
+            Names of the columns that count. Defaults to all.
+
+    Returns:
+        `str`: 32 hexadecimal digits.
+
+    Example:
+
+    ```python
+    >>> from datasets import Dataset
+    >>> from trl_rlp.storage.fingerprints import dataset_fingerprint
+
+    >>> rows = Dataset.from_dict({"prompt": ["a", "b", None]})
+    >>> dataset_fingerprint(rows.select([1, 2])) == dataset_fingerprint(Dataset.from_dict({"prompt": ["b", None]}))
+    True
+
+    ```
+    """
+    digests = {name: _ColumnDigest() for name in sorted(dataset.column_names if columns is None else columns)}
+    for batch in dataset.select_columns(list(digests)).with_format("arrow").iter(batch_size=_ROWS_AT_ONCE):
+        batch = batch.combine_chunks()  # a selection has a chunk for each row
+        for name, digest in digests.items():
+            for array in batch[name].chunks:
+                digest.update(array)
+    return value_fingerprint([len(dataset), {name: digest.describe() for name, digest in digests.items()}])
+
+
+_ROWS_AT_ONCE = 1000
+
+
+class _ColumnDigest:
+    """
+    Digest of a column that is read in chunks. It does not depend on the chunks.
+
+    Which values are null, the sizes of lists and texts, and the values themselves go into three digests, and nested
+    columns into digests of their own. Each of them gets the same bytes for any chunks. The type of a column counts
+    only if it has a value, because a column of nulls may have any type.
+    """
+
+    def __init__(self):
+        self.kind = ""
+        self.validity, self.sizes, self.values = (xxhash.xxh3_128() for _ in range(3))
+        self.children: dict[str, _ColumnDigest] = {}
+
+    def update(self, array: pa.Array) -> None:
+        self.validity.update(_read_bytes(array.is_valid(), pa.uint8()))
+        array = array.drop_null() if array.null_count else array
+        if isinstance(array, pa.ExtensionArray):
+            array = array.storage
+        if isinstance(array, pa.DictionaryArray):
+            array = array.dictionary_decode()
+        if len(array):
+            self._update_values(array)
+
+    def _update_values(self, array: pa.Array) -> None:
+        kind = array.type
+        if pa.types.is_struct(kind):
+            self.kind = "struct"
+            for field, child in zip(kind, array.flatten(), strict=True):
+                self.children.setdefault(field.name, _ColumnDigest()).update(child)
+        elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+            self.kind = "list"
+            self.sizes.update(_read_bytes(pc.list_value_length(array), pa.int64()))
+            self.children.setdefault("", _ColumnDigest()).update(array.flatten())
+        elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            self.kind = "text"
+            self.sizes.update(_read_bytes(pc.binary_length(array), pa.int64()))
+            self.values.update(_read_text(array))
+        elif pa.types.is_boolean(kind):
+            self.kind = "boolean"
+            self.values.update(_read_bytes(array, pa.uint8()))
+        elif pa.types.is_integer(kind) or pa.types.is_floating(kind):
+            self.kind = "integer" if pa.types.is_integer(kind) else "float"
+            self.values.update(_read_bytes(array, pa.int64() if self.kind == "integer" else pa.float64()))
+        else:  # dates, bytes and other rare types
+            self.kind = str(kind)
+            for value in array.to_pylist():
+                self.values.update(f"{value!r}\n".encode())
+
+    def describe(self) -> list:
+        digests = [digest.hexdigest() for digest in (self.validity, self.sizes, self.values)]
+        return [self.kind, *digests, {name: child.describe() for name, child in self.children.items()}]
+
+
+def _read_bytes(array: pa.Array, kind: pa.DataType) -> np.ndarray:
+    return array.cast(kind, safe=False).to_numpy(zero_copy_only=False).view(np.uint8)
+
+
+def _read_text(array: pa.Array) -> pa.Buffer | bytes:
+    """Returns the bytes of all texts of an array without nulls, one after the other."""
+    _, offsets, text = array.buffers()
+    width = np.int64 if pa.types.is_large_string(array.type) else np.int32
+    offsets = np.frombuffer(offsets, dtype=width, offset=array.offset * np.dtype(width).itemsize)
+    start, end = int(offsets[0]), int(offsets[len(array)])
+    return b"" if start == end else text.slice(start, end - start)

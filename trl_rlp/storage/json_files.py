@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,7 +56,7 @@ def write_text(path: str | Path, text: str) -> None:
         text (`str`):
             The whole text.
     """
-    with _replace_at_end(Path(path)) as partial:
+    with replace_at_end(Path(path)) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
@@ -69,14 +70,23 @@ def write_rows(path: str | Path, rows: Dataset) -> None:
         rows ([`~datasets.Dataset`]):
             The dataset. Each row becomes one line.
     """
-    with _replace_at_end(Path(path)) as partial:
+    with replace_at_end(Path(path)) as partial:
         rows.to_json(str(partial))
 
 
 @contextmanager
-def _replace_at_end(path: Path) -> Iterator[Path]:
-    """Yields a hidden file in the same folder. It replaces `path` after the block, unless the block raises."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+def replace_at_end(path: Path) -> Iterator[Path]:
+    """
+    Yields the path of a hidden file in the same folder. It replaces `path` after the block, unless the block raises.
+
+    Args:
+        path (`Path`):
+            The file. An existing file is replaced.
+
+    Yields:
+        `Path`: The hidden file, which the block writes.
+    """
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         with name_failed_write(path):
             yield partial
