@@ -1,5 +1,6 @@
 """The example configurations have valid fields and values."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -41,4 +42,21 @@ def test_the_ppo_settings_are_the_preset(paper):
 def test_launch_configurations_are_valid(name, kind):
     config = ClusterConfig.from_yaml_file(PAPER.with_name(f"{name}.yaml"))
     assert config.distributed_type == kind
-    assert "Not run" in PAPER.with_name(f"{name}.yaml").read_text()
+    assert "no GPU" in PAPER.with_name(f"{name}.yaml").read_text()
+
+
+def test_weights_are_loaded_on_every_process():
+    """Otherwise some versions of transformers leave them empty on all but the first."""
+    config = ClusterConfig.from_yaml_file(PAPER.with_name("fsdp2.yaml"))
+    assert config.fsdp_config["fsdp_cpu_ram_efficient_loading"] is False
+    for name in ("deepspeed_zero2", "deepspeed_zero3"):
+        settings = ClusterConfig.from_yaml_file(PAPER.with_name(f"{name}.yaml")).deepspeed_config
+        assert not settings.get("zero3_init_flag", False)
+
+
+def test_configurations_name_files_that_exist():
+    root = PAPER.parents[2]
+    texts = [path.read_text() for path in [*PAPER.parent.glob("*.yaml"), root / "docs/distributed.md"]]
+    named = {name for text in texts for name in re.findall(r"examples/[\w/]+\.\w+", text)}
+    assert "examples/configs/fsdp2.yaml" in named
+    assert [name for name in named if not (root / name).is_file()] == []

@@ -474,3 +474,19 @@ def test_a_stage_that_a_callback_stops_says_so(tmp_path, warnings_of_checkpoints
     trainer = rlp_trainer(tmp_path / CHECKPOINTS, callbacks=[Request("on_step_end", 2)])
     train_to_end(trainer, tmp_path)
     assert "Training stopped at step 2 of 4. The stage is finished with this model." in warnings_of_checkpoints.text
+
+
+@pytest.mark.parametrize("build", [ppo_trainer, rlp_trainer], ids=["PPO", "reward"])
+def test_random_states_of_all_processes_are_in_a_checkpoint_before_it_counts_as_complete(tmp_path, monkeypatch, build):
+    """The other processes write theirs at their own pace, and the main process marks the checkpoint as complete."""
+    trainer, seen = build(tmp_path, save_strategy="steps", save_steps=2, max_steps=4), []
+    wait = trainer.accelerator.wait_for_everyone
+
+    def record():
+        names = {path.name for path in tmp_path.glob("checkpoint-*/*")}
+        seen.append(("rng_state.pth" in names, "trainer_state.json" in names))
+        wait()
+
+    monkeypatch.setattr(trainer.accelerator, "wait_for_everyone", record)
+    trainer.train()
+    assert (True, False) in seen

@@ -137,3 +137,15 @@ def test_a_finished_run_has_no_further_epoch(tmp_path, num_steps, num_epochs):
         plan = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())
     assert plan == (num_epochs, *expected[1:])
     assert trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader()) == expected
+
+
+@pytest.mark.parametrize("find", ["resolve_checkpoint", "train_to_end"])
+def test_processes_that_see_different_checkpoints_are_refused(tmp_path, monkeypatch, find):
+    """A second machine with a disk of its own sees no checkpoint, and would begin while the first one resumes."""
+    make_checkpoint(tmp_path, 2)
+    monkeypatch.setattr("trl_rlp.trainer.checkpoints.share_work", lambda items, work: [*work([0]), None])
+    with pytest.raises(ValueError, match=r"The processes see different checkpoints in .*checkpoint-2', None\]. Use"):
+        if find == "resolve_checkpoint":
+            resolve_checkpoint(True, str(tmp_path))
+        else:
+            train_to_end(SimpleNamespace(args=SimpleNamespace(output_dir=str(tmp_path))), tmp_path / "final")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.trainer.two_process_fsdp import untied_trainer
 from tests.trainer.two_process_ppo import logged, run, weights
 
 
@@ -47,6 +48,20 @@ def test_two_processes_take_the_same_steps_as_one(tmp_path, words):
             assert other[name] == pytest.approx(row[name], rel=1e-4, abs=1e-6), name
     for mine, theirs in zip(weights(one), two["weights"], strict=True):
         assert torch.allclose(mine, theirs, atol=1e-6)
+
+
+def test_fsdp_takes_the_same_steps_as_one_process(tmp_path):
+    run_two("two_process_fsdp.py", tmp_path)
+    two = torch.load(tmp_path / "two.pt", weights_only=True)
+    one = untied_trainer(tmp_path / "one", 1, standardize_rewards=True)
+    one.train()
+    rollouts = list(zip(logged(one)[:-1], two["log"][:-1], strict=True))
+    assert len(rollouts) == 3
+    for row, other in rollouts:
+        for name in COMPARED:
+            assert other[name] == pytest.approx(row[name], rel=1e-4, abs=1e-5), name
+    for mine, theirs in zip(weights(one), two["weights"], strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-5)
 
 
 @pytest.mark.parametrize("words", [[], ["adapter"]], ids=["whole model", "adapter"])

@@ -1,11 +1,13 @@
 """PPO on replayed completions, in one process, or in two with `torchrun --nproc_per_node 2`."""
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from torch.nn.parallel import DistributedDataParallel
 
 from tests.ppo_runs import logged, ppo_trainer, prompts
 from trl_rlp.storage.processes import leave_process_group
@@ -52,6 +54,29 @@ def run(folder: Path, processes: int, is_replicated: bool = False) -> PPOTrainer
     return trainer
 
 
+def count_reductions(folder: Path) -> dict[str, int]:
+    """Trains with eight micro-batches per step. Returns how often DDP reduces the gradients of each model."""
+    counts, wrap = Counter(), DistributedDataParallel.__init__
+
+    def wrap_and_count(self, *args, **kwargs):
+        wrap(self, *args, **kwargs)
+
+        def reduce(name, bucket):
+            counts[name] += bucket.is_last()
+            buffer = bucket.buffer().div_(2)
+            return torch.distributed.all_reduce(buffer, async_op=True).get_future().then(lambda done: done.value()[0])
+
+        self.register_comm_hook(type(self.module).__name__, reduce)
+
+    DistributedDataParallel.__init__ = wrap_and_count
+    try:
+        settings = {"gradient_accumulation_steps": 8, "num_ppo_epochs": 1, "num_mini_batches": 1, "total_episodes": 32}
+        ppo_trainer(folder, prompts(32), per_device_train_batch_size=1, **settings).train()
+    finally:
+        DistributedDataParallel.__init__ = wrap
+    return dict(counts)
+
+
 def weights(trainer: PPOTrainer) -> list[torch.Tensor]:
     models = (trainer.policy_model, trainer.value_model)
     return [parameter.detach().clone() for model in models for parameter in model.parameters()]
@@ -66,6 +91,9 @@ def main(folder: Path, is_replicated: bool) -> None:
     assert mine == theirs, "policy or critic differ between the processes"
     if state.is_main_process:
         torch.save({"log": logged(trainer), "weights": weights(trainer)}, folder / "two.pt")
+    if not is_replicated:
+        # Two steps: the critic's gradients are reduced once per step, as the policy's are.
+        assert count_reductions(folder / "reductions") == {"LlamaForCausalLM": 2, "Critic": 2}
     sys.stdout.write("both processes agree\n")
     leave_process_group()
 

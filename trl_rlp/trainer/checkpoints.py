@@ -1,6 +1,6 @@
 """Checkpoints: finds the one to resume from, and trains a stage's model to the end."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from transformers.utils import logging
 from trl_rlp.storage.artifacts import save_trained_model
 from trl_rlp.storage.json_files import read_json
 from trl_rlp.storage.paths import expand_path
-from trl_rlp.storage.processes import process_state
+from trl_rlp.storage.processes import process_state, share_work
 
 
 logger = logging.get_logger(__name__)
@@ -93,7 +93,7 @@ def open_checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
 
 def resolve_checkpoint(resume_from_checkpoint: str | Path | bool | None, output_dir: str) -> str | None:
     """
-    Returns the checkpoint that `train()` resumes from.
+    Returns the checkpoint that `train()` resumes from. All processes must call this.
 
     Args:
         resume_from_checkpoint (`str` or `Path` or `bool`, *optional*):
@@ -105,8 +105,24 @@ def resolve_checkpoint(resume_from_checkpoint: str | Path | bool | None, output_
         `str` or `None`: Path of the checkpoint. `None` if training starts from the beginning.
 
     Raises:
-        ValueError: If there is no complete checkpoint to resume from, or the folder is not one.
+        ValueError: If there is no complete checkpoint to resume from, the folder is not one, or the processes find
+            different checkpoints.
     """
+    return _find_on_all_processes(lambda: _resolve(resume_from_checkpoint, output_dir), output_dir)
+
+
+def _find_on_all_processes(find: Callable[[], str | None], folder: str | Path) -> str | None:
+    """Requires the same checkpoint on all processes. Otherwise they would wait for each other forever."""
+    found = share_work(range(process_state().num_processes), lambda own: [find() for _ in own])
+    if len(set(found)) > 1:
+        raise ValueError(
+            f"The processes see different checkpoints in '{folder}': {found}. Use an `output_dir` that all machines "
+            "share."
+        )
+    return found[0]
+
+
+def _resolve(resume_from_checkpoint: str | Path | bool | None, output_dir: str) -> str | None:
     # A command line passes booleans as text.
     booleans = {"true": True, "false": None, "none": None}
     requested = booleans.get(str(resume_from_checkpoint).lower(), resume_from_checkpoint)
@@ -199,7 +215,8 @@ def train_to_end(trainer: Trainer, folder: Path) -> dict[str, float]:
     Raises:
         RuntimeError: If `enable_jit_checkpoint` stopped training before the last step.
     """
-    checkpoint = last_checkpoint(trainer.args.output_dir)
+    output_dir = trainer.args.output_dir
+    checkpoint = _find_on_all_processes(lambda: last_checkpoint(output_dir), output_dir)
     resumed = None if checkpoint is None else load_state(checkpoint)
     with no_extra_step(trainer, checkpoint):
         trainer.train(resume_from_checkpoint=checkpoint)

@@ -4,9 +4,7 @@ from typing import Any
 
 from trl import GRPOConfig, RewardConfig, RLOOConfig
 
-
-HUB_OPTIONS = ("revision", "trust_remote_code")
-"""Options of a model's `from_pretrained` that also belong to its tokenizer."""
+from trl_rlp.storage.artifacts import HUB_OPTIONS
 
 
 def hub_options(args: GRPOConfig | RewardConfig | RLOOConfig) -> dict[str, Any]:

@@ -11,11 +11,10 @@ from peft import PeftConfig, PeftModel, TaskType
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from trl_rlp.storage.precision import SCORE_HEADS
+
 
 logger = get_logger(__name__)
-
-SCORE_HEADS = ("score", "classifier", "classification_head")
-"""Attribute names of the score head in the sequence classifiers of transformers."""
 
 
 def find_score_layers(model: nn.Module) -> list[nn.Module]:

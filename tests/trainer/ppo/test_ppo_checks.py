@@ -1,13 +1,17 @@
 """Arguments of the PPO trainer that do not fit are refused before any work."""
 
+from types import SimpleNamespace
+
 import pytest
+from accelerate import DistributedType
 from datasets import Dataset, DatasetDict
-from peft import PromptTuningConfig
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from trl import GRPOConfig
 
-from tests.ppo_runs import ppo_trainer, prompts
+from tests.ppo_runs import ppo_config, ppo_trainer, prompts
 from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from trl_rlp import PPOTrainer, RLPPPOConfig, RLPPPOTrainer
+from trl_rlp.trainer.ppo.ppo_checks import require_backend, require_value_adapter
 
 
 ERRORS = {
@@ -118,3 +122,52 @@ def test_configuration_of_another_trainer_is_named(tmp_path):
         PPOTrainer(args, tiny_tokenizer(), tiny_causal_lm(tiny_tokenizer()))
     with pytest.raises(TypeError, match="`args` must be a `RLPPPOConfig` for `RLPPPOTrainer`, got `PPOConfig`"):
         ppo_trainer(tmp_path, trainer_class=RLPPPOTrainer)
+
+
+# Distributed training
+
+
+def test_full_value_model_under_deepspeed_is_refused(tmp_path):
+    """Each process would hold it in full: 8 billion weights are 128 GB."""
+    config, adapter = ppo_config(tmp_path), LoraConfig(r=2, target_modules=["q_proj"], task_type="SEQ_CLS")
+    config.deepspeed_plugin = SimpleNamespace(zero_stage=2)
+    with pytest.raises(
+        ValueError, match=r"`value_peft_config` \(`policy_peft` of a pipeline\) is None under DeepSpeed"
+    ):
+        PPOTrainer(
+            config, tiny_tokenizer(), tiny_causal_lm(tiny_tokenizer()), reward_funcs=[len], train_dataset=prompts()
+        )
+    require_value_adapter(config, None, adapter)
+    require_value_adapter(config, get_peft_model(tiny_reward_model(tiny_tokenizer()), adapter), None)
+    require_value_adapter(ppo_config(tmp_path), None, None)
+
+
+@pytest.mark.parametrize(
+    "distributed_type, version, settings, message",
+    [
+        (DistributedType.FSDP, 1, {}, "`fsdp_version` is 1, .* Set it to 2"),
+        (DistributedType.FSDP, 2, {"cast_lm_head_to_fp32": True}, "`cast_lm_head_to_fp32` is True, but FSDP"),
+        (DistributedType.DEEPSPEED, 2, {"cast_lm_head_to_fp32": True}, "`cast_lm_head_to_fp32` is True, but FSDP"),
+        (DistributedType.MULTI_GPU, 1, {"save_on_each_node": True}, "`save_on_each_node` is True, but transformers"),
+        (DistributedType.FSDP, 2, {}, None),
+        (DistributedType.MULTI_GPU, 1, {"cast_lm_head_to_fp32": True}, None),
+    ],
+)
+def test_distributed_training_that_cannot_work_is_refused(tmp_path, distributed_type, version, settings, message):
+    state = SimpleNamespace(fsdp_plugin=SimpleNamespace(fsdp_version=version))
+    accelerator = SimpleNamespace(distributed_type=distributed_type, state=state, num_processes=2)
+    args = ppo_config(tmp_path, **settings)
+    if message is None:
+        return require_backend(accelerator, args)
+    with pytest.raises(ValueError, match=message):
+        require_backend(accelerator, args)
+
+
+@pytest.mark.parametrize("argument", ["model", "ref_model", "reward_model", "value_model"])
+def test_models_that_are_split_already_are_refused(tmp_path, argument):
+    """DeepSpeed gives an id to each parameter that it splits among the processes, and leaves it empty."""
+    build = tiny_causal_lm if argument in ("model", "ref_model") else tiny_reward_model
+    model = build(tiny_tokenizer(), seed=7)
+    next(model.parameters()).ds_id = 0
+    with pytest.raises(ValueError, match=f"`{argument}` is sharded already.*zero3_init_flag: false"):
+        ppo_trainer(tmp_path, **{argument: model})

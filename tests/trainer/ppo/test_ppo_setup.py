@@ -99,6 +99,33 @@ def test_value_model_from_a_reward_model_in_bf16_has_the_dtype_of_the_policy(tmp
     assert trainer.value_model.dtype == torch.float32 and trainer.reward_model.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("kind", ["reward", "policy"])
+def test_value_model_from_quantized_weights_is_an_error(kind):
+    """PyTorch would only say that integers have no gradients."""
+    models = {"policy": tiny_causal_lm(TOKENIZER), "reward": tiny_reward_model(TOKENIZER)}
+    models[kind].config.quantization_config = {"load_in_4bit": True}
+    with pytest.raises(
+        ValueError, match=f"a copy of the {kind} model, whose weights are quantized.*Pass `value_model`"
+    ):
+        init_value_model(kind, models["policy"], models["reward"])
+
+
+def test_value_model_from_a_reward_model_with_an_fp32_head_has_one_dtype(tmp_path):
+    folder = save(tiny_reward_model(TOKENIZER, seed=3), TOKENIZER, tmp_path / "reward")
+    reward_model, _ = load_reward_model(folder, dtype="bfloat16")
+    value_model = init_value_model("reward", tiny_causal_lm(TOKENIZER).bfloat16(), reward_model)
+    assert {parameter.dtype for parameter in value_model.parameters()} == {torch.bfloat16}
+    assert all(buffer.dtype == torch.float32 for buffer in value_model.buffers())
+
+
+def test_reward_models_that_are_loaded_by_name_have_the_dtype_of_the_configuration(tmp_path):
+    folder = save(tiny_reward_model(TOKENIZER, seed=3), TOKENIZER, tmp_path / "reward")
+    trainer = ppo_trainer(tmp_path / "run", reward_funcs=[folder], inference_dtype="bfloat16")
+    assert trainer.reward_funcs[0].model.dtype == torch.bfloat16 and trainer.value_model.dtype == torch.float32
+    with pytest.raises(ValueError, match="`inference_dtype` must be one of .*, got 'fp8'"):
+        ppo_config(tmp_path, inference_dtype="fp8")
+
+
 def test_value_model_can_be_an_adapter(tmp_path):
     trainer = ppo_trainer(tmp_path, value_peft_config=LoraConfig(r=2, target_modules=["q_proj"]))
     before = weights(trainer.value_model)

@@ -1,5 +1,7 @@
 """Log-probabilities and values of tokens, and the models that compute them."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -9,6 +11,8 @@ from tests.ppo_runs import ppo_trainer, weights
 from tests.tiny_models import tiny_causal_lm, tiny_nli, tiny_reward_model, tiny_tokenizer
 from trl_rlp.trainer.ppo.token_models import (
     Critic,
+    TokenModels,
+    Tokens,
     accepts_position_ids,
     completion_log_probs,
     position_ids_from_mask,
@@ -107,6 +111,27 @@ def test_critic_needs_no_pad_token():
     model = tiny_reward_model(TOKENIZER)
     model.config.pad_token_id = None
     assert Critic(model)(IDS, MASK, position_ids_from_mask(MASK), 2).isfinite().all()
+
+
+# Forward passes without gradients
+
+
+def test_processes_split_a_rollout_into_the_same_number_of_passes():
+    """The longest rows of another process decide, because sharded models need the same number of passes everywhere."""
+    tokens = Tokens(torch.zeros(64, 300, dtype=torch.long), torch.ones(64, 300, dtype=torch.long), 200)
+    everywhere = torch.tensor([[300, 200], [1024, 512]])
+    models = SimpleNamespace(
+        args=SimpleNamespace(local_rollout_forward_batch_size=64),
+        accelerator=SimpleNamespace(device=torch.device("meta"), gather=lambda sizes: everywhere),
+        reference=None,
+        _is_policy_fused=True,
+        _vocabulary_size=2**17,
+    )
+    assert TokenModels._count_rows(models, tokens) == 16
+    models._is_policy_fused = False
+    assert TokenModels._count_rows(models, tokens) == 8
+    models.accelerator.device = torch.device("cpu")
+    assert TokenModels._count_rows(models, tokens) == 64
 
 
 # The reference policy

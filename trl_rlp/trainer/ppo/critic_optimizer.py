@@ -1,6 +1,7 @@
 """The critic's optimizer, which steps together with the policy's optimizer."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from trl_rlp.trainer.gradients import average_gradients
 from trl_rlp.trainer.ppo.finite_guard import FiniteGuard, drop_gradients
 from trl_rlp.trainer.ppo.ppo_checkpoints import PPOState
 from trl_rlp.trainer.ppo.ppo_config import PPOConfig
+from trl_rlp.trainer.ppo.sharding import prepare_critic
 from trl_rlp.trainer.ppo.token_models import Critic
 
 
@@ -70,7 +72,6 @@ class CriticOptimizer(TrainerCallback):
             {"params": [p for name, p in trainable.items() if name not in decay_parameters], "weight_decay": 0.0},
         ]
         groups = [group for group in groups if group["params"]]
-        self.critic: nn.Module = critic
         self.optimizer = optimizer_class(groups, **{**optimizer_kwargs, "lr": self.learning_rate})
         # A DeepSpeed engine holds one model, the policy. Each process then has a full copy of the critic.
         self._is_replicated = accelerator.distributed_type == DistributedType.DEEPSPEED
@@ -79,8 +80,20 @@ class CriticOptimizer(TrainerCallback):
                 "`value_warmup_rollouts` has no effect under DeepSpeed, because its engine steps the policy itself. "
                 "Set it to 0, or use FSDP."
             )
-        if not self._is_replicated:
-            self.critic, self.optimizer = accelerator.prepare(self.critic, self.optimizer)
+        self.critic, self.optimizer = prepare_critic(critic, self.optimizer, accelerator)
+
+    @contextmanager
+    def accumulate_gradients(self) -> Iterator[None]:
+        """
+        Exchanges the critic's gradients between processes in the last micro-batch of a step only, as the trainer does
+        with the policy's. Forward and backward pass must be inside.
+        """
+        exchanges_always = self.accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False)
+        if self._is_replicated or exchanges_always or self.accelerator.sync_gradients:
+            yield
+            return
+        with self.accelerator.no_sync(self.critic):
+            yield
 
     def on_pre_optimizer_step(
         self, args: PPOConfig, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -98,8 +111,8 @@ class CriticOptimizer(TrainerCallback):
         if self._is_replicated and self.accelerator.num_processes > 1:
             average_gradients(parameters, self.accelerator)
         if args.max_grad_norm > 0:
-            clip = nn.utils.clip_grad_norm_ if self._is_replicated else self.accelerator.clip_grad_norm_
-            clip(parameters, args.max_grad_norm)
+            # Under FSDP, accelerate's function compares the weights of all of its models with `==`, which fails.
+            nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
         factor = lr_scheduler.get_last_lr()[0] / lr_scheduler.base_lrs[0] if lr_scheduler.base_lrs[0] else 1.0
         for group in self.optimizer.param_groups:
             group["lr"] = factor * self.learning_rate

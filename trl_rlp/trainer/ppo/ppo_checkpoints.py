@@ -24,6 +24,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from trl_rlp.losses.kl import next_kl_coef
 from trl_rlp.losses.ppo import pooled_mean_and_variance
 from trl_rlp.storage.json_files import read_json, write_json
+from trl_rlp.storage.whole_weights import whole_weights
 from trl_rlp.trainer.checkpoints import last_checkpoint, open_checkpoint
 from trl_rlp.trainer.ppo.ppo_config import PPOConfig
 
@@ -351,15 +352,16 @@ def load_critic(folder: Path, critic: nn.Module, optimizer: torch.optim.Optimize
     if is_adapter:
         weights = torch.load(folder / VALUE_ADAPTER, map_location="cpu", weights_only=True)
     else:
-        weights = type(model).from_pretrained(folder / VALUE_MODEL, dtype="auto").state_dict()
+        with whole_weights():
+            weights = type(model).from_pretrained(folder / VALUE_MODEL, dtype="auto").state_dict()
     weights = {f"model.{name}": tensor for name, tensor in weights.items()}
     set_model_state_dict(critic, weights, options=StateDictOptions(full_state_dict=True, strict=not is_adapter))
     state = torch.load(path, map_location="cpu", weights_only=True)
-    if _is_sharded(accelerator):
+    if not _is_sharded(accelerator):
+        optimizer.load_state_dict(state)
+    elif state["state"]:  # that of plain SGD is empty, which torch cannot load
         options = StateDictOptions(full_state_dict=True)
         set_optimizer_state_dict(critic, _unwrap_optimizer(optimizer), state, options=options)
-    else:
-        optimizer.load_state_dict(state)
 
 
 def _optimizer_state(critic: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> dict[str, Any]:

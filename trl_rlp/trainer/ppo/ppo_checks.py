@@ -2,16 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
+from typing import Any
 
+from accelerate import Accelerator, DistributedType
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import DataCollator, DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from trl_rlp.data.token_prompts import require_token_ids
 from trl_rlp.data.validation import require_one_split
 from trl_rlp.rewards.reward_sources import RewardSource, require_embedding
+from trl_rlp.storage.whole_weights import require_whole_weights
 from trl_rlp.trainer.frozen_weights import require_trainable
 from trl_rlp.trainer.ppo.ppo_config import PPOConfig
 from trl_rlp.trainer.ppo.ppo_setup import max_prompt_length
@@ -74,6 +78,7 @@ def require_fit(
         ValueError: If models, adapters or prompts do not fit together, or a model to train is frozen.
     """
     require_one_split(train_dataset, "train_dataset")
+    require_value_adapter(args, value_model, value_peft_config)
     require_models(model, ref_model, reward_model, value_model, reward_funcs, processing_class)
     require_datasets({"train_dataset": train_dataset, "eval_dataset": eval_dataset}, model, processing_class, args)
     require_adapters(model, ref_model, peft_config, args)
@@ -112,6 +117,8 @@ def require_models(
         TypeError: If `reward_model` is a function.
         ValueError: If two models are the same object, there is no reward, or a model lacks tokens of the policy.
     """
+    given = [("ref_model", ref_model), ("reward_model", reward_model), ("value_model", value_model)]
+    _require_whole_models([("model", model), *given, *(("reward_funcs", source) for source in reward_funcs)])
     if ref_model is model:
         raise ValueError(
             "`model` and `ref_model` are the same object, so the KL divergence would always be 0. Pass None for a "
@@ -130,6 +137,75 @@ def require_models(
     for label, other in (("`ref_model`", ref_model), ("`value_model`", value_model)):
         if other is not None:
             require_embedding(label, other, processing_class, vocabulary_size)
+
+
+def _require_whole_models(sources: list[tuple[str, Any]]) -> None:
+    for name, source in sources:
+        if not isinstance(source, nn.Module):
+            continue
+        if name != "model":  # it may have been loaded by name, and has been checked if not
+            require_whole_weights(name)
+        # DeepSpeed gives the parameters that it splits an id.
+        if any(isinstance(parameter, DTensor) or hasattr(parameter, "ds_id") for parameter in source.parameters()):
+            raise ValueError(
+                f"`{name}` is sharded already, but the trainer needs whole models. Load it before the trainer's "
+                "configuration is created, without `tp_plan`, and with `zero3_init_flag: false` under DeepSpeed."
+            )
+
+
+def require_value_adapter(
+    args: PPOConfig, value_model: PreTrainedModel | PeftModel | None, value_peft_config: PeftConfig | None
+) -> None:
+    """
+    Checks that the value model has an adapter under DeepSpeed. Its engine holds one model, the policy, so each process
+    has a full copy of the value model and of its optimizer's state.
+
+    Args:
+        args ([`PPOConfig`]):
+            Configuration of the run.
+        value_model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*):
+            Value model that the user passed.
+        value_peft_config ([`~peft.PeftConfig`], *optional*):
+            Configuration of an adapter of the value model.
+
+    Raises:
+        ValueError: If all weights of the value model would be trained under DeepSpeed.
+    """
+    if args.deepspeed_plugin is None or value_peft_config is not None or isinstance(value_model, PeftModel):
+        return
+    raise ValueError(
+        "`value_peft_config` (`policy_peft` of a pipeline) is None under DeepSpeed, so each process would train a "
+        'whole copy of the value model, 16 bytes a weight. Pass `LoraConfig(task_type="SEQ_CLS")`, or use FSDP2.'
+    )
+
+
+def require_backend(accelerator: Accelerator, args: PPOConfig) -> None:
+    """
+    Checks that the trainer works with the kind of distributed training that accelerate was started with.
+
+    Args:
+        accelerator (`accelerate.Accelerator`):
+            The trainer's accelerator.
+        args ([`PPOConfig`]):
+            Configuration of the run.
+
+    Raises:
+        ValueError: If it is FSDP1, if weights are sharded and the LM head is to stay in fp32, or if several
+            machines are to save.
+    """
+    is_fsdp = accelerator.distributed_type == DistributedType.FSDP
+    if is_fsdp and accelerator.state.fsdp_plugin.fsdp_version != 2:
+        raise ValueError("`fsdp_version` is 1, which does not shard policy and value model together. Set it to 2.")
+    if args.save_on_each_node and accelerator.num_processes > 1:
+        raise ValueError(
+            "`save_on_each_node` is True, but transformers saves weights on the first machine only. Set it to False, "
+            "and use an `output_dir` that all machines share."
+        )
+    if args.cast_lm_head_to_fp32 and accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ValueError(
+            "`cast_lm_head_to_fp32` is True, but FSDP and DeepSpeed choose the dtype of the weights that they shard. "
+            "Set it to False."
+        )
 
 
 def require_adapters(

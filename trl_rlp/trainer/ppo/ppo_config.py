@@ -9,6 +9,7 @@ from trl import GRPOConfig
 from trl_rlp.data.sampling_settings import require_shared_ends
 from trl_rlp.losses.kl import KL_ESTIMATORS
 from trl_rlp.storage.paths import expand_fields
+from trl_rlp.storage.precision import require_inference_dtype
 from trl_rlp.trainer.ppo.ppo_presets import PRESETS
 from trl_rlp.trainer.precision import default_precision, require_dtype
 
@@ -100,7 +101,12 @@ class PPOConfig(GRPOConfig):
         num_ppo_epochs (`int`, *optional*, defaults to `4`):
             Number of passes over each rollout, at least 1.
         local_rollout_forward_batch_size (`int`, *optional*, defaults to `64`):
-            Number of completions per forward pass without gradients, on each device.
+            Maximum number of completions per forward pass without gradients, on each device. On an accelerator, a pass
+            also has at most 16,384 tokens.
+        inference_dtype (`str`, *optional*, defaults to `"auto"`):
+            Dtype of reward models that the trainer loads by their name: `auto`, `float32` or `bfloat16`. `auto` is
+            bf16 on an accelerator that computes in it, and the dtype of the checkpoint on a CPU. Score heads are in
+            fp32.
         num_sample_generations (`int`, *optional*, defaults to `10`):
             Number of times that completions of the evaluation prompts are printed during training. 0 prints none.
 
@@ -246,7 +252,22 @@ class PPOConfig(GRPOConfig):
     num_ppo_epochs: int = field(default=4, metadata={"help": "Number of passes over each rollout, at least 1."})
     local_rollout_forward_batch_size: int = field(
         default=64,
-        metadata={"help": "Number of completions per forward pass without gradients, on each device."},
+        metadata={
+            "help": (
+                "Maximum number of completions per forward pass without gradients, on each device. On an accelerator, "
+                "a pass also has at most 16,384 tokens."
+            )
+        },
+    )
+    inference_dtype: str = field(
+        default="auto",
+        metadata={
+            "help": (
+                "Dtype of reward models that the trainer loads by their name: `auto`, `float32` or `bfloat16`. `auto` "
+                "is bf16 on an accelerator that computes in it, and the dtype of the checkpoint on a CPU. Score heads "
+                "are in fp32."
+            )
+        },
     )
     num_sample_generations: int = field(
         default=10,
@@ -438,6 +459,7 @@ class PPOConfig(GRPOConfig):
         self._express_rollout_in_grpo_fields()
         super().__post_init__()
         require_dtype(self.model_init_kwargs)
+        require_inference_dtype("inference_dtype", self.inference_dtype)
         self.num_generations, self.num_generations_eval = given_generations
         if self.adaptive_kl and self.generation_batch_size >= 5 * self.kl_horizon:
             raise ValueError(

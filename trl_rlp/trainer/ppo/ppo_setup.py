@@ -1,11 +1,10 @@
-"""Setup of a PPO run: policy, tokenizer, stop tokens, reference policy and value model."""
+"""Setup of a PPO run: policy, tokenizer, stop tokens and value model."""
 
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from accelerate import Accelerator
 from accelerate.utils import extract_model_from_parallel
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn, no_grad
@@ -17,16 +16,14 @@ from transformers import (
 )
 
 from trl_rlp.data.context import read_context
-from trl_rlp.data.sampling.in_process import get_eos_token_ids
+from trl_rlp.data.sampling.stop_tokens import get_eos_token_ids
 from trl_rlp.storage.artifacts import CAUSAL_LM, load_complete_model, load_tokenizer
 from trl_rlp.storage.paths import expand_path
+from trl_rlp.storage.precision import is_quantized
+from trl_rlp.storage.whole_weights import require_whole_weights, whole_weights
 from trl_rlp.trainer.hub_options import hub_options
 from trl_rlp.trainer.ppo.ppo_config import PPOConfig
 from trl_rlp.trainer.score_head import add_score_head, find_score_layers
-
-
-ACCELERATE_ATTRIBUTES = ("forward", "_original_forward", "_is_accelerate_prepared")
-"""Attributes that accelerate sets on a model that it prepares."""
 
 
 def prepare_policy(
@@ -52,6 +49,7 @@ def prepare_policy(
             AutoModelForCausalLM, path, CAUSAL_LM, **{"dtype": "float32", **(args.model_init_kwargs or {}), **options}
         )
     else:
+        require_whole_weights("model")
         path, options = model.name_or_path, {"trust_remote_code": args.trust_remote_code}
     return model, processing_class or load_tokenizer(path, **options)
 
@@ -154,33 +152,6 @@ def ensure_embedded_pad_token(
     return processing_class
 
 
-def prepare_reference(ref_model: PreTrainedModel, accelerator: Accelerator) -> nn.Module:
-    """
-    Moves the reference policy to its device, and compiles it with `torch_compile`.
-
-    accelerate marks a prepared model, and replaces its `forward` in mixed precision. Both are undone, because the
-    user may train the model later. accelerate would not wrap a marked model for distributed training.
-
-    Args:
-        ref_model ([`~transformers.PreTrainedModel`]):
-            Copy of the initial policy, or the user's model. Only its device changes.
-        accelerator (`accelerate.Accelerator`):
-            The trainer's accelerator.
-
-    Returns:
-        `nn.Module`: The model, compiled if models are compiled.
-    """
-    models = (ref_model, extract_model_from_parallel(ref_model, keep_torch_compile=False))
-    attributes = [(model, name) for model in models for name in ACCELERATE_ATTRIBUTES]
-    before = [(model, name, vars(model)[name]) for model, name in attributes if name in vars(model)]
-    prepared = accelerator.prepare_model(ref_model, evaluation_mode=True)
-    for model, name in attributes:
-        vars(model).pop(name, None)
-    for model, name, value in before:
-        vars(model)[name] = value
-    return prepared
-
-
 def init_value_model(
     init: str | None, policy: PreTrainedModel | PeftModel, reward_model: PreTrainedModel | None
 ) -> PreTrainedModel:
@@ -199,20 +170,22 @@ def init_value_model(
         [`~transformers.PreTrainedModel`]: A copy with the policy's dtype. It shares no weights with either model.
 
     Raises:
-        ValueError: If `init` is `"reward"` and there is no such reward model.
+        ValueError: If `init` is `"reward"` and there is no such reward model, or the model to copy is quantized.
     """
     if init == "reward" and reward_model is None:
         raise ValueError(
             '`value_model_init`="reward", but there is no `reward_model` with the policy\'s tokenizer. Set '
             '`value_model_init="policy"` or pass `value_model`.'
         )
-    if init != "policy" and reward_model is not None:
+    from_reward = init != "policy" and reward_model is not None
+    _require_plain_weights("reward" if from_reward else "policy", reward_model if from_reward else policy)
+    if from_reward:
         model = copy.deepcopy(extract_model_from_parallel(reward_model, keep_torch_compile=False))
         if isinstance(model, PeftModel):
             model = model.merge_and_unload()
         model.requires_grad_(True)
-        if model.dtype != policy.dtype and not getattr(model, "is_quantized", False):
-            model.to(policy.dtype)  # small optimizer steps are lost in bf16, which reward models often use
+        for parameter in model.parameters():  # small optimizer steps are lost in bf16, which reward models often use
+            parameter.data = parameter.data.to(policy.dtype)
     else:
         model = _build_classifier(policy)
     with no_grad():
@@ -222,12 +195,21 @@ def init_value_model(
     return model
 
 
+def _require_plain_weights(kind: str, model: PreTrainedModel | PeftModel) -> None:
+    if is_quantized(extract_model_from_parallel(model, keep_torch_compile=False)):
+        raise ValueError(
+            f"The value model would be a copy of the {kind} model, whose weights are quantized and cannot be trained. "
+            "Pass `value_model`, a sequence classifier that is not quantized."
+        )
+
+
 def _build_classifier(policy: PreTrainedModel | PeftModel) -> PreTrainedModel:
     policy = extract_model_from_parallel(policy, keep_torch_compile=False)
     base = policy.get_base_model() if isinstance(policy, PeftModel) else policy
     config = copy.deepcopy(base.config)
     config.num_labels = 1
-    model = AutoModelForSequenceClassification.from_config(config, dtype=base.dtype)
+    with whole_weights():
+        model = AutoModelForSequenceClassification.from_config(config, dtype=base.dtype)
     # An adapter layer holds the layer that it adapts as `base_layer`.
     state = {
         name.replace(".base_layer.", "."): tensor

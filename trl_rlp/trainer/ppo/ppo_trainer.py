@@ -23,6 +23,8 @@ from trl_rlp.data.turns import continue_final_message_ids, drop_missing_keys, dr
 from trl_rlp.rewards.reward_function import RewardFunction
 from trl_rlp.rewards.reward_sources import RewardSource, build_reward_functions, list_reward_sources
 from trl_rlp.rewards.standardization import standardize
+from trl_rlp.storage.precision import dtype_option
+from trl_rlp.storage.whole_weights import whole_weights
 from trl_rlp.trainer.checkpoints import no_extra_step, resolve_checkpoint
 from trl_rlp.trainer.hub_options import hub_options
 from trl_rlp.trainer.ppo.advantages import build_experience
@@ -30,7 +32,7 @@ from trl_rlp.trainer.ppo.critic_optimizer import CriticOptimizer
 from trl_rlp.trainer.ppo.experience import Experience, MicroBatch, Rollout
 from trl_rlp.trainer.ppo.finite_guard import FiniteGuard
 from trl_rlp.trainer.ppo.ppo_checkpoints import PPOState, RolloutCheckpoints
-from trl_rlp.trainer.ppo.ppo_checks import Prompts, require_config, require_fit, warn_of_collator
+from trl_rlp.trainer.ppo.ppo_checks import Prompts, require_backend, require_config, require_fit, warn_of_collator
 from trl_rlp.trainer.ppo.ppo_config import PPOConfig
 from trl_rlp.trainer.ppo.ppo_log import ROLLOUT_METRICS, add_ratio_variance, rollout_metrics
 from trl_rlp.trainer.ppo.ppo_losses import LOSS_METRICS, ppo_loss
@@ -39,7 +41,6 @@ from trl_rlp.trainer.ppo.ppo_setup import (
     init_value_model,
     max_prompt_length,
     prepare_policy,
-    prepare_reference,
     prepare_value_model,
     resolve_stop_tokens,
     without_dropout,
@@ -47,6 +48,7 @@ from trl_rlp.trainer.ppo.ppo_setup import (
 from trl_rlp.trainer.ppo.prompt_order import RolloutSampler, get_data_seed, repeat_stream
 from trl_rlp.trainer.ppo.rollout_steps import RolloutScheduler, rollouts_to_steps
 from trl_rlp.trainer.ppo.sample_generations import SampleGenerations, print_table
+from trl_rlp.trainer.ppo.sharding import on_device, prepare_reference
 from trl_rlp.trainer.ppo.token_models import Critic, TokenModels, join_tokens
 from trl_rlp.trainer.term_log import TermLog
 
@@ -178,7 +180,8 @@ class PPOTrainer(GRPOTrainer):
         warn_of_collator(data_collator)
         if args.model_adapter_name is not None:
             model.set_adapter(args.model_adapter_name)
-        if ref_model is None and peft_config is None and not isinstance(model, PeftModel):
+        needs_copy = ref_model is None and peft_config is None and not isinstance(model, PeftModel)
+        if needs_copy:
             # The copy comes before GRPO's constructor, which binds the model's forward to the model.
             ref_model = copy.deepcopy(model)
         self.reward_model = reward_model
@@ -199,8 +202,9 @@ class PPOTrainer(GRPOTrainer):
             peft_config=peft_config,
         )
         self.args.disable_dropout = args.disable_dropout
+        require_backend(self.accelerator, self.args)
         self._set_stop_tokens()
-        self.ref_model = None if ref_model is None else prepare_reference(ref_model, self.accelerator)
+        self.ref_model = None if ref_model is None else prepare_reference(ref_model, self.accelerator, needs_copy)
         self._given_value_model, self._value_peft_config = value_model, value_peft_config
         self._add_critic()
         self._term_logs = {mode: TermLog((*ROLLOUT_METRICS, *LOSS_METRICS)) for mode in ("train", "eval")}
@@ -235,7 +239,7 @@ class PPOTrainer(GRPOTrainer):
             eos_token_ids=self._finish_token_ids,
             device=args.device,
             chat_template_kwargs=args.chat_template_kwargs,
-            hub_options=hub_options(args),
+            model_options={**hub_options(args), **dtype_option(args.inference_dtype)},
         )
 
     def _set_stop_tokens(self) -> None:
@@ -331,20 +335,19 @@ class PPOTrainer(GRPOTrainer):
 
     def _standardize_rewards(self) -> None:
         """Uses the initial policy. A resumed run loads its weights later, so it gets the same scale."""
-        standardize(
-            [function for function in self.reward_funcs if isinstance(function, RewardFunction)],
-            self.model,
-            self.processing_class,
-            decode_prompts(self.train_dataset, self.processing_class),
-            {
-                "num_generations": 2,
-                "temperature": self.args.temperature,
-                "max_new_tokens": self.args.max_completion_length,
-                "seed": self.args.seed,
-                "stop_token_ids": self.args.stop_token_ids,
-                "chat_template_kwargs": self.args.chat_template_kwargs,
-            },
-        )
+        functions = [function for function in self.reward_funcs if isinstance(function, RewardFunction)]
+        prompt_dataset = decode_prompts(self.train_dataset, self.processing_class)
+        sampling = {
+            "num_generations": 2,
+            "temperature": self.args.temperature,
+            "max_new_tokens": self.args.max_completion_length,
+            "seed": self.args.seed,
+            "stop_token_ids": self.args.stop_token_ids,
+            "chat_template_kwargs": self.args.chat_template_kwargs,
+        }
+        # Under FSDP and DeepSpeed, the policy is whole and on the CPU until training shards it.
+        with on_device(self.model, self.args.device), whole_weights():
+            standardize(functions, self.model, self.processing_class, prompt_dataset, sampling)
         self._are_rewards_standardized = True
 
     def create_scheduler(
@@ -450,6 +453,26 @@ class PPOTrainer(GRPOTrainer):
 
     # An optimizer step: the losses of the micro-batches. `CriticOptimizer` updates the critic just before the policy
 
+    def training_step(
+        self, model: nn.Module, inputs: Any, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """
+        Computes the gradients of a micro-batch. The arguments are those of [`~transformers.Trainer.training_step`].
+
+        Args:
+            model (`nn.Module`):
+                The policy as the trainer wrapped it.
+            inputs:
+                Prompts. A rollout is sampled when the current one is used up.
+            num_items_in_batch (*optional*):
+                Not used.
+
+        Returns:
+            `torch.Tensor`: The loss, a scalar.
+        """
+        with self._critic_optimizer.accumulate_gradients():
+            return super().training_step(model, inputs, num_items_in_batch)
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -521,6 +544,11 @@ class PPOTrainer(GRPOTrainer):
         means = self.accelerator.gather(experience.advantages.sum(dim=1) / num_tokens).tolist()
         table = self._logs["advantages"]
         table.extend(means[-table.maxlen :])
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Waits for the files of all processes, because the main process marks the checkpoint as complete next."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
 
     def _save_checkpoint(self, model: nn.Module, trial: Any | None) -> None:
         """Writes PPO's part first, because TRL's part marks a checkpoint as complete and deletes older ones."""

@@ -5,6 +5,7 @@ import copy
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any, Self
 
 import torch
@@ -13,10 +14,18 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from trl_rlp.data.batching import eval_mode
+from trl_rlp.data.batching import eval_mode, limit_rows
 from trl_rlp.losses.log_probs import token_log_probs
 from trl_rlp.trainer.frozen_weights import frozen, keep_requires_grad
+from trl_rlp.trainer.ppo.fused_head import (
+    build_fused_forward,
+    fits_fused_head,
+    fused_log_probs,
+    has_plain_head,
+    use_forward,
+)
 from trl_rlp.trainer.ppo.ppo_config import PPOConfig
+from trl_rlp.trainer.ppo.sharding import critic_autocast
 from trl_rlp.trainer.score_head import find_score_layers
 
 
@@ -116,6 +125,7 @@ class Critic(nn.Module):
             )
         self._layers = find_score_layers(model)
         self.model = model
+        self._no_split_modules = model._no_split_modules  # the layers that FSDP shards one by one
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor, num_tokens: int
@@ -196,6 +206,8 @@ class TokenModels:
             accelerator.unwrap_model(policy if reference is None else reference)
         )
         self._reference_head = self._copy_reference_head()
+        self._are_heads_checked = self._fits_fused_head = self._is_policy_fused = False
+        self._fused_reference_forward: MethodType | None = None
 
     @torch.no_grad()
     def evaluate_rollout(self, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -212,7 +224,8 @@ class TokenModels:
             `tuple[torch.Tensor, torch.Tensor, torch.Tensor]` of shape `(batch, length)` each: Log-probabilities under
             the policy and under the reference policy, in nats, and values.
         """
-        parts = list(tokens.split(self.args.local_rollout_forward_batch_size))
+        self._check_heads(tokens)
+        parts = list(tokens.split(self._count_rows(tokens)))
         log_probs = torch.cat([self.log_probs(self.policy, part)[0] for part in parts])  # (batch, length)
         with self._reference_policy() as reference:
             known = [self._restrict(part, self._reference_vocabulary_size) for part in parts]
@@ -236,7 +249,11 @@ class TokenModels:
             `tuple[torch.Tensor, torch.Tensor]`, both of shape `(batch, length)`: Log-probabilities and entropies, in
             nats.
         """
+        is_fused = self._is_policy_fused if model is not self.reference else self._fused_reference_forward is not None
         with self.accelerator.autocast():
+            if is_fused:
+                position_ids = position_ids_from_mask(tokens.mask) if self._accepts_position_ids else None
+                return fused_log_probs(model, tokens.ids, tokens.mask, tokens.num_completion_tokens, position_ids)
             return completion_log_probs(
                 model,
                 tokens.ids,
@@ -259,8 +276,41 @@ class TokenModels:
         """
         tokens = self._restrict(tokens, self._critic_vocabulary_size)
         position_ids = position_ids_from_mask(tokens.mask)
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), critic_autocast(self.accelerator):
             return self.critic(tokens.ids, tokens.mask, position_ids, tokens.num_completion_tokens)
+
+    def _check_heads(self, tokens: Tokens) -> None:
+        """Finds out which models can use TRL's fused LM head. At first, all processes run them on a few tokens."""
+        if prefers_fused_head(self.accelerator.device) and not self._are_heads_checked:
+            self._run_head_checks(tokens)
+            self._are_heads_checked = True
+        # An evaluation may come before the training that shards the policy.
+        self._is_policy_fused = self._fits_fused_head and has_plain_head(self.policy)
+
+    def _run_head_checks(self, tokens: Tokens) -> None:
+        first = tokens.ids.shape[1] - tokens.num_completion_tokens
+        few = slice(max(0, first - 4), first)
+        prompt = tokens.ids[:1, few], tokens.mask[:1, few]  # (1, 4) each
+        with self.accelerator.autocast():
+            self._fits_fused_head = has_plain_head(self.policy) and fits_fused_head(self.policy, *prompt)
+            if self.reference is None or not has_plain_head(self.reference):
+                return
+            known = self._restrict(Tokens(*prompt, num_completion_tokens=0), self._reference_vocabulary_size)
+            with frozen(self.reference):
+                fits = fits_fused_head(self.reference, known.ids, known.mask)
+        if fits:
+            settings = self.args.temperature, self.args.cast_lm_head_to_fp32
+            self._fused_reference_forward = build_fused_forward(self.reference, *settings)
+
+    def _count_rows(self, tokens: Tokens) -> int:
+        """Returns the number of rows of a pass. Processes with sharded models need the same number of passes."""
+        rows, device = self.args.local_rollout_forward_batch_size, self.accelerator.device
+        if device.type == "cpu":
+            return rows
+        sizes = torch.tensor([[tokens.ids.shape[1], tokens.num_completion_tokens]], device=device)
+        length, num_tokens = self.accelerator.gather(sizes).amax(dim=0).tolist()
+        is_fused = self._is_policy_fused and (self.reference is None or self._fused_reference_forward is not None)
+        return limit_rows(rows, length, 0 if is_fused else num_tokens * self._vocabulary_size, device)
 
     def _restrict(self, tokens: Tokens, vocabulary_size: int) -> Tokens:
         return tokens if vocabulary_size >= self._vocabulary_size else tokens.restrict_to(vocabulary_size)
@@ -268,7 +318,8 @@ class TokenModels:
     @contextlib.contextmanager
     def _reference_policy(self) -> Iterator[Any]:
         if self.reference is not None:
-            with self._reference_head_in_fp32(), frozen(self.reference):
+            fused = use_forward(self.reference, self._fused_reference_forward)
+            with self._reference_head_in_fp32(), frozen(self.reference), fused:
                 yield self.reference
             return
         policy: PeftModel = self.accelerator.unwrap_model(self.policy, keep_torch_compile=False)
@@ -305,6 +356,20 @@ class TokenModels:
             yield
         finally:
             reference.set_output_embeddings(head)
+
+
+def prefers_fused_head(device: torch.device) -> bool:
+    """
+    Checks whether log-probabilities are computed with TRL's fused LM head where a model allows it.
+
+    Args:
+        device (`torch.device`):
+            Device of the run.
+
+    Returns:
+        `bool`: `True` on an accelerator, where logits of the whole vocabulary would fill the memory.
+    """
+    return device.type != "cpu"
 
 
 def completion_log_probs(
