@@ -3,15 +3,17 @@
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from accelerate.utils import gather_object
 
 from tests.reward_runs import SameText, get_logged, policy_samples, preferences, rlp_trainer
 from tests.tiny_models import tiny_reward_model, tiny_tokenizer
+from trl_rlp.data.groups.label_cache import LabelCache
+from trl_rlp.data.judges.answer_cache import AnswerCache
 from trl_rlp.data.preferences.collator import SyntheticPreferenceCollator
 from trl_rlp.data.preferences.views import ViewSampler
-from trl_rlp.storage.processes import leave_process_group
-from trl_rlp.trainer.reward.refinement_data import broadcast_from_main
+from trl_rlp.storage.processes import leave_process_group, process_state, run_on_main, share_work
 
 
 class UnevenCollator(SyntheticPreferenceCollator):
@@ -79,15 +81,48 @@ def synthesize(folder: Path) -> None:
     assert gather_object([rejected_ids]) == [rejected_ids, rejected_ids]
     trainer.train()
 
-    def fail():
-        raise ValueError("no preference")
 
-    try:
-        broadcast_from_main(fail, trainer.accelerator)
-    except ValueError as error:
-        assert str(error) == "no preference"
-    else:
-        raise AssertionError("the error of process 0 did not reach this process")
+def share(folder: Path) -> None:
+    """Results come in the order of the items, and an error of one process reaches the other."""
+    index = process_state().process_index
+    assert share_work([5, 3, 4], lambda own: [(item, index) for item in own]) == [(5, 0), (3, 1), (4, 0)]
+    assert share_work([1], lambda own: [item * 2 for item in own]) == [2]
+    assert run_on_main(lambda: index) == 0
+
+    def fail(items):
+        if index == 1:
+            raise Unpicklable("no", "preference")
+        return items
+
+    with pytest.raises((Unpicklable, RuntimeError), match="no preference"):
+        share_work([1, 2], fail)
+    with pytest.raises(RuntimeError, match=r"The processes share \[2, 3\] items. Call the function with"):
+        share_work(range(2 + index), list)
+    for cache_class, store in ((LabelCache, store_label), (AnswerCache, store_answer)):
+        path = folder / cache_class.__name__
+        store(cache_class(path), index)
+        run_on_main(lambda: None)  # both have stored
+        found = cache_class(path)
+        if cache_class is LabelCache:
+            assert found.find([b"0", b"1", b"2"]) == {b"0": 0, b"1": 1}
+        else:
+            assert [found.find(key) for key in range(3)] == [{"text": "0"}, {"text": "1"}, None]
+        assert path.is_file() and path.with_name(f"{path.name}.1").is_file()
+
+
+class Unpicklable(Exception):
+    """It cannot be loaded from a pickle, because it has two arguments and one message."""
+
+    def __init__(self, first, second):
+        super().__init__(f"{first} {second}")
+
+
+def store_label(cache: LabelCache, index: int) -> None:
+    cache.store({str(index).encode(): index})
+
+
+def store_answer(cache: AnswerCache, index: int) -> None:
+    cache.store(index, answer={"text": str(index)})
 
 
 if __name__ == "__main__":
@@ -96,5 +131,6 @@ if __name__ == "__main__":
     refine(folder / "joint", joint_forward=True)
     refine(folder / "separate", joint_forward=False)
     synthesize(folder / "synthesis")
+    share(folder)
     sys.stdout.write("both processes agree\n")
     leave_process_group()

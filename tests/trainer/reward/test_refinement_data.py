@@ -1,10 +1,9 @@
 import pytest
 import torch
 from accelerate import Accelerator
-from datasets import Dataset, Value
+from datasets import Dataset
 from tokenizers.processors import TemplateProcessing
 
-import trl_rlp.trainer.reward.refinement_data as module
 from tests.reward_runs import SETTINGS, SameText, policy_samples, synthetic_preferences
 from tests.tiny_models import save, tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.groups.clustering import cluster
@@ -12,10 +11,10 @@ from trl_rlp.data.preferences.collator import RECORD
 from trl_rlp.data.preferences.preferences import synthesize_preferences
 from trl_rlp.data.scoring import scoring_ids
 from trl_rlp.trainer.reward.refinement_data import (
+    _keep_on,
     add_groups,
     add_record_numbers,
     add_synthetic_pairs,
-    broadcast_from_main,
     build_collator,
     drop_repeated_tokens,
     select_columns,
@@ -24,56 +23,11 @@ from trl_rlp.trainer.reward.refinement_data import (
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 
 
-class Process:
-    """Stands for the accelerator of one process."""
-
-    def __init__(self, num_processes: int = 1, is_main_process: bool = True):
-        self.num_processes, self.is_main_process = num_processes, is_main_process
+CPU = torch.device("cpu")
 
 
 def build_config(folder, **settings):
     return RLPRewardConfig(str(folder), **{"method": "spg", **SETTINGS, **settings})
-
-
-# broadcast_from_main. Two real processes are in tests/trainer/test_two_processes.py.
-
-
-def test_one_process_builds_its_own_dataset():
-    dataset = policy_samples()
-    assert broadcast_from_main(lambda: dataset, Process()) is dataset
-
-
-@pytest.fixture
-def wire(monkeypatch):
-    """Replaces the exchange: the main process fills the list, and the other one reads it."""
-    sent = []
-
-    def exchange(outcome):
-        if outcome == [None]:
-            outcome[:] = sent
-        else:
-            sent[:] = outcome
-
-    monkeypatch.setattr(module, "broadcast_object_list", exchange)
-    return sent
-
-
-def test_the_other_process_gets_the_rows_and_types_of_the_main_process(wire):
-    dataset = Dataset.from_dict({"number": [1, 2], "empty": [None, None]})
-    dataset = dataset.cast_column("number", Value("int8")).cast_column("empty", Value("float32"))
-    main = broadcast_from_main(lambda: dataset, Process(2))
-    other = broadcast_from_main(lambda: 1 / 0, Process(2, is_main_process=False))
-    assert main.to_list() == other.to_list() == dataset.to_list()
-    assert main.features == other.features == dataset.features
-
-
-def test_an_error_of_the_main_process_is_raised_on_every_process(wire):
-    def fail():
-        raise ValueError("no preference")
-
-    for is_main_process in (True, False):
-        with pytest.raises(ValueError, match="no preference"):
-            broadcast_from_main(fail if is_main_process else policy_samples, Process(2, is_main_process))
 
 
 # Groups and synthetic pairs
@@ -83,10 +37,10 @@ def test_groups_are_complete_and_existing_ones_are_kept(tmp_path):
     """Four completions with four meanings cannot reach the threshold, so incomplete grouping would stop early."""
     rows = {"prompt": ["1?"], "completions": [["red", "blue", "pink", "gray"]], "finished": [[True] * 4]}
     samples, config = Dataset.from_dict(rows), build_config(tmp_path, confidence_threshold=0.75)
-    groups = add_groups(samples, SameText(), config, Process())
+    groups = add_groups(samples, SameText(), config)
     expected = cluster(samples, SameText(), threshold=0.75, complete_groups=True)
     assert groups.to_list() == expected.to_list() != cluster(samples, SameText(), threshold=0.75).to_list()
-    assert add_groups(expected, None, config, Process()) is expected
+    assert add_groups(expected, None, config) is expected
 
 
 @pytest.mark.parametrize("settings", [{}, {"redraw_rejected": True, "confidence_threshold": 0.3, "max_length": 3}])
@@ -96,7 +50,7 @@ def test_pairs_equal_those_of_synthesize_preferences(tmp_path, settings):
     folder = save(tiny_reward_model(tokenizer, seed=3), tokenizer, tmp_path / "reward")
     model = type(tiny_reward_model(tokenizer)).from_pretrained(folder)
     config = build_config(tmp_path, seed=5, **settings)
-    pairs = synthesize_pairs(policy_samples(), SameText(), model, None, config, Process())
+    pairs = synthesize_pairs(policy_samples(), SameText(), model, None, config, CPU)
     expected, _ = synthesize_preferences(
         policy_samples(),
         "spg",
@@ -114,7 +68,49 @@ def test_pairs_equal_those_of_synthesize_preferences(tmp_path, settings):
 
 def test_random_pairs_need_no_reward_model(tmp_path):
     config = build_config(tmp_path, chosen="random")
-    assert len(synthesize_pairs(policy_samples(), SameText(), None, None, config, Process())) == 6
+    assert len(synthesize_pairs(policy_samples(), SameText(), None, None, config, CPU)) == 6
+
+
+def test_groups_and_pairs_are_made_once_for_the_same_data(tmp_path):
+    """Each kind of data has a folder of its own, so other data in the same `output_dir` are no error."""
+    asked = []
+
+    class CountingText(SameText):
+        def are_equivalent(self, prompts, firsts, seconds):
+            asked.append(len(prompts))
+            return super().are_equivalent(prompts, firsts, seconds)
+
+    config = build_config(tmp_path, chosen="random")
+    groups = add_groups(policy_samples(), CountingText(), config)
+    pairs = synthesize_pairs(policy_samples(), CountingText(), None, None, config, CPU)
+    first = len(asked)
+    assert first > 0
+    assert add_groups(policy_samples(), CountingText(), config).to_list() == groups.to_list()
+    assert synthesize_pairs(policy_samples(), CountingText(), None, None, config, CPU).to_list() == pairs.to_list()
+    assert len(asked) == first
+    add_groups(policy_samples(4), CountingText(), config)
+    synthesize_pairs(
+        policy_samples(), CountingText(), None, None, build_config(tmp_path, chosen="random", seed=9), CPU
+    )
+    assert len(asked) > first
+    assert len(list((tmp_path / "_refinement").iterdir())) == 4
+
+
+def test_the_labeling_model_is_on_the_device_only_while_it_labels(tmp_path):
+    model = tiny_reward_model(tiny_tokenizer())
+    moves, move = [], model.to
+    model.to = lambda device: moves.append(device) or (move(device) if device == CPU else model)
+    with _keep_on(torch.device("cuda", 1), model):
+        assert moves == [torch.device("cuda", 1)]
+    with _keep_on(CPU, model):
+        pass
+    assert moves == [torch.device("cuda", 1), CPU]
+
+    class Spread(torch.nn.Module):
+        hf_device_map = {"": 0}
+
+    with _keep_on(CPU, Spread()), _keep_on(CPU, None):
+        pass
 
 
 # The training set

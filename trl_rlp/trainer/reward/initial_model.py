@@ -12,9 +12,8 @@ from transformers import (
 
 from trl_rlp.data.padding import ensure_pad_token
 from trl_rlp.storage.adapters import find_adapter, load_merged_model
-from trl_rlp.storage.artifacts import explain_missing_model, load_tokenizer
+from trl_rlp.storage.artifacts import HUB_OPTIONS, explain_missing_model, load_tokenizer
 from trl_rlp.storage.paths import expand_path
-from trl_rlp.trainer.hub_options import HUB_OPTIONS
 
 
 def init_reward_model(

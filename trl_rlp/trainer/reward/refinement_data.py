@@ -1,20 +1,29 @@
 """The data of a refinement, separate from the trainer because it is built once, before training."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rlp.data.groups.clustering import cluster
+from trl_rlp.data.groups.equivalence import release_after
 from trl_rlp.data.preferences.collator import RECORD, SyntheticPreferenceCollator
 from trl_rlp.data.preferences.mixing import mix_preferences
 from trl_rlp.data.preferences.preferences import synthesize_preferences, tokenize_preferences
 from trl_rlp.data.preferences.views import ViewSampler
 from trl_rlp.data.special_tokens import adds_special_tokens, drop_repeated
 from trl_rlp.data.validation import require_columns
+from trl_rlp.storage.fingerprints import (
+    dataset_fingerprint,
+    tokenizer_fingerprint,
+    value_fingerprint,
+    weights_fingerprint,
+)
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 from trl_rlp.trainer.reward.stream_passes import number_stream
 
@@ -25,47 +34,15 @@ HUMAN_COLUMNS = ("chosen_ids", "rejected_ids", "margin")
 PAIR_COLUMNS = (*HUMAN_COLUMNS, "candidate_ids")
 """Columns of tokenized pairs that training reads."""
 
+SHARDS = "_refinement"
+"""Name of the folder for shards of groups and pairs, in `output_dir`. It may be deleted after training."""
+
 Pairs = TypeVar("Pairs", Dataset, IterableDataset)
 
 
-def broadcast_from_main(build: Callable[[], Dataset], accelerator: Accelerator) -> Dataset:
+def add_groups(samples: Dataset, equivalence: Any, args: RLPRewardConfig) -> Dataset:
     """
-    Builds a dataset on the main process and sends it to all processes.
-
-    If each process built its own, rounding could make the datasets differ.
-
-    Args:
-        build (`Callable[[], datasets.Dataset]`):
-            Function that builds the dataset. Only the main process calls it.
-        accelerator (`accelerate.Accelerator`):
-            The trainer's accelerator.
-
-    Returns:
-        `datasets.Dataset`: The same rows on every process.
-
-    Raises:
-        Exception: The exception that `build` raised, on every process.
-    """
-    if accelerator.num_processes == 1:
-        return build()
-    outcome: list[Any] = [None]
-    if accelerator.is_main_process:
-        try:
-            dataset = build()
-            outcome = [(dataset.to_list(), dataset.features)]
-        except Exception as error:
-            # The other processes wait for the result, so they must get the error before it is raised.
-            outcome = [error]
-    broadcast_object_list(outcome)
-    if isinstance(outcome[0], Exception):
-        raise outcome[0]
-    rows, features = outcome[0]
-    return Dataset.from_list(rows, features=features)
-
-
-def add_groups(samples: Dataset, equivalence: Any, args: RLPRewardConfig, accelerator: Accelerator) -> Dataset:
-    """
-    Adds complete groups of completions with the same meaning, for views from one group.
+    Adds complete groups of completions with the same meaning, for views from one group. The processes share the work.
 
     Args:
         samples ([`~datasets.Dataset`]):
@@ -73,19 +50,17 @@ def add_groups(samples: Dataset, equivalence: Any, args: RLPRewardConfig, accele
         equivalence:
             Decides which completions have the same meaning.
         args ([`RLPRewardConfig`]):
-            Configuration of the run. `confidence_threshold` is used.
-        accelerator (`accelerate.Accelerator`):
-            The trainer's accelerator.
+            Configuration of the run. `confidence_threshold` and `output_dir` are used.
 
     Returns:
-        `datasets.Dataset`: The samples with a column `cluster_ids`.
+        `datasets.Dataset`: The samples with a column `cluster_ids`, the same on every process.
     """
     if "cluster_ids" in samples.column_names:
         return samples
     threshold = args.confidence_threshold
-    return broadcast_from_main(
-        lambda: cluster(samples, equivalence, threshold=threshold, complete_groups=True), accelerator
-    )
+    folder = _name_shards("groups", args, dataset_fingerprint(samples), equivalence.fingerprint, threshold)
+    with release_after(equivalence):
+        return cluster(samples, equivalence, threshold=threshold, complete_groups=True, output_dir=folder)
 
 
 def synthesize_pairs(
@@ -94,10 +69,10 @@ def synthesize_pairs(
     reward_model: PreTrainedModel | None,
     processing_class: PreTrainedTokenizerBase | None,
     args: RLPRewardConfig,
-    accelerator: Accelerator,
+    device: torch.device,
 ) -> Dataset:
     """
-    Makes the synthetic preferences D̂ from policy samples, with the settings of a run.
+    Makes the synthetic preferences D̂ from policy samples, with the settings of a run. The processes share the work.
 
     Args:
         samples ([`~datasets.Dataset`]):
@@ -105,39 +80,68 @@ def synthesize_pairs(
         equivalence (*optional*):
             Decides which completions have the same meaning. Required unless the samples have groups.
         reward_model ([`~transformers.PreTrainedModel`], *optional*):
-            Reward model that labels the pairs (r_φ in the paper).
+            Reward model that labels the pairs (r_φ in the paper). It is on `device` only during this call.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer of the reward model. If `None`, it is loaded from the reward model's folder.
         args ([`RLPRewardConfig`]):
-            Configuration of the run. `confidence_threshold`, `chosen`, `redraw_rejected`, `max_length` and `seed` are
-            used.
-        accelerator (`accelerate.Accelerator`):
-            The trainer's accelerator.
+            Configuration of the run. `confidence_threshold`, `chosen`, `redraw_rejected`, `max_length`, `seed` and
+            `output_dir` are used.
+        device (`torch.device`):
+            Device of this process.
 
     Returns:
-        `datasets.Dataset`: Preferences in TRL's format, with audit columns.
+        `datasets.Dataset`: Preferences in TRL's format, with audit columns, the same on every process.
     """
     if reward_model is not None and processing_class is None:
         processing_class = AutoTokenizer.from_pretrained(
             reward_model.name_or_path, trust_remote_code=args.trust_remote_code
         )
-
-    def build() -> Dataset:
+    options = {
+        "threshold": args.confidence_threshold,
+        "chosen": args.chosen,
+        "keep_candidates": args.redraw_rejected,
+        "max_length": args.max_length,
+        "seed": args.seed,
+    }
+    labelers = [
+        None if equivalence is None else equivalence.fingerprint,
+        None if reward_model is None else weights_fingerprint(reward_model),
+        None if reward_model is None else tokenizer_fingerprint(processing_class),
+    ]
+    with _keep_on(device, reward_model), release_after(equivalence):
         synthetic, _ = synthesize_preferences(
             samples,
             method="spg",
             equivalence=equivalence,
             reward_model=reward_model,
             reward_processing_class=processing_class,
-            threshold=args.confidence_threshold,
-            chosen=args.chosen,
-            keep_candidates=args.redraw_rejected,
-            max_length=args.max_length,
-            seed=args.seed,
+            output_dir=_name_shards("pairs", args, dataset_fingerprint(samples), labelers, options),
+            **options,
         )
-        return synthetic
+    return synthetic
 
-    return broadcast_from_main(build, accelerator)
+
+def _name_shards(name: str, args: RLPRewardConfig, *decisive: Any) -> Path:
+    """
+    Names the folder of shards after everything that decides them, so other data in the same `output_dir` is no error.
+
+    TRL does not push folders with an underscore to the Hub.
+    """
+    return Path(args.output_dir) / SHARDS / f"{name}-{value_fingerprint(decisive)[:12]}"
+
+
+@contextmanager
+def _keep_on(device: torch.device, model: PreTrainedModel | None) -> Iterator[None]:
+    """Moves a model to the device inside a `with` block, unless accelerate has spread it over devices."""
+    if model is None or hasattr(model, "hf_device_map") or model.device == device:
+        yield
+        return
+    home = model.device
+    model.to(device)
+    try:
+        yield
+    finally:
+        model.to(home)
 
 
 def drop_repeated_tokens(

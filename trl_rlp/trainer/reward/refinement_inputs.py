@@ -13,6 +13,7 @@ from trl_rlp.data.groups.equivalence import require_equivalence
 from trl_rlp.data.groups.instruction import require_instruction_column
 from trl_rlp.data.preferences.collator import SyntheticPreferenceCollator
 from trl_rlp.data.validation import require_columns, require_one_split, require_samples, require_values
+from trl_rlp.storage.whole_weights import require_whole_weights
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 
 
@@ -90,6 +91,8 @@ class RefinementInputs:
                 f"`labeling_reward_model` must be a model, got `{type(self.labeling_reward_model).__name__}`. Load "
                 "it with `AutoModelForSequenceClassification.from_pretrained`."
             )
+        if self.labeling_reward_model is not None:
+            require_whole_weights("labeling_reward_model")
         if self.equivalence is not None:
             require_equivalence(self.equivalence)
             if isinstance(self.policy_samples, Dataset) and not self._has_groups():

@@ -208,12 +208,12 @@ class RLPRewardTrainer(RewardTrainer):
             return
         samples = inputs.policy_samples
         if self.args.uses_views and samples is not None and self.args.views_share_group:
-            samples = add_groups(samples, inputs.equivalence, self.args, self.accelerator)
+            samples = add_groups(samples, inputs.equivalence, self.args)
         if self.args.uses_synthetic_pairs:
             synthetic = inputs.synthetic_dataset
             if synthetic is None:
                 labeler = inputs.labeling_reward_model, inputs.labeling_processing_class
-                synthetic = synthesize_pairs(samples, inputs.equivalence, *labeler, self.args, self.accelerator)
+                synthetic = synthesize_pairs(samples, inputs.equivalence, *labeler, self.args, self.accelerator.device)
             self.train_dataset = add_synthetic_pairs(self.train_dataset, synthetic, self.processing_class, self.args)
         elif data_collator is None:
             self.train_dataset = select_columns(self.train_dataset, HUMAN_COLUMNS)
@@ -332,6 +332,11 @@ class RLPRewardTrainer(RewardTrainer):
         if term is not None:
             term.log.warn_if_mi_stays_low()
         return output
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Waits for the files of all processes, because the main process marks the checkpoint as complete next."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
 
     def _save_checkpoint(self, model: nn.Module, trial: Any | None) -> None:
         """Writes the heads first, because TRL's part marks a checkpoint as complete and may be pushed at once."""
