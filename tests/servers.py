@@ -92,16 +92,17 @@ class FakeServer:
 
 
 @contextlib.contextmanager
-def run_server(folder):
-    """Runs `transformers serve` with the model in a folder, and yields the URL of its API."""
+def run_server(folder, command=None, seconds=120):
+    """Runs `transformers serve` with the model in a folder, or another command, and yields the URL of its API."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(folder), "--device", "cpu"]
+    serve = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(folder), "--device", "cpu"]
+    command = serve if command is None else command
     log = (folder / "serve.log").open("w")
     process = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)], stdout=log, stderr=log)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + seconds
         while not _is_running(f"http://127.0.0.1:{port}/health"):
             assert process.poll() is None and time.monotonic() < deadline, (folder / "serve.log").read_text()
             time.sleep(0.2)

@@ -7,9 +7,10 @@ import contextlib
 import email.utils
 import random
 import re
+import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -114,17 +115,19 @@ class Server:
             RefusedRequest: If the server refuses one request because of its contents.
             ValueError: If the server refuses the API key, the model or the address.
         """
-        return _run(self._work(jobs))
+        with RequestPool(self) as pool:
+            return pool.work(jobs)
 
-    async def _work(self, jobs: Sequence[Callable[[Session], Coroutine[Any, Any, T]]]) -> list[T]:
-        async with self._client() as client:
-            if not self.is_reached:
-                await _require_response(self, client)
-                self.is_reached = True
-            session = Session(self, client, asyncio.Semaphore(self.max_concurrency))
-            return await gather(job(session) for job in jobs)
+    def connect(self) -> AsyncOpenAI:
+        """
+        Creates the client of the server. It sends nothing.
 
-    def _client(self) -> AsyncOpenAI:
+        Returns:
+            `openai.AsyncOpenAI`: The client.
+
+        Raises:
+            ImportError: If `openai` is not installed.
+        """
         try:
             from openai import AsyncOpenAI, Timeout
         except ImportError as error:
@@ -259,32 +262,83 @@ async def gather(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     return [task.result() for task in tasks]
 
 
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    """Runs a coroutine to its end. If an event loop is running already, it runs in a separate thread."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(work)
-    waiting_task = asyncio.current_task()
-    started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task]] = Future()
+class RequestPool:
+    """
+    A pool of at most `max_concurrency` requests to a server, which several threads share.
 
-    async def announce_and_work() -> T:
-        started.set_result((asyncio.get_running_loop(), asyncio.current_task()))
-        return await work
+    It works inside a running event loop (notebooks), because its requests run in a loop in a thread of its own. They
+    all end with the `with` block.
 
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        result = pool.submit(asyncio.run, announce_and_work())
+    Args:
+        server ([`Server`]):
+            Address and request settings. It is asked for nothing before the first job.
+    """
+
+    def __init__(self, server: Server):
+        self._server = server
+        self._waiting_task = _find_current_task()
+        self._session: Session | None = None
+        self._lock = asyncio.Lock()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="requests", daemon=True)
+
+    def __enter__(self) -> RequestPool:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def work(self, jobs: Sequence[Callable[[Session], Coroutine[Any, Any, T]]]) -> list[T]:
+        """
+        Runs jobs and waits for their results, as [`Server.work`] does. Several threads may call it at the same time.
+
+        Args:
+            jobs (`Sequence[Callable]`):
+                Coroutine functions. Each one is called with a [`Session`].
+
+        Returns:
+            `list`: The result of each job, in order.
+        """
+        result = asyncio.run_coroutine_threadsafe(self._work(jobs), self._loop)
         try:
             while not result.done():
                 wait([result], timeout=0.2)
-                if waiting_task is not None and waiting_task.cancelling():  # how `asyncio.run` handles an interrupt
-                    raise asyncio.CancelledError
+                is_cancelled = self._waiting_task is not None and self._waiting_task.cancelling()
+                if is_cancelled and not result.done():
+                    raise asyncio.CancelledError  # how `asyncio.run` handles an interrupt
+            return result.result()
         finally:
-            if not result.done():  # This thread was interrupted. Without this, the other one would go on.
-                loop, task = started.result()
-                with contextlib.suppress(RuntimeError):  # The loop has just ended.
-                    loop.call_soon_threadsafe(task.cancel)
-        return result.result()
+            result.cancel()
+
+    async def _work(self, jobs: Sequence[Callable[[Session], Coroutine[Any, Any, T]]]) -> list[T]:
+        async with self._lock:
+            if self._session is None:
+                client = self._server.connect()
+                self._session = Session(self._server, client, asyncio.Semaphore(self._server.max_concurrency))
+            if not self._server.is_reached:
+                await _require_response(self._server, self._session.client)
+                self._server.is_reached = True
+        session = self._session
+        return await gather(job(session) for job in jobs)
+
+    async def _close(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._session is not None:
+            await self._session.client.close()
+
+
+def _find_current_task() -> asyncio.Task | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # no event loop is running
+        return None
 
 
 async def _require_response(server: Server, client: AsyncOpenAI) -> None:

@@ -5,6 +5,7 @@ import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
+    DynamicCache,
     GenerationConfig,
     GPT2Config,
     Lfm2Config,
@@ -16,9 +17,14 @@ from transformers import (
     RecurrentGemmaConfig,
 )
 
+import trl_rlp.data.sampling.shared_prefill as shared_prefill
 from tests.tiny_models import tiny_causal_lm, tiny_tokenizer
 from trl_rlp.data.sampling.shared_prefill import generate_samples
 
+
+needs_described_cache = pytest.mark.skipif(
+    not hasattr(DynamicCache, "is_linear"), reason="transformers 5.0 does not describe the layers of a cache"
+)
 
 PROMPTS = [[7, 8], [5, 9, 23, 11, 40, 31, 6, 12, 13, 29, 50], [33, 34, 35, 36, 37]]
 SMALL = {
@@ -107,6 +113,7 @@ def test_samples_equal_plain_generate_with_the_same_seed(family, top_k, prompt_i
     assert torch.equal(samples, expected)
 
 
+@needs_described_cache
 def test_each_prompt_is_read_once():
     """
     Three prompts are padded to 11 tokens, n = 4, and there are two new tokens. Plain: 12 x 11 tokens are read, and 12
@@ -116,6 +123,15 @@ def test_each_prompt_is_read_once():
     model = build_model(SHARING["llama"])
     config = build_config(max_new_tokens=2, eos_token_id=None)
     assert count_tokens(model, lambda: generate_samples(model, PROMPTS, 4, config, share_prefill=False)) == 144
+    assert count_tokens(model, lambda: generate_samples(model, PROMPTS, 4, config)) == 54
+
+
+@needs_described_cache
+def test_a_cache_that_does_not_name_layers_without_a_state_is_shared(monkeypatch):
+    """`is_dummy` is newer than transformers 5.17. 54 tokens are read, as in the test above."""
+    monkeypatch.setattr(shared_prefill, "hasattr", lambda value, name: name != "is_dummy", raising=False)
+    model = build_model(SHARING["llama"])
+    config = build_config(max_new_tokens=2, eos_token_id=None)
     assert count_tokens(model, lambda: generate_samples(model, PROMPTS, 4, config)) == 54
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel
+from transformers import Cache, DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedModel
 
 
 logger = logging.getLogger(__name__)
@@ -24,6 +24,7 @@ def generate_samples(
     num_generations: int,
     generation_config: GenerationConfig,
     share_prefill: bool = True,
+    logits_processor: LogitsProcessorList | None = None,
 ) -> torch.Tensor:
     """
     Samples completions of a batch of prompts, like `generate` with `num_return_sequences`, but faster.
@@ -41,7 +42,7 @@ def generate_samples(
     - the model has its own cache class (MiniMax),
     - states are outside the cache (RecurrentGemma, and Mamba before transformers 5.24),
     - there are virtual tokens (PEFT prompt tuning),
-    - `Cache` does not describe its layers yet (`is_dummy` is missing in transformers 5.0).
+    - `Cache` does not describe its layers yet (`is_linear` is missing in transformers 5.0).
 
     It also does so, without a log message, if a prompt has only one token, because then there is nothing to share.
 
@@ -56,6 +57,8 @@ def generate_samples(
             Sampling settings. `pad_token_id` must be set. Its value does not matter, because padding is masked.
         share_prefill (`bool`, *optional*, defaults to `True`):
             Whether to share the prefill. `False` uses plain `generate`.
+        logits_processor ([`~transformers.LogitsProcessorList`], *optional*):
+            Further processors of the logits.
 
     Returns:
         `torch.Tensor` of shape `(prompts, num_generations, new_tokens)`: Samples, padded after their EOS token.
@@ -80,6 +83,7 @@ def generate_samples(
             input_ids=input_ids.repeat_interleave(num_generations, dim=0),
             attention_mask=attention_mask.repeat_interleave(num_generations, dim=0),
             generation_config=generation_config,
+            logits_processor=logits_processor,
             **({} if cache is None else {_find_cache_name(model): cache}),
         )  # (prompts * num_generations, length + new_tokens)
     return sequences[:, input_ids.shape[1] :].unflatten(0, (len(ids), num_generations))
@@ -124,9 +128,11 @@ def _is_complete(cache: Cache, length: int) -> bool:
 
     A recurrent layer does not count tokens, so it only has to have a state.
     """
-    if type(cache) is not DynamicCache or not hasattr(cache, "is_dummy"):
+    if type(cache) is not DynamicCache or not hasattr(cache, "is_linear"):
         return False
-    kinds = enumerate(zip(cache.layers, cache.is_linear, cache.is_dummy, strict=True))
+    # transformers 5.17 does not name layers without a state. They have read no tokens, so the check fails for them.
+    dummies = cache.is_dummy if hasattr(cache, "is_dummy") else [False] * len(cache.layers)
+    kinds = enumerate(zip(cache.layers, cache.is_linear, dummies, strict=True))
     return all(
         is_dummy or (cache.has_previous_state(index) if is_linear else layer.get_seq_length() == length)
         for index, (layer, is_linear, is_dummy) in kinds

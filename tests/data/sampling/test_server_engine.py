@@ -5,7 +5,7 @@ from datasets import Dataset
 
 from tests.servers import needs_serving, run_server
 from tests.tiny_models import save, tiny_causal_lm, tiny_tokenizer
-from trl_rlp.data.sampling.server import sample_from_server
+from trl_rlp.data.sampling.server_engine import sample_from_server
 from trl_rlp.data.validation import require_samples
 
 
@@ -46,7 +46,7 @@ def test_missing_choices_are_requested_one_by_one(fake, returned):
 @pytest.mark.parametrize("status", [400, 422])
 def test_a_server_that_refuses_n_gets_single_requests(fake, status):
     fake.respond = lambda request, number: (status, '{"error": "n must be 1"}', {}) if "n" in request else None
-    require_samples(sample(fake, shard_size=1))
+    require_samples(sample(fake, shard_size=1, max_concurrency=1))
     assert len(fake.requests) == 1 + 3 * 4
 
 
@@ -122,9 +122,9 @@ def test_a_run_stops_when_32_prompts_in_a_row_have_no_answer(fake, tmp_path):
     rows = [f"{row}?" for row in range(100)]
     fake.respond = lambda request, number: (400, "no more", {}) if int(request["prompt"][:-1]) >= 16 else None
     with pytest.raises(ValueError, match="16 of 16 prompts have no completions: rows 32, 33, .*no more"):
-        sample(fake, rows, shard_size=16, output_dir=tmp_path)
+        sample(fake, rows, shard_size=16, max_concurrency=1, output_dir=tmp_path)
     assert {int(request["prompt"][:-1]) for request in fake.requests} == set(range(48))
-    assert len(list(tmp_path.glob("shard-*.jsonl"))) == 2
+    assert len(list(tmp_path.glob("shard-*.arrow"))) == 2
 
 
 def test_an_interrupted_run_resumes_after_the_last_shard(fake, tmp_path):
@@ -132,12 +132,12 @@ def test_an_interrupted_run_resumes_after_the_last_shard(fake, tmp_path):
     fake.requests.clear()
     fake.respond = lambda request, number: (404, "gone", {}) if number >= 2 else None
     with pytest.raises(ValueError, match="status 404"):
-        sample(fake, shard_size=1, output_dir=tmp_path, api_key="secret")
-    assert len(list(tmp_path.glob("shard-*.jsonl"))) == 2
+        sample(fake, shard_size=1, max_concurrency=1, output_dir=tmp_path, api_key="secret")
+    assert len(list(tmp_path.glob("shard-*.arrow"))) == 2
     fake.respond = lambda request, number: None
     assert sample(fake, shard_size=1, output_dir=tmp_path, api_key="other").to_list() == expected
     assert len(fake.requests) == 2 + 2 + 1  # the refused prompt is asked for n choices, and for one
-    assert not any("secret" in path.read_text() for path in tmp_path.iterdir())
+    assert not any(b"secret" in path.read_bytes() for path in tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

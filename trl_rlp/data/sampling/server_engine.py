@@ -3,23 +3,27 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, Features, Value
 from transformers.utils import logging
 
-from trl_rlp.data.sampling.in_process import Prompt, add_completions
+from trl_rlp.data.sampling.completion_text import Prompt
+from trl_rlp.data.sampling.sampling_call import COMPLETIONS, add_completions
+from trl_rlp.data.sampling.seeds import derive_seed
 from trl_rlp.data.sampling_settings import require_settings
 from trl_rlp.data.server_answers import Choice
-from trl_rlp.data.server_client import RefusedRequest, Server, Session, gather
+from trl_rlp.data.server_client import RefusedRequest, RequestPool, Server, Session, gather
 from trl_rlp.data.template_options import list_template_options
 from trl_rlp.data.turns import drop_missing_keys, ends_with_assistant
 from trl_rlp.data.validation import require_prompts
-from trl_rlp.storage.fingerprints import value_fingerprint
+from trl_rlp.storage.fingerprints import dataset_fingerprint
 from trl_rlp.storage.processes import process_state
-from trl_rlp.storage.shards import Record, cut_shards, work_in_shards
+from trl_rlp.storage.shard_folder import Record
+from trl_rlp.storage.shards import map_shards
 
 
 logger = logging.get_logger(__name__)
@@ -132,33 +136,36 @@ def sample_from_server(
     }
     require_settings(**settings, max_concurrency=max_concurrency, max_retries=max_retries, timeout=timeout)
     prompts = require_prompts(prompts)
-    texts = [prompt if isinstance(prompt, str) else drop_missing_keys(prompt) for prompt in prompts["prompt"]]
-    _require_continuation(texts, extra_body)
+    _require_continuation(prompts, extra_body)
     _require_no_template_options(prompts)
     body = {"model": model, "extra_body": extra_body, **{name: settings[name] for name in _REQUEST_SETTINGS}}
     server = Server(base_url, api_key, max_retries, max_concurrency, body, timeout)
-    sampler = _Sampler(num_generations, seed)
-
-    def sample_shard(index: int, rows: list[int], advance: Callable[[int], Any]) -> list[Record]:
-        sampler.start_shard()
-        jobs = [functools.partial(sampler.sample, row, texts[row], advance) for row in rows]
-        return sampler.check_shard(rows, server.work(jobs))
-
-    records = work_in_shards(
-        cut_shards(list(range(len(texts))), shard_size),
-        sample_shard,
-        description="Sampling",
-        output_dir=output_dir,
-        fingerprint={**body, **settings, "base_url": server.address.rstrip("/"), "prompts": value_fingerprint(texts)},
-        is_final=lambda record: "failure" not in record,
-    )
+    rows = prompts.select_columns(["prompt"]).add_column("row", np.arange(len(prompts)))
+    with RequestPool(server) as pool:
+        sampler = _Sampler(pool, num_generations, seed)
+        records = map_shards(
+            rows,
+            sampler.sample_shard,
+            description="Sampling",
+            shard_size=shard_size,
+            at_once=1 + ceil((max_concurrency - 1) / shard_size),  # no request waits for the slowest one of a shard
+            output_dir=output_dir,
+            fingerprint={**body, **settings, "prompts": dataset_fingerprint(prompts, ["prompt"])},
+            features=Features({**COMPLETIONS, "failure": Value("string")}),
+            is_final=lambda record: record["failure"] is None,
+        )
     return _add_complete_records(prompts, records, sampler.error_class)
+
+
+def _clean(prompt: Prompt) -> Prompt:
+    return prompt if isinstance(prompt, str) else drop_missing_keys(prompt)
 
 
 @dataclass
 class _Sampler:
-    """Samples the completions of a prompt, and remembers whether the server returns several choices per request."""
+    """Samples the completions of a shard, and remembers whether the server returns several choices per request."""
 
+    pool: RequestPool
     num_generations: int
     seed: int
     returns_many: bool = True
@@ -166,23 +173,38 @@ class _Sampler:
     unanswered_in_a_row: int = 0
     error_class: type[Exception] = ValueError
 
-    def start_shard(self) -> None:
+    def sample_shard(self, index: int, batch: dict[str, list], advance: Callable[[int], Any]) -> dict[str, list]:
+        """Stops a run whose prompts are not answered any more."""
         # Several choices may have failed because the server had a passing problem. The next shard tries them again.
         self.returns_many = not self.never_returns_many
+        rows = zip(batch["row"], batch["prompt"], strict=True)
+        records = self.pool.work(
+            [functools.partial(self._sample, row, _clean(prompt), advance) for row, prompt in rows]
+        )
+        is_answered = any(map(_is_complete, records))
+        self.unanswered_in_a_row = 0 if is_answered else self.unanswered_in_a_row + len(records)
+        if self.unanswered_in_a_row >= _ENOUGH_PROMPTS:
+            failures = dict(zip(batch["row"], records, strict=True))
+            raise self.error_class(_describe_left_out(failures, len(records)))
+        return {name: [record[name] for record in records] for name in records[0]}
 
-    async def sample(self, row: int, prompt: Prompt, advance: Callable[[int], Any], session: Session) -> Record:
+    async def _sample(self, row: int, prompt: Prompt, advance: Callable[[int], Any], session: Session) -> Record:
         """Returns n completions and whether they are finished, or why there are none."""
         try:
             choices = await self._ask_for_many(row, prompt, session) if self.returns_many else []
             missing = range(len(choices), self.num_generations)
             requests = (session.ask(prompt, self._derive_seed(row, sample)) for sample in missing)
             choices += [choice for choice, *_ in await gather(requests)]
-            record = {"completions": [text for text, _ in choices], "finished": [finished for _, finished in choices]}
+            failure = None
         except (RefusedRequest, RuntimeError, ConnectionError, TimeoutError) as error:
             self.error_class = type(error)
-            record = {"failure": str(error)}
+            choices, failure = [], str(error)
         advance(1)
-        return record
+        return {
+            "completions": [text for text, _ in choices],
+            "finished": [finished for _, finished in choices],
+            "failure": failure,
+        }
 
     async def _ask_for_many(self, row: int, prompt: Prompt, session: Session) -> list[Choice]:
         """Asks for n choices at once. If this fails, it asks for one, to learn whether n was the reason."""
@@ -197,24 +219,15 @@ class _Sampler:
             self.returns_many, self.never_returns_many = False, True
         return choices[: self.num_generations]
 
-    def check_shard(self, rows: list[int], records: list[Record]) -> list[Record]:
-        """Stops a run whose prompts are not answered any more."""
-        is_answered = any(map(_is_complete, records))
-        self.unanswered_in_a_row = 0 if is_answered else self.unanswered_in_a_row + len(records)
-        if self.unanswered_in_a_row >= _ENOUGH_PROMPTS:
-            raise self.error_class(_describe_left_out(dict(zip(rows, records, strict=True))))
-        return records
-
     def _derive_seed(self, row: int, sample: int) -> int:
-        numbers = np.random.SeedSequence([self.seed, row, sample])
-        return int(numbers.generate_state(1)[0]) >> 1  # 31 bits: some servers read an int32
+        return derive_seed(self.seed, row, sample, bits=31)  # some servers read an int32
 
 
-def _require_continuation(prompts: list[Prompt], extra_body: dict[str, Any] | None) -> None:
+def _require_continuation(prompts: Dataset, extra_body: dict[str, Any] | None) -> None:
     """Checks that no prompt ends with an assistant message, unless `extra_body` asks the server to continue it."""
     if "continue_final_message" in (extra_body or {}):
         return
-    for row, prompt in enumerate(prompts):
+    for row, prompt in enumerate(prompts["prompt"]):
         if ends_with_assistant(prompt):
             raise ValueError(
                 f"`prompts` row {row} ends with an assistant message, which many servers do not continue. Drop that "
@@ -235,36 +248,37 @@ def _require_no_template_options(prompts: Dataset) -> None:
 
 
 def _is_complete(record: Record) -> bool:
-    return "failure" not in record and None not in record["completions"]
+    return record["failure"] is None and None not in record["completions"]
 
 
-def _add_complete_records(prompts: Dataset, records: list[Record], error_class: type[Exception]) -> Dataset:
+def _add_complete_records(prompts: Dataset, records: Dataset, error_class: type[Exception]) -> Dataset:
     """Adds the completions to their prompts. Prompts without n completions are left out, with a warning."""
-    complete = [row for row, record in enumerate(records) if _is_complete(record)]
-    if len(complete) < len(records):
-        message = _describe_left_out(dict(enumerate(records)))
-        if not complete:
+    incomplete = {row: record for row, record in enumerate(records) if not _is_complete(record)}
+    if incomplete:
+        message = _describe_left_out(incomplete, len(records))
+        if len(incomplete) == len(records):
             raise error_class(message)
         if process_state().is_main_process:
             logger.warning(f"{message} These prompts are left out.")
-        prompts = prompts.select(complete)
-    return add_completions(prompts, [records[row] for row in complete])
+        complete = [row for row in range(len(records)) if row not in incomplete]
+        prompts, records = prompts.select(complete), records.select(complete)
+    return add_completions(prompts, records)
 
 
-def _describe_left_out(records: dict[int, Record]) -> str:
+def _describe_left_out(records: dict[int, Record], total: int) -> str:
     """Says which rows have no n completions with text, and why."""
-    failed = [row for row, record in records.items() if "failure" in record]
-    silent = [row for row, record in records.items() if "failure" not in record and not _is_complete(record)]
+    failed = [row for row, record in records.items() if record["failure"] is not None]
+    silent = [row for row, record in records.items() if record["failure"] is None and not _is_complete(record)]
     sentences = []
     if failed:
         sentences.append(
-            f"{len(failed)} of {len(records)} prompts have no completions: rows {_list_rows(failed)}. The reason for "
+            f"{len(failed)} of {total} prompts have no completions: rows {_list_rows(failed)}. The reason for "
             f"row {failed[0]}: {records[failed[0]]['failure']}"
         )
     if silent:
         count = sum(records[row]["completions"].count(None) for row in silent)
         sentences.append(
-            f"{len(silent)} of {len(records)} prompts have completions without text ({count} in all): rows "
+            f"{len(silent)} of {total} prompts have completions without text ({count} in all): rows "
             f"{_list_rows(silent)}. If the model was still reasoning at the token limit, raise `max_tokens` "
             "(`--max_new_tokens` of `trl-rlp sample`), or turn reasoning off with `extra_body`."
         )

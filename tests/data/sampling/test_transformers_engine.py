@@ -1,3 +1,4 @@
+import itertools
 import os
 import subprocess
 import sys
@@ -9,11 +10,17 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import GenerationConfig, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+from transformers import (
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
-import trl_rlp.data.sampling.in_process
+import trl_rlp.data.sampling.transformers_engine as transformers_engine
 from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
-from trl_rlp.data.sampling.in_process import sample_completions
+from trl_rlp.data.sampling.engines import sample_completions
+from trl_rlp.data.sampling.seeds import derive_seed
 from trl_rlp.data.sampling.shared_prefill import generate_samples
 from trl_rlp.data.validation import require_samples
 
@@ -41,42 +48,61 @@ def prompts(rows=TEXTS, **columns):
     return Dataset.from_dict({"prompt": rows, **columns})
 
 
-def sample_by_hand(model, tokenizer, rows, seed, n, max_new_tokens, shard):
-    """Samples one shard that is one batch with plain `generate`. The longest prompt comes first."""
-    ids = [tokenizer(row)["input_ids"] for row in rows]
-    length = max(map(len, ids))
-    model.generation_config = GenerationConfig()
-    torch.manual_seed(int(np.random.SeedSequence([seed, shard]).generate_state(1, np.uint64)[0]))
-    sequences = model.generate(
-        input_ids=torch.tensor([[0] * (length - len(row)) + row for row in ids]),
-        attention_mask=torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in ids]),
-        generation_config=GenerationConfig(
-            do_sample=True, top_k=0, max_new_tokens=max_new_tokens, eos_token_id=MANY_EOS, pad_token_id=0
-        ),
-        num_return_sequences=n,
-    )[:, length:].tolist()
+def sample_by_hand(model, tokenizer, row, text, seed, n, max_new_tokens):
+    """Draws every token with the prompt's own generator: the most probable one after a division by Exp(1) noise."""
+    prompt = tokenizer(text)["input_ids"]
+    generator = torch.Generator().manual_seed(derive_seed(seed, row))
+    rows = torch.tensor([prompt] * n)
+    for _ in range(max_new_tokens):
+        with torch.no_grad():
+            probabilities = model(rows).logits[:, -1].float().softmax(-1)
+        tokens = (probabilities / torch.empty_like(probabilities).exponential_(generator=generator)).argmax(-1)
+        rows = torch.cat([rows, tokens[:, None]], dim=1)
     texts, finished = [], []
-    for tokens in sequences:
-        kept = []
-        for token in tokens:
-            if token in MANY_EOS:
-                break
-            kept.append(token)
+    for tokens in rows[:, len(prompt) :].tolist():
+        kept = list(itertools.takewhile(lambda token: token not in MANY_EOS, tokens))
         texts.append(tokenizer.decode(kept))
         finished.append(len(kept) < len(tokens))
-    return [(texts[i * n : i * n + n], finished[i * n : i * n + n]) for i in range(len(rows))]
+    return texts, finished
 
 
-def test_samples_equal_those_of_plain_generate_truncated_at_eos(model, tokenizer):
-    rows = sorted(TEXTS, key=len, reverse=True)
-    samples = sample_completions(
-        prompts(rows), model, tokenizer, num_generations=4, max_new_tokens=3, tokens_per_batch=10_000, seed=5
-    )
+@pytest.mark.parametrize("tokens_per_batch", [1, 10_000])
+def test_each_prompt_is_drawn_with_its_own_generator(model, tokenizer, tokens_per_batch):
+    """The samples of a prompt do not depend on the prompts of its batch."""
+    settings = {"num_generations": 4, "max_new_tokens": 3, "seed": 5, "tokens_per_batch": tokens_per_batch}
+    samples = sample_completions(prompts(), model, tokenizer, **settings)
     require_samples(samples)
-    expected = sample_by_hand(model, tokenizer, rows, seed=5, n=4, max_new_tokens=3, shard=0)
+    expected = [sample_by_hand(model, tokenizer, row, text, 5, 4, 3) for row, text in enumerate(TEXTS)]
     assert list(zip(samples["completions"], samples["finished"], strict=True)) == expected
     finished = np.array(samples["finished"])
     assert finished.any() and not finished.all()
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_said_once(model, tokenizer, tmp_path, monkeypatch, caplog):
+    """The device holds 2 prompts x 3 completions at a time. A resumed run may have another budget."""
+    settings = {"num_generations": 3, "max_new_tokens": 8, "output_dir": tmp_path}
+    expected = sample_completions(prompts(), model, tokenizer, num_generations=3, max_new_tokens=8).to_list()
+
+    def small_device(model, prompt_ids, *args, **kwargs):
+        if len(prompt_ids) > 2:
+            raise torch.OutOfMemoryError
+        return generate_samples(model, prompt_ids, *args, **kwargs)
+
+    monkeypatch.setattr(transformers_engine, "generate_samples", small_device)
+    assert sample_completions(prompts(), model, tokenizer, **settings).to_list() == expected
+    assert caplog.text.count("did not fit into the memory of the device") == 1
+    (shard,) = tmp_path.glob("shard-*.arrow")
+    assert max(Dataset.from_file(str(shard))["tokens_per_batch"]) < 8192 / 8
+    assert sample_completions(prompts(), model, tokenizer, tokens_per_batch=1, **settings).to_list() == expected
+
+
+def test_one_prompt_that_does_not_fit_is_an_error(model, tokenizer, monkeypatch):
+    def full_device(*args, **kwargs):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(transformers_engine, "generate_samples", full_device)
+    with pytest.raises(torch.OutOfMemoryError, match="The 3 completions of one prompt do not fit"):
+        sample_completions(prompts(), model, tokenizer, **SMALL)
 
 
 @pytest.mark.parametrize("rows", [TEXTS, CHATS], ids=["text", "chat"])
@@ -105,11 +131,11 @@ def test_each_prompt_gets_its_own_samples(tokenizer):
 def test_chat_prompts_open_or_continue_an_assistant_turn(model, tokenizer, monkeypatch):
     seen = []
 
-    def record(model, prompt_ids, *args):
+    def record(model, prompt_ids, *args, **kwargs):
         seen.extend(tokenizer.decode(ids) for ids in prompt_ids)
-        return generate_samples(model, prompt_ids, *args)
+        return generate_samples(model, prompt_ids, *args, **kwargs)
 
-    monkeypatch.setattr(trl_rlp.data.sampling.in_process, "generate_samples", record)
+    monkeypatch.setattr(transformers_engine, "generate_samples", record)
     question = [{"role": "user", "content": "Who?"}]
     prefilled = [*question, {"role": "assistant", "content": "It was"}]
     sample_completions(prompts([question, prefilled]), model, tokenizer, **SMALL)
@@ -131,10 +157,10 @@ def test_equal_prompts_in_different_shards_get_different_samples(model, tokenize
     assert len({tuple(row) for row in samples["completions"]}) == 4
 
 
-@pytest.mark.parametrize("policy", ["folder", "classifier", "bare"])
+@pytest.mark.parametrize("policy", ["classifier", "bare"])
 def test_a_model_that_is_not_a_causal_lm_is_an_error(model, tokenizer, policy):
-    others = {"folder": "some/folder", "classifier": tiny_reward_model(tokenizer), "bare": model.model}
-    with pytest.raises(TypeError, match="`model` must be a causal LM, got `(str|LlamaForSeq.*|LlamaModel)`. Load it"):
+    others = {"classifier": tiny_reward_model(tokenizer), "bare": model.model}
+    with pytest.raises(TypeError, match="`model` must be a causal LM, got `(LlamaForSeq.*|LlamaModel)`. Load it"):
         sample_completions(prompts(), others[policy], tokenizer, **SMALL)
 
 
@@ -160,7 +186,7 @@ def test_eos_of_the_tokenizer_and_of_the_generation_config_end_a_sample(tokenize
     model.generation_config.eos_token_id = model_eos
     letters = tokenizer("abc")["input_ids"]
     tokens = [[*letters, tokenizer.eos_token_id, 0], [*letters, 42, 43], [*letters, 43, 43], letters + letters[:2]]
-    monkeypatch.setattr(trl_rlp.data.sampling.in_process, "generate_samples", lambda *_: torch.tensor([tokens]))
+    monkeypatch.setattr(transformers_engine, "generate_samples", lambda *_, **__: torch.tensor([tokens]))
     samples = sample_completions(prompts(["x"]), model, tokenizer, num_generations=4, max_new_tokens=5)
     assert samples[0]["finished"] == [True, model_eos is not None, isinstance(model_eos, list), False]
     assert samples[0]["completions"][0] == "abc" and samples[0]["completions"][3] == "abcab"
@@ -177,9 +203,7 @@ def test_white_space_at_the_start_of_a_completion_is_kept(monkeypatch):
     backend.decoder = decoders.Metaspace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
     assert tokenizer("Capital:")["input_ids"] == [2, 3] and tokenizer.decode([4]) == "Paris"
-    monkeypatch.setattr(
-        trl_rlp.data.sampling.in_process, "generate_samples", lambda *_: torch.tensor([[[4, 1], [5, 1]]])
-    )
+    monkeypatch.setattr(transformers_engine, "generate_samples", lambda *_, **__: torch.tensor([[[4, 1], [5, 1]]]))
     model = tiny_causal_lm(tokenizer)
     samples = sample_completions(prompts(["Capital:"]), model, tokenizer, num_generations=2, max_new_tokens=2)
     assert samples[0]["completions"] == [" Paris", "Lyon"]
@@ -224,16 +248,16 @@ def test_an_interrupted_run_resumes_to_the_same_samples(model, tokenizer, tmp_pa
     expected = sample_completions(prompts(), model, tokenizer, **settings).to_list()
     calls = []
 
-    def interrupted(*args):
+    def interrupted(*args, **kwargs):
         calls.append(args)
         if len(calls) == 4:  # in the middle of the second shard, which has two prompts in two batches
             raise KeyboardInterrupt
-        return generate_samples(*args)
+        return generate_samples(*args, **kwargs)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(trl_rlp.data.sampling.in_process, "generate_samples", interrupted)
+        patch.setattr(transformers_engine, "generate_samples", interrupted)
         sample_completions(prompts(), model, tokenizer, output_dir=tmp_path, **settings)
-    assert len(list(tmp_path.glob("shard-*.jsonl"))) == 1
+    assert len(list(tmp_path.glob("shard-*.arrow"))) == 1
     assert sample_completions(prompts(), model, tokenizer, output_dir=tmp_path, **settings).to_list() == expected
     assert not model.training
 
@@ -304,21 +328,21 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl_rlp.data.sampling import in_process
+from trl_rlp.data.sampling import transformers_engine
 from trl_rlp.storage.processes import leave_process_group
-from trl_rlp.data.sampling.in_process import sample_completions
+from trl_rlp.data.sampling.engines import sample_completions
 
 folder, texts = sys.argv[1], {texts!r}
 model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 prompts = Dataset.from_dict({{"prompt": texts}})
-calls, generate = [], in_process.generate_samples
-in_process.generate_samples = lambda *args: calls.append(1) or generate(*args)
+calls, generate = [], transformers_engine.generate_samples
+transformers_engine.generate_samples = lambda *args, **kwargs: calls.append(1) or generate(*args, **kwargs)
 for output_dir in (None, folder + "/shards", folder + "/shards"):
     samples = sample_completions(prompts, model, tokenizer, output_dir=output_dir, **{settings!r})
     samples.to_json(f"{{folder}}/{{output_dir is None}}-{{PartialState().process_index}}.jsonl")
 assert torch.distributed.get_world_size() == PartialState().num_processes == 2
-# Three shards go to processes 0, 1, 0. The first two calls sample them, the third loads them.
-assert len(calls) == [4, 2][PartialState().process_index], calls
+# Each process takes free shards. The first two calls sample three shards each, the third loads them.
+sys.stdout.write(f"calls: {{len(calls)}}\\n")
 try:
     sample_completions(prompts, model, tokenizer, output_dir=folder + "/shards", seed=7, **{settings!r})
 except ValueError as error:
@@ -346,6 +370,7 @@ def test_two_processes_share_the_work_and_return_the_whole_dataset(model, tokeni
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("refused: `output_dir`") == 2
+    assert sum(int(line.split()[1]) for line in result.stdout.splitlines() if line.startswith("calls:")) == 6
     for output in ("True-0", "True-1", "False-0", "False-1"):
         assert Dataset.from_json(f"{folder}/{output}.jsonl").to_list() == expected.to_list()
 
