@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from tests.tiny_models import tiny_causal_lm, tiny_tokenizer
-from trl_rlp.data.batching import eval_mode, pad_right, require_context, split_by_token_budget
+from trl_rlp.data.batching import eval_mode, limit_rows, pad_right, require_context, split_by_token_budget
 
 
 def test_batches_stay_within_the_budget_and_start_with_the_longest_rows():
@@ -13,6 +13,16 @@ def test_batches_stay_within_the_budget_and_start_with_the_longest_rows():
     assert split_by_token_budget([], 16) == []
     with pytest.raises(ValueError, match="`tokens_per_batch` must be at least 1, got 0"):
         split_by_token_budget([1], 0)
+
+
+def test_a_forward_pass_keeps_few_logits_on_an_accelerator():
+    """64 rows of 512 tokens and a vocabulary of 128k would have 25 GB of logits in fp32. 8 rows have 2 GiB."""
+    accelerator, cpu = torch.device("meta"), torch.device("cpu")
+    assert limit_rows(64, 1024, 512 * 2**17, accelerator) == 8
+    assert limit_rows(64, 1024, 0, accelerator) == 16
+    assert limit_rows(64, 100, 0, accelerator) == 64
+    assert limit_rows(64, 2**20, 2**40, accelerator) == 1
+    assert limit_rows(64, 2**20, 2**40, cpu) == 64
 
 
 def test_rows_are_padded_on_the_right():

@@ -40,6 +40,27 @@ def test_batches_stay_within_the_token_budget(model):
     assert sorted(tuple(shape) for shape in shapes) == [(1, 7), (2, 3)]
 
 
+@pytest.mark.parametrize("processes", [2, 3, 7])
+def test_shared_batches_give_the_rewards_of_one_process(model, monkeypatch, processes):
+    """Processes deal whole batches, so the rewards are equal to the last bit. Some have no batch."""
+    rows = [[20 + row, 5] * (1 + row % 5) for row in range(12)]
+    expected = score_rows(model, rows, tokens_per_batch=20)
+    dealt = []
+
+    def share_work(items, work):
+        results = [None] * len(items)
+        for process in range(processes):
+            dealt.append(list(items[process::processes]))
+            results[process::processes] = work(dealt[-1])
+        return results
+
+    monkeypatch.setattr("trl_rlp.data.row_scores.share_work", share_work)
+    assert score_rows(model, rows, tokens_per_batch=20, share_batches=True) == expected
+    assert sorted(row for batches in dealt for batch in batches for row in batch) == list(range(12))
+    assert len(dealt) == processes
+    assert score_rows(model, rows, tokens_per_batch=20) == expected and len(dealt) == processes
+
+
 def test_a_token_outside_the_embedding_is_an_error():
     model = tiny_reward_model(tiny_tokenizer(), vocab_size=251)
     assert len(score_rows(model, [[20], [250]])) == 2

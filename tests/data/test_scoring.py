@@ -1,13 +1,25 @@
 import logging
+import pickle
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from datasets import Dataset
 from tokenizers.processors import TemplateProcessing
 from trl import RewardConfig, RewardTrainer
 
-from tests.tiny_models import tiny_reward_model, tiny_tokenizer
-from trl_rlp.data.scoring import batch_scoring_ids, count_overlong, cut_prompts, score, scoring_ids
+from tests.tiny_models import save, tiny_reward_model, tiny_tokenizer
+from trl_rlp.data import scoring
+from trl_rlp.data.scoring import (
+    Score,
+    batch_scoring_ids,
+    count_overlong,
+    cut_prompts,
+    score,
+    score_samples,
+    scoring_ids,
+)
 
 
 def chat(text):
@@ -201,3 +213,72 @@ def test_a_row_longer_than_the_context_is_an_error_and_can_be_truncated():
         score(model, tokenizer, ["a", "x" * 20], ["b", "y"])
     (expected,) = score(model, tokenizer, ["x" * 14], ["y"])
     assert score(model, tokenizer, ["x" * 20], ["y"], max_length=16) == pytest.approx([expected], abs=1e-6)
+
+
+@pytest.fixture
+def samples():
+    completions = [["4", "five", "4."], ["Ada", "", "Bob Dylan"], ["so", "so it is", "x"]]
+    return Dataset.from_dict(
+        {"prompt": PROMPTS["chat"], "completions": completions, "finished": [[True, False, True]] * 3}
+    )
+
+
+def test_score_adds_the_rewards_of_score_samples_to_any_batch(samples, tmp_path):
+    tokenizer = tiny_tokenizer()
+    model = tiny_reward_model(tokenizer)
+    folder = save(model, tokenizer, tmp_path / "reward")
+    expected = score_samples(model, tokenizer, samples)
+    assert [len(rewards) for rewards in expected] == [3, 3, 3]
+    scored = samples.map(Score(folder), batched=True, batch_size=2, with_rank=True)
+    assert scored.column_names == [*samples.column_names, "rewards"]
+    table = pickle.loads(pickle.dumps(Score(folder)))(samples.with_format("arrow")[:])
+    assert table.schema.field("rewards").type == pa.list_(pa.float64())
+    arrays = Score(model, tokenizer)({name: np.array(samples[name][:], dtype=object) for name in samples.column_names})
+    for rewards in (scored["rewards"][:], table["rewards"].to_pylist(), arrays["rewards"]):
+        for row, values in zip(rewards, expected, strict=True):
+            assert values == pytest.approx(row, abs=1e-6)
+
+
+def test_rows_of_a_batch_may_have_different_numbers_of_completions():
+    tokenizer = tiny_tokenizer()
+    score_batch = Score(tiny_reward_model(tokenizer), tokenizer)
+    batch = {"prompt": ["a", "b"], "completions": [["c"], ["d", "e"]], "finished": [[True], [True, True]]}
+    assert [len(rewards) for rewards in score_batch(batch)["rewards"]] == [1, 2]
+    empty = pa.table(batch).slice(0, 0)
+    assert score_batch(empty).num_rows == 0 and "rewards" in score_batch(empty).column_names
+
+
+@pytest.mark.parametrize("form", ["text", "chat"])
+def test_texts_are_tokenized_a_few_at_a_time_and_the_rewards_stay_the_same(form, monkeypatch, caplog):
+    """All rows are still sorted by length together, so the rewards are the same to the last bit."""
+    tokenizer = tiny_tokenizer()
+    model, sizes = tiny_reward_model(tokenizer), []
+    arguments = model, tokenizer, PROMPTS[form], COMPLETIONS
+    expected = score(*arguments, max_length=12)
+    warnings = list(caplog.messages)
+    encode = type(tokenizer)._encode_plus
+
+    def count_texts(self, text, *args, **kwargs):
+        sizes.append(len(text))
+        return encode(self, text, *args, **kwargs)
+
+    monkeypatch.setattr(scoring, "_TEXTS_AT_ONCE", 2)
+    monkeypatch.setattr(type(tokenizer), "_encode_plus", count_texts)
+    caplog.clear()
+    assert score(*arguments, max_length=12) == expected
+    assert max(sizes) == 2
+    assert len(warnings) == 1 and caplog.messages == warnings
+
+
+def test_samples_are_scored_some_prompts_at_a_time(samples, monkeypatch):
+    tokenizer = tiny_tokenizer()
+    model = tiny_reward_model(tokenizer, max_position_embeddings=60)
+    expected = score_samples(model, tokenizer, samples)
+    monkeypatch.setattr(scoring, "_PROMPTS_AT_ONCE", 2)
+    for values, row in zip(score_samples(model, tokenizer, samples), expected, strict=True):
+        assert values == pytest.approx(row, abs=1e-6)
+    longer = samples.map(
+        lambda row, index: {"completions": row["completions"][:2] + ["x" * 99 * (index == 2)]}, with_indices=True
+    )
+    with pytest.raises(ValueError, match=r"Row 8 has \d+ tokens"):
+        score_samples(model, tokenizer, longer)

@@ -1,6 +1,7 @@
 import pytest
 from datasets import Dataset, DatasetDict
 
+from trl_rlp.data import validation
 from trl_rlp.data.validation import (
     prompt_text,
     remove_format,
@@ -180,3 +181,35 @@ def test_half_of_a_surrogate_pair_is_named(text):
     require_encodable(["whole \U0001f600", "", [{"role": "user", "content": "é"}]], "prompts")
     with pytest.raises(ValueError, match="`prompts` row 1 is no valid text. .* surrogate pair: .* Replace"):
         require_encodable(["whole", text], "prompts")
+
+
+GOOD = {"prompt": ["a"] * 5, "completions": [["b", "c"]] * 5, "finished": [[True, False]] * 5}
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "match"),
+    [
+        ("prompt", " ", "row 3 has an empty prompt"),
+        ("prompt", "\u3000", "row 3 has an empty prompt"),
+        ("prompt", None, "row 3: `prompt` must be text"),
+        ("completions", ["b"], "row 3 has 1 completions and row 0 has 2"),
+        ("completions", ["b", None], "row 3: `completions` must be a list of texts"),
+        ("completions", None, "row 3: `completions` must be a list of texts"),
+        ("finished", [True], "row 3 has 2 completions but 1 entries in `finished`"),
+        ("finished", [True, None], "row 3: `completions` must be a list of texts and `finished`"),
+    ],
+)
+def test_samples_are_checked_part_by_part(column, value, match, monkeypatch):
+    """Row 3 is in the second of three parts of two rows."""
+    monkeypatch.setattr(validation, "_ROWS_PER_CHECK", 2)
+    samples = Dataset.from_dict(GOOD)
+    assert require_samples(samples) is samples
+    assert require_samples(samples.select([4, 3, 1])).num_rows == 3
+    values = [*GOOD[column][:3], value, GOOD[column][4]]
+    with pytest.raises((TypeError, ValueError), match=match):
+        require_samples(Dataset.from_dict({**GOOD, column: values}))
+
+
+@pytest.mark.parametrize("prompt", ["何ですか", "\u3000！", [{"role": "user", "content": "何"}]])
+def test_prompts_in_any_script_are_not_empty(prompt):
+    assert len(require_prompts(Dataset.from_dict({"prompt": [prompt]}))) == 1

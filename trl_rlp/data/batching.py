@@ -11,6 +11,36 @@ from transformers import PreTrainedModel
 from trl_rlp.data.context import read_context
 
 
+TOKENS_PER_FORWARD = 2**14
+"""Maximum number of tokens of a forward pass without gradients on an accelerator. They keep it busy."""
+
+LOGITS_PER_FORWARD = 2**29
+"""Maximum number of logits of a forward pass without gradients on an accelerator: 2 GiB in fp32."""
+
+
+def limit_rows(rows: int, length: int, num_logits: int, device: torch.device) -> int:
+    """
+    Limits the number of rows of a forward pass without gradients by the memory of an accelerator.
+
+    Args:
+        rows (`int`):
+            Number of rows, at least 1. On a CPU it does not change.
+        length (`int`):
+            Length of each row, in tokens, padding included.
+        num_logits (`int`):
+            Number of logits that the pass keeps for each row. 0 if it keeps none.
+        device (`torch.device`):
+            Device of the model.
+
+    Returns:
+        `int`: Number of rows, at least 1, with at most [`TOKENS_PER_FORWARD`] tokens and [`LOGITS_PER_FORWARD`]
+        logits.
+    """
+    if device.type == "cpu":
+        return rows
+    return max(1, min(rows, TOKENS_PER_FORWARD // max(1, length), LOGITS_PER_FORWARD // max(1, num_logits)))
+
+
 def split_by_token_budget(lengths: list[int], tokens_per_batch: int) -> list[list[int]]:
     """
     Splits rows into batches of similar length whose padded size stays within a token budget.
@@ -63,7 +93,7 @@ def pad_right(
     return input_ids.to(device), attention_mask.to(device)
 
 
-def require_context(model: PreTrainedModel | PeftModel, lengths: list[int]) -> None:
+def require_context(model: PreTrainedModel | PeftModel, lengths: list[int], first_row: int = 0) -> None:
     """
     Checks that every row fits into a model's context.
 
@@ -72,6 +102,8 @@ def require_context(model: PreTrainedModel | PeftModel, lengths: list[int]) -> N
             Model that reads the rows.
         lengths (`list[int]`):
             Length of each row, in tokens.
+        first_row (`int`, *optional*, defaults to `0`):
+            Number of the first row, for the error message about a part of the rows.
 
     Raises:
         ValueError: If a row is longer than the context, see [`read_context`]. The message names the longest row.
@@ -80,8 +112,8 @@ def require_context(model: PreTrainedModel | PeftModel, lengths: list[int]) -> N
     longest = max(range(len(lengths)), key=lambda row: lengths[row])
     if context is not None and lengths[longest] > context:
         raise ValueError(
-            f"Row {longest} has {lengths[longest]} tokens, more than the model's context of {context}. Truncate "
-            "prompts with `max_length` where the function has it, or drop long rows."
+            f"Row {first_row + longest} has {lengths[longest]} tokens, more than the model's context of {context}. "
+            "Truncate prompts with `max_length` where the function has it, or drop long rows."
         )
 
 

@@ -1,5 +1,7 @@
 """The rewards of token id rows. Each batch takes one forward pass."""
 
+from itertools import chain
+
 import torch
 from accelerate.utils import extract_model_from_parallel, is_compiled_module
 from peft import PeftModel
@@ -7,6 +9,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from trl_rlp.data.batching import eval_mode, pad_right, require_context, split_by_token_budget
+from trl_rlp.storage.processes import share_work
 
 
 logger = logging.get_logger(__name__)
@@ -18,6 +21,8 @@ def score_rows(
     *,
     tokens_per_batch: int = 8192,
     require_finite: bool = True,
+    share_batches: bool = False,
+    first_row: int = 0,
 ) -> list[float]:
     """
     Computes the reward of each row of token ids. For text, use [`score`].
@@ -34,6 +39,10 @@ def score_rows(
             Maximum number of tokens per batch, padding included. A longer row forms its own batch.
         require_finite (`bool`, *optional*, defaults to `True`):
             Whether to raise an error if a reward is NaN or infinite. With `False`, such rewards are returned.
+        share_batches (`bool`, *optional*, defaults to `False`):
+            Whether the processes of the program share the batches, as in [`score`].
+        first_row (`int`, *optional*, defaults to `0`):
+            Number of the first row, for error messages about a part of the rows.
 
     Returns:
         `list[float]`: One reward per row, in order. Rewards are unbounded, and higher is better.
@@ -44,17 +53,24 @@ def score_rows(
     require_reward_model(model)
     if not rows:
         return []
-    _require_scorable(model, rows)
+    _require_scorable(model, rows, first_row)
     batches = split_by_token_budget([len(ids) for ids in rows], tokens_per_batch)
-    with eval_mode(model):
-        outputs = torch.cat([_forward(model, [rows[row] for row in batch]) for batch in batches])  # (rows,)
+
+    def score_batches(own: list[list[int]]) -> list[list[float]]:
+        with eval_mode(model):
+            outputs = [_forward(model, [rows[row] for row in batch]) for batch in own]  # each (batch,)
+        # Joined first, because each copy to the CPU waits for the device.
+        joined = torch.cat(outputs).float().cpu() if outputs else torch.empty(0)
+        return [part.tolist() for part in joined.split([len(batch) for batch in own])]
+
+    parts = share_work(batches, score_batches) if share_batches else score_batches(batches)
     rewards = torch.empty(len(rows))
-    rewards[torch.tensor(sum(batches, []))] = outputs.float().cpu()
+    rewards[torch.tensor([*chain.from_iterable(batches)])] = torch.tensor([*chain.from_iterable(parts)])
     if require_finite and not rewards.isfinite().all():
         row = int((~rewards.isfinite()).nonzero()[0])
         raise ValueError(
-            f"The reward of row {row} is {rewards[row].item()}. Check the weights of `model` and its dtype (fp16 "
-            "overflows, so use bf16 or fp32)."
+            f"The reward of row {first_row + row} is {rewards[row].item()}. Check the weights of `model` and its "
+            "dtype (fp16 overflows, so use bf16 or fp32)."
         )
     return rewards.tolist()
 
@@ -89,14 +105,14 @@ def require_reward_model(model: PreTrainedModel | PeftModel) -> None:
         )
 
 
-def _require_scorable(model: PreTrainedModel | PeftModel, rows: list[list[int]]) -> None:
-    require_context(model, [len(ids) for ids in rows])
+def _require_scorable(model: PreTrainedModel | PeftModel, rows: list[list[int]], first_row: int) -> None:
+    require_context(model, [len(ids) for ids in rows], first_row)
     size = model.get_input_embeddings().weight.shape[0]
     for row, ids in enumerate(rows):
         if ids and max(ids) >= size:
             raise ValueError(
-                f"Row {row} contains token id {max(ids)}, outside the reward model's embedding of {size} rows. Pass "
-                "the tokenizer of `model`, or call `model.resize_token_embeddings`."
+                f"Row {first_row + row} contains token id {max(ids)}, outside the reward model's embedding of {size} "
+                "rows. Pass the tokenizer of `model`, or call `model.resize_token_embeddings`."
             )
     config = model.config.get_text_config()
     if config.pad_token_id is None and len(rows) > 1:

@@ -1,13 +1,18 @@
 """The one function that scores completions, and the token ids that it scores."""
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from trl_rlp.data.columns import Batch, add_columns, read_columns, require_sample_columns
 from trl_rlp.data.padding import ensure_pad_token
 from trl_rlp.data.rendering import render_chat, render_text
 from trl_rlp.data.row_scores import require_reward_model, score_rows
@@ -15,9 +20,11 @@ from trl_rlp.data.special_tokens import tokenize_texts
 from trl_rlp.data.template_options import list_template_options
 from trl_rlp.data.turns import Messages
 from trl_rlp.data.validation import require_samples
+from trl_rlp.data.worker_models import hold_reward_model, prepare_worker
 
 
 __all__ = [
+    "Score",
     "batch_scoring_ids",
     "count_overlong",
     "cut_prompts",
@@ -29,6 +36,11 @@ __all__ = [
 ]
 
 logger = logging.get_logger(__name__)
+
+_TEXTS_AT_ONCE = 4096
+"""Number of texts in one call of the tokenizer, whose result takes about 100 bytes for each token."""
+_PROMPTS_AT_ONCE = 2**14
+"""Number of prompts whose completions are sorted by length together, so that memory does not grow with the data."""
 
 
 def scoring_ids(
@@ -87,9 +99,10 @@ def batch_scoring_ids(
     finished: list[bool] | None = None,
     max_length: int | None = None,
     template_options: Sequence[dict[str, Any]] | None = None,
-) -> list[list[int]]:
+    pack: Callable[[list[int]], Any] = list,
+) -> list[Any]:
     """
-    Returns the [`scoring_ids`] of many rows with one tokenizer call, and logs how many rows were truncated.
+    Returns the [`scoring_ids`] of many rows, and logs how many rows were truncated. It tokenizes some rows at a time.
 
     Args:
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
@@ -104,9 +117,11 @@ def batch_scoring_ids(
             Maximum number of tokens per row.
         template_options (`Sequence[dict]`, *optional*):
             Further arguments of `apply_chat_template` for each row, see [`list_template_options`].
+        pack (`Callable`, *optional*):
+            Called with the token ids of each row. It returns what is kept of them. Defaults to the list itself.
 
     Returns:
-        `list[list[int]]`: One list of token ids per row.
+        `list[list[int]]`: The token ids of each row, or what `pack` returns for them.
 
     Raises:
         ValueError: If the lists differ in length, or for the same reasons as [`scoring_ids`].
@@ -117,19 +132,32 @@ def batch_scoring_ids(
             f"`prompts`, `completions` and `finished` have {len(prompts)}, {len(completions)} and {len(finished)} "
             "entries. Pass one completion and one boolean per prompt."
         )
-    if not prompts:
-        return []
+    options = [{}] * len(prompts) if template_options is None else template_options
+    rows: list[Any] = []
+    overlong = 0
+    for start in range(0, len(prompts), _TEXTS_AT_ONCE):
+        part = slice(start, start + _TEXTS_AT_ONCE)
+        ids = _tokenize(processing_class, prompts[part], completions[part], finished[part], options[part])
+        overlong += count_overlong(ids, max_length)
+        rows += map(pack, cut_prompts(ids, processing_class, max_length))
+    warn_of_cut_prompts(overlong, len(rows), max_length)
+    return rows
+
+
+def _tokenize(
+    processing_class: PreTrainedTokenizerBase,
+    prompts: list[str | Messages],
+    completions: list[str | Messages],
+    finished: list[bool],
+    template_options: Sequence[dict[str, Any]],
+) -> list[list[int]]:
     records = zip(prompts, completions, finished, strict=True)
-    if isinstance(prompts[0], list):
-        options = [{}] * len(prompts) if template_options is None else template_options
-        texts = [render_chat(processing_class, *row, kwargs) for row, kwargs in zip(records, options, strict=True)]
-        # A chat template writes the special tokens itself.
-        rows = processing_class(text=texts, add_special_tokens=False)["input_ids"]
-    else:
-        rows = tokenize_texts(processing_class, [render_text(processing_class, *row) for row in records])
-    cut = cut_prompts(rows, processing_class, max_length)
-    warn_of_cut_prompts(count_overlong(rows, max_length), len(rows), max_length)
-    return cut
+    if isinstance(prompts[0], str):
+        return tokenize_texts(processing_class, [render_text(processing_class, *row) for row in records])
+    rows = zip(records, template_options, strict=True)
+    texts = [render_chat(processing_class, *row, kwargs) for row, kwargs in rows]
+    # A chat template writes the special tokens itself.
+    return processing_class(text=texts, add_special_tokens=False)["input_ids"]
 
 
 def cut_prompts(
@@ -214,6 +242,7 @@ def score(
     max_length: int | None = None,
     tokens_per_batch: int = 8192,
     template_options: Sequence[dict[str, Any]] | None = None,
+    share_batches: bool = False,
 ) -> list[float]:
     """
     Computes the reward of each completion. Labeling, policy optimization and evaluation all use this function.
@@ -241,6 +270,10 @@ def score(
             Maximum number of tokens per batch, padding included. A longer row forms its own batch.
         template_options (`Sequence[dict]`, *optional*):
             Further arguments of `apply_chat_template` for each row, such as `tools`.
+        share_batches (`bool`, *optional*, defaults to `False`):
+            Whether the processes of `accelerate launch` share the batches. Each of them must then call the function
+            with the same rows, and each gets all rewards, equal to the last bit for any number of processes. By
+            default, each process scores its own rows.
 
     Returns:
         `list[float]`: One reward per row, in order. Rewards are unbounded, and higher is better.
@@ -258,8 +291,12 @@ def score(
     ```
     """
     require_reward_model(model)
-    rows = batch_scoring_ids(processing_class, prompts, completions, finished, max_length, template_options)
-    return score_rows(model, rows, tokens_per_batch=tokens_per_batch)
+    rows = batch_scoring_ids(processing_class, prompts, completions, finished, max_length, template_options, _pack_ids)
+    return score_rows(model, rows, tokens_per_batch=tokens_per_batch, share_batches=share_batches)
+
+
+def _pack_ids(ids: list[int]) -> array:
+    return array("i", ids)  # 4 bytes for a token instead of about 40
 
 
 def score_samples(
@@ -271,6 +308,9 @@ def score_samples(
 ) -> list[list[float]]:
     """
     Computes the rewards of all completions of policy samples.
+
+    The processes of `accelerate launch` share the batches, so each of them must call this function with the same
+    samples.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -290,15 +330,106 @@ def score_samples(
         TypeError, ValueError: If `samples` are not policy samples, or for the same reasons as [`score`].
     """
     samples = require_samples(samples, "samples")
-    size = len(samples[0]["completions"])
-    options = list_template_options(samples)
-    rewards = score(
-        model,
-        processing_class,
-        [prompt for prompt in samples["prompt"] for _ in range(size)],
-        [text for row in samples["completions"] for text in row],
-        [flag for row in samples["finished"] for flag in row],
-        max_length=max_length,
-        template_options=None if options is None else [kwargs for kwargs in options for _ in range(size)],
-    )
-    return [rewards[start : start + size] for start in range(0, len(rewards), size)]
+    return Score(model, processing_class, max_length=max_length).score(samples, share_batches=True)
+
+
+class Score:
+    """
+    Adds rewards to batches of policy samples. [`score_samples`] is built on it.
+
+    It runs in `Dataset.map` and in Ray Data's `map_batches`. The rewards of a row do not depend on other rows, apart
+    from rounding. Each process loads the reward model when it needs it for the first time.
+
+    Args:
+        reward_model (`str` or `Path` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Reward model, or its folder or Hub name. A loaded model cannot be sent to other processes.
+        reward_processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer of a loaded `reward_model`.
+        max_length (`int`, *optional*):
+            Maximum number of tokens per row, as in [`score`].
+        options:
+            Further arguments of [`load_reward_model`] for a folder or Hub name, such as `dtype`.
+
+    Raises:
+        TypeError: If there are options for a loaded model, or a tokenizer for a named one.
+        ValueError: If a loaded model has no tokenizer.
+
+    Example:
+
+    ```python
+    >>> scored = samples.map(Score("my-reward-model"), batched=True, with_rank=True, num_proc=2)
+    >>> scored[0]["rewards"]
+    [0.31, -0.12]
+    ```
+    """
+
+    def __init__(
+        self,
+        reward_model: str | Path | PreTrainedModel | PeftModel,
+        reward_processing_class: PreTrainedTokenizerBase | None = None,
+        *,
+        max_length: int | None = None,
+        **options: Any,
+    ):
+        self._reward_model = hold_reward_model(reward_model, reward_processing_class, options)
+        self.max_length = max_length
+
+    def __call__(self, batch: Batch, rank: int | None = None) -> Batch:
+        """
+        Scores the completions of a batch.
+
+        Args:
+            batch (`Mapping` or `pyarrow.Table`):
+                Columns `prompt`, `completions` and `finished`, and optionally `tools` and `chat_template_kwargs`, as
+                for [`read_columns`].
+            rank (`int`, *optional*):
+                Number of the worker, which selects its accelerator.
+
+        Returns:
+            `dict[str, list]` or `pyarrow.Table`: The batch with the column `rewards`: one reward for each completion.
+
+        Raises:
+            TypeError, ValueError: If the batch does not hold policy samples, or for the same reasons as [`score`].
+        """
+        prepare_worker(rank)
+        columns = read_columns(batch)
+        require_sample_columns(columns, ["prompt", "completions", "finished"])
+        return add_columns(batch, {"rewards": self.score(columns)}, {"rewards": pa.list_(pa.float64())})
+
+    def score(self, samples: Dataset | Mapping[str, list], *, share_batches: bool = False) -> list[list[float]]:
+        """
+        Computes the rewards of policy samples that are already checked.
+
+        Args:
+            samples ([`~datasets.Dataset`] or `Mapping[str, list]`):
+                The samples, or a batch of their columns as plain Python values.
+            share_batches (`bool`, *optional*, defaults to `False`):
+                Whether the processes of `accelerate launch` share the batches, as in [`score`].
+
+        Returns:
+            `list[list[float]]`: One reward for each completion of each row.
+        """
+        parts = samples.iter(_PROMPTS_AT_ONCE) if isinstance(samples, Dataset) else [samples]
+        rewards: list[list[float]] = []
+        first_row = 0
+        for part in parts:
+            rewards += self._score_part(part, first_row, share_batches)
+            first_row += sum(map(len, part["completions"]))
+        return rewards
+
+    def _score_part(self, samples: Mapping[str, list], first_row: int, share_batches: bool) -> list[list[float]]:
+        sizes = [len(completions) for completions in samples["completions"]]
+        options = list_template_options(samples)
+        model, processing_class = self._reward_model.get()
+        require_reward_model(model)
+        rows = batch_scoring_ids(
+            processing_class,
+            [prompt for prompt, size in zip(samples["prompt"], sizes, strict=True) for _ in range(size)],
+            [text for completions in samples["completions"] for text in completions],
+            [flag for flags in samples["finished"] for flag in flags],
+            self.max_length,
+            options and [row for row, size in zip(options, sizes, strict=True) for _ in range(size)],
+            _pack_ids,
+        )
+        rewards = iter(score_rows(model, rows, share_batches=share_batches, first_row=first_row))
+        return [list(islice(rewards, size)) for size in sizes]

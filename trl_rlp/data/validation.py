@@ -1,8 +1,10 @@
 """Checks of datasets. Each error message is one line that says what is wrong and what to do."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset
 
 from trl_rlp.data.turns import message_text
@@ -11,6 +13,8 @@ from trl_rlp.data.turns import message_text
 Data = TypeVar("Data")
 
 _ROWS_PER_CHECK = 10_000
+_VISIBLE = "[!-~]"
+"""A text with one of these characters is not empty. Python looks at the other texts."""
 
 
 def remove_format(dataset: Data) -> Data:
@@ -155,14 +159,17 @@ def require_prompts(dataset: Dataset, name: str = "prompts") -> Dataset:
         ValueError: If the column is missing, there are no rows, or a prompt is empty or only white space.
     """
     dataset = require_columns(dataset, ["prompt"], name)
-    for row, prompt in enumerate(dataset["prompt"]):
-        if not _is_prompt(prompt):
-            raise TypeError(
-                f"`{name}` row {row}: `prompt` must be text or a list of messages, each with `role` and `content` as "
-                f"text, got {str(prompt)[:80]}. Convert it with `Dataset.map`."
-            )
-        if not prompt_text(prompt).strip():
-            raise ValueError(f"`{name}` row {row} has an empty prompt. Drop such rows with `Dataset.filter`.")
+    for first_row, table, rows in _read_parts(dataset, ["prompt"]):
+        if _are_texts(table["prompt"]) and pc.all(pc.match_substring_regex(table["prompt"], _VISIBLE)).as_py():
+            continue
+        for row, prompt in enumerate(rows["prompt"][:], start=first_row):
+            if not _is_prompt(prompt):
+                raise TypeError(
+                    f"`{name}` row {row}: `prompt` must be text or a list of messages, each with `role` and `content` "
+                    f"as text, got {str(prompt)[:80]}. Convert it with `Dataset.map`."
+                )
+            if not prompt_text(prompt).strip():
+                raise ValueError(f"`{name}` row {row} has an empty prompt. Drop such rows with `Dataset.filter`.")
     return dataset
 
 
@@ -186,13 +193,41 @@ def require_preferences(dataset: Dataset, name: str = "preferences") -> Dataset:
     """
     dataset = require_columns(dataset, ["chosen", "rejected"], name)
     for column in ("prompt", "chosen", "rejected"):
-        for row, value in enumerate(dataset[column] if column in dataset.column_names else []):
-            if not _is_prompt(value):
-                raise TypeError(
-                    f"`{name}` row {row}: `{column}` must be text or a list of messages, each with `role` and "
-                    f"`content` as text, got {str(value)[:80]}. Convert it with `Dataset.map`."
-                )
+        if column not in dataset.column_names:
+            continue
+        for first_row, table, rows in _read_parts(dataset, [column]):
+            for row, value in enumerate([] if _are_texts(table[column]) else rows[column][:], start=first_row):
+                if not _is_prompt(value):
+                    raise TypeError(
+                        f"`{name}` row {row}: `{column}` must be text or a list of messages, each with `role` and "
+                        f"`content` as text, got {str(value)[:80]}. Convert it with `Dataset.map`."
+                    )
     return dataset
+
+
+def _read_parts(dataset: Dataset, columns: list[str]) -> Iterator[tuple[int, pa.Table, Dataset]]:
+    """
+    Reads columns part by part. Arrow checks whole parts, and Python looks only at those that may be wrong.
+
+    Yields the number of the first row, the part as a table, and the part as a dataset.
+    """
+    dataset = dataset.select_columns(columns)
+    for start in range(0, len(dataset), _ROWS_PER_CHECK):
+        part = dataset.select(range(start, min(start + _ROWS_PER_CHECK, len(dataset))))
+        yield start, part.with_format("arrow")[:], part
+
+
+def _are_texts(column: pa.ChunkedArray) -> bool:
+    """Checks whether all values are texts."""
+    return pa.types.is_string(column.type) and column.null_count == 0
+
+
+def _find_list_size(column: pa.ChunkedArray, is_type: Callable[[pa.DataType], bool]) -> int | None:
+    """Returns the size of all lists of a type. `None` if sizes differ, or a list or value is missing."""
+    if not pa.types.is_list(column.type) or not is_type(column.type.value_type) or column.null_count:
+        return None
+    sizes = pc.unique(pc.list_value_length(column)).to_pylist()
+    return sizes[0] if len(sizes) == 1 and pc.list_flatten(column).null_count == 0 else None
 
 
 def _is_prompt(value: Any) -> bool:
@@ -253,13 +288,13 @@ def require_answers(dataset: Dataset, name: str) -> None:
     """
     if "answers" not in dataset.column_names:
         return
-    dataset = remove_format(dataset)
-    for row, answers in enumerate(dataset["answers"]):
-        if not _is_answer(answers):
-            raise TypeError(
-                f"`{name}` row {row}: `answers` must be an accepted answer or a list of them, as text, got "
-                f"{answers!r}. Convert it with `Dataset.map`, or remove the column."
-            )
+    for first_row, table, rows in _read_parts(remove_format(dataset), ["answers"]):
+        for row, answers in enumerate([] if _are_texts(table["answers"]) else rows["answers"][:], start=first_row):
+            if not _is_answer(answers):
+                raise TypeError(
+                    f"`{name}` row {row}: `answers` must be an accepted answer or a list of them, as text, got "
+                    f"{answers!r}. Convert it with `Dataset.map`, or remove the column."
+                )
 
 
 def require_sample_answers(answers: Sequence[str | Sequence[str]], samples: Dataset) -> None:
@@ -316,27 +351,46 @@ def require_samples(dataset: Dataset, name: str = "policy_samples") -> Dataset:
     """
     dataset = require_columns(dataset, ["prompt", "completions", "finished"], name)
     require_prompts(dataset, name)
-    for row, (completions, finished) in enumerate(zip(dataset["completions"], dataset["finished"], strict=True)):
+    expected = None
+    for first_row, table, rows in _read_parts(dataset, ["completions", "finished"]):
+        size = _find_list_size(table["completions"], pa.types.is_string)
+        if size is None or size != _find_list_size(table["finished"], pa.types.is_boolean):
+            _require_lists(rows, first_row, name)
+            size = len(rows[0]["completions"])
+        expected = size if expected is None else expected
+        if expected < 2:
+            raise ValueError(
+                f"`{name}` has {expected} completions per prompt, but RLP compares completions. Sample at least 2."
+            )
+        _require_sizes(table, first_row, expected, name)
+    return dataset
+
+
+def _require_lists(rows: Dataset, first_row: int, name: str) -> None:
+    for row, (completions, finished) in enumerate(
+        zip(rows["completions"][:], rows["finished"][:], strict=True), first_row
+    ):
         has_texts = isinstance(completions, list) and all(isinstance(text, str) for text in completions)
         if not (has_texts and isinstance(finished, list) and all(isinstance(flag, bool) for flag in finished)):
             raise TypeError(
                 f"`{name}` row {row}: `completions` must be a list of texts and `finished` a list of booleans, got "
                 f"{str(completions)[:80]} and {str(finished)[:80]}. Sample again, or convert them."
             )
-    expected = len(dataset[0]["completions"])
-    if expected < 2:
-        raise ValueError(
-            f"`{name}` has {expected} completions per prompt, but RLP compares completions. Sample at least 2."
-        )
-    for row, (completions, finished) in enumerate(zip(dataset["completions"], dataset["finished"], strict=True)):
-        if len(completions) != expected:
+
+
+def _require_sizes(table: pa.Table, first_row: int, expected: int, name: str) -> None:
+    sizes = pc.list_value_length(table["completions"])
+    flags = pc.list_value_length(table["finished"])
+    if pc.all(pc.and_(pc.equal(sizes, expected), pc.equal(flags, sizes))).as_py():
+        return
+    for row, (size, num_flags) in enumerate(zip(sizes.to_pylist(), flags.to_pylist(), strict=True), first_row):
+        if size != expected:
             raise ValueError(
-                f"`{name}` row {row} has {len(completions)} completions and row 0 has {expected}. Sample the same "
-                "number for every prompt."
+                f"`{name}` row {row} has {size} completions and row 0 has {expected}. Sample the same number for "
+                "every prompt."
             )
-        if len(finished) != len(completions):
+        if num_flags != size:
             raise ValueError(
-                f"`{name}` row {row} has {len(completions)} completions but {len(finished)} entries in `finished`. "
-                "Pass one boolean per completion."
+                f"`{name}` row {row} has {size} completions but {num_flags} entries in `finished`. Pass one boolean "
+                "per completion."
             )
-    return dataset

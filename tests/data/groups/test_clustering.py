@@ -1,11 +1,17 @@
+import functools
 import logging
+import pickle
 import random
 
+import multiprocess
+import numpy as np
+import pyarrow as pa
 import pytest
 from datasets import Dataset
+from datasets.fingerprint import Hasher
 
-from tests.tiny_models import tiny_nli, tiny_tokenizer
-from trl_rlp.data.groups import ExactMatch, NLIEquivalence, cluster, find_largest_group
+from tests.tiny_models import save, tiny_nli, tiny_tokenizer
+from trl_rlp.data.groups import ExactMatch, Group, NLIEquivalence, cluster, find_largest_group
 
 
 def build_samples(completions, prompts=None):
@@ -163,3 +169,78 @@ def test_a_threshold_of_at_most_one_completion_logs_a_warning(threshold, warns, 
     monkeypatch.setattr(logging.getLogger("trl_rlp"), "propagate", True)
     cluster(build_samples([["a", "b"]]), ExactMatch(), threshold=threshold)
     assert any("is at most one completion" in record.getMessage() for record in caplog.records) == warns
+
+
+GROUPS = ["cluster_ids", "confidence", "confidence_upper"]
+
+
+def test_group_gives_the_groups_of_cluster_for_any_batches():
+    samples = draw_samples(random.Random(5), num_prompts=40, num_generations=5)
+    group, equivalence = Group(RandomEquivalence(4, 0.3), threshold=0.4), RandomEquivalence(4, 0.3)
+    expected = cluster(samples, equivalence, threshold=0.4)
+    for batch_size in (1, 7, 40):
+        assert samples.map(group, batched=True, batch_size=batch_size).to_dict() == expected.to_dict()
+    table = group(samples.with_format("arrow")[:])
+    assert table.schema.field("cluster_ids").type == pa.list_(pa.int64())
+    assert table.to_pydict() == expected.to_dict()
+    batch = {"prompt": np.array(samples["prompt"][:], dtype=object), "completions": samples["completions"][:]}
+    assert {name: group(batch)[name] for name in GROUPS} == {name: expected[name][:] for name in GROUPS}
+
+
+def test_a_call_does_not_change_what_the_cache_of_datasets_compares():
+    group = Group(ExactMatch())
+    before = Hasher.hash(group)
+    group({"prompt": ["a"], "completions": [["x", "y"]]})
+    assert Hasher.hash(group) == before
+
+
+def test_rows_with_another_number_of_completions_have_their_own_threshold():
+    batch = {"prompt": ["a", "b"], "completions": [["x", "x", "y", "z"], ["x", "y"]]}
+    columns = Group(ExactMatch(), threshold=0.5)(batch)
+    assert columns["confidence"] == [0.5, 0.5] and columns["cluster_ids"][0][:2] == [0, 0]
+
+
+def test_groups_are_made_by_processes_that_load_the_classifier_themselves(tmp_path, monkeypatch):
+    """The processes are spawned, as CUDA needs it, and each of them is told its rank."""
+    monkeypatch.setattr(multiprocess, "Pool", multiprocess.get_context("spawn").Pool)
+    tokenizer = tiny_tokenizer()
+    model = tiny_nli(tokenizer, initializer_range=2.0)
+    folder = save(model, tokenizer, tmp_path / "nli")
+    texts = random.Random(0)
+    samples = build_samples([texts.choices(["a", "B", "cc", "d d", "e", "f?"], k=6) for _ in range(12)])
+    group = Group(folder, "no_contradiction", 0.3, tokens_per_batch=128)
+    grouped = samples.map(group, batched=True, batch_size=4, with_rank=True, num_proc=2)
+    expected = cluster(samples, NLIEquivalence(model, tokenizer, rule="no_contradiction"), threshold=0.3)
+    assert grouped.to_dict() == expected.to_dict()
+    assert max(max(ids) for ids in grouped["cluster_ids"]) > 0
+
+
+def test_an_equivalence_may_come_from_a_name_a_function_or_an_object(tmp_path):
+    tokenizer = tiny_tokenizer()
+    model = tiny_nli(tokenizer, initializer_range=2.0)
+    folder = save(model, tokenizer, tmp_path / "nli")
+    batch = {"prompt": ["q"], "completions": [["a", "b", "c c", "a"]]}
+    loaded = Group(NLIEquivalence(model, tokenizer))
+    for group in (Group(folder), Group(functools.partial(NLIEquivalence, folder))):
+        assert pickle.loads(pickle.dumps(group))(batch) == loaded(batch)
+    with pytest.raises(TypeError, match="`equivalence` is a loaded model, which is not sent to other processes"):
+        pickle.dumps(loaded)
+    assert pickle.loads(pickle.dumps(Group(ExactMatch())))(batch)["confidence"] == [0.5]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ({"equivalence": ExactMatch}, TypeError, "`equivalence` must be an object, got the class `ExactMatch`"),
+        (
+            {"equivalence": "nli", "rule": "loose"},
+            ValueError,
+            r"`rule` must be one of \['no_contradiction', 'strict'\]",
+        ),
+        ({"equivalence": ExactMatch(), "rule": "strict"}, TypeError, r"\['rule'\] are options of an NLI classifier"),
+        ({"equivalence": ExactMatch(), "threshold": 2.0}, ValueError, r"`threshold` .* must be in \[0, 1\], got 2.0"),
+    ],
+)
+def test_invalid_arguments_of_group_raise_before_any_work(arguments, error, match):
+    with pytest.raises(error, match=match):
+        Group(**arguments)

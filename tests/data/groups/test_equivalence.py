@@ -1,3 +1,5 @@
+import contextlib
+
 import pytest
 
 from tests.tiny_models import tiny_nli, tiny_tokenizer
@@ -10,6 +12,7 @@ from trl_rlp.data.groups.equivalence import (
     ExactMatch,
     NLIEquivalence,
     normalize_text,
+    release_after,
 )
 
 
@@ -36,3 +39,19 @@ def test_every_equivalence_follows_the_protocol(name):
     assert [type(same) for same in forward] == [bool, bool]
     assert equivalence.are_equivalent(["q", "q"], ["c", "d"], ["a", "b c"]) == forward
     assert equivalence.are_equivalent([], [], []) == []
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_model_of_an_equivalence_is_released_after_a_block(fails):
+    class Releasing(ExactMatch):
+        def release(self):
+            calls.append("released")
+
+    calls = []
+    with contextlib.suppress(KeyError), release_after(Releasing()):
+        calls.append("used")
+        if fails:
+            raise KeyError
+    assert calls == ["used", "released"]
+    with release_after(ExactMatch()), release_after(None):
+        pass

@@ -1,9 +1,11 @@
 import logging
 import sqlite3
+from types import SimpleNamespace
 
 import pytest
 
 from trl_rlp.data.groups.label_cache import LabelCache
+from trl_rlp.storage import processes
 
 
 def test_labels_outlive_the_object_and_unknown_keys_are_not_returned(tmp_path):
@@ -18,6 +20,20 @@ def test_a_lookup_can_have_more_keys_than_one_statement(tmp_path):
     cache.store(labels)
     assert cache.find(list(labels)) == labels
     assert cache.find([]) == {}
+
+
+def test_labels_of_all_processes_are_read_and_each_process_writes_its_own_file(tmp_path, monkeypatch):
+    path = tmp_path / "labels.sqlite"
+    for index in (0, 1, 2):
+        monkeypatch.setattr(processes, "process_state", lambda index=index: SimpleNamespace(process_index=index))
+        LabelCache(path).store({bytes([index]): index})
+    assert sorted(file.name for file in tmp_path.iterdir()) == [f"labels.sqlite{end}" for end in ("", ".1", ".2")]
+    assert LabelCache(path).find([bytes([index]) for index in range(4)]) == {
+        bytes([index]): index for index in range(3)
+    }
+    (tmp_path / "labels.sqlite.3").write_text("no database")
+    with pytest.raises(ValueError, match=r"labels\.sqlite\.3' is not a label cache"):
+        LabelCache(path)
 
 
 def test_two_writers_can_share_a_file_and_store_the_same_label(tmp_path):

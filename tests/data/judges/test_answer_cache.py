@@ -1,8 +1,10 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from trl_rlp.data.judges.answer_cache import AnswerCache
+from trl_rlp.storage import processes
 
 
 @pytest.fixture
@@ -19,6 +21,17 @@ def test_answers_are_found_again_in_another_program(path):
         assert opened.find("judge", "q") == {"text": "A", "finished": True}
         assert opened.find("judge", "other") == {"text": None, "finished": False}
         assert opened.find("another judge", "q") is None
+
+
+def test_answers_of_all_processes_are_read_and_each_process_writes_its_own_file(path, monkeypatch):
+    for index in (0, 1):
+        monkeypatch.setattr(processes, "process_state", lambda index=index: SimpleNamespace(process_index=index))
+        AnswerCache(path).store(index, answer={"text": str(index)})
+    for cache in (AnswerCache(path), AnswerCache(path)):
+        assert [cache.find(index)["text"] for index in (0, 1)] == ["0", "1"]
+        cache.keep("kept", answer={"text": "in memory"})
+        assert cache.find("kept") == {"text": "in memory"}
+    assert [len(file.read_text().splitlines()) for file in (path, path.with_name("answers.jsonl.1"))] == [1, 1]
 
 
 def test_a_cache_without_a_path_lives_in_memory():

@@ -161,3 +161,35 @@ def test_answers_are_kept_for_the_same_model_only(tmp_path):
     found = language_model_judge(other, tokenizer, cache=cache)(TEXTS, FIRSTS, SECONDS)
     assert found == pytest.approx(language_model_judge(other, tokenizer)(TEXTS, FIRSTS, SECONDS), abs=1e-6) != expected
     assert len(cache.read_text().splitlines()) == 8
+
+
+def test_processes_that_share_batches_ask_each_question_once(tmp_path, monkeypatch):
+    """What the main process knows is known to all, and each process keeps the answers of the others in memory."""
+    tokenizer = tiny_tokenizer()
+    model, module = tiny_causal_lm(tokenizer), "trl_rlp.data.judges.language_model"
+    expected = language_model_judge(model, tokenizer, tokens_per_batch=300)(TEXTS, FIRSTS, SECONDS)
+    shared = []
+
+    def share_work(items, work):
+        """Stands for process 0 of 2. The answers of process 1 come from a judge without a cache."""
+        shared.append(len(items))
+        other = [judge._ask([questions[row] for row in rows], is_kept=False) for rows in items[1::2]]
+        results = [None] * len(items)
+        results[::2], results[1::2] = work(items[::2]), other
+        return results
+
+    def remember(found):
+        questions.extend(found)
+        return [None] * len(found)
+
+    judge = language_model_judge(
+        model, tokenizer, tokens_per_batch=300, cache=tmp_path / "answers.jsonl", share_batches=True
+    )
+    questions = []
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{module}.share_work", share_work)
+        patch.setattr(judge, "_find_answers", remember)
+        assert judge(TEXTS, FIRSTS, SECONDS) == expected
+    assert shared[0] >= 2 and 0 < len((tmp_path / "answers.jsonl").read_text().splitlines()) < len(questions)
+    monkeypatch.setattr(f"{module}.share_work", lambda items, work: items and pytest.fail("asked again"))
+    assert judge(TEXTS, FIRSTS, SECONDS) == expected

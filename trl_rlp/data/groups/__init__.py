@@ -1,6 +1,6 @@
 """Groups of completions with the same meaning: the equivalences that compare completions, and the clustering."""
 
-from trl_rlp.data.groups.clustering import cluster, find_largest_group
+from trl_rlp.data.groups.clustering import Group, cluster, find_largest_group
 from trl_rlp.data.groups.equivalence import (
     EQUIVALENCES,
     RULES,
@@ -17,6 +17,7 @@ __all__ = [
     "EmbeddingEquivalence",
     "Equivalence",
     "ExactMatch",
+    "Group",
     "NLIEquivalence",
     "cluster",
     "find_largest_group",

@@ -1,25 +1,37 @@
 """Clustering of completions: groups with the same meaning, and the confidence of the largest group."""
 
-from collections.abc import Callable, Generator
+import functools
+import inspect
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
-from tqdm.auto import tqdm
+import pyarrow as pa
+from datasets import Dataset, Features, concatenate_datasets
 from transformers.utils import logging
 
-from trl_rlp.data.groups.equivalence import Equivalence, require_equivalence
-from trl_rlp.data.groups.group_search import Group, Pair, search_groups
-from trl_rlp.data.groups.instruction import read_instructions
+from trl_rlp.data.columns import Batch, add_columns, read_columns, require_sample_columns
+from trl_rlp.data.groups.equivalence import (
+    RULES,
+    EmbeddingEquivalence,
+    Equivalence,
+    NLIEquivalence,
+    require_equivalence,
+)
+from trl_rlp.data.groups.group_search import Pair, PossibleGroup, search_groups
+from trl_rlp.data.groups.instruction import fingerprint_instructions, list_instruction_columns, read_instructions
 from trl_rlp.data.sampling_settings import require_settings
 from trl_rlp.data.validation import require_samples
-from trl_rlp.storage.fingerprints import value_fingerprint
-from trl_rlp.storage.shards import Record, cut_shards, work_in_shards
+from trl_rlp.data.worker_models import WorkerModel, prepare_worker
+from trl_rlp.storage.fingerprints import dataset_fingerprint
+from trl_rlp.storage.shards import map_shards
 
 
 logger = logging.get_logger(__name__)
+
+_TYPES = {"cluster_ids": pa.list_(pa.int64()), "confidence": pa.float64(), "confidence_upper": pa.float64()}
 
 # Number of prompts that are searched at the same time. It is large enough to fill batches of similar lengths, and
 # small enough to keep in memory.
@@ -62,10 +74,10 @@ def cluster(
             Whether to find all groups of all prompts, which needs more comparisons. Without it, only the largest group
             of an accepted prompt is complete.
         output_dir (`str` or `Path`, *optional*):
-            Folder for finished shards. An interrupted call resumes from it, and several processes share the work.
-            Every process must then call the function.
+            Folder for finished shards. An interrupted call resumes from it.
         shard_size (`int`, *optional*, defaults to `256`):
-            Number of prompts per shard.
+            Number of prompts per shard. Under `accelerate launch`, the processes share the shards, and every process
+            must call the function.
 
     Returns:
         `datasets.Dataset`: `samples` with three more columns. Existing columns with these names are replaced.
@@ -84,7 +96,8 @@ def cluster(
             call.
 
     Relations:
-        With [`ExactMatch`] as the equivalence, this is majority voting.
+        With [`ExactMatch`] as the equivalence, this is majority voting. [`Group`] does the same to batches of columns,
+        for `Dataset.map` and Ray Data.
 
     Reference:
         The section on synthetic preference generation of [Lang et al. 2024](https://arxiv.org/abs/2403.19279) (γ). The
@@ -102,35 +115,187 @@ def cluster(
     samples = require_samples(samples, "samples")
     require_equivalence(equivalence)
     require_settings(shard_size=shard_size)
-    num_generations = len(samples[0]["completions"])
-    needed_weight = _compute_needed_weight(threshold, num_generations)
-    texts = list(zip(read_instructions(samples, equivalence), samples["completions"][:], strict=True))
-
-    def group_shard(index: int, rows: list[int], advance: Callable[[int], Any]) -> list[Record]:
-        inputs = [_merge_duplicates(*texts[row], equivalence) for row in rows]
-        found = _run_searches(inputs, equivalence, needed_weight, complete_groups, advance)
-        return [_build_record(*groups, num_generations) for groups in zip(inputs, found, strict=True)]
-
-    rows = list(range(len(samples)))
-    settings = {"threshold": threshold, "complete_groups": complete_groups, "shard_size": shard_size}
-    if output_dir is None:
-        with tqdm(total=len(rows), desc="Clustering", unit="prompt") as progress:
-            records = group_shard(0, rows, progress.update)
-    else:
-        records = work_in_shards(
-            cut_shards(rows, shard_size),
-            group_shard,
-            description="Clustering",
-            output_dir=output_dir,
-            fingerprint={"samples": value_fingerprint(texts), "equivalence": equivalence.fingerprint, **settings},
-        )
-    columns = {name: [record[name] for record in records] for name in records[0]}
-    accepted = sum(confidence >= threshold for confidence in columns["confidence"])
+    group = Group(equivalence, threshold=threshold, complete_groups=complete_groups)
+    group.find_needed_size(len(samples[0]["completions"]))
+    columns = samples.select_columns(["prompt", "completions", *list_instruction_columns(equivalence)])
+    fingerprint = {
+        "threshold": threshold,
+        "complete_groups": complete_groups,
+        "shard_size": shard_size,
+        "instructions": fingerprint_instructions(samples, equivalence),
+    }
+    if output_dir is not None:
+        fingerprint |= {"samples": dataset_fingerprint(columns), "equivalence": equivalence.fingerprint}
+    groups = map_shards(
+        columns,
+        lambda index, batch, advance: group.group(batch, advance),
+        description="Clustering",
+        shard_size=shard_size,
+        output_dir=output_dir,
+        fingerprint=fingerprint,
+        features=Features.from_arrow_schema(pa.schema(_TYPES)),
+    )
+    confidences = groups.select_columns("confidence").with_format("numpy")[:]["confidence"]
+    accepted = int((confidences >= threshold).sum())
     logger.info(f"{accepted} of {len(samples)} prompts reach a confidence of {threshold}.")
-    grouped = samples.remove_columns([name for name in columns if name in samples.column_names])
-    for name, values in columns.items():
-        grouped = grouped.add_column(name, values)
-    return grouped
+    kept = samples.remove_columns([name for name in groups.column_names if name in samples.column_names])
+    return concatenate_datasets([kept, groups], axis=1)
+
+
+class Group:
+    """
+    Groups the completions of each prompt by meaning, in batches of columns. [`cluster`] is built on it.
+
+    It runs in `Dataset.map` and in Ray Data's `map_batches`. The result of a row does not depend on other rows. Each
+    process loads the model when it needs it for the first time.
+
+    Args:
+        equivalence ([`Equivalence`] or `str` or `Path` or `Callable`):
+            Decides which completions mean the same. A folder or Hub name is that of an NLI classifier for
+            [`NLIEquivalence`]. A function without arguments returns the equivalence. An object that holds a model
+            cannot be sent to other processes.
+        rule (`str`, *optional*):
+            Rule of [`NLIEquivalence`] for a folder or Hub name: `"strict"` (the default) or `"no_contradiction"`.
+        threshold (`float`, *optional*, defaults to `0.5`):
+            Smallest confidence that is accepted, in [0, 1] (γ in the paper).
+        complete_groups (`bool`, *optional*, defaults to `False`):
+            Whether to find all groups of all prompts, as in [`cluster`].
+        options:
+            Further arguments of [`NLIEquivalence`] for a folder or Hub name, such as `cache`.
+
+    Raises:
+        TypeError: If `equivalence` is none of these, or there is a `rule` or an option for an object.
+        ValueError: If `threshold` is outside [0, 1], or `rule` is unknown.
+
+    Example:
+
+    ```python
+    >>> group = Group(ExactMatch(), threshold=0.5)
+    >>> group({"prompt": ["2 + 2?"], "completions": [["4", "5", "4."]]})["cluster_ids"]
+    [[0, 1, 0]]
+    >>> grouped = samples.map(Group("my-nli"), batched=True, with_rank=True, num_proc=2)  # one process on each GPU
+    ```
+    """
+
+    def __init__(
+        self,
+        equivalence: Equivalence | str | Path | Callable[[], Equivalence],
+        rule: str | None = None,
+        threshold: float = 0.5,
+        *,
+        complete_groups: bool = False,
+        **options: Any,
+    ):
+        self._equivalence = hold_equivalence(equivalence, rule, options)
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"`threshold` is a share of the completions and must be in [0, 1], got {threshold}.")
+        self.threshold = threshold
+        self.complete_groups = complete_groups
+        self._needed_sizes: dict[int, int] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The cache of `datasets` compares what is pickled, and a call must not change it.
+        return {**vars(self), "_needed_sizes": {}}
+
+    def __call__(self, batch: Batch, rank: int | None = None) -> Batch:
+        """
+        Groups the completions of a batch.
+
+        Args:
+            batch (`Mapping` or `pyarrow.Table`):
+                Columns `prompt` and `completions`, and the one that the equivalence names, as for [`read_columns`].
+            rank (`int`, *optional*):
+                Number of the worker, which selects its accelerator.
+
+        Returns:
+            `dict[str, list]` or `pyarrow.Table`: The batch with the columns that [`cluster`] adds.
+
+        Raises:
+            TypeError, ValueError: If the batch does not hold policy samples.
+        """
+        prepare_worker(rank)
+        columns = read_columns(batch)
+        require_sample_columns(columns, ["prompt", "completions"])
+        return add_columns(batch, self.group(columns), _TYPES)
+
+    def group(
+        self, columns: Mapping[str, list], advance: Callable[[int], Any] = lambda count: None
+    ) -> dict[str, list]:
+        """
+        Computes the new columns of policy samples that are already checked.
+
+        Args:
+            columns (`Mapping[str, list]`):
+                Columns as plain Python values.
+            advance (`Callable`, *optional*):
+                Called as `advance(count)` whenever `count` more rows are done.
+
+        Returns:
+            `dict[str, list]`: `cluster_ids`, `confidence` and `confidence_upper`.
+        """
+        equivalence = self._equivalence.get()
+        prompts = read_instructions(columns, equivalence, "batch")
+        rows = list(zip(prompts, columns["completions"], strict=True))
+        inputs = [_merge_duplicates(*row, equivalence) for row in rows]
+        needed_sizes = [self.find_needed_size(len(completions)) for _, completions in rows]
+        found = _run_searches(inputs, equivalence, needed_sizes, self.complete_groups, advance)
+        results = zip(inputs, found, columns["completions"], strict=True)
+        records = [_build_record(*result, len(completions)) for *result, completions in results]
+        return {name: [record[name] for record in records] for name in _TYPES}
+
+    def find_needed_size(self, num_generations: int) -> int:
+        """
+        Returns the size of the smallest group that is accepted, in completions. Logs a warning if any group is large
+        enough.
+
+        Args:
+            num_generations (`int`):
+                Number of completions of the prompt.
+
+        Returns:
+            `int`: From 1 to `num_generations`.
+        """
+        if num_generations not in self._needed_sizes:
+            self._needed_sizes[num_generations] = _find_needed_size(self.threshold, num_generations)
+        return self._needed_sizes[num_generations]
+
+
+def hold_equivalence(
+    equivalence: Any, rule: str | None = None, options: Mapping[str, Any] | None = None
+) -> WorkerModel:
+    """
+    Holds an equivalence for a worker.
+
+    Args:
+        equivalence ([`Equivalence`] or `str` or `Path` or `Callable`):
+            As for [`Group`].
+        rule (`str`, *optional*):
+            Rule of [`NLIEquivalence`] for a folder or Hub name.
+        options (`Mapping`, *optional*):
+            Further arguments of [`NLIEquivalence`] for a folder or Hub name.
+
+    Returns:
+        [`WorkerModel`]: Its value is the equivalence.
+
+    Raises:
+        TypeError: If `equivalence` is none of these, or there is a `rule` or an option for an object.
+        ValueError: If `rule` is unknown.
+    """
+    options = {**({} if rule is None else {"rule": rule}), **(options or {})}
+    if rule is not None and rule not in RULES:
+        raise ValueError(f"`rule` must be one of {sorted(RULES)}, got {rule!r}.")
+    if isinstance(equivalence, str | Path):
+        return WorkerModel("equivalence", equivalence, functools.partial(NLIEquivalence, equivalence, **options))
+    if options:
+        raise TypeError(
+            f"{sorted(options)} are options of an NLI classifier that is loaded by name, but `equivalence` is a "
+            f"`{type(equivalence).__name__}`. Pass a folder or a name on the Hub, or leave them out."
+        )
+    if inspect.isroutine(equivalence) or isinstance(equivalence, functools.partial):
+        return WorkerModel("equivalence", equivalence, equivalence)
+    require_equivalence(equivalence)
+    has_weights = isinstance(equivalence, NLIEquivalence | EmbeddingEquivalence)
+    return WorkerModel("equivalence", equivalence, has_weights=has_weights)
 
 
 def find_largest_group(cluster_ids: list[int]) -> list[int]:
@@ -159,16 +324,13 @@ def find_largest_group(cluster_ids: list[int]) -> list[int]:
     return [position for position, cluster_id in enumerate(cluster_ids) if cluster_id == largest]
 
 
-def _compute_needed_weight(threshold: float, num_generations: int) -> int:
-    """Returns the size of the smallest group that is accepted, in completions."""
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"`threshold` is a share of the completions and must be in [0, 1], got {threshold}.")
+def _find_needed_size(threshold: float, num_generations: int) -> int:
     if 0 < threshold * num_generations <= 1:
         logger.warning(
             f"`threshold`={threshold} of {num_generations} completions is at most one completion, so a group of any "
             "size is accepted. Raise `threshold` or sample more completions."
         )
-    return next(weight for weight in range(1, num_generations + 1) if weight / num_generations >= threshold)
+    return next(size for size in range(1, num_generations + 1) if size / num_generations >= threshold)
 
 
 @dataclass(frozen=True)
@@ -192,13 +354,13 @@ def _merge_duplicates(prompt: str, completions: list[str], equivalence: Equivale
 def _run_searches(
     inputs: list[_DistinctCompletions],
     equivalence: Equivalence,
-    needed_weight: int,
+    needed_sizes: list[int],
     complete_groups: bool,
     count: Callable[[int], Any],
-) -> list[list[Group]]:
+) -> list[list[PossibleGroup]]:
     """Runs the searches of all prompts together. Each round makes one call of the equivalence for all of them."""
-    found: list[list[Group]] = [[] for _ in inputs]
-    searches: dict[int, tuple[Generator[list[Pair], list[bool], list[Group]], list[Pair]]] = {}
+    found: list[list[PossibleGroup]] = [[] for _ in inputs]
+    searches: dict[int, tuple[Generator[list[Pair], list[bool], list[PossibleGroup]], list[Pair]]] = {}
     waiting = iter(enumerate(inputs))
 
     def advance(row, search, verdicts):
@@ -213,7 +375,7 @@ def _run_searches(
         while len(searches) < _PROMPTS_AT_ONCE and (entry := next(waiting, None)) is not None:
             row, distinct = entry
             weights = [len(copies) for copies in distinct.positions]
-            advance(row, search_groups(weights, needed_weight, complete_groups), None)
+            advance(row, search_groups(weights, needed_sizes[row], complete_groups), None)
         if not searches:
             return found
         requests = [(inputs[row], *pair) for row, (_, pairs) in searches.items() for pair in pairs]
@@ -228,7 +390,7 @@ def _run_searches(
             advance(row, search, list(islice(verdicts, len(pairs))))
 
 
-def _build_record(inputs: _DistinctCompletions, groups: list[Group], num_generations: int) -> Record:
+def _build_record(inputs: _DistinctCompletions, groups: list[PossibleGroup], num_generations: int) -> dict[str, Any]:
     """Returns the new columns of one prompt."""
     return {
         "cluster_ids": _build_cluster_ids(inputs, groups, num_generations),
@@ -237,7 +399,7 @@ def _build_record(inputs: _DistinctCompletions, groups: list[Group], num_generat
     }
 
 
-def _build_cluster_ids(inputs: _DistinctCompletions, groups: list[Group], num_generations: int) -> list[int]:
+def _build_cluster_ids(inputs: _DistinctCompletions, groups: list[PossibleGroup], num_generations: int) -> list[int]:
     """Returns the group of each completion, or -1 where the group or the membership is not certain."""
     cluster_ids = [-1] * num_generations
     for cluster_id, group in enumerate(group for group in groups if group.is_certain):

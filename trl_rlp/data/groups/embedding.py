@@ -1,7 +1,6 @@
 """Equivalence by embeddings: two completions mean the same when their embedding vectors are similar."""
 
 import hashlib
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -10,9 +9,8 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from trl_rlp.data.batching import eval_mode, pad_right, split_by_token_budget
-from trl_rlp.data.groups.encoders import choose_tokens_per_batch, get_context_length, load_encoder
+from trl_rlp.data.groups.encoders import Encoder, choose_tokens_per_batch
 from trl_rlp.data.normalization import normalize_text
-from trl_rlp.storage.fingerprints import weights_fingerprint
 
 
 logger = logging.get_logger(__name__)
@@ -42,9 +40,12 @@ class EmbeddingEquivalence:
             no value works for every model and every kind of text. Choose it on pairs that you have labeled yourself.
         tokens_per_batch (`int`, *optional*):
             Tokens per batch, including padding. Defaults to 512 on a CPU and 16,384 on an accelerator.
+        dtype (`str`, *optional*, defaults to `"auto"`):
+            Dtype of a named model: `"auto"`, `"float32"` or `"bfloat16"`. `"auto"` is bf16 on an accelerator that
+            computes in it, and fp32 on a CPU. The vectors are in fp32.
 
     Raises:
-        ValueError: If `threshold` is outside [-1, 1].
+        ValueError: If `threshold` is outside [-1, 1], or `dtype` is unknown.
 
     Example:
 
@@ -62,20 +63,31 @@ class EmbeddingEquivalence:
         *,
         threshold: float,
         tokens_per_batch: int | None = None,
+        dtype: str = "auto",
     ):
         if not -1 <= threshold <= 1:
             raise ValueError(f"`threshold` is a cosine similarity and must be in [-1, 1], got {threshold}.")
         self.threshold = threshold
-        self.model, self.processing_class = load_encoder(AutoModel, model, processing_class)
-        self._tokens_per_batch = tokens_per_batch or choose_tokens_per_batch(self.model)
+        self._encoder = Encoder(AutoModel, model, processing_class, dtype)
+        self.processing_class = self._encoder.processing_class
+        self._tokens_per_batch = tokens_per_batch or choose_tokens_per_batch(self._encoder.device)
         self._vectors: dict[str, torch.Tensor] = {}
         self._token_hashes: dict[str, bytes] = {}
         self.undecided_pairs = 0
 
-    @cached_property
+    @property
+    def model(self) -> PreTrainedModel:
+        """The encoder. A named one is loaded when this is first read, and again after [`release`]."""
+        return self._encoder.model
+
+    def release(self) -> None:
+        """Releases the weights of a named encoder. They are loaded again when they are needed."""
+        self._encoder.release()
+
+    @property
     def model_fingerprint(self) -> str:
         """A hash of the encoder's weights. It does not depend on the threshold."""
-        return weights_fingerprint(self.model)
+        return self._encoder.fingerprint
 
     @property
     def fingerprint(self) -> str:
@@ -141,7 +153,7 @@ class EmbeddingEquivalence:
         """Embeds texts. Keeps the vectors on the CPU, in fp32 and with length one."""
         if not texts:
             return
-        max_length = get_context_length(self.model, self.processing_class)
+        max_length = self._encoder.context_length
         rows = self.processing_class(texts, truncation=True, max_length=max_length)["input_ids"]
         for text, row in zip(texts, rows, strict=True):
             self._token_hashes[text] = hashlib.blake2b(repr(row).encode(), digest_size=16).digest()

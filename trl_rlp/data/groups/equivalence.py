@@ -1,6 +1,8 @@
 """The equivalences: objects that decide whether two completions mean the same."""
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from trl_rlp.data.groups.embedding import EmbeddingEquivalence
@@ -16,6 +18,7 @@ __all__ = [
     "ExactMatch",
     "NLIEquivalence",
     "normalize_text",
+    "release_after",
     "require_equivalence",
 ]
 
@@ -26,7 +29,8 @@ class Equivalence(Protocol):
 
     Any object with these three members works. The relation must be symmetric, and equal completions must be
     equivalent. It need not be transitive. An object may also have the attribute `instruction` of [`NLIEquivalence`].
-    Without it, it gets whole prompts.
+    Without it, it gets whole prompts. An object with a model may have a method `release`, which releases the model
+    until it is needed again, see [`release_after`].
     """
 
     @property
@@ -84,6 +88,22 @@ def require_equivalence(equivalence: Any) -> None:
     missing = [name for name in members if inspect.getattr_static(equivalence, name, None) is None]
     if missing:
         raise TypeError(f"`equivalence` is a `{type(equivalence).__name__}`, which lacks {missing}. {remedy}")
+
+
+@contextmanager
+def release_after(equivalence: Any) -> Iterator[None]:
+    """
+    Releases the model of an equivalence after a `with` block, also when the block fails.
+
+    Args:
+        equivalence ([`Equivalence`]):
+            The equivalence. One without a method `release` is left as it is.
+    """
+    try:
+        yield
+    finally:
+        if hasattr(equivalence, "release"):
+            equivalence.release()
 
 
 class ExactMatch:

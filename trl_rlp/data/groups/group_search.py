@@ -8,7 +8,7 @@ Pair = tuple[int, int]
 
 
 @dataclass
-class Group:
+class PossibleGroup:
     """
     What is known about a group that one completion may have opened.
 
@@ -35,7 +35,7 @@ class Group:
     candidates: list[int] = field(default_factory=list)
 
 
-def find_possible_groups(weights: list[int], same: dict[Pair, bool]) -> list[Group]:
+def find_possible_groups(weights: list[int], same: dict[Pair, bool]) -> list[PossibleGroup]:
     """
     Returns what some comparisons reveal about the groups of the leader loop.
 
@@ -49,9 +49,10 @@ def find_possible_groups(weights: list[int], same: dict[Pair, bool]) -> list[Gro
             Known comparisons. Maps `(earlier, later)` completions to whether they mean the same.
 
     Returns:
-        `list[Group]`: One group per completion that opens a group or may open one, in the order of the completions.
+        `list[PossibleGroup]`: One group per completion that opens a group or may open one, in the order of the
+        completions.
     """
-    groups: list[Group] = []
+    groups: list[PossibleGroup] = []
     for completion, weight in enumerate(weights):
         possible_homes, is_taken = [], False
         for group in groups:
@@ -68,13 +69,13 @@ def find_possible_groups(weights: list[int], same: dict[Pair, bool]) -> list[Gro
             group.upper += weight
         if not is_taken:
             is_certain = not possible_homes
-            groups.append(Group(completion, is_certain, lower=weight if is_certain else 0, upper=weight))
+            groups.append(PossibleGroup(completion, is_certain, lower=weight if is_certain else 0, upper=weight))
     return groups
 
 
 def search_groups(
     weights: list[int], needed_weight: int, complete_groups: bool = False
-) -> Generator[list[Pair], list[bool], list[Group]]:
+) -> Generator[list[Pair], list[bool], list[PossibleGroup]]:
     """
     Requests comparisons until it is certain whether a group reaches `needed_weight` and, if so, which is the largest.
 
@@ -94,8 +95,8 @@ def search_groups(
         `list[tuple[int, int]]`: Pairs `(earlier, later)` to compare. Send back one boolean per pair.
 
     Returns:
-        `list[Group]`: What is known at the end. If the largest `lower` is at least `needed_weight`, the first group
-        with this `lower` is the largest group, and all its members are known. Otherwise no group reaches
+        `list[PossibleGroup]`: What is known at the end. If the largest `lower` is at least `needed_weight`, the first
+        group with this `lower` is the largest group, and all its members are known. Otherwise no group reaches
         `needed_weight`.
     """
     same: dict[Pair, bool] = {}
@@ -112,12 +113,12 @@ def search_groups(
     return groups
 
 
-def _compute_goal(group: Group, best: Group, needed_weight: int) -> int:
+def _compute_goal(group: PossibleGroup, best: PossibleGroup, needed_weight: int) -> int:
     """Returns the weight with which the group wins. It must exceed the best group's if that one was opened earlier."""
     return max(needed_weight, best.lower + (group.leader > best.leader))
 
 
-def _pair_with_leader(target: Group, goal: int, weights: list[int], same: dict[Pair, bool]) -> list[Pair]:
+def _pair_with_leader(target: PossibleGroup, goal: int, weights: list[int], same: dict[Pair, bool]) -> list[Pair]:
     """
     Pairs the group's leader with its candidates, those with the most copies first.
 
@@ -133,7 +134,7 @@ def _pair_with_leader(target: Group, goal: int, weights: list[int], same: dict[P
     return pairs
 
 
-def _pair_with_earlier_leader(target: Group, groups: list[Group], same: dict[Pair, bool]) -> Pair:
+def _pair_with_earlier_leader(target: PossibleGroup, groups: list[PossibleGroup], same: dict[Pair, bool]) -> Pair:
     """Returns a pair with an earlier leader, which may still take the group's leader or one of its candidates."""
     earlier = [group.leader for group in groups if group.leader < target.leader]
     contested = [target.leader, *target.candidates, *earlier]

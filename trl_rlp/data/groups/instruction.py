@@ -1,19 +1,22 @@
 """The instruction of a prompt, without template and examples: the text before both completions of a pair."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from datasets import Dataset
 
 from trl_rlp.data.turns import Messages
 from trl_rlp.data.validation import prompt_text, remove_format
+from trl_rlp.storage.fingerprints import value_fingerprint
 
 
 InstructionSource = str | Callable[[str | Messages], str] | None
 
 AUTO = "auto"
 """The value of `instruction` that finds the instruction of each prompt with [`find_instruction`]."""
+
+_ROWS_PER_PART = 10_000
 
 # What opens the user's turn, and what ends it. Both must be there, because a text may mention a special token.
 _SPECIAL_TOKENS = [
@@ -97,18 +100,22 @@ def _find_between_words(prompt: str, opening: str, end: str) -> str:
     return body[openings[-1].end() :].strip() if openings else ""
 
 
-def read_instructions(samples: Dataset, equivalence: Any, name: str = "samples") -> list[str]:
+def read_instructions(
+    samples: Dataset | Mapping[str, list], equivalence: Any, name: str = "samples", first_row: int = 0
+) -> list[str]:
     """
     Reads the text that an equivalence gets as the prompt of each row. It also serves as a check before any work.
 
     Args:
-        samples ([`~datasets.Dataset`]):
-            Dataset with a column `prompt`, and the column that the equivalence names.
+        samples ([`~datasets.Dataset`] or `Mapping[str, list]`):
+            Dataset with a column `prompt` and the column that the equivalence names, or a batch of its columns.
         equivalence ([`Equivalence`]):
             Its attribute `instruction` decides, see [`NLIEquivalence`]. Without this attribute, the text is the whole
             prompt.
         name (`str`, *optional*, defaults to `"samples"`):
             Name of the dataset's argument, for the error message.
+        first_row (`int`, *optional*, defaults to `0`):
+            Number of the first row, for the error message about a part of a dataset.
 
     Returns:
         `list[str]`: One text per row.
@@ -120,11 +127,11 @@ def read_instructions(samples: Dataset, equivalence: Any, name: str = "samples")
     source = _get_source(equivalence)
     require_instruction_column(samples, equivalence, name)
     if source is None:
-        return [""] * len(samples)
+        return [""] * len(samples["prompt"])
     read = find_instruction if source == AUTO else source if callable(source) else prompt_text
     column = source if _is_column(source) else "prompt"
     texts = []
-    for row, value in enumerate(remove_format(samples)[column]):
+    for row, value in enumerate(remove_format(samples)[column], start=first_row):
         text = read(value) if callable(source) or isinstance(value, str | list) else None
         if not isinstance(text, str):
             raise TypeError(
@@ -135,13 +142,40 @@ def read_instructions(samples: Dataset, equivalence: Any, name: str = "samples")
     return texts
 
 
-def require_instruction_column(dataset: Dataset, equivalence: Any, name: str) -> None:
+def fingerprint_instructions(samples: Dataset, equivalence: Any) -> list[str]:
+    """
+    Computes fingerprints of the instructions that a function returns or a column holds, part by part. It also serves
+    as a check before any work.
+
+    Args:
+        samples ([`~datasets.Dataset`]):
+            Policy samples without a format.
+        equivalence ([`Equivalence`]):
+            Decides which completions mean the same.
+
+    Returns:
+        `list[str]`: Empty if the prompts alone decide the instructions.
+
+    Raises:
+        TypeError, ValueError: For the same reasons as [`read_instructions`].
+    """
+    source = _get_source(equivalence)
+    require_instruction_column(samples, equivalence, "samples")
+    if source in (None, AUTO, "prompt"):
+        return []
+    columns = samples.select_columns(["prompt", *list_instruction_columns(equivalence)])
+    starts = range(0, len(samples), _ROWS_PER_PART)
+    parts = zip(starts, columns.iter(_ROWS_PER_PART), strict=True)
+    return [value_fingerprint(read_instructions(part, equivalence, "samples", start)) for start, part in parts]
+
+
+def require_instruction_column(dataset: Dataset | Mapping[str, list], equivalence: Any, name: str) -> None:
     """
     Checks that a dataset has the column that an equivalence reads.
 
     Args:
-        dataset ([`~datasets.Dataset`]):
-            Prompts or samples.
+        dataset ([`~datasets.Dataset`] or `Mapping[str, list]`):
+            Prompts or samples, or a batch of their columns.
         equivalence ([`Equivalence`]):
             Decides which completions mean the same.
         name (`str`):
@@ -150,11 +184,12 @@ def require_instruction_column(dataset: Dataset, equivalence: Any, name: str) ->
     Raises:
         ValueError: If the column is missing.
     """
+    names = dataset.column_names if isinstance(dataset, Dataset) else list(dataset)
     for column in list_instruction_columns(equivalence):
-        if column not in dataset.column_names:
+        if column not in names:
             raise ValueError(
-                f"`instruction`={column!r} names no column of `{name}`, which has {dataset.column_names}. Name one of "
-                "them, or pass 'auto', a function or None (`none` on the command line)."
+                f"`instruction`={column!r} names no column of `{name}`, which has {names}. Name one of them, or pass "
+                "'auto', a function or None (`none` on the command line)."
             )
 
 

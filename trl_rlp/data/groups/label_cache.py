@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers.utils import logging
 
 from trl_rlp.storage.paths import expand_path
+from trl_rlp.storage.processes import list_process_files
 
 
 logger = logging.get_logger(__name__)
@@ -21,11 +22,12 @@ _LOCK_SECONDS = 60
 
 class LabelCache:
     """
-    Stores labels under hashed keys in an SQLite file. Several processes may share the file.
+    Stores labels under hashed keys in SQLite files. It reads the files of all processes of `accelerate launch`, and
+    each process writes its own: the main process `path`, process 1 `path` with `.1` at the end, and so on.
 
     The cache knows nothing about models and texts. The caller puts everything that a label depends on into the key.
     [`NLIEquivalence`] hashes the classifier's weights and the token ids, but not the rule. Entries are never removed.
-    Delete the file to empty the cache.
+    Delete the files to empty the cache.
 
     A file that cannot be opened is an error, because that happens before any work. A file that fails later (a full
     disk, a lock, damage) does not stop the run. A warning is logged once, and the run goes on without it: after a
@@ -47,21 +49,7 @@ class LabelCache:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._can_read = self._can_write = True
-        try:
-            self._connection = sqlite3.connect(path, timeout=_LOCK_SECONDS)
-            self._connection.execute(
-                "CREATE TABLE IF NOT EXISTS labels (key BLOB PRIMARY KEY, label INTEGER) WITHOUT ROWID"
-            )
-            self._connection.execute("SELECT key, label FROM labels LIMIT 1")
-        except sqlite3.OperationalError as error:
-            if "no such column" not in str(error):
-                raise OSError(
-                    f"`cache`={path!r} cannot be used ({error}). Check that the disk has room and that no other "
-                    "program locks the file, or name another file."
-                ) from error
-            raise ValueError(_describe_other_file(path, error)) from error
-        except sqlite3.DatabaseError as error:
-            raise ValueError(_describe_other_file(path, error)) from error
+        self._connection, *self._others = [_open(str(file)) for file in list_process_files(path)]
 
     def find(self, keys: list[bytes]) -> dict[bytes, int]:
         """
@@ -75,15 +63,13 @@ class LabelCache:
             `dict[bytes, int]`: The label of each key that is in the cache. Empty if the file cannot be read.
         """
         found: dict[bytes, int] = {}
-        for start in range(0, len(keys) if self._can_read else 0, _KEYS_PER_STATEMENT):
-            part = keys[start : start + _KEYS_PER_STATEMENT]
-            marks = ",".join("?" * len(part))
+        if self._can_read:
             try:
-                found.update(self._connection.execute(f"SELECT key, label FROM labels WHERE key IN ({marks})", part))
+                for connection in (self._connection, *self._others):
+                    found |= _select(connection, [key for key in keys if key not in found])
             except sqlite3.DatabaseError as error:
                 self._can_read = self._can_write = False
                 self._warn("read", error)
-                break
         return found
 
     def store(self, labels: dict[bytes, int]) -> None:
@@ -109,6 +95,32 @@ class LabelCache:
             f"The label cache {self._path!r} cannot be {verb} ({error}). The run goes on and stores no more labels. "
             "Make room, or pass another file as `cache`, before the next run."
         )
+
+
+def _open(path: str) -> sqlite3.Connection:
+    try:
+        connection = sqlite3.connect(path, timeout=_LOCK_SECONDS)
+        connection.execute("CREATE TABLE IF NOT EXISTS labels (key BLOB PRIMARY KEY, label INTEGER) WITHOUT ROWID")
+        connection.execute("SELECT key, label FROM labels LIMIT 1")
+    except sqlite3.OperationalError as error:
+        if "no such column" not in str(error):
+            raise OSError(
+                f"`cache`={path!r} cannot be used ({error}). Check that the disk has room and that no other "
+                "program locks the file, or name another file."
+            ) from error
+        raise ValueError(_describe_other_file(path, error)) from error
+    except sqlite3.DatabaseError as error:
+        raise ValueError(_describe_other_file(path, error)) from error
+    return connection
+
+
+def _select(connection: sqlite3.Connection, keys: list[bytes]) -> dict[bytes, int]:
+    found: dict[bytes, int] = {}
+    for start in range(0, len(keys), _KEYS_PER_STATEMENT):
+        part = keys[start : start + _KEYS_PER_STATEMENT]
+        marks = ",".join("?" * len(part))
+        found.update(connection.execute(f"SELECT key, label FROM labels WHERE key IN ({marks})", part))
+    return found
 
 
 def _describe_other_file(path: str, error: sqlite3.DatabaseError) -> str:

@@ -3,7 +3,6 @@
 import hashlib
 import os
 from collections.abc import Callable
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -11,12 +10,11 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig, P
 from transformers.utils import logging
 
 from trl_rlp.data.batching import eval_mode, pad_right, split_by_token_budget
-from trl_rlp.data.groups.encoders import choose_tokens_per_batch, get_context_length, load_encoder
+from trl_rlp.data.groups.encoders import Encoder, choose_tokens_per_batch
 from trl_rlp.data.groups.instruction import AUTO, InstructionSource
 from trl_rlp.data.groups.label_cache import LabelCache
 from trl_rlp.data.groups.pair_encoding import EncodedPair, PairEncoder
 from trl_rlp.data.normalization import normalize_text
-from trl_rlp.storage.fingerprints import weights_fingerprint
 
 
 logger = logging.get_logger(__name__)
@@ -81,8 +79,8 @@ class NLIEquivalence:
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`], *optional*, defaults to `"microsoft/deberta-large-mnli"`):
-            Classifier, or its name or folder. A named model is loaded in fp32 on a CPU and in its own dtype on an
-            accelerator. A loaded model keeps its dtype and its device.
+            Classifier, or its name or folder. The weights of a named one are loaded when they are first needed. A
+            loaded model keeps its dtype and its device.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer of the classifier. Defaults to the tokenizer under the model's name.
         rule (`str`, *optional*, defaults to `"strict"`):
@@ -98,11 +96,15 @@ class NLIEquivalence:
             Tokens per batch, including padding. Defaults to 512 on a CPU and 16,384 on an accelerator.
         cache (`str` or `os.PathLike`, *optional*):
             File that stores the labels, see [`LabelCache`]. One file serves all rules and any number of models.
+        dtype (`str`, *optional*, defaults to `"auto"`):
+            Dtype of a named model: `"auto"`, `"float32"` or `"bfloat16"`. `"auto"` is bf16 on an accelerator that
+            computes in it, and fp32 on a CPU. The logits are in fp32.
 
     Raises:
         TypeError: If `instruction` is neither text nor a function nor `None`.
-        ValueError: If `rule` is unknown, the classifier has no entailment label (or no contradiction label where the
-            rule needs one), `max_length` is beyond the context or too small, or `cache` is not a label cache.
+        ValueError: If `rule` or `dtype` is unknown, the classifier has no entailment label (or no contradiction label
+            where the rule needs one), `max_length` is beyond the context or too small, or `cache` is not a label
+            cache.
 
     Reference:
         Section 3.2 and Algorithm 1 of [Kuhn et al. 2023](https://arxiv.org/abs/2302.09664).
@@ -126,6 +128,7 @@ class NLIEquivalence:
         max_length: int | None = None,
         tokens_per_batch: int | None = None,
         cache: str | os.PathLike | None = None,
+        dtype: str = "auto",
     ):
         if rule not in RULES:
             raise ValueError(f"`rule` must be one of {sorted(RULES)}, got {rule!r}.")
@@ -135,19 +138,29 @@ class NLIEquivalence:
             )
         self.rule = rule
         self.instruction = instruction
-        self.model, self.processing_class = load_encoder(AutoModelForSequenceClassification, model, processing_class)
-        self._label_names = _read_label_names(self.model.config, needs_contradiction=rule == "no_contradiction")
-        max_length = _resolve_max_length(self.model, self.processing_class, max_length)
-        self._encoder = PairEncoder(self.processing_class, max_length)
-        self._tokens_per_batch = tokens_per_batch or choose_tokens_per_batch(self.model)
+        self._encoder = Encoder(AutoModelForSequenceClassification, model, processing_class, dtype)
+        self.processing_class = self._encoder.processing_class
+        self._label_names = _read_label_names(self._encoder.config, needs_contradiction=rule == "no_contradiction")
+        max_length = _resolve_max_length(self._encoder.context_length, max_length)
+        self._pair_encoder = PairEncoder(self.processing_class, max_length)
+        self._tokens_per_batch = tokens_per_batch or choose_tokens_per_batch(self._encoder.device)
         self._cache = None if cache is None else LabelCache(cache)
         self.truncated_pairs = 0
         self.undecided_pairs = 0
 
-    @cached_property
+    @property
+    def model(self) -> PreTrainedModel:
+        """The classifier. A named one is loaded when this is first read, and again after [`release`]."""
+        return self._encoder.model
+
+    def release(self) -> None:
+        """Releases the weights of a named classifier. They are loaded again when they are needed."""
+        self._encoder.release()
+
+    @property
     def model_fingerprint(self) -> str:
         """A hash of the classifier's weights. It does not depend on the rule."""
-        return weights_fingerprint(self.model)
+        return self._encoder.fingerprint
 
     @property
     def fingerprint(self) -> str:
@@ -156,7 +169,7 @@ class NLIEquivalence:
         # A function is identified by its name only.
         source = self.instruction
         instruction = source if source is None or isinstance(source, str) else ("function", _get_name(source))
-        parts = [self.model_fingerprint, vocabulary, self._encoder.max_length, self.rule, instruction]
+        parts = [self.model_fingerprint, vocabulary, self._pair_encoder.max_length, self.rule, instruction]
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
     def normalize(self, text: str) -> str:
@@ -213,7 +226,7 @@ class NLIEquivalence:
             `list[str]`: One label per pair: `"entailment"`, `"contradiction"`, or `"neutral"` for any other class. It
             is `"undecided"` where the completions differ and their tokens do not.
         """
-        pairs = self._encoder.encode(prompts, premises, hypotheses)
+        pairs = self._pair_encoder.encode(prompts, premises, hypotheses)
         self._count_truncated_pairs(pairs)
         is_undecided = [
             pair.has_equal_sides and self.normalize(premise) != self.normalize(hypothesis)
@@ -231,8 +244,8 @@ class NLIEquivalence:
         count = sum(pair.is_truncated for pair in pairs)
         if count and not self.truncated_pairs:
             logger.warning(
-                f"Some NLI pairs are longer than {self._encoder.max_length} tokens. They are truncated, the prompt "
-                "before the completion. `truncated_pairs` counts them, and this warning is logged once. Use a "
+                f"Some NLI pairs are longer than {self._pair_encoder.max_length} tokens. They are truncated, the "
+                "prompt before the completion. `truncated_pairs` counts them, and this warning is logged once. Use a "
                 "classifier with a longer context."
             )
         self.truncated_pairs += count
@@ -273,7 +286,7 @@ class NLIEquivalence:
         with eval_mode(self.model):
             for rows in batches:
                 batch = [pairs[row] for row in rows]
-                logits = self.model(**self._collate(batch)).logits  # (batch, labels)
+                logits = self.model(**self._collate(batch)).logits.float()  # (batch, labels)
                 if not logits.isfinite().all():
                     raise ValueError("`model` returns NaN or infinite logits. Load it with `dtype=torch.float32`.")
                 label_ids.update(zip(batch, logits.argmax(dim=-1).tolist(), strict=True))
@@ -311,10 +324,7 @@ def _read_label_names(config: PreTrainedConfig, needs_contradiction: bool) -> li
     return label_names
 
 
-def _resolve_max_length(
-    model: PreTrainedModel, processing_class: PreTrainedTokenizerBase, max_length: int | None
-) -> int:
-    context_length = get_context_length(model, processing_class)
+def _resolve_max_length(context_length: int, max_length: int | None) -> int:
     if max_length is not None and max_length > context_length:
         raise ValueError(
             f"`max_length`={max_length} tokens is beyond the classifier's context of {context_length} tokens. Lower "

@@ -7,6 +7,7 @@ from typing import Any
 
 from trl_rlp.storage.fingerprints import value_fingerprint
 from trl_rlp.storage.paths import expand_path
+from trl_rlp.storage.processes import list_process_files
 
 
 Answer = dict[str, Any]
@@ -23,6 +24,9 @@ class AnswerCache:
     file holds one object per line: the answer, and a hash of the question and of everything else that decides the
     answer. One file may serve any number of judges. Entries are never removed. Delete the file to empty the cache.
 
+    Under `accelerate launch`, each process writes its own file: the main process `path`, process 1 `path` with `.1` at
+    the end, and so on. All of them are read when the cache is opened.
+
     Args:
         path (`str` or `os.PathLike`, *optional*):
             File to open or create. Its folder is created too. By default, answers are only kept in memory.
@@ -32,11 +36,14 @@ class AnswerCache:
     """
 
     def __init__(self, path: str | os.PathLike | None = None):
-        self.path = None if path is None else Path(expand_path(path))
+        self.path = None
         self._answers: dict[str, Answer] = {}
         self._ends_in_line = False
-        if self.path is not None:
-            self._open()
+        if path is not None:
+            self.path, *others = list_process_files(expand_path(path))
+            for other in others:
+                self._read(other, other.read_bytes())
+            self._open(self.path)
 
     def find(self, *question: Any) -> Answer | None:
         """
@@ -69,17 +76,33 @@ class AnswerCache:
         if self.path is not None:
             self._append((json.dumps({KEY: key, **answer}) + "\n").encode())
 
-    def _open(self) -> None:
-        if self.path.is_dir():
-            raise ValueError(f"`cache`='{self.path}' is a folder. Name a file in it, for example 'answers.jsonl'.")
+    def keep(self, *question: Any, answer: Answer) -> None:
+        """
+        Keeps an answer in memory only, for example because another process has stored it.
+
+        Args:
+            question:
+                Everything that decides the answer, as plain values.
+            answer (`dict`):
+                The answer.
+        """
+        self._answers[value_fingerprint(question)] = answer
+
+    def _open(self, path: Path) -> None:
+        if path.is_dir():
+            raise ValueError(f"`cache`='{path}' is a folder. Name a file in it, for example 'answers.jsonl'.")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a+b") as file:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a+b") as file:
                 file.seek(0)
                 content = file.read()
         except OSError as error:
             problem = error.strerror or error
-            raise ValueError(f"`cache`='{self.path}' cannot be written ({problem}). Name another file.") from error
+            raise ValueError(f"`cache`='{path}' cannot be written ({problem}). Name another file.") from error
+        self._read(path, content)
+        self._ends_in_line = not content.endswith(b"\n") and content != b""
+
+    def _read(self, path: Path, content: bytes) -> None:
         for number, line in enumerate(content.splitlines(), start=1):
             try:
                 answer = json.loads(line)
@@ -88,10 +111,9 @@ class AnswerCache:
                 # A kill or a full disk can cut a line. Its question is asked again.
                 if not line.startswith(f'{{"{KEY}"'[: len(line)].encode()):
                     raise ValueError(
-                        f"`cache`='{self.path}' is not a file of answers (line {number}). Name another file or delete "
+                        f"`cache`='{path}' is not a file of answers (line {number}). Name another file or delete "
                         "this one."
                     ) from None
-        self._ends_in_line = not content.endswith(b"\n") and content != b""
 
     def _append(self, line: bytes) -> None:
         line = b"\n" * self._ends_in_line + line

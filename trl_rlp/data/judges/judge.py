@@ -73,6 +73,7 @@ def reward_judge(
     *,
     max_length: int | None = None,
     tokens_per_batch: int = 8192,
+    share_batches: bool = False,
 ) -> Judge:
     r"""
     Creates a judge from a reward model, with the Bradley-Terry probability $p = \sigma(r(x, y_1) - r(x, y_2))$.
@@ -88,6 +89,8 @@ def reward_judge(
             Maximum number of tokens per row. Longer rows lose the beginning of their prompt.
         tokens_per_batch (`int`, *optional*, defaults to `8192`):
             Maximum number of tokens per batch, padding included.
+        share_batches (`bool`, *optional*, defaults to `False`):
+            Whether the processes of `accelerate launch` share the batches of each call, as in [`score`].
 
     Returns:
         `Callable`: `judge(prompts, firsts, seconds)`.
@@ -101,6 +104,7 @@ def reward_judge(
             [*firsts, *seconds],
             max_length=max_length,
             tokens_per_batch=tokens_per_batch,
+            share_batches=share_batches,
         )
         first, second = torch.tensor(rewards, dtype=torch.float64).view(2, len(prompts))  # (pairs,)
         return snap_ties(torch.sigmoid(first - second))

@@ -18,7 +18,11 @@ from trl_rlp.data.judges.judge import snap_ties
 from trl_rlp.data.judges.verdicts import Labels, find_labels
 from trl_rlp.data.turns import Messages, message_text, split_assistant_prefill
 from trl_rlp.storage.fingerprints import weights_fingerprint
+from trl_rlp.storage.processes import run_on_main, share_work
 
+
+Question = tuple[str | None, list[int], tuple[int, int]]
+"""What decides an answer: fingerprint of the model, token ids of the question, and the first tokens of the labels."""
 
 JUDGE_TEMPLATE = """Which of two responses to an instruction is better?
 
@@ -43,6 +47,7 @@ def language_model_judge(
     tokens_per_batch: int = 8192,
     tolerance: float = 1.0,
     cache: str | os.PathLike | None = None,
+    share_batches: bool = False,
 ) -> LanguageModelJudge:
     """
     Creates a judge from a causal LM, which reads each pair in both orders.
@@ -68,6 +73,9 @@ def language_model_judge(
             share is an error. The probabilities of these questions count like all others.
         cache (`str` or `os.PathLike`, *optional*):
             File that stores the answers, see [`AnswerCache`]. An interrupted run resumes from it.
+        share_batches (`bool`, *optional*, defaults to `False`):
+            Whether the processes of `accelerate launch` share the batches of each call. Each of them must then call
+            the judge with the same pairs, and each gets all probabilities.
 
     Returns:
         [`LanguageModelJudge`]: `judge(prompts, firsts, seconds)`, with the attributes `asked`, `unreadable` and
@@ -78,7 +86,7 @@ def language_model_judge(
             the judge is called, if all questions are longer than the model's context, a probability is NaN, or the
             share of answers that are neither A nor B exceeds `tolerance`.
     """
-    return LanguageModelJudge(model, processing_class, template, tokens_per_batch, tolerance, cache)
+    return LanguageModelJudge(model, processing_class, template, tokens_per_batch, tolerance, cache, share_batches)
 
 
 class LanguageModelJudge(AskedJudge):
@@ -92,10 +100,11 @@ class LanguageModelJudge(AskedJudge):
         tokens_per_batch: int,
         tolerance: float,
         cache: str | os.PathLike | None,
+        share_batches: bool,
     ):
         require_template(template)
         self.model, self.processing_class = model, processing_class
-        self.template, self.tokens_per_batch = template, tokens_per_batch
+        self.template, self.tokens_per_batch, self.share_batches = template, tokens_per_batch, share_batches
         super().__init__(tolerance, cache)
 
     def __call__(self, prompts: list[str | Messages], firsts: list[str], seconds: list[str]) -> list[float | None]:
@@ -132,19 +141,44 @@ class LanguageModelJudge(AskedJudge):
         is_kept = self._cache.path is not None
         fingerprint = weights_fingerprint(self.model) if is_kept else None
         questions = list(zip([fingerprint] * len(stems), stems, label_tokens, strict=True))
-        answers = {row: self._cache.find(*question) if is_kept else None for row, question in enumerate(questions)}
+        answers = dict(enumerate(self._find_answers(questions) if is_kept else [None] * len(stems)))
         missing = [row for row, answer in answers.items() if answer is None]
-        with eval_mode(self.model):
-            for batch in split_by_token_budget([len(stems[row]) for row in missing], self.tokens_per_batch):
-                rows = [missing[index] for index in batch]
-                probabilities, top_tokens = _compute_label_probabilities(
-                    self.model, [stems[row] for row in rows], [label_tokens[row] for row in rows]
-                )
-                for row, probability, token in zip(rows, probabilities, top_tokens, strict=True):
-                    answers[row] = {"probability": probability, "text": self.processing_class.decode(token)}
-                    if is_kept and math.isfinite(probability):
-                        self._cache.store(*questions[row], answer=answers[row])
+        indices = split_by_token_budget([len(stems[row]) for row in missing], self.tokens_per_batch)
+        batches = [[missing[index] for index in batch] for batch in indices]
+
+        def ask(own: list[list[int]]) -> list[list[Answer]]:
+            return [self._ask([questions[row] for row in rows], is_kept) for rows in own]
+
+        found = share_work(batches, ask) if self.share_batches else ask(batches)
+        for rows, batch in zip(batches, found, strict=True):
+            answers.update(zip(rows, batch, strict=True))
+        if is_kept and self.share_batches:
+            for row in missing:
+                if math.isfinite(answers[row]["probability"]):
+                    self._cache.keep(*questions[row], answer=answers[row])
         return [answers[row] for row in range(len(stems))]
+
+    def _find_answers(self, questions: list[Question]) -> list[Answer | None]:
+        """Looks up known answers. With shared batches, the main process decides what is known."""
+
+        def find() -> list[Answer | None]:
+            return [self._cache.find(*question) for question in questions]
+
+        return run_on_main(find) if self.share_batches else find()
+
+    def _ask(self, questions: list[Question], is_kept: bool) -> list[Answer]:
+        """Answers the questions of one batch."""
+        _, stems, label_tokens = zip(*questions, strict=True)
+        with eval_mode(self.model):
+            probabilities, top_tokens = _compute_label_probabilities(self.model, list(stems), list(label_tokens))
+        answers = [
+            {"probability": probability, "text": self.processing_class.decode(token)}
+            for probability, token in zip(probabilities, top_tokens, strict=True)
+        ]
+        for question, answer in zip(questions, answers, strict=True):
+            if is_kept and math.isfinite(answer["probability"]):
+                self._cache.store(*question, answer=answer)
+        return answers
 
 
 def require_template(template: str) -> None:

@@ -2,12 +2,14 @@
 
 from trl_rlp.data.preferences.collator import SyntheticPreferenceCollator
 from trl_rlp.data.preferences.holdout import hold_out
+from trl_rlp.data.preferences.labeling import Label
 from trl_rlp.data.preferences.mixing import mix_preferences
 from trl_rlp.data.preferences.preferences import synthesize_preferences, tokenize_preferences
 from trl_rlp.data.preferences.views import ViewSampler
 
 
 __all__ = [
+    "Label",
     "SyntheticPreferenceCollator",
     "ViewSampler",
     "hold_out",

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from trl_rlp.data.groups.clustering import cluster, find_largest_group
+from trl_rlp.data.groups.clustering import Group, find_largest_group
 from trl_rlp.data.judges.judge import TIE, Judge, judge_pairs
 from trl_rlp.data.normalization import normalize_text
 from trl_rlp.data.preferences.completion_rewards import CompletionRewards
@@ -27,7 +27,7 @@ class Pair(NamedTuple):
 
     Args:
         row (`int`):
-            Row of the samples.
+            Number of the row.
         chosen (`int`):
             Preferred completion, y_w.
         rejected (`int`):
@@ -89,13 +89,13 @@ CHOSEN: dict[str, Callable[[list[int], np.random.Generator], list[int]]] = {
 """How y_w is picked. Each function returns a shortlist of group members. The one with the highest reward is y_w."""
 
 
-def spg(samples: Dataset, settings: PairingSettings) -> tuple[list[Pair], Counter]:
+def spg(rows: Sequence[Row], settings: PairingSettings) -> tuple[list[Pair], Counter]:
     """
     Prefers a member of the largest group to a completion outside it, if the group is large enough (SPG).
 
     Args:
-        samples ([`~datasets.Dataset`]):
-            Policy samples, clustered or not.
+        rows (`Sequence[dict]`):
+            Policy samples, with or without groups.
         settings ([`PairingSettings`]):
             Settings. `threshold` is γ.
 
@@ -103,16 +103,16 @@ def spg(samples: Dataset, settings: PairingSettings) -> tuple[list[Pair], Counte
         `tuple[list[Pair], Counter]`: The pairs in the order of the rows, and the number of rows without a pair for
         each reason.
     """
-    return _pair_by_groups(samples, settings, settings.threshold, min_group_size=2)
+    return _pair_by_groups(rows, settings, settings.threshold, min_group_size=2)
 
 
-def select_all(samples: Dataset, settings: PairingSettings) -> tuple[list[Pair], Counter]:
+def select_all(rows: Sequence[Row], settings: PairingSettings) -> tuple[list[Pair], Counter]:
     """
     Applies SPG to all prompts, without a threshold.
 
     Args:
-        samples ([`~datasets.Dataset`]):
-            Policy samples, clustered or not.
+        rows (`Sequence[dict]`):
+            Policy samples, with or without groups.
         settings ([`PairingSettings`]):
             Settings. `threshold` is not used.
 
@@ -122,15 +122,15 @@ def select_all(samples: Dataset, settings: PairingSettings) -> tuple[list[Pair],
     Relations:
         Equal to [`spg`] at γ = 0, except that groups of one member are accepted.
     """
-    return _pair_by_groups(samples, settings, 0.0, min_group_size=1)
+    return _pair_by_groups(rows, settings, 0.0, min_group_size=1)
 
 
-def reward(samples: Dataset, settings: PairingSettings) -> tuple[list[Pair], Counter]:
+def reward(rows: Sequence[Row], settings: PairingSettings) -> tuple[list[Pair], Counter]:
     """
     Draws two completions with different texts, and labels them with the reward model r_φ.
 
     Args:
-        samples ([`~datasets.Dataset`]):
+        rows (`Sequence[dict]`):
             Policy samples.
         settings ([`PairingSettings`]):
             Settings. `rewards` supplies the labels.
@@ -144,15 +144,15 @@ def reward(samples: Dataset, settings: PairingSettings) -> tuple[list[Pair], Cou
         seconds = settings.rewards.fetch([(row, j) for row, _, j in drawn])
         return torch.sigmoid(torch.tensor(firsts).double() - torch.tensor(seconds).double()).tolist()
 
-    return _pair_by_labels(samples, settings, compute_probabilities)
+    return _pair_by_labels(rows, settings, compute_probabilities)
 
 
-def rlaif(samples: Dataset, settings: PairingSettings) -> tuple[list[Pair], Counter]:
+def rlaif(rows: Sequence[Row], settings: PairingSettings) -> tuple[list[Pair], Counter]:
     """
     Draws two completions with different texts, and labels them with a judge. In the paper, the judge is the policy.
 
     Args:
-        samples ([`~datasets.Dataset`]):
+        rows (`Sequence[dict]`):
             Policy samples.
         settings ([`PairingSettings`]):
             Settings. `judge` supplies the labels.
@@ -162,18 +162,18 @@ def rlaif(samples: Dataset, settings: PairingSettings) -> tuple[list[Pair], Coun
     """
 
     def compute_probabilities(drawn: list[tuple[int, int, int]]) -> list[float | None]:
-        rows = [samples[row] for row, _, _ in drawn]
+        asked = [rows[row] for row, _, _ in drawn]
         return judge_pairs(
             settings.judge,
-            [row["prompt"] for row in rows],
-            [row["completions"][i] for row, (_, i, _) in zip(rows, drawn, strict=True)],
-            [row["completions"][j] for row, (_, _, j) in zip(rows, drawn, strict=True)],
+            [row["prompt"] for row in asked],
+            [row["completions"][i] for row, (_, i, _) in zip(asked, drawn, strict=True)],
+            [row["completions"][j] for row, (_, _, j) in zip(asked, drawn, strict=True)],
         )
 
-    return _pair_by_labels(samples, settings, compute_probabilities)
+    return _pair_by_labels(rows, settings, compute_probabilities)
 
 
-Generator = Callable[[Dataset, PairingSettings], tuple[list[Pair], Counter]]
+Generator = Callable[[Sequence[Row], PairingSettings], tuple[list[Pair], Counter]]
 
 GROUP_GENERATORS: dict[str, Generator] = {"spg": spg, "select_all": select_all}
 """The methods that group completions by meaning. They need groups, or an equivalence."""
@@ -203,10 +203,10 @@ def count_group_sizes(cluster_ids: list[int]) -> dict[int, int]:
 
 
 def _pair_by_groups(
-    samples: Dataset, settings: PairingSettings, threshold: float, min_group_size: int
+    rows: Sequence[Row], settings: PairingSettings, threshold: float, min_group_size: int
 ) -> tuple[list[Pair], Counter]:
     drafts, rejections = [], Counter()
-    for number, row in enumerate(_ensure_groups(samples, settings.equivalence, threshold)):
+    for number, row in enumerate(_ensure_groups(rows, settings.equivalence, threshold)):
         group = find_largest_group(row["cluster_ids"])
         members = [i for i in group if settings.is_eligible(row, i)]
         outside = [i for i in range(len(row["completions"])) if i not in group]
@@ -246,28 +246,32 @@ def _pick_chosen(drafts: list[tuple[list[int], Pair]], rewards: CompletionReward
     return pairs
 
 
-def _ensure_groups(samples: Dataset, equivalence: Any, threshold: float) -> Dataset:
+def _ensure_groups(rows: Sequence[Row], equivalence: Any, threshold: float) -> Sequence[Row]:
     """Returns samples with groups. The decision at this threshold and the largest group are certain."""
-    if not {"cluster_ids", "confidence"} <= set(samples.column_names):
-        return cluster(samples, equivalence, threshold=threshold)
-    require_decided_groups(samples, threshold)
-    return samples
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    if {"cluster_ids", "confidence"} <= set(columns):
+        require_decided_groups(columns, threshold)
+        return rows
+    groups = Group(equivalence, threshold=threshold).group(columns)
+    new_columns = zip(*groups.values(), strict=True)
+    return [{**row, **dict(zip(groups, values, strict=True))} for row, values in zip(rows, new_columns, strict=True)]
 
 
-def require_decided_groups(samples: Dataset, threshold: float) -> None:
+def require_decided_groups(samples: Dataset | Mapping[str, list], threshold: float) -> None:
     """
     Checks that samples with groups were clustered far enough for a threshold.
 
     Args:
-        samples ([`~datasets.Dataset`]):
-            Samples that [`cluster`] has grouped.
+        samples ([`~datasets.Dataset`] or `Mapping[str, list]`):
+            Samples that [`cluster`] has grouped, or a batch of their columns.
         threshold (`float`):
             Smallest confidence that is accepted, in [0, 1].
 
     Raises:
         ValueError: If it is unknown whether a row reaches the threshold.
     """
-    upper = samples["confidence_upper" if "confidence_upper" in samples.column_names else "confidence"]
+    names = samples.column_names if isinstance(samples, Dataset) else list(samples)
+    upper = samples["confidence_upper" if "confidence_upper" in names else "confidence"]
     for row, (low, high) in enumerate(zip(samples["confidence"], upper, strict=True)):
         if low < high and high >= threshold:
             raise ValueError(
@@ -278,13 +282,13 @@ def require_decided_groups(samples: Dataset, threshold: float) -> None:
 
 
 def _pair_by_labels(
-    samples: Dataset,
+    rows: Sequence[Row],
     settings: PairingSettings,
     compute_probabilities: Callable[[list[tuple[int, int, int]]], list[float | None]],
 ) -> tuple[list[Pair], Counter]:
     """Draws one pair per row. Labels it with `compute_probabilities`, the probability that the first is better."""
     drawn, rejections = [], Counter()
-    for number, row in enumerate(samples):
+    for number, row in enumerate(rows):
         texts = [normalize_text(completion) for completion in row["completions"]]
         eligible = [bool(text) and settings.is_eligible(row, i) for i, text in enumerate(texts)]
         distinct = [(i, j) for i, j in combinations(range(len(texts)), 2) if texts[i] != texts[j]]

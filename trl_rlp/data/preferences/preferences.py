@@ -2,40 +2,35 @@
 
 import functools
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, List, Value
+import numpy as np
+import pyarrow.compute as pc
+from datasets import Dataset, Features, Value
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from trl_rlp.data.groups.instruction import list_instruction_columns
 from trl_rlp.data.judges.judge import Judge
-from trl_rlp.data.preferences.blocks import make_pairs
-from trl_rlp.data.preferences.completion_rewards import CompletionRewards
+from trl_rlp.data.preferences.labeling import Label, build_features
 from trl_rlp.data.preferences.mixing import mix_preferences
-from trl_rlp.data.preferences.pairing import (
-    CHOSEN,
-    GENERATORS,
-    GROUP_GENERATORS,
-    JUDGE_GENERATORS,
-    REWARD_GENERATORS,
-    Pair,
-    PairingSettings,
-    count_group_sizes,
-    require_decided_groups,
-)
+from trl_rlp.data.preferences.pairing import CHOSEN, GENERATORS, require_decided_groups
 from trl_rlp.data.sampling_settings import require_settings
-from trl_rlp.data.scoring import batch_scoring_ids, cut_prompts, score, warn_of_cut_prompts
+from trl_rlp.data.scoring import batch_scoring_ids, cut_prompts, warn_of_cut_prompts
 from trl_rlp.data.template_options import TEMPLATE_COLUMNS, list_template_options
-from trl_rlp.data.turns import build_preference_sides, split_assistant_prefill
 from trl_rlp.data.validation import require_columns, require_samples
-from trl_rlp.storage.fingerprints import tokenizer_fingerprint, value_fingerprint, weights_fingerprint
+from trl_rlp.storage.fingerprints import dataset_fingerprint, tokenizer_fingerprint, weights_fingerprint
+from trl_rlp.storage.shards import map_shards
 
 
 __all__ = ["CHOSEN", "GENERATORS", "REJECTIONS", "mix_preferences", "synthesize_preferences", "tokenize_preferences"]
 
 logger = logging.get_logger(__name__)
+
+_REASON = "reason"
 
 REJECTIONS: dict[str, str] = {
     "below_threshold": "Lower `threshold`, or check that `equivalence` separates completions by meaning.",
@@ -105,10 +100,11 @@ def synthesize_preferences(
         seed (`int`, *optional*, defaults to `0`):
             Seed of all draws, at least 0. The draws of a row depend only on the seed and on the content of the row.
         output_dir (`str` or `Path`, *optional*):
-            Folder for finished shards: groups, labels and rewards of `shard_size` prompts each. An interrupted call
-            resumes from it, and several processes share the work. The call does not notice if `judge` is another one.
+            Folder for finished shards: preferences of `shard_size` prompts each. An interrupted call resumes from it.
+            The call does not notice if `judge` is another one.
         shard_size (`int`, *optional*, defaults to `256`):
-            Number of prompts per shard.
+            Number of prompts per shard. Under `accelerate launch`, the processes share the shards, and every process
+            must call the function.
 
     Returns:
         `tuple[datasets.Dataset, dict[str, int]]`: Preferences in TRL's format with their audit columns (see
@@ -118,6 +114,9 @@ def synthesize_preferences(
         ValueError: If an argument is out of range, an argument that the method needs is missing, the samples are not
             policy samples or were clustered for another threshold, a reward is NaN or infinite, no prompt has a pair,
             or `output_dir` holds the shards of another call.
+
+    Relations:
+        [`Label`] does the same to batches of columns, for `Dataset.map` and Ray Data.
 
     Reference:
         SPG of [Lang et al. 2024](https://arxiv.org/abs/2403.19279). The other methods are those of its Table 5.
@@ -136,15 +135,20 @@ def synthesize_preferences(
         "max_length": max_length,
         "seed": seed,
     }
-    settings = _build_settings(samples, method, **options)
+    label = _build_label(samples, method, **options)
+    features = build_features(samples.features, keep_candidates)
+    samples = samples.select_columns(_list_columns(samples, equivalence))
     fingerprint = None if output_dir is None else _build_fingerprint(samples, method, shard_size=shard_size, **options)
-    pairs, rejections = make_pairs(
-        samples, GENERATORS[method], settings, output_dir=output_dir, shard_size=shard_size, fingerprint=fingerprint
+    rows = map_shards(
+        samples,
+        functools.partial(_label_shard, label, list(features), shard_size),
+        description="Preferring",
+        shard_size=shard_size,
+        output_dir=output_dir,
+        fingerprint=fingerprint,
+        features=Features({**features, _REASON: Value("string")}),
     )
-    if not pairs:
-        raise ValueError(_explain_no_pairs(rejections))
-    logger.info(f"{len(pairs)} of {len(samples)} prompts have a pair. Rejected: {dict(rejections)}.")
-    return _build_dataset(samples, pairs, keep_candidates), {reason: rejections[reason] for reason in REJECTIONS}
+    return _separate_pairs(rows)
 
 
 def check_synthesis(samples: Dataset, method: str, **options: Any) -> None:
@@ -162,49 +166,44 @@ def check_synthesis(samples: Dataset, method: str, **options: Any) -> None:
     Raises:
         TypeError, ValueError: For the same reasons as [`synthesize_preferences`] before its work.
     """
-    _build_settings(require_samples(samples, "samples"), method, **options)
+    _build_label(require_samples(samples, "samples"), method, **options)
 
 
-def _build_settings(
-    samples: Dataset,
-    method: str,
-    *,
-    equivalence: Any,
-    reward_model: PreTrainedModel | PeftModel | None,
-    reward_processing_class: PreTrainedTokenizerBase | None,
-    judge: Judge | None,
-    threshold: float,
-    chosen: str,
-    keep_candidates: bool,
-    allow_unfinished_chosen: bool,
-    max_length: int | None,
-    seed: int,
-) -> PairingSettings:
-    _check_options(method, chosen, threshold, keep_candidates, seed)
-    if reward_model is not None and reward_processing_class is None:
-        raise ValueError("`reward_processing_class` is None. Pass the tokenizer of `reward_model`.")
-    rewards = None
-    if reward_model is not None:
-        score_rows = functools.partial(score, reward_model, reward_processing_class, max_length=max_length)
-        rewards = CompletionRewards(samples, score_rows)
-    settings = PairingSettings(equivalence, rewards, judge, threshold, chosen, allow_unfinished_chosen, seed)
-    _check_labelers(samples, method, settings)
+def _build_label(samples: Dataset, method: str, **options: Any) -> Label:
+    label = Label(method=method, **options)
+    label.require_groups(samples.column_names)
+    threshold = options["threshold"]
+    group_threshold = {"spg": threshold, "select_all": 0.0}.get(method)
+    if _has_groups(samples) and group_threshold is not None:
+        require_decided_groups(samples, group_threshold)
     num_generations = len(samples[0]["completions"])
     if method == "spg" and threshold * num_generations <= 1:
         logger.warning(
             f"`threshold`={threshold} of {num_generations} completions is at most one completion, so every prompt "
             "with two completions that agree is accepted. Sample more completions or raise `threshold`."
         )
-    return settings
+    return label
+
+
+def _has_groups(samples: Dataset) -> bool:
+    return {"cluster_ids", "confidence"} <= set(samples.column_names)
+
+
+def _list_columns(samples: Dataset, equivalence: Any) -> list[str]:
+    """Lists the columns that decide the pairs."""
+    names = ["prompt", "completions", "finished", *TEMPLATE_COLUMNS, "cluster_ids", "confidence", "confidence_upper"]
+    if equivalence is not None and not _has_groups(samples):
+        names += list_instruction_columns(equivalence)
+    return [name for name in names if name in samples.column_names]
 
 
 def _build_fingerprint(samples: Dataset, method: str, **options: Any) -> dict[str, Any]:
     """Returns everything that decides the pairs, except for the judge, which may be any function."""
     equivalence, reward_model = options["equivalence"], options["reward_model"]
-    names = ("threshold", "chosen", "allow_unfinished_chosen", "max_length", "seed", "shard_size")
+    names = ("threshold", "chosen", "keep_candidates", "allow_unfinished_chosen", "max_length", "seed", "shard_size")
     tokenizer = options["reward_processing_class"]
     return {
-        "samples": value_fingerprint(samples.to_list()),
+        "samples": dataset_fingerprint(samples),
         "method": method,
         "equivalence": None if equivalence is None else equivalence.fingerprint,
         "reward_model": None if reward_model is None else weights_fingerprint(reward_model),
@@ -292,91 +291,29 @@ def _add_ids(
     return {**columns, _OVERLONG: overlong}
 
 
-def _check_options(method: str, chosen: str, threshold: float, keep_candidates: bool, seed: int) -> None:
-    if method not in GENERATORS:
-        raise ValueError(f"`method` must be one of {sorted(GENERATORS)}, got {method!r}.")
-    if chosen not in CHOSEN:
-        raise ValueError(f"`chosen` must be one of {sorted(CHOSEN)}, got {chosen!r}.")
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"`threshold` is a share of the completions and must be in [0, 1], got {threshold}. Try 0.5.")
-    if keep_candidates and method not in GROUP_GENERATORS:
-        raise ValueError(
-            f"`keep_candidates` must be False with `method`={method!r}, because this method labels one pair and knows "
-            "no other candidates for the rejected side."
-        )
-    if seed < 0:
-        raise ValueError(f"`seed` must be at least 0, got {seed}.")
+def _label_shard(
+    label: Label, names: list[str], shard_size: int, index: int, batch: dict[str, list], advance: Callable[[int], Any]
+) -> dict[str, list]:
+    """Returns the pairs of a shard, and a row with the reason for each prompt without a pair."""
+    start = index * shard_size
+    pairs, rejections = label.label(batch, range(start, start + shard_size))
+    advance(len(batch["prompt"]))
+    records = [*pairs, *({_REASON: reason} for reason in rejections.elements())]
+    return {name: [record.get(name) for record in records] for name in (*names, _REASON)}
 
 
-def _check_labelers(samples: Dataset, method: str, settings: PairingSettings) -> None:
-    has_groups = {"cluster_ids", "confidence"} <= set(samples.column_names)
-    needs_groups = method in GROUP_GENERATORS
-    if needs_groups and settings.equivalence is None and not has_groups:
-        raise ValueError(
-            f"`equivalence` is None, but `method`={method!r} groups completions by meaning. Pass an equivalence from "
-            "`trl_rlp.data.groups`, or samples that `cluster` has grouped."
-        )
-    needs_rewards = method in REWARD_GENERATORS or (needs_groups and settings.chosen == "reward")
-    if settings.rewards is None and needs_rewards:
-        raise ValueError(
-            f"`reward_model` is None, but `method`={method!r} with `chosen`={settings.chosen!r} scores completions. "
-            'Pass the reward model. Methods with groups also accept `chosen="random"`.'
-        )
-    group_threshold = {"spg": settings.threshold, "select_all": 0.0}.get(method)
-    if has_groups and group_threshold is not None:
-        require_decided_groups(samples, group_threshold)
-    if method in JUDGE_GENERATORS and settings.judge is None:
-        raise ValueError(
-            f"`judge` is None, but `method`={method!r} needs a judge for its labels. Pass one from "
-            "`trl_rlp.data.judges`."
-        )
+def _separate_pairs(rows: Dataset) -> tuple[Dataset, dict[str, int]]:
+    """Separates the pairs from the reasons of the prompts without a pair."""
+    reasons = rows.select_columns(_REASON).with_format("arrow")[:][_REASON]
+    counts = pc.value_counts(reasons.drop_null()).to_pylist()
+    rejections = Counter({count["values"]: count["counts"] for count in counts})
+    pairs = rows.select(np.flatnonzero(reasons.is_null().to_numpy())).remove_columns(_REASON)
+    if not len(pairs):
+        raise ValueError(_explain_no_pairs(rejections))
+    logger.info(f"{len(pairs)} of {len(rows)} prompts have a pair. Rejected: {dict(rejections)}.")
+    return pairs, {reason: rejections[reason] for reason in REJECTIONS}
 
 
 def _explain_no_pairs(rejections: Counter) -> str:
     most_common, _ = rejections.most_common(1)[0]
     return f"None of {rejections.total()} prompts has a pair. Rejected: {dict(rejections)}. {REJECTIONS[most_common]}"
-
-
-def _build_dataset(samples: Dataset, pairs: list[Pair], keep_candidates: bool) -> Dataset:
-    prompt = samples.features["prompt"]
-    is_chat = not isinstance(prompt, Value)
-    side = List({"role": Value("string"), "content": Value("string")}) if is_chat else Value("string")
-    template_features = {name: samples.features[name] for name in TEMPLATE_COLUMNS if name in samples.features}
-    features = {"prompt": prompt, "chosen": side, "rejected": side, **template_features, **_AUDIT_FEATURES}
-    if keep_candidates:
-        features |= {"candidates": List(Value("string")), "candidates_finished": List(Value("bool"))}
-    records = [_build_record(samples[pair.row], pair, keep_candidates) for pair in pairs]
-    return Dataset.from_list(records, features=Features(features))
-
-
-_AUDIT_FEATURES = {
-    "sample_row": Value("int64"),
-    "confidence": Value("float64"),
-    "group_sizes": List(Value("int64")),
-    "chosen_cluster_id": Value("int64"),
-    "rejected_cluster_id": Value("int64"),
-    "chosen_reward": Value("float64"),
-    "rejected_reward": Value("float64"),
-    "label_probability": Value("float64"),
-    "chosen_finished": Value("bool"),
-    "rejected_finished": Value("bool"),
-}
-
-
-def _build_record(row: dict[str, Any], pair: Pair, keep_candidates: bool) -> dict[str, Any]:
-    indices = {"chosen": pair.chosen, "rejected": pair.rejected}
-    prompt, sides = build_preference_sides(row["prompt"], [row["completions"][index] for index in indices.values()])
-    record = {"prompt": prompt, "sample_row": pair.row, **dict(zip(indices, sides, strict=True))}
-    record |= {name: row[name] for name in TEMPLATE_COLUMNS if name in row}
-    for side, index in indices.items():
-        record[f"{side}_finished"] = row["finished"][index]
-        record[f"{side}_reward"] = getattr(pair, f"{side}_reward")
-        record[f"{side}_cluster_id"] = None if pair.cluster_ids is None else pair.cluster_ids[index]
-    record["confidence"] = pair.confidence
-    record["label_probability"] = pair.probability
-    record["group_sizes"] = None if pair.cluster_ids is None else list(count_group_sizes(pair.cluster_ids).values())
-    if keep_candidates:
-        _, prefill = split_assistant_prefill(row["prompt"])
-        record["candidates"] = [prefill + row["completions"][i] for i in pair.alternatives]
-        record["candidates_finished"] = [row["finished"][i] for i in pair.alternatives]
-    return record

@@ -1,0 +1,74 @@
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from datasets import Dataset
+
+from trl_rlp.data.columns import add_columns, read_columns, require_sample_columns
+
+
+MESSAGES = [{"role": "user", "content": "a"}]
+ROWS = {"prompt": [MESSAGES, MESSAGES], "completions": [["b", "c"], ["d"]], "finished": [[True, False], [True]]}
+
+
+def as_ray_passes_it():
+    """A batch of Ray Data with `batch_format="numpy"`: arrays of objects that hold arrays."""
+    columns = {}
+    for name, values in ROWS.items():
+        columns[name] = np.empty(2, dtype=object)
+        columns[name][:] = [np.array(value, dtype=None if name == "finished" else object) for value in values]
+    return columns
+
+
+BATCHES = {
+    "lists": lambda: ROWS,
+    "numpy": as_ray_passes_it,
+    "arrow": lambda: pa.table(ROWS),
+    "datasets": lambda: Dataset.from_dict(ROWS)[:],
+}
+
+
+@pytest.mark.parametrize("kind", BATCHES)
+def test_every_kind_of_batch_is_read_as_plain_values(kind):
+    columns = read_columns(BATCHES[kind]())
+    assert columns == ROWS
+    assert all(type(flag) is bool for flags in columns["finished"] for flag in flags)
+    assert type(columns["prompt"][0]) is list and type(columns["completions"][0]) is list
+
+
+def test_numbers_of_numpy_become_numbers_of_python():
+    columns = read_columns({"sample_row": np.arange(2), "scores": [[np.float32(0.5)], []]})
+    assert columns == {"sample_row": [0, 1], "scores": [[0.5], []]}
+    assert type(columns["sample_row"][1]) is int and type(columns["scores"][0][0]) is float
+
+
+@pytest.mark.parametrize("batch", [{"prompt": "one row"}, pd.DataFrame({"prompt": ["a"]}), [1]])
+def test_other_kinds_raise(batch):
+    with pytest.raises(TypeError, match="`batch` must be columns by name .* Pass `batched=True` to `Dataset.map`"):
+        read_columns(batch)
+
+
+@pytest.mark.parametrize("kind", BATCHES)
+def test_new_columns_replace_old_ones_in_the_form_of_the_batch(kind):
+    types = {"ids": pa.list_(pa.int64())}
+    once = add_columns(BATCHES[kind](), {"ids": [[0, 0], [1]]}, types)
+    twice = add_columns(once, {"ids": [[2, 2], []]}, types)
+    assert read_columns(twice) == {**ROWS, "ids": [[2, 2], []]}
+    assert isinstance(twice, pa.Table) == (kind == "arrow")
+    if kind == "arrow":
+        assert twice.schema.field("ids").type == types["ids"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "error", "match"),
+    [
+        ({"completions": None}, ValueError, r"The batch lacks the columns \['completions'\]. It has \['prompt', 'fin"),
+        ({"completions": ["b"]}, TypeError, "Row 0 of the batch: `completions` must be a list of texts, got b"),
+        ({"completions": [[]], "finished": [[]]}, ValueError, "Row 0 of the batch has no completions"),
+        ({"finished": [[]]}, ValueError, "Row 0 of the batch has 1 completions but 0 entries in `finished`"),
+    ],
+)
+def test_rows_that_are_no_samples_raise(columns, error, match):
+    columns = {"prompt": ["a"], "completions": [["b"]], "finished": [[True]], **columns}
+    with pytest.raises(error, match=match):
+        require_sample_columns({name: values for name, values in columns.items() if values is not None}, list(ROWS))

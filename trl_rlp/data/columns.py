@@ -1,0 +1,110 @@
+"""Batches of columns, as `datasets` and Ray Data pass them to callables: reading, checking and extending them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+
+Batch = Mapping[str, Any] | pa.Table
+
+
+def read_columns(batch: Batch) -> dict[str, list]:
+    """
+    Converts a batch of columns to plain Python values.
+
+    Args:
+        batch (`Mapping` or `pyarrow.Table`):
+            Columns by name: lists or NumPy arrays, which may hold further arrays. `datasets` passes lists. Ray Data
+            passes arrays with `batch_format="numpy"` and a table with `batch_format="pyarrow"`.
+
+    Returns:
+        `dict[str, list]`: The columns in their order.
+
+    Raises:
+        TypeError: If `batch` is neither a mapping nor a table, for example one row or a `pandas.DataFrame`.
+
+    Example:
+
+    ```python
+    >>> read_columns({"prompt": np.array(["a"], dtype=object), "finished": [np.array([True, False])]})
+    {'prompt': ['a'], 'finished': [[True, False]]}
+    ```
+    """
+    if isinstance(batch, pa.Table):
+        return batch.to_pydict()
+    is_batch = isinstance(batch, Mapping) and all(isinstance(batch[name], list | np.ndarray) for name in batch)
+    if not is_batch:
+        raise TypeError(
+            f"`batch` must be columns by name (lists or NumPy arrays) or a `pyarrow.Table`, got "
+            f"`{type(batch).__name__}`. Pass `batched=True` to `Dataset.map`, or `batch_format='pyarrow'` to "
+            "`map_batches` of Ray Data."
+        )
+    return {name: _to_plain(batch[name]) for name in batch}
+
+
+def add_columns(batch: Batch, columns: dict[str, list], types: Mapping[str, pa.DataType]) -> Batch:
+    """
+    Adds columns to a batch. Existing columns with these names are replaced.
+
+    Args:
+        batch (`Mapping` or `pyarrow.Table`):
+            The batch, as for [`read_columns`].
+        columns (`dict[str, list]`):
+            New columns, with one value for each row.
+        types (`Mapping[str, pyarrow.DataType]`):
+            Types of the new columns.
+
+    Returns:
+        `dict[str, list]` or `pyarrow.Table`: A table for a table, and lists for anything else.
+    """
+    if not isinstance(batch, pa.Table):
+        kept = {name: values for name, values in read_columns(batch).items() if name not in columns}
+        return {**kept, **columns}
+    batch = batch.drop_columns([name for name in columns if name in batch.column_names])
+    for name, values in columns.items():
+        batch = batch.append_column(name, pa.array(values, types[name]))
+    return batch
+
+
+def require_sample_columns(columns: Mapping[str, list], names: Sequence[str]) -> None:
+    """
+    Checks the policy samples of a batch. Rows may have different numbers of completions.
+
+    Args:
+        columns (`Mapping[str, list]`):
+            Result of [`read_columns`].
+        names (`Sequence[str]`):
+            Required columns.
+
+    Raises:
+        TypeError: If a row's completions are not texts.
+        ValueError: If a column is missing, or a row has no completions, or `finished` has another length.
+    """
+    missing = [name for name in names if name not in columns]
+    if missing:
+        raise ValueError(f"The batch lacks the columns {missing}. It has {list(columns)}. Rename or add them.")
+    for row, completions in enumerate(columns["completions"]):
+        if not isinstance(completions, list) or not all(isinstance(text, str) for text in completions):
+            raise TypeError(
+                f"Row {row} of the batch: `completions` must be a list of texts, got {str(completions)[:80]}."
+            )
+        if not completions:
+            raise ValueError(f"Row {row} of the batch has no completions. Drop such rows.")
+        if "finished" in names and len(columns["finished"][row]) != len(completions):
+            raise ValueError(
+                f"Row {row} of the batch has {len(completions)} completions but {len(columns['finished'][row])} "
+                "entries in `finished`. Pass one boolean per completion."
+            )
+
+
+def _to_plain(value: Any) -> Any:
+    """Converts NumPy's arrays and scalars, at any depth. Ray Data nests arrays."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, list):
+        return [_to_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _to_plain(item) for key, item in value.items()}
+    return value
