@@ -34,6 +34,7 @@ from trl_rlp import RLPRewardConfig, RLPRewardTrainer
 
 WORDS = 2000
 HAS_ACCELERATOR = torch.accelerator.is_available()
+DEVICE = torch.accelerator.current_accelerator() if HAS_ACCELERATOR else torch.device("cpu")
 CLOCK = time.perf_counter if HAS_ACCELERATOR else time.process_time
 
 
@@ -56,7 +57,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>")
 
 
-def make_model(hidden_size: int, layers: int) -> LlamaForSequenceClassification:
+def make_model(hidden_size: int, layers: int, dtype: torch.dtype = torch.float32) -> LlamaForSequenceClassification:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=WORDS + 2,
@@ -69,7 +70,8 @@ def make_model(hidden_size: int, layers: int) -> LlamaForSequenceClassification:
         eos_token_id=1,
         bos_token_id=None,
     )
-    return LlamaForSequenceClassification(config)
+    with DEVICE:
+        return LlamaForSequenceClassification(config).to(dtype)
 
 
 def make_texts(count: int, tokens: int, seed: int) -> list[tuple[str, str, str]]:
@@ -85,25 +87,40 @@ def make_texts(count: int, tokens: int, seed: int) -> list[tuple[str, str, str]]
     ]
 
 
-def make_trainers(folder: str, arguments: argparse.Namespace) -> dict[str, RewardTrainer]:
+def make_trainers(
+    folder: str,
+    arguments: argparse.Namespace,
+    names: tuple[str, ...] = ("trl", "none", "trl_same_tokens", "uml"),
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, RewardTrainer]:
+    """Makes the named trainers. With bf16 weights, training is in bf16."""
     batch = arguments.batch
     texts = make_texts(8 * batch, arguments.tokens, seed=0)
     pairs = Dataset.from_list([{"prompt": p, "chosen": a, "rejected": b} for p, a, b in texts])
     samples = Dataset.from_list([{"prompt": p, "completions": [a, b], "finished": [True] * 2} for p, a, b in texts])
     settings = {"max_steps": 1, "save_strategy": "no", "logging_steps": 10_000, "report_to": "none"}
-    settings |= {"use_cpu": not HAS_ACCELERATOR, "bf16": False, "dataloader_pin_memory": False, "disable_tqdm": True}
+    settings |= {"use_cpu": not HAS_ACCELERATOR, "bf16": dtype == torch.bfloat16}
+    settings |= {"dataloader_pin_memory": False, "disable_tqdm": True}
     uml = {"method": "uml", "view_prompts_per_device": batch}
     variants = {
         "trl": (RewardTrainer, RewardConfig, batch, {}, {}),
         "none": (RLPRewardTrainer, RLPRewardConfig, batch, {}, {}),
         "trl_same_tokens": (RewardTrainer, RewardConfig, 2 * batch, {}, {}),
         "uml": (RLPRewardTrainer, RLPRewardConfig, batch, uml, {"policy_samples": samples}),
+        "uml_apart": (
+            RLPRewardTrainer,
+            RLPRewardConfig,
+            batch,
+            {**uml, "joint_forward": False},
+            {"policy_samples": samples},
+        ),
     }
     trainers = {}
-    for name, (trainer_class, config_class, pairs_per_batch, extra_settings, extra_arguments) in variants.items():
+    for name in names:
+        trainer_class, config_class, pairs_per_batch, extra_settings, extra_arguments = variants[name]
         config = config_class(folder, per_device_train_batch_size=pairs_per_batch, **settings, **extra_settings)
         trainers[name] = trainer_class(
-            make_model(arguments.hidden_size, arguments.layers),
+            make_model(arguments.hidden_size, arguments.layers, dtype),
             config,
             train_dataset=pairs,
             processing_class=make_tokenizer(),
