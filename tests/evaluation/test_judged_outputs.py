@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -54,6 +55,24 @@ def test_outputs_of_other_instructions_raise_an_error(tmp_path):
         read_matching_outputs(paths, reference)
 
 
+@pytest.mark.parametrize("is_main_process", [True, False])
+def test_only_the_main_process_asks_a_server(tmp_path, monkeypatch, is_main_process):
+    module = "trl_rlp.evaluation.judged_outputs"
+    monkeypatch.setattr(f"{module}.process_state", lambda: SimpleNamespace(is_main_process=is_main_process))
+    judge = load_judge("server", "name", base_url="http://nowhere/v1", cache=tmp_path / "answers.jsonl")
+    assert (tmp_path / "answers.jsonl").exists() == is_main_process
+
+    def run_on_main(work):
+        return work() if is_main_process else ("from the main process",)
+
+    monkeypatch.setattr(f"{module}.run_on_main", run_on_main)
+    monkeypatch.setattr(type(judge), "__call__", lambda self, prompts, *_: [1.0] * len(prompts))
+    annotations, _ = judge_outputs(tmp_path, {"outputs": OUTPUTS}, REFERENCE, judge, "server", tolerance=1)
+    assert (tmp_path / "annotations.json").exists() == is_main_process
+    expected = [annotate(OUTPUTS, REFERENCE, judge, "server")] if is_main_process else ("from the main process",)
+    assert annotations == expected
+
+
 def test_unknown_kind_of_judge_is_an_error():
     message = r"`kind` must be one of \['reward_model', 'language_model', 'server'\], got 'oracle'"
     with pytest.raises(ValueError, match=message):
@@ -63,6 +82,7 @@ def test_unknown_kind_of_judge_is_an_error():
 def test_kind_of_judge_is_added_by_its_loader(monkeypatch):
     monkeypatch.setitem(JUDGES, "new", lambda model, **settings: (model, settings))
     settings = {"max_length": 5, "base_url": "url", "api_key": "key", "max_tokens": 2, "cache": "answers"}
+    settings["model_options"] = {"dtype": "bfloat16"}
     assert load_judge("new", "name", **settings) == ("name", settings)
 
 

@@ -6,7 +6,8 @@ from datasets import Dataset
 
 from tests.tiny_models import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.scoring import score
-from trl_rlp.evaluation.policy_metrics import describe_outputs, kl_to_reference, mean_reward, token_kl
+from trl_rlp.evaluation import policy_metrics
+from trl_rlp.evaluation.policy_metrics import _prompt_kl, describe_outputs, kl_to_reference, mean_reward, token_kl
 
 
 SAMPLES = Dataset.from_dict(
@@ -40,6 +41,16 @@ def test_kl_to_reference_sums_over_the_completion():
         logits = [model(tokens).logits[0, len(ids) - 1 : -1] for model in (policy, reference)]
         expected.append(token_kl(*logits).sum().item())
     assert kl_to_reference(policy, reference, tokenizer, SAMPLES) == pytest.approx(sum(expected) / 4, rel=1e-4)
+
+
+def test_completions_split_by_the_memory_of_their_logits_have_the_same_kl(monkeypatch):
+    tokenizer = tiny_tokenizer()
+    policy, reference = tiny_causal_lm(tokenizer), tiny_causal_lm(tokenizer, seed=1)
+    completions = [[20, 21, 22], [23], [24, 25, 26, 27], [28, 29]]
+    with torch.no_grad():
+        expected = _prompt_kl(policy, reference, [5, 6], completions)
+        monkeypatch.setattr(policy_metrics, "limit_rows", lambda rows, *sizes: min(rows, 3))
+        assert _prompt_kl(policy, reference, [5, 6], completions) == pytest.approx(expected, abs=1e-5)
 
 
 def test_metrics_that_need_no_model():

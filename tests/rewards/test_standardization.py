@@ -4,7 +4,7 @@ import torch
 from datasets import Dataset
 
 from tests.tiny_models import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
-from trl_rlp.data.sampling.in_process import sample_completions
+from trl_rlp.data.sampling.engines import sample_completions
 from trl_rlp.data.scoring import score
 from trl_rlp.rewards.reward_function import RewardFunction
 from trl_rlp.rewards.standardization import standardize

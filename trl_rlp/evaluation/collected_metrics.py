@@ -30,6 +30,7 @@ def collect_metrics(
     policy: str | Path | None = None,
     reference_policy: str | Path | None = None,
     max_length: int | None = None,
+    model_options: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """
     Computes the metrics of everything that is passed.
@@ -53,6 +54,8 @@ def collect_metrics(
             Folder or Hub name of the reference policy. Required with `policy`.
         max_length (`int`, *optional*):
             Maximum number of tokens per row for the reward model, as in [`score`].
+        model_options (`dict`, *optional*):
+            Further arguments of [`load_policy`] and [`load_reward_model`].
 
     Returns:
         `dict`: The result of [`describe_win_rates`], `judge` (`judge_counts`), `reward_model` (the result of
@@ -62,9 +65,11 @@ def collect_metrics(
     if judge_counts is not None:
         metrics["judge"] = judge_counts
     if preferences is not None:
-        metrics["reward_model"] = describe_saved_reward_model(reward_model, preferences, max_length=max_length)
+        metrics["reward_model"] = describe_saved_reward_model(
+            reward_model, preferences, max_length=max_length, model_options=model_options
+        )
     if samples is not None:
-        metrics["policy"] = describe_saved_samples(samples, policy, reference_policy)
+        metrics["policy"] = describe_saved_samples(samples, policy, reference_policy, model_options=model_options)
     return metrics
 
 
@@ -88,7 +93,11 @@ def write_metrics(folder: str | Path, metrics: dict[str, Any]) -> Path:
 
 
 def describe_saved_reward_model(
-    reward_model: str | Path, preferences: str | Path, *, max_length: int | None = None
+    reward_model: str | Path,
+    preferences: str | Path,
+    *,
+    max_length: int | None = None,
+    model_options: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """
     Loads a reward model and labeled pairs, and computes all metrics.
@@ -101,6 +110,8 @@ def describe_saved_reward_model(
             `subset`, `question` or `input`.
         max_length (`int`, *optional*):
             Maximum number of tokens per row, as in [`score`].
+        model_options (`dict`, *optional*):
+            Further arguments of [`load_reward_model`].
 
     Returns:
         `dict`: The result of [`describe_reward_model`].
@@ -109,7 +120,7 @@ def describe_saved_reward_model(
         OSError, TypeError, ValueError: If the model or the pairs cannot be loaded, or for the same reasons as
             [`describe_reward_model`].
     """
-    model, processing_class = load_reward_model(reward_model)
+    model, processing_class = load_reward_model(reward_model, **(model_options or {}))
     pairs = load_rows(preferences)
     if {"subset", "question", "input"} & set(pairs.column_names):
         pairs = reward_bench_pairs(pairs, chat=processing_class.chat_template is not None)
@@ -117,7 +128,11 @@ def describe_saved_reward_model(
 
 
 def describe_saved_samples(
-    samples: str | Path, policy: str | Path | None = None, reference_policy: str | Path | None = None
+    samples: str | Path,
+    policy: str | Path | None = None,
+    reference_policy: str | Path | None = None,
+    *,
+    model_options: dict[str, Any] | None = None,
 ) -> dict[str, float]:
     """
     Loads policy samples and computes their metrics.
@@ -129,6 +144,8 @@ def describe_saved_samples(
             Folder or Hub name of the policy of the samples. Without it, the KL divergence is not computed.
         reference_policy (`str` or `Path`, *optional*):
             Folder or Hub name of the reference policy. Required with `policy`.
+        model_options (`dict`, *optional*):
+            Further arguments of [`load_policy`].
 
     Returns:
         `dict[str, float]`: The result of [`describe_outputs`], and with `policy` also `kl` in nats per completion.
@@ -140,7 +157,7 @@ def describe_saved_samples(
     rows = load_rows(samples)
     metrics = describe_outputs(rows, rows["answers"][:] if "answers" in rows.column_names else None)
     if policy is not None:
-        model, processing_class = load_policy(policy)
-        reference, _ = load_policy(reference_policy)
+        model, processing_class = load_policy(policy, **(model_options or {}))
+        reference, _ = load_policy(reference_policy, **(model_options or {}))
         metrics["kl"] = kl_to_reference(model, reference, processing_class, rows)
     return metrics

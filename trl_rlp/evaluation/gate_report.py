@@ -2,17 +2,21 @@
 
 import logging
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rlp.evaluation.reward_metrics import correctness, pair_metrics, reward_margins, standard_error
+from trl_rlp.storage.artifacts import load_reward_model
 
 
 logger = logging.getLogger(__name__)
 
-RewardModel = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+RewardModel = tuple[PreTrainedModel, PreTrainedTokenizerBase] | str | Path
+"""A reward model and its tokenizer, or the folder or Hub name of both."""
 ON_REGRESSION = ("warn", "raise")
 
 
@@ -45,27 +49,50 @@ class GateReport:
         return asdict(self)
 
 
-def compare_on_pairs(
-    before: RewardModel, after: RewardModel, pairs: Dataset, max_length: int | None = None
-) -> dict[str, dict[str, float | None]]:
+def compare_on_sets(
+    before: RewardModel,
+    after: RewardModel,
+    sets: dict[str, Dataset],
+    max_length: int | None = None,
+    model_options: dict[str, Any] | None = None,
+) -> dict[str, dict[str, dict[str, Any]]]:
     """
-    Compares two reward models on labeled pairs, pair by pair.
+    Compares two reward models on sets of labeled pairs, pair by pair.
+
+    One model scores all sets, then the other. A model that is given by its name is in memory only while it scores.
 
     Args:
-        before (`tuple[PreTrainedModel, PreTrainedTokenizerBase]`):
-            Reward model and its tokenizer (r_φ in the paper).
-        after (`tuple[PreTrainedModel, PreTrainedTokenizerBase]`):
-            Refined reward model and its tokenizer (r̂_φ in the paper).
-        pairs ([`~datasets.Dataset`]):
-            Labeled pairs in TRL's preference format.
+        before (`tuple[PreTrainedModel, PreTrainedTokenizerBase]` or `str` or `Path`):
+            Reward model and its tokenizer, or their folder or Hub name (r_φ in the paper).
+        after (`tuple[PreTrainedModel, PreTrainedTokenizerBase]` or `str` or `Path`):
+            Refined reward model and its tokenizer, or their folder or Hub name (r̂_φ in the paper).
+        sets (`dict[str, datasets.Dataset]`):
+            Labeled pairs in TRL's preference format, by name.
         max_length (`int`, *optional*):
             Maximum number of tokens per row, as in [`score`].
+        model_options (`dict`, *optional*):
+            Further arguments of [`load_reward_model`] for a model that is given by its name.
 
     Returns:
-        `dict`: One of the `comparisons` of a [`GateReport`].
+        `dict`: The `comparisons` of a [`GateReport`].
     """
-    margins_before, lengths = reward_margins(*before, pairs, max_length)
-    margins_after, _ = reward_margins(*after, pairs, max_length)
+    scored_before, scored_after = (
+        _score_sets(model, sets, max_length, model_options or {}) for model in (before, after)
+    )
+    return {name: _compare_margins(*scored_before[name], scored_after[name][0]) for name in sets}
+
+
+def _score_sets(
+    reward_model: RewardModel, sets: dict[str, Dataset], max_length: int | None, model_options: dict[str, Any]
+) -> dict[str, tuple[list[float], list[int]]]:
+    """Returns the margins and the differences in length of every set. A model that it loads is released at the end."""
+    loaded = load_reward_model(reward_model, **model_options) if isinstance(reward_model, str | Path) else reward_model
+    return {name: reward_margins(*loaded, pairs, max_length) for name, pairs in sets.items()}
+
+
+def _compare_margins(
+    margins_before: list[float], lengths: list[int], margins_after: list[float]
+) -> dict[str, dict[str, Any]]:
     differences = correctness(margins_after) - correctness(margins_before)  # (pairs,)
     return {
         "before": pair_metrics(margins_before, lengths),
@@ -108,6 +135,7 @@ def gate(
     calibration_tolerance: float = 0.05,
     on_regression: str = "warn",
     max_length: int | None = None,
+    model_options: dict[str, Any] | None = None,
 ) -> GateReport:
     """
     Compares a refined reward model with the one that it replaces, on pairs that neither of them labeled.
@@ -117,10 +145,11 @@ def gate(
     them. Agreement with them shows how well it fits them, but not whether it is correct.
 
     Args:
-        before (`tuple[PreTrainedModel, PreTrainedTokenizerBase]`):
-            Reward model and its tokenizer (r_φ in the paper).
-        after (`tuple[PreTrainedModel, PreTrainedTokenizerBase]`):
-            Refined reward model and its tokenizer (r̂_φ in the paper).
+        before (`tuple[PreTrainedModel, PreTrainedTokenizerBase]` or `str` or `Path`):
+            Reward model and its tokenizer, or their folder or Hub name (r_φ in the paper).
+        after (`tuple[PreTrainedModel, PreTrainedTokenizerBase]` or `str` or `Path`):
+            Refined reward model and its tokenizer, or their folder or Hub name (r̂_φ in the paper). Of two names, only
+            one model is in memory at a time.
         human_pairs ([`~datasets.Dataset`]):
             Held-out human preferences in TRL's preference format. Neither model was trained on them.
         policy_pairs ([`~datasets.Dataset`], *optional*):
@@ -135,6 +164,8 @@ def gate(
             `"warn"` logs a warning on a regression, and `"raise"` raises [`RewardModelRegression`].
         max_length (`int`, *optional*):
             Maximum number of tokens per row, as in [`score`].
+        model_options (`dict`, *optional*):
+            Further arguments of [`load_reward_model`] for a model that is given by its name.
 
     Returns:
         [`GateReport`]: The comparison on each set of pairs.
@@ -151,7 +182,7 @@ def gate(
             raise ValueError(f"`{name}` must be in [0, 1], got {value}.")
     sets = {"human": human_pairs, "policy": policy_pairs, "synthetic": synthetic_pairs}
     given = {name: pairs for name, pairs in sets.items() if pairs is not None}
-    comparisons = {name: compare_on_pairs(before, after, pairs, max_length) for name, pairs in given.items()}
+    comparisons = compare_on_sets(before, after, given, max_length, model_options)
     problems = [
         problem
         for name in ("human", "policy")

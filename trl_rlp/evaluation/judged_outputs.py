@@ -19,6 +19,7 @@ from trl_rlp.evaluation.alpaca_eval import (
 )
 from trl_rlp.storage.artifacts import load_policy, load_reward_model
 from trl_rlp.storage.paths import expand_path
+from trl_rlp.storage.processes import process_state, run_on_main
 
 
 ANNOTATION_FILES = {"outputs": "annotations.json", "other_outputs": "other_annotations.json"}
@@ -36,6 +37,7 @@ def load_judge(
     base_url: str | None = None,
     max_tokens: int = 16,
     cache: str | os.PathLike | None = None,
+    model_options: dict[str, Any] | None = None,
     **connection: Any,
 ) -> Judge:
     """
@@ -54,6 +56,9 @@ def load_judge(
             For `"server"`: maximum number of tokens per answer.
         cache (`str` or `os.PathLike`, *optional*):
             For `"server"` and `"language_model"`: file that stores the answers.
+        model_options (`dict`, *optional*):
+            For `"reward_model"` and `"language_model"`: further arguments of [`load_reward_model`] and
+            [`load_policy`].
         connection:
             For `"server"`: other arguments of [`ServerJudge`], such as `api_key` and `timeout`.
 
@@ -67,21 +72,32 @@ def load_judge(
     if kind not in JUDGES:
         raise ValueError(f"`kind` must be one of {list(JUDGES)}, got {kind!r}.")
     settings = {"max_length": max_length, "base_url": base_url, "max_tokens": max_tokens, "cache": cache}
-    return JUDGES[kind](model, **settings, **connection)
+    return JUDGES[kind](model, model_options=model_options or {}, **settings, **connection)
 
 
-def _load_reward_judge(model: str, *, max_length: int | None, **unused: Any) -> Judge:
-    reward_model, processing_class = load_reward_model(model)
-    judge = reward_judge(reward_model, processing_class, max_length=max_length)
+def _load_reward_judge(model: str, *, max_length: int | None, model_options: dict[str, Any], **unused: Any) -> Judge:
+    reward_model, processing_class = load_reward_model(model, **model_options)
+    judge = reward_judge(reward_model, processing_class, max_length=max_length, share_batches=True)
     return judge if processing_class.chat_template is None else add_user_turns(judge)
 
 
-def _load_language_model_judge(model: str, *, cache: str | os.PathLike | None, **unused: Any) -> Judge:
-    return language_model_judge(*load_policy(model), cache=cache)
+def _load_language_model_judge(
+    model: str, *, cache: str | os.PathLike | None, model_options: dict[str, Any], **unused: Any
+) -> Judge:
+    return language_model_judge(*load_policy(model, **model_options), cache=cache, share_batches=True)
 
 
-def _load_server_judge(model: str, *, base_url: str, max_length: int | None, **settings: Any) -> Judge:
-    return ServerJudge(base_url, model, tolerance=1.0, **settings)
+def _load_server_judge(
+    model: str,
+    *,
+    base_url: str,
+    max_length: int | None,
+    cache: str | os.PathLike | None,
+    model_options: dict[str, Any],
+    **settings: Any,
+) -> Judge:
+    cache = cache if process_state().is_main_process else None  # only the main process asks
+    return ServerJudge(base_url, model, tolerance=1.0, cache=cache, **settings)
 
 
 JUDGES: dict[str, Callable[..., Judge]] = {
@@ -132,6 +148,9 @@ def judge_outputs(
     A pair that the judge could not read is left out: its annotation has no preference. After an error or an interrupt,
     a second call with the same judge and its `cache` asks only new questions.
 
+    Under `accelerate launch`, every process must call this function. The processes share the batches of a judge from
+    [`load_judge`]. Only the main process asks a server, and only the main process writes.
+
     Args:
         folder (`str` or `Path`):
             Folder for the files of [`ANNOTATION_FILES`]. It is created if it does not exist.
@@ -155,14 +174,26 @@ def judge_outputs(
         ValueError: If the judge returns a value outside [0, 1], or too many of its answers are unreadable.
     """
     folder = Path(expand_path(folder))
+
+    def annotate_all() -> list[Rows]:
+        return [annotate(rows, reference_outputs, judge, annotator) for rows in outputs.values()]
+
+    annotations = run_on_main(annotate_all) if isinstance(judge, ServerJudge) else annotate_all()
+    by_name = dict(zip(outputs, annotations, strict=True))
+    return annotations, run_on_main(lambda: _save_annotations(folder, by_name, judge, tolerance))
+
+
+def _save_annotations(
+    folder: Path, annotations: dict[str, Rows], judge: Judge, tolerance: float
+) -> dict[str, int] | None:
+    """Writes the annotations, checks the answers of the judge, and returns their counts."""
     folder.mkdir(parents=True, exist_ok=True)
-    annotations = [annotate(rows, reference_outputs, judge, annotator) for rows in outputs.values()]
-    for name, rows in zip(outputs, annotations, strict=True):
+    for name, rows in annotations.items():
         write_rows(folder / ANNOTATION_FILES[name], rows)
     if not isinstance(judge, AskedJudge):
-        return annotations, None
+        return None
     try:
         judge.require_readable(tolerance)
     except ValueError as error:
         raise ValueError(f"{error} The annotations are in {folder}. Pass them as `annotations` to use them.") from None
-    return annotations, {name: getattr(judge, name) for name in ("asked", "unreadable", "cut", "refused")}
+    return {name: getattr(judge, name) for name in ("asked", "unreadable", "cut", "refused")}

@@ -2,19 +2,21 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trl_rlp.data.batching import eval_mode
+from trl_rlp.data.batching import eval_mode, limit_rows
 from trl_rlp.data.scoring import score_samples
 from trl_rlp.data.template_options import get_template_options
 from trl_rlp.data.turns import prompt_token_ids
 from trl_rlp.data.validation import require_sample_answers, require_samples
 from trl_rlp.evaluation.policy_pairs import is_correct
 from trl_rlp.evaluation.reward_metrics import standard_error
+from trl_rlp.storage.processes import share_work
 
 
 def token_kl(policy_logits: torch.Tensor, reference_logits: torch.Tensor) -> torch.Tensor:
@@ -48,11 +50,18 @@ def _prompt_kl(
     """
     Computes the summed per-token KL of each completion of one prompt.
 
-    All completions start at the same position, so they are padded on the right.
+    All completions start at the same position, so they are padded on the right. On an accelerator, they are split by
+    the memory of their logits.
     """
     if not completions:
         return []
     longest = max(len(ids) for ids in completions)
+    # Both models' logits, their log-probabilities, and the products are in memory together.
+    num_logits = 8 * longest * policy.config.get_text_config().vocab_size
+    rows = limit_rows(len(completions), len(prompt_ids) + longest, num_logits, policy.device)
+    if rows < len(completions):
+        parts = [completions[start : start + rows] for start in range(0, len(completions), rows)]
+        return [kl for part in parts for kl in _prompt_kl(policy, reference, prompt_ids, part)]
     mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in completions])  # (n, longest)
     padded = [prompt_ids + ids + [0] * (longest - len(ids)) for ids in completions]
     tokens = torch.tensor(padded)  # (n, prompt + longest)
@@ -82,6 +91,9 @@ def kl_to_reference(
     two distributions over completions. At another temperature, the same per-token divergences are averaged over the
     prefixes sampled at that temperature.
 
+    The processes of `accelerate launch` share the prompts, so each of them must call this function with the same
+    samples.
+
     Args:
         policy ([`~transformers.PreTrainedModel`]):
             Causal LM (π in the equation).
@@ -99,16 +111,25 @@ def kl_to_reference(
         ValueError: If the samples are not policy samples.
     """
     samples = require_samples(samples, "samples")
-    totals = []
-    with eval_mode(policy), eval_mode(reference):
-        for row in samples:
-            completions = [
-                _completion_ids(processing_class, *completion)
-                for completion in zip(row["completions"], row["finished"], strict=True)
-            ]
-            prompt_ids = prompt_token_ids(row["prompt"], processing_class, **get_template_options(row))
-            totals += _prompt_kl(policy, reference, prompt_ids, [ids for ids in completions if ids])
+
+    def compute_kl(rows: list[int]) -> list[list[float]]:
+        with eval_mode(policy), eval_mode(reference):
+            return [_row_kl(policy, reference, processing_class, samples[row]) for row in rows]
+
+    totals = [kl for row in share_work(range(len(samples)), compute_kl) for kl in row]
     return float(np.mean(totals)) if totals else math.nan
+
+
+def _row_kl(
+    policy: PreTrainedModel, reference: PreTrainedModel, processing_class: PreTrainedTokenizerBase, row: dict[str, Any]
+) -> list[float]:
+    """Computes the KL of each completion of one row that has a token."""
+    completions = [
+        _completion_ids(processing_class, *completion)
+        for completion in zip(row["completions"], row["finished"], strict=True)
+    ]
+    prompt_ids = prompt_token_ids(row["prompt"], processing_class, **get_template_options(row))
+    return _prompt_kl(policy, reference, prompt_ids, [ids for ids in completions if ids])
 
 
 def describe_outputs(samples: Dataset, answers: Sequence[str | Sequence[str]] | None = None) -> dict[str, float]:

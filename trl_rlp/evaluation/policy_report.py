@@ -5,7 +5,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from trl_rlp.data.sampling.in_process import sample_completions
+from trl_rlp.data.sampling.engines import sample_completions
+from trl_rlp.data.sampling.ready_samples import find_answers
 from trl_rlp.evaluation.policy_metrics import describe_outputs, kl_to_reference
 from trl_rlp.storage.artifacts import load_policy, save_data
 from trl_rlp.storage.run_folder import SHARDS
@@ -19,6 +20,7 @@ def describe_policies(
     *,
     reference: str,
     num_kl_prompts: int | None = None,
+    model_options: dict[str, Any] | None = None,
 ) -> tuple[dict[str, dict[str, float]], dict[str, Dataset]]:
     """
     Samples every policy on the same prompts, saves the samples, and computes their metrics.
@@ -36,6 +38,8 @@ def describe_policies(
             Name of the policy that the KL divergence is measured from, for example `"sft"`.
         num_kl_prompts (`int`, *optional*):
             Number of prompts for the KL divergence. The first ones are used. Defaults to all prompts.
+        model_options (`dict`, *optional*):
+            Further arguments of [`load_policy`].
 
     Returns:
         `tuple[dict, dict]`: The metrics and the samples of each policy. The metrics are those of [`describe_outputs`]
@@ -47,19 +51,37 @@ def describe_policies(
     if reference not in policies:
         raise ValueError(f"`reference` must be one of the policies {list(policies)}, got {reference!r}.")
     prompts = prompt_dataset.select_columns(["prompt"])
-    answers = prompt_dataset["answers"] if "answers" in prompt_dataset.column_names else None
-    reference_model, _ = load_policy(policies[reference])
+    size = len(prompts) if num_kl_prompts is None else min(num_kl_prompts, len(prompts))
     metrics, samples = {}, {}
     for name, path in policies.items():
-        policy, processing_class = load_policy(path)
-        samples[name] = sample_completions(
-            prompts, policy, processing_class, output_dir=str(folder / name / SHARDS), **sampling
+        reference_path = None if name == reference else policies[reference]
+        samples[name], kl = _sample_policy(
+            folder / name, path, prompts, sampling, reference_path, size, model_options or {}
         )
-        save_data(samples[name], folder / name)
-        metrics[name] = describe_outputs(samples[name], answers)
-        size = len(prompts) if num_kl_prompts is None else min(num_kl_prompts, len(prompts))
-        kl_samples = samples[name].select(range(size))
-        metrics[name]["kl"] = (
-            0.0 if name == reference else kl_to_reference(policy, reference_model, processing_class, kl_samples)
-        )
+        metrics[name] = {**describe_outputs(samples[name], find_answers(samples[name], prompt_dataset)), "kl": kl}
     return metrics, samples
+
+
+def _sample_policy(
+    folder: Path,
+    path: str | Path,
+    prompts: Dataset,
+    sampling: dict[str, Any],
+    reference_path: str | Path | None,
+    num_kl_prompts: int,
+    model_options: dict[str, Any],
+) -> tuple[Dataset, float]:
+    """
+    Samples a policy, and computes its KL divergence from the reference if it is not the reference itself.
+
+    The policy is in memory only during this call, and the reference only for the KL divergence.
+    """
+    shards = str(folder / SHARDS)
+    samples = sample_completions(prompts, path, model_options=model_options, output_dir=shards, **sampling)
+    save_data(samples, folder)
+    if reference_path is None:
+        return samples, 0.0
+    policy, processing_class = load_policy(path, **model_options)
+    reference, _ = load_policy(reference_path, **model_options)
+    kl_samples = samples.select(range(min(num_kl_prompts, len(samples))))
+    return samples, kl_to_reference(policy, reference, processing_class, kl_samples)

@@ -161,6 +161,9 @@ def score_pairs(
     """
     Scores both sides of every pair with [`score`].
 
+    The processes of `accelerate launch` share the batches, so each of them must call this function with the same
+    pairs.
+
     Args:
         model ([`~transformers.PreTrainedModel`]):
             Reward model, `num_labels=1`.
@@ -196,6 +199,7 @@ def score_pairs(
             list(preferences[f"{side}_finished"]) if f"{side}_finished" in columns else None,
             max_length=max_length,
             template_options=list_template_options(preferences),
+            share_batches=True,
         )
         for side in ("chosen", "rejected")
     }

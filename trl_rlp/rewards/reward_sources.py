@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl_rlp.data.row_scores import require_reward_model
 from trl_rlp.rewards.reward_function import RewardFunction, replace_nan_with_infinity
 from trl_rlp.storage.artifacts import load_reward_model
+from trl_rlp.storage.precision import is_quantized
 
 
 RewardSource = str | Path | PreTrainedModel | PeftModel | Callable[..., list[float]]
@@ -43,7 +44,7 @@ def build_reward_functions(
     eos_token_ids: Collection[int],
     device: Any,
     chat_template_kwargs: dict[str, Any] | None = None,
-    hub_options: dict[str, Any] | None = None,
+    model_options: dict[str, Any] | None = None,
 ) -> list[Callable[..., list[float]]]:
     """
     Builds one reward function per source of rewards.
@@ -69,9 +70,9 @@ def build_reward_functions(
             Device for the models.
         chat_template_kwargs (`dict`, *optional*):
             Further arguments of the chat template.
-        hub_options (`dict`, *optional*):
-            `revision` and `trust_remote_code` for models that are given by name. The tokenizer of a loaded model needs
-            only `trust_remote_code`.
+        model_options (`dict`, *optional*):
+            Further arguments of [`load_reward_model`] for models that are given by name. The tokenizer of a loaded
+            model needs only `trust_remote_code`.
 
     Returns:
         `list[Callable]`: The reward functions, in the order of the sources.
@@ -81,7 +82,7 @@ def build_reward_functions(
             or the tokenizers do not match the sources.
     """
     sources = [*([] if reward_model is None else [reward_model]), *reward_funcs]
-    functions, hub_options = [], hub_options or {}
+    functions, model_options = [], model_options or {}
     for source, tokenizer in zip(sources, _align_tokenizers(reward_processing_class, sources), strict=True):
         if _is_function(source) and source is not reward_model:
             functions.append(_wrap_function(source))
@@ -89,19 +90,21 @@ def build_reward_functions(
         is_first = source is reward_model
         label = "`reward_model`" if is_first else "A model of `reward_funcs`"
         is_name = isinstance(source, str | Path)
-        model, saved_tokenizer = load_reward_model(source, **hub_options) if is_name else (source, None)
+        model, saved_tokenizer = load_reward_model(source, **model_options) if is_name else (source, None)
         try:
             require_reward_model(model)
         except (TypeError, ValueError) as error:
             raise type(error)(str(error).replace("`model`", label, 1)) from None
-        tokenizer = tokenizer or saved_tokenizer or _load_tokenizer(model, is_first, hub_options) or processing_class
+        tokenizer = tokenizer or saved_tokenizer or _load_tokenizer(model, is_first, model_options) or processing_class
         reads_policy_tokens = shares_token_ids(tokenizer, processing_class, vocabulary_size)
         if reads_policy_tokens:
             require_embedding(label, model, processing_class, vocabulary_size)
         name = "reward_model" if is_first else str(model.name_or_path).split("/")[-1] or "reward_model"
         options = {"name": name, "reads_policy_tokens": reads_policy_tokens, "require_finite": False}
         options["chat_template_kwargs"] = chat_template_kwargs
-        functions.append(RewardFunction(model.to(device), tokenizer, eos_token_ids, **options))
+        if not is_quantized(model):  # a quantized model is on its device, and may not be moved
+            model.to(device)
+        functions.append(RewardFunction(model, tokenizer, eos_token_ids, **options))
     return functions
 
 
@@ -203,7 +206,7 @@ def _align_tokenizers(
 
 
 def _load_tokenizer(
-    model: PreTrainedModel, is_first: bool, hub_options: dict[str, Any]
+    model: PreTrainedModel, is_first: bool, model_options: dict[str, Any]
 ) -> PreTrainedTokenizerBase | None:
     """
     Loads the tokenizer that was saved with a model of `reward_funcs`.
@@ -213,7 +216,7 @@ def _load_tokenizer(
     if is_first or not model.name_or_path:
         return None
     try:
-        trust_remote_code = hub_options.get("trust_remote_code", False)
+        trust_remote_code = model_options.get("trust_remote_code", False)
         return AutoTokenizer.from_pretrained(model.name_or_path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise ValueError(

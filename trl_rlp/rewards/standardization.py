@@ -8,7 +8,7 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trl_rlp.data.sampling.in_process import sample_completions
+from trl_rlp.data.sampling.engines import sample_completions
 from trl_rlp.data.scoring import score
 from trl_rlp.rewards.reward_function import RewardFunction
 
@@ -57,5 +57,6 @@ def standardize(
             finished,
             max_length=function.max_length,
             template_options=[function.chat_template_kwargs] * len(repeated),
+            share_batches=True,
         )
         function.set_scale(float(np.mean(rewards)), float(np.std(rewards)))
