@@ -2,7 +2,7 @@ import pytest
 from datasets import Dataset
 
 from tests.tiny_models import save, tiny_causal_lm, tiny_tokenizer
-from trl_rlp.data.sampling.in_process import sample_completions
+from trl_rlp.data.sampling.engines import sample_completions
 from trl_rlp.evaluation.policy_metrics import describe_outputs, kl_to_reference, mean_reward
 from trl_rlp.stages.evaluation import evaluate_policies
 from trl_rlp.storage.artifacts import load_data, load_policy, load_reward_model

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 
 import trl_rlp.stages.policy as module
 from tests.ppo_runs import prompts
-from trl_rlp.data.sampling.in_process import sample_completions
+from trl_rlp.data.sampling.engines import sample_completions
 from trl_rlp.data.scoring import score, score_samples
 from trl_rlp.stages.policy import POLICY_TRAINERS, train_policy
 from trl_rlp.storage.artifacts import load_policy, load_reward_model

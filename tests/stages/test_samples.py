@@ -1,10 +1,10 @@
 import pytest
 from datasets import Dataset
 
-import trl_rlp.data.sampling.in_process as in_process
+import trl_rlp.data.sampling.transformers_engine as transformers_engine
 from tests.reward_runs import SameText
 from trl_rlp.data.groups.clustering import cluster
-from trl_rlp.data.sampling.in_process import sample_completions
+from trl_rlp.data.sampling.engines import sample_completions
 from trl_rlp.evaluation.policy_metrics import describe_outputs
 from trl_rlp.stages.samples import group_samples, sample_policy
 from trl_rlp.storage.artifacts import load_data, load_policy, save_data
@@ -23,19 +23,29 @@ def test_the_stage_saves_the_samples_and_returns_their_metrics(tmp_path, sft_mod
     assert metrics == describe_outputs(expected)
 
 
+def test_ready_samples_are_saved_without_a_policy(tmp_path):
+    ready = Dataset.from_dict(
+        {"prompt": ["two?", "1?"], "completions": [["x", "y"]] * 2, "finished": [[True, False]] * 2, "other": [1, 2]}
+    )
+    metrics = sample_policy(tmp_path, "no such policy", PROMPTS, SAMPLING, columns=["answers"], policy_samples=ready)
+    samples = load_data(tmp_path)
+    assert samples.column_names == ["prompt", "completions", "finished", "answers"]
+    assert samples["answers"][:] == [["b"], ["a"]] and metrics["finished"] == 0.5
+
+
 def test_an_interrupted_call_resumes_from_the_shards(tmp_path, sft_model, monkeypatch):
     """Each of the three prompts is a shard. The first call is interrupted at the second one."""
     sample_policy(tmp_path / "uninterrupted", sft_model, PROMPTS, SAMPLING)
     calls = []
-    generate = in_process.generate_samples
+    generate = transformers_engine.generate_samples
 
-    def interrupted(*arguments):
+    def interrupted(*arguments, **options):
         calls.append(arguments)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return generate(*arguments)
+        return generate(*arguments, **options)
 
-    monkeypatch.setattr(in_process, "generate_samples", interrupted)
+    monkeypatch.setattr(transformers_engine, "generate_samples", interrupted)
     with pytest.raises(KeyboardInterrupt):
         sample_policy(tmp_path / "run", sft_model, PROMPTS, SAMPLING)
     assert not (tmp_path / "run" / "data").exists()

@@ -17,6 +17,7 @@ def evaluate_policies(
     prompt_dataset: Dataset,
     sampling: dict[str, Any],
     max_length: int | None = None,
+    model_options: dict[str, Any] | None = None,
 ) -> dict[str, dict[str, float]]:
     """
     Samples every policy on the same prompts, and computes the metrics of the samples and their mean rewards.
@@ -34,14 +35,25 @@ def evaluate_policies(
             Further arguments of [`sample_completions`].
         max_length (`int`, *optional*):
             Maximum number of tokens that the reward models were trained on.
+        model_options (`dict`, *optional*):
+            Further arguments of [`load_policy`] and [`load_reward_model`].
 
     Returns:
         `dict`: Metrics of each policy: those of [`describe_outputs`], `kl` in nats per completion, and
         `reward/<reward model>`.
     """
-    metrics, samples = describe_policies(folder, policies, prompt_dataset, sampling, reference="sft")
+    metrics, samples = describe_policies(
+        folder, policies, prompt_dataset, sampling, reference="sft", model_options=model_options
+    )
     for reward_name, path in reward_models.items():
-        reward_model = load_reward_model(path)
-        for name in policies:
-            metrics[name][f"reward/{reward_name}"] = mean_reward(*reward_model, samples[name], max_length)
+        for name, reward in _score_policies(path, samples, max_length, model_options or {}).items():
+            metrics[name][f"reward/{reward_name}"] = reward
     return metrics
+
+
+def _score_policies(
+    path: str | Path, samples: dict[str, Dataset], max_length: int | None, model_options: dict[str, Any]
+) -> dict[str, float]:
+    """Returns the mean reward of each policy. The reward model leaves the memory before the next one is loaded."""
+    reward_model = load_reward_model(path, **model_options)
+    return {name: mean_reward(*reward_model, rows, max_length) for name, rows in samples.items()}

@@ -7,7 +7,7 @@ from datasets import Dataset
 
 from trl_rlp.evaluation.gate_report import gate
 from trl_rlp.evaluation.policy_pairs import answer_pairs
-from trl_rlp.storage.artifacts import load_data, load_reward_model
+from trl_rlp.storage.artifacts import load_data
 
 
 def compare_reward_models(
@@ -20,6 +20,7 @@ def compare_reward_models(
     synthetic: Path | None = None,
     max_length: int | None = None,
     seed: int = 0,
+    model_options: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """
     Runs the gate, which warns about a worse reward model. The caller reads the metrics and may refuse the model.
@@ -44,17 +45,20 @@ def compare_reward_models(
             prompt.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the choice of policy pairs.
+        model_options (`dict`, *optional*):
+            Further arguments of [`load_reward_model`].
 
     Returns:
         `dict`: Result of [`GateReport.as_dict`].
     """
     policy_pairs = None if answers is None else answer_pairs(load_data(samples), answers, seed)
     report = gate(
-        load_reward_model(before),
-        load_reward_model(after),
+        before,
+        after,
         human_pairs,
         policy_pairs if policy_pairs else None,
         load_data(synthetic) if synthetic else None,
         max_length=max_length,
+        model_options=model_options,
     )
     return report.as_dict()

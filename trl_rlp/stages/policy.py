@@ -9,7 +9,7 @@ from peft import LoraConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from trl_rlp.data.sampling.in_process import get_eos_token_ids
+from trl_rlp.data.sampling.stop_tokens import get_eos_token_ids
 from trl_rlp.data.token_prompts import PASSED_NAMES
 from trl_rlp.rewards.reward_function import RewardFunction
 from trl_rlp.rewards.reward_sources import shares_token_ids
@@ -42,6 +42,7 @@ def train_policy(
     peft_config: LoraConfig | None = None,
     standardize_with: dict[str, Any] | None = None,
     max_length: int | None = None,
+    model_options: dict[str, Any] | None = None,
 ) -> dict[str, float]:
     """
     Trains a policy from π_SFT to maximize E[r(x, y) - β KL(π ‖ π_SFT)].
@@ -67,6 +68,9 @@ def train_policy(
             Arguments of [`sample_completions`] for [`standardize`]. `None` leaves the rewards unchanged.
         max_length (`int`, *optional*):
             Maximum number of tokens that the reward model was trained on.
+        model_options (`dict`, *optional*):
+            Further arguments of [`load_policy`] and [`load_reward_model`] for the reward model, and for π_SFT where it
+            only samples.
 
     Returns:
         `dict[str, float]`: Last value of each logged metric.
@@ -78,20 +82,9 @@ def train_policy(
         raise ValueError(f"`policy_trainer` must be one of {sorted(POLICY_TRAINERS)}, got {policy_trainer!r}.")
     trainer_class, config_class = POLICY_TRAINERS[policy_trainer]
     config = config_class(**supported_precision(args), output_dir=str(folder / CHECKPOINTS))
-    model, reward_processing_class = load_reward_model(reward_model, trust_remote_code=config.trust_remote_code)
-    policy, processing_class = load_policy(sft_model, **hub_options(config))
-    vocabulary_size = policy.get_input_embeddings().weight.shape[0]
-    reward = RewardFunction(
-        model,
-        reward_processing_class,
-        _find_finish_tokens(config, policy, processing_class),
-        reads_policy_tokens=shares_token_ids(reward_processing_class, processing_class, vocabulary_size),
-        max_length=max_length,
-        require_finite=policy_trainer != "ppo",
-        chat_template_kwargs=config.chat_template_kwargs,
+    reward, processing_class = _build_reward_function(
+        config, sft_model, reward_model, prompt_dataset, standardize_with, max_length, model_options or {}
     )
-    if standardize_with is not None:
-        standardize([reward], policy, processing_class, prompt_dataset, standardize_with)
     trainer = trainer_class(
         model=expand_path(sft_model),
         reward_funcs=reward,
@@ -104,6 +97,38 @@ def train_policy(
         **_value_adapter(policy_trainer, peft_config),
     )
     return train_to_end(trainer, folder)
+
+
+def _build_reward_function(
+    config: PPOConfig | RLOOConfig | GRPOConfig,
+    sft_model: str | Path,
+    reward_model: str | Path,
+    prompt_dataset: Dataset,
+    standardize_with: dict[str, Any] | None,
+    max_length: int | None,
+    model_options: dict[str, Any],
+) -> tuple[RewardFunction, PreTrainedTokenizerBase]:
+    """
+    Builds the reward function. Returns it with the tokenizer of π_SFT.
+
+    π_SFT is in memory only during this call, because the trainer loads the weights that it trains.
+    """
+    options = {"trust_remote_code": config.trust_remote_code, **model_options}
+    model, reward_processing_class = load_reward_model(reward_model, **options)
+    policy, processing_class = load_policy(sft_model, **{**model_options, **hub_options(config)})
+    vocabulary_size = policy.get_input_embeddings().weight.shape[0]
+    reward = RewardFunction(
+        model,
+        reward_processing_class,
+        _find_finish_tokens(config, policy, processing_class),
+        reads_policy_tokens=shares_token_ids(reward_processing_class, processing_class, vocabulary_size),
+        max_length=max_length,
+        require_finite=not isinstance(config, PPOConfig),
+        chat_template_kwargs=config.chat_template_kwargs,
+    )
+    if standardize_with is not None:
+        standardize([reward], policy, processing_class, prompt_dataset, standardize_with)
+    return reward, processing_class
 
 
 def _find_finish_tokens(

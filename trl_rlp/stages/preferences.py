@@ -1,6 +1,7 @@
 """Step 4 of Algorithm 1: makes synthetic preferences from groups of completions."""
 
 from pathlib import Path
+from typing import Any
 
 from trl_rlp.data.preferences.preferences import synthesize_preferences
 from trl_rlp.storage.artifacts import load_data, load_reward_model, save_data
@@ -9,7 +10,12 @@ from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 
 
 def make_synthetic_preferences(
-    folder: Path, groups: Path, reward_model: str | Path, config: RLPRewardConfig, seed: int
+    folder: Path,
+    groups: Path,
+    reward_model: str | Path,
+    config: RLPRewardConfig,
+    seed: int,
+    model_options: dict[str, Any] | None = None,
 ) -> dict[str, int]:
     """
     Makes D̂ from groups of completions and the frozen reward model r_φ. An interrupted call resumes from the shards.
@@ -25,11 +31,13 @@ def make_synthetic_preferences(
             Provides `confidence_threshold`, `chosen`, `redraw_rejected` and `max_length`.
         seed (`int`):
             Seed of the choice of y_l.
+        model_options (`dict`, *optional*):
+            Further arguments of [`load_reward_model`].
 
     Returns:
         `dict[str, int]`: Number of accepted prompts, and number of rejected ones by reason.
     """
-    model, processing_class = load_reward_model(reward_model)
+    model, processing_class = load_reward_model(reward_model, **(model_options or {}))
     synthetic, counts = synthesize_preferences(
         load_data(groups),
         "spg",

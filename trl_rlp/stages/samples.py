@@ -8,10 +8,11 @@ import numpy as np
 from datasets import Dataset
 
 from trl_rlp.data.groups.clustering import cluster
-from trl_rlp.data.groups.equivalence import Equivalence
-from trl_rlp.data.sampling.in_process import sample_completions
+from trl_rlp.data.groups.equivalence import Equivalence, release_after
+from trl_rlp.data.sampling.engines import sample_completions
+from trl_rlp.data.sampling.ready_samples import SampleSource, take_samples
 from trl_rlp.evaluation.policy_metrics import describe_outputs
-from trl_rlp.storage.artifacts import load_data, load_policy, save_data
+from trl_rlp.storage.artifacts import load_data, save_data
 from trl_rlp.storage.run_folder import SHARDS
 
 
@@ -21,9 +22,13 @@ def sample_policy(
     prompt_dataset: Dataset,
     sampling: dict[str, Any],
     columns: Sequence[str] = (),
+    model_options: dict[str, Any] | None = None,
+    policy_samples: SampleSource | None = None,
 ) -> dict[str, float]:
     """
-    Samples P from the policy. An interrupted call resumes from the shards in the folder.
+    Samples P from the policy, or takes samples that were made elsewhere.
+
+    An interrupted call resumes from the shards in the folder.
 
     Args:
         folder (`Path`):
@@ -36,13 +41,21 @@ def sample_policy(
             Further arguments of [`sample_completions`].
         columns (`Sequence[str]`, *optional*):
             Columns to keep besides `prompt`, such as the one that an equivalence reads.
+        model_options (`dict`, *optional*):
+            Further arguments of [`load_policy`].
+        policy_samples ([`~datasets.Dataset`] or `Callable`, *optional*):
+            Ready samples, or a function from prompts to samples, instead of sampling.
 
     Returns:
         `dict[str, float]`: Result of [`describe_outputs`].
     """
-    model, processing_class = load_policy(policy)
-    prompts = prompt_dataset.select_columns(["prompt", *columns])
-    samples = sample_completions(prompts, model, processing_class, output_dir=str(folder / SHARDS), **sampling)
+    if policy_samples is None:
+        prompts = prompt_dataset.select_columns(["prompt", *columns])
+        shards = str(folder / SHARDS)
+        samples = sample_completions(prompts, policy, model_options=model_options, output_dir=shards, **sampling)
+    else:
+        options = sampling.get("chat_template_kwargs")
+        samples = take_samples(policy_samples, prompt_dataset, list(columns), options)
     save_data(samples, folder)
     return describe_outputs(samples)
 
@@ -59,7 +72,7 @@ def group_samples(
         samples (`Path`):
             Folder of [`sample_policy`].
         equivalence ([`Equivalence`]):
-            Decides which completions mean the same.
+            Decides which completions mean the same. Its model is released at the end.
         threshold (`float`):
             Threshold γ in [0, 1].
         complete_groups (`bool`):
@@ -68,12 +81,13 @@ def group_samples(
     Returns:
         `dict[str, float]`: `accepted`, the share of prompts whose confidence is at least γ.
     """
-    groups = cluster(
-        load_data(samples),
-        equivalence,
-        threshold=threshold,
-        complete_groups=complete_groups,
-        output_dir=str(folder / SHARDS),
-    )
+    with release_after(equivalence):
+        groups = cluster(
+            load_data(samples),
+            equivalence,
+            threshold=threshold,
+            complete_groups=complete_groups,
+            output_dir=str(folder / SHARDS),
+        )
     save_data(groups, folder)
     return {"accepted": float(np.mean(np.array(groups["confidence"]) >= threshold))}
