@@ -1,6 +1,7 @@
 import shutil
 
 import pytest
+import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -8,6 +9,7 @@ import trl_rlp.pipeline as pipeline
 import trl_rlp.stages.gate as gate_stage
 import trl_rlp.stages.policy as policy_stage
 import trl_rlp.stages.preferences as preference_stage
+from tests.data.sampling.fakes import FakeVLLM
 from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.normalization import normalize_text
 from trl_rlp.data.scoring import score
@@ -15,6 +17,7 @@ from trl_rlp.evaluation.gate_report import RewardModelRegression
 from trl_rlp.pipeline import run_rlp
 from trl_rlp.pipeline_config import RLPConfig
 from trl_rlp.stages.reward_model import train_reward_model
+from trl_rlp.storage import artifacts
 from trl_rlp.storage.artifacts import load_data
 
 
@@ -132,6 +135,32 @@ def untrained(monkeypatch, sft_model):
     monkeypatch.setattr(pipeline, "train_reward_model", copy_reward_model)
     monkeypatch.setattr(pipeline, "train_reward_model", copy_reward_model)
     return calls
+
+
+def test_every_model_that_only_infers_has_the_dtype_and_the_options_of_the_run(tmp_path, sft_model, monkeypatch):
+    """Policy and reward model of two trainings, sampling, labels, two of the gate, and the evaluation."""
+    preferences, _ = data(False)
+    prompts = Dataset.from_dict({"prompt": [f"question {i}" for i in range(64)]})  # some of them have a pair
+    load, loaded = artifacts._load_for_inference, []
+
+    def record(*arguments):
+        model, processing_class = load(*arguments)
+        loaded.append(model)
+        return model, processing_class
+
+    monkeypatch.setattr(artifacts, "_load_for_inference", record)
+    settings = config(tmp_path, sft_model, inference_dtype="bfloat16", model_args={"attn_implementation": "eager"})
+    result = run_rlp(settings, preferences, prompts, SameParity(), eval_prompt_dataset=prompts.select(range(2)))
+    assert len(loaded) >= 4 + 1 + 1 + 2 + 3 + 2
+    assert {(model.dtype, model.config._attn_implementation) for model in loaded} == {(torch.bfloat16, "eager")}
+    for path in (result.policy, result.reward_model):
+        assert AutoModelForCausalLM.from_pretrained(path).dtype == torch.float32  # the trained models
+    settings.model_args = {"attn_implementation": "sdpa"}  # does not decide the results
+    monkeypatch.setattr(artifacts, "_load_for_inference", lambda *_: pytest.fail("a stage ran again"))
+    run_rlp(settings, preferences, prompts, SameParity(), eval_prompt_dataset=prompts.select(range(2)))
+    settings.inference_dtype = "float32"
+    with pytest.raises(ValueError, match="`inference_dtype` was 'bfloat16' and is 'float32'"):
+        run_rlp(settings, preferences, prompts, SameParity(), eval_prompt_dataset=prompts.select(range(2)))
 
 
 def test_a_second_run_resumes_after_the_last_finished_stage(tmp_path, sft_model, untrained, monkeypatch):
@@ -273,3 +302,71 @@ def test_too_few_prompts_for_a_rollout_are_an_error_before_any_work(tmp_path, sf
     with pytest.raises(ValueError, match="`prompt_dataset` has 1 prompts, but a rollout needs"):
         run_rlp(config(tmp_path, sft_model, method="uml"), preferences, prompts.select([0]))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_full_value_model_under_deepspeed_is_an_error_before_any_work(tmp_path, sft_model, monkeypatch):
+    preferences, prompts = data(chat=False)
+    monkeypatch.setattr(pipeline, "require_rollout", lambda config, *_: setattr(config, "deepspeed_plugin", "ZeRO-2"))
+    with pytest.raises(ValueError, match="`policy_peft` of a pipeline.*is None under DeepSpeed"):
+        run_rlp(config(tmp_path, sft_model, policy_trainer="ppo"), preferences, prompts, SameParity())
+    assert not (tmp_path / "run").exists()
+
+
+def ready_samples(prompts):
+    texts = ["aa", "bb", "ab", "ba", "cc", "dd"]
+    return Dataset.from_dict(
+        {"prompt": prompts, "completions": [texts] * len(prompts), "finished": [[True] * 6] * len(prompts)}
+    )
+
+
+def make_samples(prompts):
+    return ready_samples(prompts["prompt"][1:])
+
+
+@pytest.mark.parametrize("kind", ["dataset", "file", "function"])
+def test_ready_samples_and_functions_replace_sampling(tmp_path, sft_model, untrained, monkeypatch, kind):
+    """Samples of one prompt are missing, as if a server had left it out. The gate reads the answers of the others."""
+    preferences, prompts = data(chat=False)
+    ready = ready_samples(prompts["prompt"][1:])
+    file = tmp_path / "samples.jsonl"
+    ready.to_json(file)
+    source = {
+        "dataset": ready,
+        "file": str(file),
+        "function": make_samples,
+    }
+    monkeypatch.setattr("trl_rlp.stages.samples.sample_completions", lambda *_, **__: pytest.fail("sampled"))
+    answers = []
+    compare = pipeline.compare_reward_models
+    monkeypatch.setattr(
+        pipeline, "compare_reward_models", lambda *args, **kw: answers.append(kw["answers"]) or compare(*args, **kw)
+    )
+    settings = config(tmp_path, sft_model)
+    result = run_rlp(settings, preferences, prompts, SameParity(), policy_samples=source[kind])
+    assert load_data(result.policy_samples)["completions"][:] == ready["completions"][:]
+    assert answers == [[["a"]] * 7]
+    with pytest.raises(ValueError, match="`policy_samples` was .* and is None"):
+        run_rlp(settings, preferences, prompts, SameParity())
+
+
+def test_ready_samples_of_other_prompts_are_named_before_the_folder_is_created(tmp_path, sft_model):
+    preferences, prompts = data(chat=False)
+    with pytest.raises(ValueError, match="`policy_samples` row 0 has a prompt that is not among the prompts U: 'x'"):
+        run_rlp(config(tmp_path, sft_model), preferences, prompts, SameParity(), policy_samples=ready_samples(["x"]))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_engine_samples_and_a_resumed_run_may_change_it(tmp_path, sft_model, untrained, monkeypatch):
+    """vLLM is a stand-in. The run stops after sampling, and goes on with another engine."""
+    preferences, prompts = data(chat=False)
+    fake_vllm = FakeVLLM(monkeypatch, tmp_path)
+    arguments = {"gpu_memory_utilization": 0.5}
+    settings = config(tmp_path, sft_model, method="uml", engine="vllm", engine_args=arguments)
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(pipeline, "compare_reward_models", lambda *_, **__: 1 / 0)
+        run_rlp(settings, preferences, prompts)
+    (given,) = fake_vllm.read("llm")
+    assert given["gpu_memory_utilization"] == 0.5 and given["model"].endswith("/run/policy")
+    settings = config(tmp_path, sft_model, method="uml", tokens_per_batch=50)
+    assert run_rlp(settings, preferences, prompts).retrained_policy.exists()
+    assert len(fake_vllm.read("llm")) == 1

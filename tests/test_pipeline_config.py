@@ -1,3 +1,5 @@
+import importlib.util
+import json
 from dataclasses import fields
 from pathlib import Path
 
@@ -49,6 +51,18 @@ def test_a_lora_reward_model_keeps_its_score_head():
         ({"reward_peft": {"rank": 1}}, r"`reward_peft` has \['rank'\], which LoraConfig does not have"),
         ({"policy_args": {"output_dir": "x"}}, r"`policy_args` may not set \['output_dir'\]"),
         ({"reward_args": {"confidence_threshold": 1.5}}, "confidence_threshold"),
+        ({"inference_dtype": "int8"}, "`inference_dtype` must be one of .*, got 'int8'"),
+        ({"policy_args": {"inference_dtype": "float32"}}, r"`policy_args` may not set \['inference_dtype'\]"),
+        (
+            {"model_args": {"dtyp": "auto"}},
+            r"`model_args` has \['dtyp'\], which ModelConfig does not have. Did you mean",
+        ),
+        ({"model_args": {"dtype": "int8"}}, "`model_args.dtype` must be one of"),
+        (
+            {"model_args": {"model_name_or_path": "x"}},
+            "`model_args` may not set `model_name_or_path`. Use `sft_model`",
+        ),
+        ({"model_args": {"load_in_4bit": True}}, "may not set `load_in_4bit`, because the stages merge adapters and"),
     ],
 )
 def test_wrong_settings_are_named_before_any_work(overrides, match):
@@ -66,6 +80,36 @@ def test_a_model_is_a_folder_or_a_name(name):
     with pytest.raises(TypeError, match=f"`{name}` must be text, got `Linear`. Pass a folder or a Hub name"):
         config(**{name: torch.nn.Linear(1, 1)})
     assert getattr(config(**{name: Path("folder")}), name) == "folder"
+
+
+def test_model_args_reach_the_models_that_are_trained_and_those_that_only_infer():
+    names = {"dtype": "bfloat16", "attn_implementation": "eager", "model_revision": "v1"}
+    settings = config(
+        model_args=names, policy_args={"model_init_kwargs": {"revision": "v2"}, "trust_remote_code": True}
+    )
+    trained = {"dtype": "bfloat16", "attn_implementation": "eager", "revision": "v1"}
+    for args in (settings.first_reward_args(), settings.refinement_settings().args):
+        assert args["model_init_kwargs"] == trained
+    assert settings.reward_config().model_init_kwargs == trained
+    assert settings.policy_arguments()["args"]["model_init_kwargs"] == {**trained, "revision": "v2"}
+    assert settings.policy_config().model_init_kwargs == {**trained, "revision": "v2"}
+    options = {"attn_implementation": "eager", "revision": "v1", "trust_remote_code": True}
+    assert settings.model_options() == settings.policy_arguments()["model_options"] == options
+    settings.inference_dtype = "float32"
+    assert settings.refinement_settings().model_options == {**options, "dtype": "float32"}
+
+
+def test_without_model_args_the_trainers_keep_their_defaults():
+    settings = config()
+    assert settings.model_options() == {} and "model_init_kwargs" not in settings.policy_arguments()["args"]
+    assert settings.reward_config().model_init_kwargs is None
+
+
+def test_model_args_can_describe_the_adapters_of_both_models():
+    settings = config(model_args='{"use_peft": true, "lora_r": 4}', policy_peft={"r": 8})
+    assert settings.lora("policy").r == 8
+    assert settings.lora("reward").r == 4 and settings.lora("reward").task_type == "SEQ_CLS"
+    assert settings.lora("reward").modules_to_save == ["score"]
 
 
 def test_every_field_has_its_help():
@@ -88,8 +132,43 @@ def test_sampling_has_the_prompt_and_stop_of_the_policys_training():
     config = RLPConfig("run", "sft", policy_args={"chat_template_kwargs": kwargs, "stop_token_id": 7})
     prompt_and_stop = {"chat_template_kwargs": kwargs, "stop_token_ids": [7]}
     assert config.sampling() == {**plain, **prompt_and_stop}
-    assert config.refinement_settings().sampling == {**plain, **prompt_and_stop, "temperature": 1.0}
+    engine = {"engine": "transformers", "engine_args": None}
+    assert config.refinement_settings().sampling == {**plain, **prompt_and_stop, **engine, "temperature": 1.0}
     assert RLPConfig("run", "sft", method="uml", policy_args={"stop_token": None}).sampling()["stop_token_ids"] == []
+
+
+def test_the_engine_samples_saved_policies_only():
+    """Rewards are standardized on samples of a model that is loaded already."""
+    arguments = {"base_url": "http://localhost:8000/v1"}
+    settings = RLPConfig("run", "sft", engine="server", engine_args=json.dumps(arguments), standardize_rewards=True)
+    chosen = {"engine": "server", "engine_args": arguments}
+    assert chosen.items() <= settings.refinement_settings().sampling.items()
+    assert chosen.items() <= settings.engine_sampling(0.7).items()
+    assert "engine" not in settings.policy_arguments()["standardize_with"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"engine": "sglang"}, "`engine` must be one of"),
+        ({"engine": "server"}, "`engine`='server' needs the address of the server"),
+        ({"engine_args": {"x": 1}}, "`engine_args` has .'x'., but the engine 'transformers' has no arguments"),
+        ({"tokens_per_batch": 0}, "`tokens_per_batch` must be above 0, got 0"),
+        (
+            {"engine": "server", "engine_args": {"base_url": "x"}, "policy_args": {"stop_token_id": 7}},
+            r"`policy_args` sets \['stop_token_ids'\], which does not reach a server",
+        ),
+    ],
+)
+def test_engines_that_do_not_fit_are_named_before_any_work(arguments, match):
+    with pytest.raises(ValueError, match=match):
+        RLPConfig("run", "sft", **arguments)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
+def test_vllm_that_is_not_installed_is_named_before_any_work():
+    with pytest.raises(ImportError, match="`engine`='vllm' needs vLLM, which is not installed"):
+        RLPConfig("run", "sft", engine="vllm")
 
 
 @pytest.mark.parametrize("policy_trainer", ["ppo", "rloo", "grpo"])

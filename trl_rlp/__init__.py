@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
-    from trl_rlp.data.groups import EmbeddingEquivalence, ExactMatch, NLIEquivalence, cluster
+    from trl_rlp.data.groups import EmbeddingEquivalence, ExactMatch, Group, NLIEquivalence, cluster
     from trl_rlp.data.padding import ensure_pad_token
     from trl_rlp.data.preferences import (
+        Label,
         SyntheticPreferenceCollator,
         mix_preferences,
         synthesize_preferences,
         tokenize_preferences,
     )
     from trl_rlp.data.sampling import sample_completions, sample_from_server
-    from trl_rlp.data.scoring import score, score_samples
+    from trl_rlp.data.scoring import Score, score, score_samples
     from trl_rlp.evaluation import GateReport, RewardModelRegression, gate
     from trl_rlp.pipeline import RLPResult, run_rlp
     from trl_rlp.pipeline_config import RLPConfig
@@ -27,16 +28,17 @@ if TYPE_CHECKING:
     from trl_rlp.trainer.reward import RLPRewardConfig, RLPRewardTrainer
 
 _MODULES = {
-    "trl_rlp.data.groups": ["EmbeddingEquivalence", "ExactMatch", "NLIEquivalence", "cluster"],
+    "trl_rlp.data.groups": ["EmbeddingEquivalence", "ExactMatch", "Group", "NLIEquivalence", "cluster"],
     "trl_rlp.data.padding": ["ensure_pad_token"],
     "trl_rlp.data.preferences": [
+        "Label",
         "SyntheticPreferenceCollator",
         "mix_preferences",
         "synthesize_preferences",
         "tokenize_preferences",
     ],
     "trl_rlp.data.sampling": ["sample_completions", "sample_from_server"],
-    "trl_rlp.data.scoring": ["score", "score_samples"],
+    "trl_rlp.data.scoring": ["Score", "score", "score_samples"],
     "trl_rlp.evaluation": ["GateReport", "RewardModelRegression", "gate"],
     "trl_rlp.pipeline": ["RLPResult", "run_rlp"],
     "trl_rlp.pipeline_config": ["RLPConfig"],
@@ -52,6 +54,8 @@ __all__ = [
     "EmbeddingEquivalence",
     "ExactMatch",
     "GateReport",
+    "Group",
+    "Label",
     "NLIEquivalence",
     "PPOConfig",
     "PPOTrainer",
@@ -63,6 +67,7 @@ __all__ = [
     "RLPRewardTrainer",
     "RewardFunction",
     "RewardModelRegression",
+    "Score",
     "SyntheticPreferenceCollator",
     "cluster",
     "ensure_pad_token",

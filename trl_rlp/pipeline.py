@@ -1,6 +1,6 @@
 """Algorithm 1 of RLP, from human preferences to a policy that is retrained against a refined reward model."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +10,7 @@ from datasets import Dataset
 from trl_rlp.data.groups.equivalence import Equivalence, require_equivalence
 from trl_rlp.data.groups.instruction import list_instruction_columns, read_instructions
 from trl_rlp.data.preferences.holdout import hold_out
+from trl_rlp.data.sampling.ready_samples import SampleSource, describe_source, find_answers, load_source
 from trl_rlp.data.special_tokens import require_plain_prompts
 from trl_rlp.data.template_options import require_no_template_columns
 from trl_rlp.data.turns import require_no_assistant_prefill
@@ -22,11 +23,16 @@ from trl_rlp.stages.policy import train_policy
 from trl_rlp.stages.preferences import make_synthetic_preferences
 from trl_rlp.stages.reward_model import train_reward_model
 from trl_rlp.stages.samples import group_samples, sample_policy
-from trl_rlp.storage.artifacts import load_data, load_tokenizer, require_causal_lm
-from trl_rlp.storage.fingerprints import value_fingerprint
+from trl_rlp.storage.artifacts import HUB_OPTIONS, load_data, load_tokenizer, require_causal_lm
+from trl_rlp.storage.fingerprints import dataset_fingerprint
 from trl_rlp.storage.run_folder import RunFolder
+from trl_rlp.trainer.ppo.ppo_checks import require_value_adapter
 from trl_rlp.trainer.ppo.ppo_config import PPOConfig
 from trl_rlp.trainer.ppo.rollout_steps import require_rollout
+
+
+_NO_SETTINGS = ("engine", "engine_args", "on_regression", "output_dir", "tokens_per_batch")
+"""Fields of RLPConfig that a resumed run may change. The shards of a stage keep the engine that sampled them."""
 
 
 @dataclass
@@ -68,6 +74,7 @@ def run_rlp(
     equivalence: Equivalence | None = None,
     eval_preference_dataset: Dataset | None = None,
     eval_prompt_dataset: Dataset | None = None,
+    policy_samples: Dataset | str | Path | Callable[[Dataset], Dataset] | None = None,
 ) -> RLPResult:
     """
     Runs Algorithm 1: trains r, trains π, samples π, refines r and retrains π from π_SFT. Then evaluates the policies.
@@ -90,6 +97,11 @@ def run_rlp(
         eval_prompt_dataset ([`~datasets.Dataset`], *optional*):
             Prompts to evaluate the policies on, with a column `answers` if the answers are known. If `None`, the
             policies are not evaluated.
+        policy_samples ([`~datasets.Dataset`] or `str` or `Path` or `Callable`, *optional*):
+            Policy samples P instead of sampling: a dataset with `prompt`, `completions` and `finished`, its file or
+            folder, or a function from the prompts U to such a dataset. The function can load the policy of step 3 from
+            `output_dir/policy`. Every process calls it. A prompt may be missing, but not be another one. A resumed run
+            recognizes a function by its attribute `fingerprint`, or else by its name.
 
     Returns:
         [`RLPResult`]: Folders and metrics.
@@ -104,8 +116,15 @@ def run_rlp(
     preference_dataset, prompt_dataset = remove_format(preference_dataset), remove_format(prompt_dataset)
     eval_preference_dataset = remove_format(eval_preference_dataset)
     eval_prompt_dataset = remove_format(eval_prompt_dataset)
+    policy_samples = load_source(policy_samples, require_prompts(prompt_dataset, "prompt_dataset"))
     run = _open_run_folder(
-        config, equivalence, preference_dataset, prompt_dataset, eval_preference_dataset, eval_prompt_dataset
+        config,
+        equivalence,
+        preference_dataset,
+        prompt_dataset,
+        eval_preference_dataset,
+        eval_prompt_dataset,
+        policy_samples,
     )
 
     # Step 1: collect D. The user passes it. A part of it is held out for the gate.
@@ -138,6 +157,7 @@ def run_rlp(
         equivalence=equivalence,
         preference_dataset=preferences,
         heldout_preferences=heldout,
+        policy_samples=policy_samples,
     )
 
     # Step 5: retrain the policy, again from π_SFT, against the refined reward model.
@@ -183,6 +203,7 @@ def refine_reward_model(
     equivalence: Equivalence | None,
     preference_dataset: Dataset,
     heldout_preferences: Dataset,
+    policy_samples: SampleSource | None = None,
 ) -> Refinement:
     r"""
     Runs step 4 of Algorithm 1: samples P from π, makes D̂ (SPG), and retrains the reward model by Eq. 1.
@@ -208,6 +229,8 @@ def refine_reward_model(
             Human preferences D, without the held-out part.
         heldout_preferences ([`~datasets.Dataset`]):
             Human preferences for the gate.
+        policy_samples ([`~datasets.Dataset`] or `Callable`, *optional*):
+            Samples P, or a function from prompts to samples, instead of sampling.
 
     Returns:
         [`Refinement`]: Folders of the results.
@@ -226,6 +249,8 @@ def refine_reward_model(
         prompt_dataset=prompt_dataset,
         sampling=settings.sampling,
         columns=list_instruction_columns(equivalence),
+        model_options=settings.model_options,
+        policy_samples=policy_samples,
     )
 
     # Group: completions of a prompt that mean the same.
@@ -249,6 +274,7 @@ def refine_reward_model(
             reward_model=reward_model,
             config=settings.config,
             seed=settings.seed,
+            model_options=settings.model_options,
         )
 
     # Retrain: a new reward model, from the same start as the first one, on D and D̂ (SPG), with L_M (UML), or both.
@@ -271,7 +297,7 @@ def refine_reward_model(
         after=refined_reward_model,
         human_pairs=heldout_preferences,
         samples=samples,
-        answers=list(prompt_dataset["answers"]) if "answers" in prompt_dataset.column_names else None,
+        answers=find_answers(load_data(samples), prompt_dataset),
         synthetic=synthetic,
     )
     return Refinement(samples, synthetic, refined_reward_model)
@@ -279,7 +305,8 @@ def refine_reward_model(
 
 def _run_gate(run: RunFolder, settings: RefinementSettings, **compared: Any) -> None:
     """Raises outside the stage, to keep the metrics of the stage. A later call may set another `on_regression`."""
-    run.stage("gate", compare_reward_models, max_length=settings.config.max_length, seed=settings.seed, **compared)
+    compared |= {"max_length": settings.config.max_length, "model_options": settings.model_options}
+    run.stage("gate", compare_reward_models, seed=settings.seed, **compared)
     report = run.metrics("gate")
     if settings.on_regression == "raise" and not report["passed"]:
         raise RewardModelRegression(f"The gate refused the refined reward model: {'; '.join(report['problems'])}")
@@ -298,8 +325,9 @@ def _run_evaluation(
         policies=policies,
         reward_models=reward_models,
         prompt_dataset=prompt_dataset,
-        sampling=config.sampling(temperature=config.evaluation_temperature),
+        sampling=config.engine_sampling(config.evaluation_temperature),
         max_length=config.reward_config().max_length,
+        model_options=config.model_options(),
     )
 
 
@@ -310,12 +338,16 @@ def _open_run_folder(
     prompt_dataset: Dataset,
     eval_preference_dataset: Dataset | None,
     eval_prompt_dataset: Dataset | None,
+    policy_samples: SampleSource | None,
 ) -> RunFolder:
     """Checks the arguments, and claims the folder. Its settings are everything that decides the results."""
     _check_arguments(
         config, equivalence, preference_dataset, prompt_dataset, eval_preference_dataset, eval_prompt_dataset
     )
-    settings = {key: value for key, value in asdict(config).items() if key not in ("output_dir", "on_regression")}
+    settings = {key: value for key, value in asdict(config).items() if key not in _NO_SETTINGS}
+    # The attention implementation changes results by rounding only.
+    settings["model_args"] = {k: v for k, v in config.model_args.items() if k != "attn_implementation"}
+    settings["policy_samples"] = describe_source(policy_samples)
     settings["equivalence"] = None if equivalence is None else equivalence.fingerprint
     datasets = {
         "preference_dataset": preference_dataset,
@@ -324,7 +356,7 @@ def _open_run_folder(
         "eval_prompt_dataset": eval_prompt_dataset,
     }
     for name, dataset in datasets.items():
-        settings[name] = None if dataset is None else value_fingerprint(dataset.to_list())
+        settings[name] = None if dataset is None else dataset_fingerprint(dataset)
     return RunFolder(config.output_dir, settings)
 
 
@@ -336,7 +368,8 @@ def _check_arguments(
     eval_preference_dataset: Dataset | None,
     eval_prompt_dataset: Dataset | None,
 ) -> None:
-    require_causal_lm(config.sft_model)
+    hub_options = {name: value for name, value in config.model_options().items() if name in HUB_OPTIONS}
+    require_causal_lm(config.sft_model, **hub_options)
     require_preferences(preference_dataset, "preference_dataset")
     require_prompts(prompt_dataset, "prompt_dataset")
     require_answers(prompt_dataset, "prompt_dataset")
@@ -349,9 +382,11 @@ def _check_arguments(
     policy_config = config.policy_config()
     if isinstance(policy_config, PPOConfig):
         require_rollout(policy_config, len(prompt_dataset), "prompt_dataset")
+        require_value_adapter(policy_config, None, config.lora("policy"))
     else:
         require_no_assistant_prefill(prompt_dataset["prompt"], config.policy_trainer)
-        require_plain_prompts(prompt_dataset["prompt"], load_tokenizer(config.sft_model), config.policy_trainer)
+        processing_class = load_tokenizer(config.sft_model, **hub_options)
+        require_plain_prompts(prompt_dataset["prompt"], processing_class, config.policy_trainer)
     if equivalence is not None:
         require_equivalence(equivalence)
         read_instructions(prompt_dataset, equivalence, "prompt_dataset")

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig
-from trl import GRPOConfig, RLOOConfig
+from trl import GRPOConfig, ModelConfig, RLOOConfig, get_peft_config
 
+from trl_rlp.data.sampling.engines import require_engine
 from trl_rlp.data.sampling_settings import require_shared_ends, require_stop
 from trl_rlp.evaluation.gate_report import ON_REGRESSION
 from trl_rlp.stages.policy import POLICY_TRAINERS
 from trl_rlp.storage.paths import expand_fields
+from trl_rlp.storage.precision import dtype_option, require_inference_dtype
 from trl_rlp.trainer.field_values import convert_fields
 from trl_rlp.trainer.mappings import parse_fields, parse_mapping, require_no_evaluation
 from trl_rlp.trainer.ppo.ppo_config import PPOConfig
@@ -39,6 +41,8 @@ class RefinementSettings:
             Fields that `config` was created from, without `output_dir` and `method`.
         sampling (`dict`):
             Arguments of [`sample_completions`].
+        model_options (`dict`, *optional*):
+            Options of [`load_policy`] and [`load_reward_model`] for the models that only infer.
         peft_config (`LoraConfig`, *optional*):
             Configuration of an adapter to train. The adapter is merged into the model before saving.
         on_regression (`str`, *optional*, defaults to `"warn"`):
@@ -51,6 +55,7 @@ class RefinementSettings:
     config: RLPRewardConfig
     args: dict[str, Any]
     sampling: dict[str, Any]
+    model_options: dict[str, Any] = field(default_factory=dict)
     peft_config: LoraConfig | None = None
     on_regression: str = "warn"
     seed: int = 42
@@ -83,8 +88,15 @@ class RLPConfig:
         max_new_tokens (`int`, *optional*, defaults to `300`):
             Maximum length of a completion, in tokens, in sampling and in training. `policy_args` may set another
             length for training. The default is AlpacaFarm's.
-        tokens_per_batch (`int`, *optional*, defaults to `8192`):
-            Maximum number of tokens in a sampling batch, prompts and completions together.
+        engine (`str`, *optional*, defaults to `"transformers"`):
+            What samples the policies for the refinement and the evaluation: `transformers`, `vllm` or `server`. A
+            server is asked for the model with the policy's folder as its name.
+        engine_args (`dict` or `str`, *optional*):
+            Arguments of the engine, as a mapping. For `vllm`, those of `vllm.LLM`, for example
+            `gpu_memory_utilization`. For `server`, `base_url` and other arguments of `sample_from_server`.
+        tokens_per_batch (`int`, *optional*):
+            Maximum number of tokens in a sampling batch of `transformers`, prompts and completions together. Defaults
+            to what fits into the free memory of the device, and to 8192 on the CPU.
         heldout_share (`float`, *optional*, defaults to `0.05`):
             Share of the human preferences held out for the gate if no evaluation set is given, in (0, 1). AlpacaFarm
             holds out 500 of 10,000.
@@ -105,6 +117,13 @@ class RLPConfig:
             saving.
         policy_peft (`dict` or `str`, *optional*):
             Fields of LoraConfig, as a mapping. If set, the policies are trained as adapters and merged before saving.
+        inference_dtype (`str`, *optional*, defaults to `"auto"`):
+            Dtype of the models that only infer: `auto`, `float32` or `bfloat16`. `auto` is bf16 on an accelerator that
+            computes in it, and the dtype of the checkpoint on a CPU. Score heads and log-probabilities are in fp32.
+        model_args (`dict` or `str`, *optional*):
+            Fields of TRL's ModelConfig, as a mapping, for all stages: `dtype` (of the trained models),
+            `attn_implementation`, `model_revision` (of `sft_model` and `reward_base_model`), and `use_peft` with the
+            fields of the adapter. `model_init_kwargs`, `reward_peft` and `policy_peft` take precedence.
         seed (`int`, *optional*, defaults to `42`):
             Seed of sampling, pairs and splits. The trainers' `seed` and `data_seed` are fields of the mappings.
 
@@ -161,9 +180,32 @@ class RLPConfig:
             )
         },
     )
-    tokens_per_batch: int = field(
-        default=8192,
-        metadata={"help": "Maximum number of tokens in a sampling batch, prompts and completions together."},
+    engine: str = field(
+        default="transformers",
+        metadata={
+            "help": (
+                "What samples the policies for the refinement and the evaluation: `transformers`, `vllm` or `server`. "
+                "A server is asked for the model with the policy's folder as its name."
+            )
+        },
+    )
+    engine_args: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": (
+                "Arguments of the engine, as a mapping. For `vllm`, those of `vllm.LLM`, for example "
+                "`gpu_memory_utilization`. For `server`, `base_url` and other arguments of `sample_from_server`."
+            )
+        },
+    )
+    tokens_per_batch: int | None = field(
+        default=None,
+        metadata={
+            "help": (
+                "Maximum number of tokens in a sampling batch of `transformers`, prompts and completions together. "
+                "Defaults to what fits into the free memory of the device, and to 8192 on the CPU."
+            )
+        },
     )
     heldout_share: float = field(
         default=0.05,
@@ -225,6 +267,27 @@ class RLPConfig:
             )
         },
     )
+    inference_dtype: str = field(
+        default="auto",
+        metadata={
+            "help": (
+                "Dtype of the models that only infer: `auto`, `float32` or `bfloat16`. `auto` is bf16 on an "
+                "accelerator that computes in it, and the dtype of the checkpoint on a CPU. Score heads and "
+                "log-probabilities are in fp32."
+            )
+        },
+    )
+    model_args: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": (
+                "Fields of TRL's ModelConfig, as a mapping, for all stages: `dtype` (of the trained models), "
+                "`attn_implementation`, `model_revision` (of `sft_model` and `reward_base_model`), and `use_peft` "
+                "with the fields of the adapter. `model_init_kwargs`, `reward_peft` and `policy_peft` take "
+                "precedence."
+            )
+        },
+    )
     seed: int = field(
         default=42,
         metadata={
@@ -242,10 +305,12 @@ class RLPConfig:
         expand_fields(self)
         for name, value in convert_fields(vars(self), type(self)).items():
             setattr(self, name, value)
-        for name in ("reward_args", "policy_args", "reward_peft", "policy_peft"):
+        for name in ("engine_args", "model_args", "reward_args", "policy_args", "reward_peft", "policy_peft"):
             setattr(self, name, parse_mapping(name, getattr(self, name)))
         self.reward_args, self.policy_args = self.reward_args or {}, self.policy_args or {}
+        self.model_args = self.model_args or {}
         self._check_names()
+        self._check_engine()
         self._check_ranges()
         self._check_mappings()
 
@@ -259,6 +324,17 @@ class RLPConfig:
             if getattr(self, name) not in values:
                 raise ValueError(f"`{name}` must be one of {values}, got {getattr(self, name)!r}.")
 
+        require_inference_dtype("inference_dtype", self.inference_dtype)
+
+    def _check_engine(self) -> None:
+        require_engine(self.engine, self.engine_args, self.tokens_per_batch)
+        unread = sorted(self._prompt_and_stop())
+        if self.engine == "server" and unread:
+            raise ValueError(
+                f"`policy_args` sets {unread}, which does not reach a server, so the policy would be sampled "
+                "otherwise than it is trained. Remove it, or choose another `engine`."
+            )
+
     def _check_ranges(self) -> None:
         if self.num_generations < 2:
             raise ValueError(
@@ -269,12 +345,16 @@ class RLPConfig:
         if self.seed < 0:
             raise ValueError(f"`seed` must be at least 0, got {self.seed}.")
         for name in ("temperature", "evaluation_temperature", "max_new_tokens", "tokens_per_batch"):
-            if not getattr(self, name) > 0:
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}.")
 
     def _check_mappings(self) -> None:
         """Builds the configuration of each trainer once, to find wrong fields before hours of training."""
-        for name, reserved in (("reward_args", {"output_dir", "method"}), ("policy_args", {"output_dir"})):
+        self._check_model_args()
+        for name, reserved in (
+            ("reward_args", {"output_dir", "method"}),
+            ("policy_args", {"output_dir", "inference_dtype"}),
+        ):
             taken = sorted(reserved & getattr(self, name).keys())
             if taken:
                 raise ValueError(f"`{name}` may not set {taken}. Use the field of RLPConfig with the same name.")
@@ -305,6 +385,41 @@ class RLPConfig:
             with _named(f"{name}_peft"):
                 self.lora(name)
 
+    def _check_model_args(self) -> None:
+        self.model_args = parse_fields("model_args", self.model_args, ModelConfig) or {}
+        if self.model_args.get("model_name_or_path") is not None:
+            raise ValueError("`model_args` may not set `model_name_or_path`. Use `sft_model` and `reward_base_model`.")
+        quantizing = [name for name in ("load_in_8bit", "load_in_4bit") if self.model_args.get(name)]
+        if quantizing:
+            raise ValueError(
+                f"`model_args` may not set `{quantizing[0]}`, because the stages merge adapters and compare rewards, "
+                "which must be exact. Set `dtype: bfloat16` with `reward_peft` and `policy_peft` to save memory."
+            )
+
+    def model_options(self) -> dict[str, Any]:
+        """
+        Collects the options with which the stages load models that only infer.
+
+        Returns:
+            `dict`: Options of [`load_policy`] and [`load_reward_model`].
+        """
+        options = {name: value for name, value in self._init_options().items() if name != "dtype"}
+        options |= dtype_option(self.inference_dtype)
+        if any(args.get("trust_remote_code") for args in (self.reward_args, self.policy_args)):
+            options["trust_remote_code"] = True
+        return options
+
+    def _init_options(self) -> dict[str, Any]:
+        """Converts the fields of ModelConfig to options of `from_pretrained`."""
+        names = {"dtype": "dtype", "attn_implementation": "attn_implementation", "model_revision": "revision"}
+        return {option: self.model_args[name] for name, option in names.items() if name in self.model_args}
+
+    def _add_init_options(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Adds `model_init_kwargs` to the fields of a trainer's configuration. Those that it has take precedence."""
+        given = parse_mapping("model_init_kwargs", args.get("model_init_kwargs")) or {}
+        options = {**self._init_options(), **given}
+        return {**args, "model_init_kwargs": options} if options else args
+
     def first_reward_args(self) -> dict[str, Any]:
         """
         Selects the fields for the reward model of step 2, which is trained on human preferences only.
@@ -314,7 +429,7 @@ class RLPConfig:
         """
         refining = {name for names in FIELDS.values() for name in names}
         args = {name: value for name, value in self.reward_args.items() if name not in refining}
-        return {**args, "method": "none"}
+        return {**self._add_init_options(args), "method": "none"}
 
     def reward_config(self) -> RLPRewardConfig:
         """
@@ -323,7 +438,8 @@ class RLPConfig:
         Returns:
             [`RLPRewardConfig`]: The configuration. The stage sets another `output_dir`.
         """
-        return RLPRewardConfig(output_dir=self.output_dir, method=self.method, **self.reward_args)
+        args = self._add_init_options(self.reward_args)
+        return RLPRewardConfig(output_dir=self.output_dir, method=self.method, **args)
 
     def policy_config(self) -> PPOConfig | RLOOConfig | GRPOConfig:
         """
@@ -334,7 +450,9 @@ class RLPConfig:
             `output_dir`.
         """
         config_class = POLICY_TRAINERS[self.policy_trainer][1]
-        return config_class(output_dir=self.output_dir, **supported_precision(self.policy_args))
+        return config_class(
+            output_dir=self.output_dir, **supported_precision(self._add_init_options(self.policy_args))
+        )
 
     def policy_arguments(self) -> dict[str, Any]:
         """
@@ -345,11 +463,12 @@ class RLPConfig:
         """
         return {
             "sft_model": self.sft_model,
-            "args": self._add_completion_length(self.policy_args),
+            "args": self._add_init_options(self._add_completion_length(self.policy_args)),
             "policy_trainer": self.policy_trainer,
             "peft_config": self.lora("policy"),
             "max_length": self.reward_config().max_length,
             "standardize_with": self.sampling(num_generations=2) if self.standardize_rewards else None,
+            "model_options": self.model_options(),
         }
 
     def refinement_settings(self) -> RefinementSettings:
@@ -362,8 +481,9 @@ class RLPConfig:
         return RefinementSettings(
             base_model=self.reward_base_model or self.sft_model,
             config=self.reward_config(),
-            args=self.reward_args,
-            sampling=self.sampling(temperature=self.temperature),
+            args=self._add_init_options(self.reward_args),
+            model_options=self.model_options(),
+            sampling=self.engine_sampling(self.temperature),
             peft_config=self.lora("reward"),
             on_regression=self.on_regression,
             seed=self.seed,
@@ -371,7 +491,7 @@ class RLPConfig:
 
     def sampling(self, **overrides: Any) -> dict[str, Any]:
         """
-        Collects the arguments of [`sample_completions`].
+        Collects the arguments of [`sample_completions`] for a loaded policy.
 
         Args:
             overrides:
@@ -388,6 +508,19 @@ class RLPConfig:
             **self._prompt_and_stop(),
             **overrides,
         }
+
+    def engine_sampling(self, temperature: float) -> dict[str, Any]:
+        """
+        Collects the arguments of [`sample_completions`] for a saved policy.
+
+        Args:
+            temperature (`float`):
+                Sampling temperature.
+
+        Returns:
+            `dict`: Keyword arguments, with the engine.
+        """
+        return self.sampling(temperature=temperature, engine=self.engine, engine_args=self.engine_args)
 
     def _add_completion_length(self, policy_args: dict[str, Any]) -> dict[str, Any]:
         """Trains on completions of the same length as those that are sampled, unless the mapping sets a length."""
@@ -420,6 +553,11 @@ class RLPConfig:
             and saved.
         """
         settings = {"reward": self.reward_peft, "policy": self.policy_peft}[name]
+        if settings is None and self.model_args.get("use_peft"):
+            config: LoraConfig = get_peft_config(ModelConfig(**self.model_args))
+            if name == "reward":
+                config.task_type, config.modules_to_save = "SEQ_CLS", config.modules_to_save or ["score"]
+            return config
         if settings is None:
             return None
         if name == "policy":

@@ -18,10 +18,12 @@ def test_arguments_reach_the_equivalence(monkeypatch):
     )
     arguments = {"equivalence_model": "model", "equivalence_rule": "rule", "equivalence_cache": "cache"}
     built = {
-        name: EquivalenceArguments(equivalence=name, embedding_threshold=0.5, **arguments).build() for name in BUILDERS
+        name: EquivalenceArguments(equivalence=name, embedding_threshold=0.5, **arguments).build("float32")
+        for name in BUILDERS
     }
-    assert built["nli"] == (NLIEquivalence, ("model",), {"rule": "rule", "instruction": "auto", "cache": "cache"})
-    assert built["embedding"] == (EmbeddingEquivalence, ("model",), {"threshold": 0.5})
+    expected = {"rule": "rule", "instruction": "auto", "cache": "cache", "dtype": "float32"}
+    assert built["nli"] == (NLIEquivalence, ("model",), expected)
+    assert built["embedding"] == (EmbeddingEquivalence, ("model",), {"threshold": 0.5, "dtype": "float32"})
     assert isinstance(built["exact"], ExactMatch)
 
 

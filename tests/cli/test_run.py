@@ -27,7 +27,10 @@ def test_algorithm_1_runs_from_a_config_file(tmp_path, models, preferences, writ
     words = ["run", "--config", str(config), "--output_dir", str(tmp_path / "run")]
     assert main(words) == 0
     output = capsys.readouterr().out
+    estimate, _, result = output.partition("measured peak GiB")
+    assert "GiB by formula" in estimate and "retrained_policy" in estimate and "evaluation" in result
     assert "refined reward model:" in output and "retrained_policy" in output
     assert main(words) == 0
+    assert "GiB by formula" not in capsys.readouterr().out  # no stage starts
     assert main([*words, "--seed", "7"]) == 2
     assert "other settings: `seed` was 42 and is 7" in capsys.readouterr().err

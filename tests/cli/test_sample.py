@@ -1,9 +1,10 @@
 import pytest
 
-import trl_rlp.data.sampling.in_process as in_process
+import trl_rlp.data.sampling.transformers_engine as transformers_engine
+from tests.data.sampling.fakes import FakeVLLM
 from tests.servers import FakeServer
 from trl_rlp.cli import main
-from trl_rlp.data.sampling.in_process import sample_completions
+from trl_rlp.data.sampling.engines import sample_completions
 from trl_rlp.storage.artifacts import load_policy
 from trl_rlp.storage.loading import load_rows
 
@@ -39,7 +40,7 @@ def test_a_second_call_reads_the_shards(tmp_path, words, monkeypatch):
     assert main(words) == 0
     first = (tmp_path / "out" / "samples.jsonl").read_text()
     (tmp_path / "out" / "samples.jsonl").unlink()
-    monkeypatch.setattr(in_process, "generate_samples", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(transformers_engine, "generate_samples", lambda *_, **__: 1 / 0)
     assert main(words) == 0
     assert (tmp_path / "out" / "samples.jsonl").read_text() == first
     assert main([*words, "--seed", "7"]) == 2  # the shards have another seed
@@ -57,6 +58,29 @@ def test_a_server_gets_the_same_options(tmp_path, words):
     assert fake.max_concurrent == 1
     rows = load_rows(str(tmp_path / "out" / "samples.jsonl"))
     assert rows["prompt"][:] == ["a?", "b?"] and rows["finished"][0] == [True, False, True]
+
+
+def test_vllm_gets_the_engine_args(tmp_path, words, models, monkeypatch):
+    fake_vllm = FakeVLLM(monkeypatch, tmp_path)
+    assert main([*words, "--engine", "vllm", "--engine_args", '{"gpu_memory_utilization": 0.5}']) == 0
+    (arguments,) = fake_vllm.read("llm")
+    assert arguments["model"] == models["policy"] and arguments["gpu_memory_utilization"] == 0.5
+    rows = load_rows(str(tmp_path / "out" / "samples.jsonl"))
+    assert [len(row) for row in rows["completions"]] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--engine", "server"], "`engine`='server' needs the address of the server. Pass it as `base_url`."),
+        (["--engine", "transformers", "--base_url", "x"], "`base_url` is passed, but `engine`='transformers' asks no"),
+        (["--engine", "sglang"], "`engine` must be one of ['server', 'transformers', 'vllm'], got 'sglang'"),
+        (["--base_url", "x", "--tokens_per_batch", "5"], "`tokens_per_batch`=5 has no effect with `engine`='server'"),
+    ],
+)
+def test_an_engine_with_wrong_options_is_an_error(words, options, message, capsys):
+    assert main([*words, *options]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_missing_model_is_an_error(tmp_path, write_rows, monkeypatch, capsys):

@@ -84,9 +84,13 @@ class EquivalenceArguments:
         default=None, metadata={"help": "File that keeps the labels of the NLI model between runs."}
     )
 
-    def build(self) -> Equivalence:
+    def build(self, dtype: str = "auto") -> Equivalence:
         """
         Builds the equivalence that the arguments describe.
+
+        Args:
+            dtype (`str`, *optional*, defaults to `"auto"`):
+                Dtype of its model, as in [`NLIEquivalence`].
 
         Returns:
             An equivalence of `trl_rlp.data.groups`.
@@ -96,38 +100,39 @@ class EquivalenceArguments:
         """
         if self.equivalence not in BUILDERS:
             raise ValueError(f"`equivalence` must be one of {sorted(BUILDERS)}, got {self.equivalence!r}.")
-        return BUILDERS[self.equivalence](self)
+        return BUILDERS[self.equivalence](self, dtype)
 
 
-def _build_nli(arguments: EquivalenceArguments) -> Equivalence:
+def _build_nli(arguments: EquivalenceArguments, dtype: str) -> Equivalence:
     return NLIEquivalence(
         arguments.equivalence_model,
         rule=arguments.equivalence_rule,
         instruction=None if arguments.equivalence_instruction == "none" else arguments.equivalence_instruction,
         cache=arguments.equivalence_cache,
+        dtype=dtype,
     )
 
 
-def _build_embedding(arguments: EquivalenceArguments) -> Equivalence:
+def _build_embedding(arguments: EquivalenceArguments, dtype: str) -> Equivalence:
     if arguments.embedding_threshold is None:
         raise ValueError("`embedding` needs `embedding_threshold`. Choose a value on texts like yours.")
     if not -1 <= arguments.embedding_threshold <= 1:
         raise ValueError(
             f"`embedding_threshold` is a cosine similarity in [-1, 1], got {arguments.embedding_threshold}. Change it."
         )
-    return EmbeddingEquivalence(arguments.equivalence_model, threshold=arguments.embedding_threshold)
+    return EmbeddingEquivalence(arguments.equivalence_model, threshold=arguments.embedding_threshold, dtype=dtype)
 
 
-def _build_exact(arguments: EquivalenceArguments) -> Equivalence:
+def _build_exact(arguments: EquivalenceArguments, dtype: str) -> Equivalence:
     return ExactMatch()
 
 
-BUILDERS: dict[str, Callable[[EquivalenceArguments], Equivalence]] = {
+BUILDERS: dict[str, Callable[[EquivalenceArguments, str], Equivalence]] = {
     "nli": _build_nli,
     "embedding": _build_embedding,
     "exact": _build_exact,
 }
-"""Builds an equivalence from the arguments, with the keys of [`EQUIVALENCES`]."""
+"""Builds an equivalence from the arguments and a dtype, with the keys of [`EQUIVALENCES`]."""
 
 
 class _CommandParser(TrlParser):

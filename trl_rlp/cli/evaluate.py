@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_rlp.cli.arguments import parse
+from trl_rlp.cli.model_arguments import InferenceArguments
 from trl_rlp.cli.server_arguments import ServerArguments
 from trl_rlp.evaluation.alpaca_eval import Rows, read_annotations
 from trl_rlp.evaluation.collected_metrics import METRICS_FILE, collect_metrics, write_metrics
@@ -21,6 +22,7 @@ from trl_rlp.evaluation.length_control import load_anchors
 from trl_rlp.storage.json_files import replace_nan
 from trl_rlp.storage.loading import load_rows
 from trl_rlp.storage.manifest import require_writable
+from trl_rlp.storage.processes import process_state, run_on_main
 
 
 @dataclass
@@ -168,34 +170,48 @@ def main(options: Sequence[str]) -> None:
         options (`Sequence[str]`):
             Command-line arguments after `trl-rlp evaluate`.
     """
-    arguments, server_arguments = parse(
+    arguments, server_arguments, model_arguments = parse(
         "evaluate",
         "Evaluates model outputs, a reward model, or policy samples.",
         options,
         EvaluateArguments,
         ServerArguments,
+        InferenceArguments,
     )
     _require_combination(arguments)
+    _require_exact_models(arguments, model_arguments)
     connection = server_arguments.connection()
     folder = Path(arguments.output_dir)
     require_writable(folder)
-    _require_new_files(folder, arguments)
+    run_on_main(lambda: _require_new_files(folder, arguments))
     for path in filter(None, (arguments.preferences, arguments.samples)):
         load_rows(path)  # A wrong path is found before a judge is asked.
     annotations, judge_counts, anchors = [], None, None
     if arguments.outputs or arguments.annotations:
         anchors = None if arguments.anchors is None else load_anchors(arguments.anchors)
-        annotations, judge_counts = _load_annotations(arguments, connection, folder)
+        annotations, judge_counts = _load_annotations(arguments, connection, model_arguments, folder)
     names = ("reward_model", "preferences", "samples", "policy", "reference_policy", "max_length")
     metrics = collect_metrics(
         annotations=annotations,
         judge_counts=judge_counts,
         anchors=anchors,
+        model_options={} if model_arguments.quantizes else model_arguments.policy_options(),
         **{name: vars(arguments)[name] for name in names},
     )
-    path = write_metrics(folder, metrics)
-    _print_metrics(metrics)
-    print(f"All metrics: {path}")
+    path = run_on_main(lambda: write_metrics(folder, metrics))
+    if process_state().is_main_process:
+        _print_metrics(metrics)
+        print(f"All metrics: {path}")
+
+
+def _require_exact_models(arguments: EvaluateArguments, model_arguments: InferenceArguments) -> None:
+    """Only a language model that is a judge may be quantized. The numbers of the other models are compared."""
+    names = ["reward_model", "policy"]
+    if arguments.judge_model and arguments.judge == "reward_model":
+        names.append("judge_model")
+    for name in names:
+        if vars(arguments)[name]:
+            model_arguments.require_exact(name)
 
 
 def _require_new_files(folder: Path, arguments: EvaluateArguments) -> None:
@@ -236,7 +252,7 @@ def _require_combination(arguments: EvaluateArguments) -> None:
 
 
 def _load_annotations(
-    arguments: EvaluateArguments, connection: dict[str, Any], folder: Path
+    arguments: EvaluateArguments, connection: dict[str, Any], model_arguments: InferenceArguments, folder: Path
 ) -> tuple[list[Rows], dict[str, int] | None]:
     """Reads the annotations, or reads the outputs and lets a judge annotate them."""
     if arguments.annotations:
@@ -251,6 +267,7 @@ def _load_annotations(
         base_url=arguments.base_url,
         max_tokens=arguments.max_tokens,
         cache=folder / ANSWERS_FILE,
+        model_options=model_arguments.policy_options(),
         **connection,
     )
     annotator = f"{arguments.judge}: {arguments.judge_model}"

@@ -77,12 +77,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         # default they spin, and on a busy machine the quickstart takes many times as long.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
-        importlib.import_module(f"trl_rlp.cli.{command}").main(options)
+        module = importlib.import_module(f"trl_rlp.cli.{command}")
+        importlib.import_module("trl_rlp.cli.launched_processes").silence_other_processes()
+        module.main(options)
     except EXPECTED_ERRORS as error:
         if os.environ.get(TRACEBACK):
             raise
         message = name_options(command, " ".join(str(error).split()))
-        print(f"trl-rlp {command}: {message} [Set {TRACEBACK}=1 to see the traceback.]", file=sys.stderr)
-        return 2
+        line = f"trl-rlp {command}: {message} [Set {TRACEBACK}=1 to see the traceback.]"
+        return importlib.import_module("trl_rlp.cli.launched_processes").end_with_error(line, error)
     importlib.import_module("trl_rlp.storage.processes").leave_process_group()
     return 0

@@ -7,11 +7,12 @@ from typing import Any
 from datasets import Dataset
 
 from trl_rlp.cli.arguments import EquivalenceArguments, parse
+from trl_rlp.cli.model_arguments import InferenceArguments
 from trl_rlp.data.judges.language_model import language_model_judge
 from trl_rlp.data.preferences.pairing import GENERATORS, GROUP_GENERATORS
 from trl_rlp.data.preferences.preferences import check_synthesis, synthesize_preferences
 from trl_rlp.storage.artifacts import load_policy, load_reward_model
-from trl_rlp.storage.fingerprints import value_fingerprint
+from trl_rlp.storage.fingerprints import dataset_fingerprint
 from trl_rlp.storage.json_files import write_json, write_rows
 from trl_rlp.storage.loading import load_rows
 from trl_rlp.storage.run_folder import SHARDS, RunFolder
@@ -127,16 +128,24 @@ def main(options: Sequence[str]) -> None:
         options (`Sequence[str]`):
             Command-line arguments after `trl-rlp prefer`.
     """
-    arguments, equivalence_arguments = parse(
-        "prefer", "Makes synthetic preferences from policy samples.", options, PreferArguments, EquivalenceArguments
+    arguments, equivalence_arguments, model_arguments = parse(
+        "prefer",
+        "Makes synthetic preferences from policy samples.",
+        options,
+        PreferArguments,
+        EquivalenceArguments,
+        InferenceArguments,
     )
     if arguments.generator not in GENERATORS:
         raise ValueError(f"`--generator` must be one of {sorted(GENERATORS)}, got {arguments.generator!r}.")
+    if arguments.reward_model:
+        model_arguments.require_exact("reward_model")
     samples = load_rows(arguments.samples)
     settings = {name: value for name, value in vars(arguments).items() if name not in ("samples", "output_dir")}
-    settings |= {"samples": value_fingerprint(samples.to_list()), **vars(equivalence_arguments)}
+    settings |= {"samples": dataset_fingerprint(samples), **vars(equivalence_arguments)}
+    settings |= model_arguments.deciding()
     RunFolder.check(arguments.output_dir, settings)
-    synthesis = _load_synthesis(samples, arguments, equivalence_arguments)
+    synthesis = _load_synthesis(samples, arguments, equivalence_arguments, model_arguments)
     check_synthesis(samples, **synthesis)
     run = RunFolder(arguments.output_dir, settings)  # After all checks, so wrong arguments leave the folder free.
     preferences, counts = synthesize_preferences(samples, **synthesis, output_dir=run.path / SHARDS)
@@ -149,17 +158,25 @@ def main(options: Sequence[str]) -> None:
 
 
 def _load_synthesis(
-    samples: Dataset, arguments: PreferArguments, equivalence_arguments: EquivalenceArguments
+    samples: Dataset,
+    arguments: PreferArguments,
+    equivalence_arguments: EquivalenceArguments,
+    model_arguments: InferenceArguments,
 ) -> dict[str, Any]:
     """Loads the models, and returns the keyword arguments of the synthesis."""
     needs_groups = arguments.generator in GROUP_GENERATORS and "cluster_ids" not in samples.column_names
-    reward_model, tokenizer = load_reward_model(arguments.reward_model) if arguments.reward_model else (None, None)
+    reward_model, tokenizer, judge = None, None, None
+    if arguments.reward_model:
+        options = model_arguments.reward_options("reward_model")
+        reward_model, tokenizer = load_reward_model(arguments.reward_model, **options)
+    if arguments.judge_model:
+        judge = language_model_judge(*load_policy(arguments.judge_model, **model_arguments.policy_options()))
     return {
         "method": arguments.generator,
-        "equivalence": equivalence_arguments.build() if needs_groups else None,
+        "equivalence": equivalence_arguments.build(model_arguments.inference_dtype) if needs_groups else None,
         "reward_model": reward_model,
         "reward_processing_class": tokenizer,
-        "judge": language_model_judge(*load_policy(arguments.judge_model)) if arguments.judge_model else None,
+        "judge": judge,
         "threshold": arguments.threshold,
         "chosen": arguments.chosen,
         "keep_candidates": arguments.keep_candidates,

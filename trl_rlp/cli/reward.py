@@ -8,10 +8,12 @@ from typing import Any
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from trl_rlp.cli.arguments import EquivalenceArguments, parse
+from trl_rlp.cli.model_arguments import require_bitsandbytes
 from trl_rlp.stages.reward_model import build_reward_trainer
 from trl_rlp.storage.artifacts import load_reward_model, save_trained_model
 from trl_rlp.storage.loading import load_rows
 from trl_rlp.storage.manifest import require_writable
+from trl_rlp.storage.precision import dtype_option, require_inference_dtype
 from trl_rlp.storage.processes import process_state
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 
@@ -39,6 +41,9 @@ class RewardArguments:
         labeling_reward_model (`str`, *optional*):
             Folder or Hub name of the frozen reward model r that selects the chosen completions, for `spg` without
             `synthetic_dataset`.
+        inference_dtype (`str`, *optional*, defaults to `"auto"`):
+            Dtype of the labeling reward model and of the equivalence's model: `auto`, `float32` or `bfloat16`. `auto`
+            is bf16 on an accelerator that computes in it. `dtype` is that of the trained model.
     """
 
     preference_dataset: str = field(metadata={"help": "Human preferences D in TRL's preference format."})
@@ -71,6 +76,16 @@ class RewardArguments:
         },
     )
 
+    inference_dtype: str = field(
+        default="auto",
+        metadata={
+            "help": (
+                "Dtype of the labeling reward model and of the equivalence's model: `auto`, `float32` or `bfloat16`. "
+                "`auto` is bf16 on an accelerator that computes in it. `dtype` is that of the trained model."
+            )
+        },
+    )
+
     def load_refinement(self, equivalence: EquivalenceArguments, config: RLPRewardConfig) -> dict[str, Any]:
         """
         Loads the data and models that the method needs.
@@ -90,12 +105,13 @@ class RewardArguments:
         if self.synthetic_dataset is not None:
             arguments["synthetic_dataset"] = load_rows(self.synthetic_dataset)
         if self.labeling_reward_model is not None:
-            model, processing_class = load_reward_model(self.labeling_reward_model)
+            options = {"trust_remote_code": config.trust_remote_code, **dtype_option(self.inference_dtype)}
+            model, processing_class = load_reward_model(self.labeling_reward_model, **options)
             arguments |= {"labeling_reward_model": model, "labeling_processing_class": processing_class}
         makes_pairs = config.uses_synthetic_pairs and self.synthetic_dataset is None
         needs_groups = makes_pairs or (config.uses_views and config.views_share_group)
         if needs_groups and self.policy_samples is not None:
-            arguments["equivalence"] = equivalence.build()
+            arguments["equivalence"] = equivalence.build(self.inference_dtype)
         return arguments
 
 
@@ -132,6 +148,8 @@ def main(options: Sequence[str]) -> None:
     )
     if model_arguments.model_name_or_path is None:
         raise ValueError("`model_name_or_path` is not set. Pass the folder or Hub name of the model to start from.")
+    require_inference_dtype("inference_dtype", data.inference_dtype)
+    require_bitsandbytes(model_arguments)
     require_writable(Path(config.output_dir))
     config.model_init_kwargs = _build_model_init_kwargs(model_arguments, config)
     peft_config = get_peft_config(model_arguments)
@@ -147,7 +165,9 @@ def main(options: Sequence[str]) -> None:
         **data.load_refinement(equivalence, config),
     )
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
-    if eval_path:
-        print(trainer.evaluate())
+    metrics = trainer.evaluate() if eval_path else None
     save_trained_model(trainer, config.output_dir)
-    print(f"reward model: {config.output_dir}")
+    if process_state().is_main_process:
+        if eval_path:
+            print(metrics)
+        print(f"reward model: {config.output_dir}")

@@ -1,17 +1,21 @@
 """The command `trl-rlp run`."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 
 from trl_rlp.cli.arguments import EquivalenceArguments, parse
+from trl_rlp.memory_estimate import StageMemory, estimate_memory, format_gib, read_run_shape
 from trl_rlp.pipeline import RLPResult, run_rlp
 from trl_rlp.pipeline_config import RLPConfig
 from trl_rlp.storage.loading import load_rows
 from trl_rlp.storage.processes import process_state
+from trl_rlp.storage.run_folder import RunFolder
 
 
 @dataclass
@@ -34,6 +38,8 @@ class RunArguments:
             Human preferences for the gate. By default, a part of D is held out.
         eval_prompt_dataset (`str`, *optional*):
             Prompts to evaluate the policies on. By default, the policies are not evaluated.
+        policy_samples (`str`, *optional*):
+            Samples P of the policy with `prompt`, `completions` and `finished`, instead of sampling.
     """
 
     preference_dataset: str = field(metadata={"help": "Human preferences D in TRL's preference format."})
@@ -56,15 +62,55 @@ class RunArguments:
         default=None,
         metadata={"help": "Prompts to evaluate the policies on. By default, the policies are not evaluated."},
     )
+    policy_samples: str | None = field(
+        default=None,
+        metadata={
+            "help": "Samples P of the policy with `prompt`, `completions` and `finished`, instead of sampling."
+        },
+    )
 
 
 def _load_optional(name: str | None) -> Dataset | None:
     return None if name is None else load_rows(name, "test")
 
 
+class Forecast:
+    """
+    The estimated memory of a run. It is printed when the first stage starts, after all checks.
+
+    Args:
+        config ([`RLPConfig`]):
+            Settings of the run.
+        prompt_dataset ([`~datasets.Dataset`]):
+            Prompts U.
+        equivalence_model (`str`, *optional*):
+            Folder or Hub name of the model that groups completions.
+        has_evaluation (`bool`):
+            Whether the policies are evaluated at the end.
+    """
+
+    def __init__(
+        self, config: RLPConfig, prompt_dataset: Dataset, equivalence_model: str | None, has_evaluation: bool
+    ):
+        self._read_shape = functools.partial(read_run_shape, config, prompt_dataset, equivalence_model, has_evaluation)
+        self._config = config
+        self._is_printed = False
+
+    @functools.cached_property
+    def stages(self) -> dict[str, StageMemory]:
+        """Memory by name of the stage, from [`estimate_memory`]."""
+        return estimate_memory(self._config, self._read_shape())
+
+    def print_once(self, run: RunFolder, stage: str, arguments: dict[str, Any]) -> None:
+        """Prints the estimate on the main process, when the first stage starts. See [`RunFolder.on_start`]."""
+        if process_state().is_main_process and not self._is_printed:
+            self._is_printed = True
+            Console().print(_build_estimate_table(self.stages))
+
+
 def main(options: Sequence[str]) -> None:
     """
-    Runs Algorithm 1, and prints the metrics and the folders of the models.
+    Runs Algorithm 1. Prints the estimated memory before, and the metrics and the folders of the models after it.
 
     Args:
         options (`Sequence[str]`):
@@ -73,32 +119,64 @@ def main(options: Sequence[str]) -> None:
     data, config, equivalence = parse(
         "run", "Runs Algorithm 1 of RLP.", options, RunArguments, RLPConfig, EquivalenceArguments
     )
-    result = run_rlp(
-        config,
-        load_rows(data.preference_dataset, data.preference_split),
-        load_rows(data.prompt_dataset, data.prompt_split),
-        equivalence.build() if config.reward_config().needs_groups else None,
-        _load_optional(data.eval_preference_dataset),
-        _load_optional(data.eval_prompt_dataset),
+    preferences = load_rows(data.preference_dataset, data.preference_split)
+    prompts = load_rows(data.prompt_dataset, data.prompt_split)
+    eval_prompts = _load_optional(data.eval_prompt_dataset)
+    needs_groups = config.reward_config().needs_groups
+    has_model = needs_groups and equivalence.equivalence != "exact"
+    forecast = Forecast(
+        config, prompts, equivalence.equivalence_model if has_model else None, eval_prompts is not None
     )
+    with RunFolder.on_start(forecast.print_once):
+        result = run_rlp(
+            config,
+            preferences,
+            prompts,
+            equivalence.build(config.inference_dtype) if needs_groups else None,
+            _load_optional(data.eval_preference_dataset),
+            eval_prompts,
+            data.policy_samples,
+        )
     if process_state().is_main_process:
-        print_result(result)
+        print_result(result, forecast.stages)
 
 
-def print_result(result: RLPResult) -> None:
+def print_result(result: RLPResult, estimates: Mapping[str, StageMemory]) -> None:
     """
-    Prints the metrics of a run and the folders of its models.
+    Prints the metrics of a run, the time and the memory of its stages, and the folders of its models.
 
     Args:
         result ([`RLPResult`]):
             Result of the run.
+        estimates (`Mapping[str, StageMemory]`):
+            Estimated memory by name of the stage.
     """
     console = Console()
+    console.print(_build_stage_table(result.stages, estimates))
     console.print(_build_gate_table(result.stages["gate"]["metrics"]["comparisons"]))
     if "evaluation" in result.stages:
         console.print(_build_policy_table(result.stages["evaluation"]["metrics"]))
     console.print(f"refined reward model: {result.refined_reward_model}", soft_wrap=True)
     console.print(f"retrained policy:     {result.retrained_policy}", soft_wrap=True)
+
+
+def _build_estimate_table(stages: Mapping[str, StageMemory]) -> Table:
+    # Without lines between the columns, the table fits into 80 characters.
+    table = Table("GiB by formula", "weights", "gradients", "AdamW", "activations", "sampling", "peak", box=None)
+    for name, memory in stages.items():
+        table.add_row(name, *format_gib(memory).values())
+    return table
+
+
+def _build_stage_table(stages: Mapping[str, dict[str, Any]], estimates: Mapping[str, StageMemory]) -> Table:
+    table = Table("stage", "seconds", "estimated GiB", "measured peak GiB")
+    for name, estimate in estimates.items():
+        if name not in stages:
+            continue
+        peak = stages[name]["peak_memory_gib"]
+        measured = "-" if peak is None else f"{peak:.1f}"
+        table.add_row(name, f"{stages[name]['seconds']:.0f}", format_gib(estimate)["peak"], measured)
+    return table
 
 
 def _build_gate_table(comparisons: dict[str, dict]) -> Table:

@@ -3,20 +3,21 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 
 from trl_rlp.cli.arguments import parse
+from trl_rlp.cli.model_arguments import InferenceArguments
 from trl_rlp.cli.server_arguments import ServerArguments
-from trl_rlp.data.sampling.in_process import sample_completions
-from trl_rlp.data.sampling.server import sample_from_server
+from trl_rlp.data.sampling.engines import require_engine, sample_completions
 from trl_rlp.data.sampling_settings import require_settings
 from trl_rlp.evaluation.policy_metrics import describe_outputs
-from trl_rlp.storage.artifacts import load_policy
 from trl_rlp.storage.json_files import write_rows
 from trl_rlp.storage.loading import load_rows
 from trl_rlp.storage.processes import process_state
 from trl_rlp.storage.run_folder import SHARDS
+from trl_rlp.trainer.mappings import parse_mapping
 
 
 @dataclass
@@ -37,9 +38,14 @@ class SampleArguments:
             Split of `prompts`, if it has splits.
         prompt_column (`str`, *optional*, defaults to `"prompt"`):
             Column of the prompts, as text or messages.
+        engine (`str`, *optional*):
+            What draws the tokens: `transformers`, `vllm` or `server`. By default, `server` if `base_url` is given, and
+            `transformers` if not.
+        engine_args (`dict` or `str`, *optional*):
+            Arguments of `vllm.LLM`, for example `{"gpu_memory_utilization": 0.8}`. A command line takes JSON, and YAML
+            takes a mapping.
         base_url (`str`, *optional*):
-            Base URL of an OpenAI-compatible server, for example `http://localhost:8000/v1`. By default, the command
-            samples in process.
+            Base URL of an OpenAI-compatible server, for example `http://localhost:8000/v1`.
         num_generations (`int`, *optional*, defaults to `10`):
             Number of completions per prompt, at least 2 (n in the paper).
         temperature (`float`, *optional*, defaults to `1.0`):
@@ -50,8 +56,9 @@ class SampleArguments:
             Maximum completion length, in tokens.
         seed (`int`, *optional*, defaults to `42`):
             Seed. The same seed gives the same samples.
-        tokens_per_batch (`int`, *optional*, defaults to `8192`):
-            Maximum number of tokens per batch, prompts and completions together. For sampling in process.
+        tokens_per_batch (`int`, *optional*):
+            Maximum number of tokens per batch of `transformers`, prompts and completions together. Defaults to what
+            fits into the free memory of the device, and to 8192 on the CPU.
     """
 
     model: str = field(
@@ -75,14 +82,27 @@ class SampleArguments:
     )
     split: str = field(default="train", metadata={"help": "Split of `prompts`, if it has splits."})
     prompt_column: str = field(default="prompt", metadata={"help": "Column of the prompts, as text or messages."})
-    base_url: str | None = field(
+    engine: str | None = field(
         default=None,
         metadata={
             "help": (
-                "Base URL of an OpenAI-compatible server, for example `http://localhost:8000/v1`. By default, the "
-                "command samples in process."
+                "What draws the tokens: `transformers`, `vllm` or `server`. By default, `server` if `base_url` is "
+                "given, and `transformers` if not."
             )
         },
+    )
+    engine_args: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": (
+                'Arguments of `vllm.LLM`, for example `{"gpu_memory_utilization": 0.8}`. A command line takes JSON, '
+                "and YAML takes a mapping."
+            )
+        },
+    )
+    base_url: str | None = field(
+        default=None,
+        metadata={"help": "Base URL of an OpenAI-compatible server, for example `http://localhost:8000/v1`."},
     )
     num_generations: int = field(
         default=10, metadata={"help": "Number of completions per prompt, at least 2 (n in the paper)."}
@@ -91,12 +111,42 @@ class SampleArguments:
     top_p: float = field(default=1.0, metadata={"help": "Top-p (nucleus) sampling, in (0, 1]."})
     max_new_tokens: int = field(default=300, metadata={"help": "Maximum completion length, in tokens."})
     seed: int = field(default=42, metadata={"help": "Seed. The same seed gives the same samples."})
-    tokens_per_batch: int = field(
-        default=8192,
+    tokens_per_batch: int | None = field(
+        default=None,
         metadata={
-            "help": "Maximum number of tokens per batch, prompts and completions together. For sampling in process."
+            "help": (
+                "Maximum number of tokens per batch of `transformers`, prompts and completions together. Defaults to "
+                "what fits into the free memory of the device, and to 8192 on the CPU."
+            )
         },
     )
+
+    def choose_engine(self, connection: dict[str, Any]) -> dict[str, Any]:
+        """
+        Chooses the engine and its arguments.
+
+        Args:
+            connection (`dict`):
+                Settings of the connection to a server.
+
+        Returns:
+            `dict`: `engine`, `engine_args` and `tokens_per_batch` of [`sample_completions`].
+
+        Raises:
+            ImportError: If vLLM is chosen and not installed, or in a version that TRL does not support.
+            TypeError: If `engine_args` is not a mapping.
+            ValueError: If the engine is unknown, or an argument does not fit it.
+        """
+        engine = self.engine or ("transformers" if self.base_url is None else "server")
+        arguments = parse_mapping("engine_args", self.engine_args) or {}
+        if engine == "server" and self.base_url is None:
+            raise ValueError("`engine`='server' needs the address of the server. Pass it as `base_url`.")
+        if engine == "server":
+            arguments = {"base_url": self.base_url, **connection, **arguments}
+        elif self.base_url is not None:
+            raise ValueError(f"`base_url` is passed, but `engine`={engine!r} asks no server. Remove one of them.")
+        require_engine(engine, arguments, self.tokens_per_batch)
+        return {"engine": engine, "engine_args": arguments, "tokens_per_batch": self.tokens_per_batch}
 
 
 def main(options: Sequence[str]) -> None:
@@ -107,37 +157,30 @@ def main(options: Sequence[str]) -> None:
         options (`Sequence[str]`):
             Command-line arguments after `trl-rlp sample`.
     """
-    arguments, server_arguments = parse(
-        "sample", "Samples n completions per prompt.", options, SampleArguments, ServerArguments
+    arguments, server_arguments, model_arguments = parse(
+        "sample",
+        "Samples n completions per prompt.",
+        options,
+        SampleArguments,
+        ServerArguments,
+        InferenceArguments,
     )
     require_settings(max_new_tokens=arguments.max_new_tokens)
-    connection = server_arguments.connection()
+    engine = arguments.choose_engine(server_arguments.connection())
     prompts = load_rows(arguments.prompts, arguments.split)
     prompts = _rename_prompts(prompts, arguments.prompt_column)
-    settings = {
-        "num_generations": arguments.num_generations,
-        "temperature": arguments.temperature,
-        "top_p": arguments.top_p,
-        "seed": arguments.seed,
-        "output_dir": str(Path(arguments.output_dir) / SHARDS),
-    }
-    if arguments.base_url is None:
-        samples = sample_completions(
-            prompts,
-            *load_policy(arguments.model),
-            max_new_tokens=arguments.max_new_tokens,
-            tokens_per_batch=arguments.tokens_per_batch,
-            **settings,
-        )
-    else:
-        samples = sample_from_server(
-            prompts,
-            arguments.base_url,
-            arguments.model,
-            max_tokens=arguments.max_new_tokens,
-            **connection,
-            **settings,
-        )
+    samples = sample_completions(
+        prompts,
+        arguments.model,
+        num_generations=arguments.num_generations,
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        max_new_tokens=arguments.max_new_tokens,
+        seed=arguments.seed,
+        model_options=model_arguments.policy_options(),
+        output_dir=str(Path(arguments.output_dir) / SHARDS),
+        **engine,
+    )
     if process_state().is_main_process:
         path = Path(arguments.output_dir) / "samples.jsonl"
         write_rows(path, samples)

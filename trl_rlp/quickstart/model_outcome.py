@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from trl_rlp.evaluation.gate_report import RewardModel, compare_on_pairs
+from trl_rlp.evaluation.gate_report import RewardModel, compare_on_sets
 from trl_rlp.evaluation.policy_pairs import is_correct
 from trl_rlp.evaluation.policy_report import describe_policies
 from trl_rlp.evaluation.reward_metrics import standard_error
@@ -124,10 +124,10 @@ def compare_rewards(before: RewardModel, after: RewardModel, sets: dict[str, Dat
     Compares two reward models on sets of labeled pairs.
 
     Args:
-        before (`tuple[PreTrainedModel, PreTrainedTokenizerBase]`):
-            Reward model and its tokenizer (r in the paper).
-        after (`tuple[PreTrainedModel, PreTrainedTokenizerBase]`):
-            Refined reward model and its tokenizer (r̂ in the paper).
+        before (`tuple[PreTrainedModel, PreTrainedTokenizerBase]` or `str` or `Path`):
+            Reward model and its tokenizer, or their folder or Hub name (r in the paper).
+        after (`tuple[PreTrainedModel, PreTrainedTokenizerBase]` or `str` or `Path`):
+            Refined reward model and its tokenizer, or their folder or Hub name (r̂ in the paper).
         sets (`dict[str, datasets.Dataset]`):
             Preferences by name. Empty sets are skipped.
 
@@ -135,4 +135,4 @@ def compare_rewards(before: RewardModel, after: RewardModel, sets: dict[str, Dat
         `dict`: For each set, `before` and `after` (results of [`pair_metrics`]) and `difference` (paired difference of
         the accuracy, where a tie counts one half).
     """
-    return {name: compare_on_pairs(before, after, pairs) for name, pairs in sets.items() if len(pairs)}
+    return compare_on_sets(before, after, {name: pairs for name, pairs in sets.items() if len(pairs)})

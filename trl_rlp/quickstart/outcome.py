@@ -10,7 +10,7 @@ from trl_rlp.data.preferences.preferences import synthesize_preferences
 from trl_rlp.evaluation.policy_pairs import answer_pairs
 from trl_rlp.quickstart.model_outcome import compare_rewards, measure_policies
 from trl_rlp.quickstart.question_outcome import describe_questions, label_accuracy, summarize_kinds
-from trl_rlp.storage.artifacts import load_data, load_reward_model
+from trl_rlp.storage.artifacts import load_data
 
 
 def measure_outcome(
@@ -69,8 +69,8 @@ def measure_outcome(
     return {
         "policies": evaluation,
         "rewards": compare_rewards(
-            load_reward_model(models["reward_model"]),
-            load_reward_model(models["refined_reward_model"]),
+            models["reward_model"],
+            models["refined_reward_model"],
             {"human, no label flipped": heldout_preferences, "policy, held-out questions": policy_pairs},
         ),
         "synthetic": {

@@ -7,7 +7,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 
-from trl_rlp.data.sampling.in_process import sample_completions
+from trl_rlp.data.sampling.engines import sample_completions
 from trl_rlp.evaluation.policy_metrics import describe_outputs
 from trl_rlp.quickstart.simulation import simulate_preferences
 from trl_rlp.storage.artifacts import load_policy, save_data, save_trained_model
@@ -36,7 +36,7 @@ def train_sft(
     Returns:
         `dict[str, float]`: `train_loss`, in nats per token.
     """
-    model, processing_class = load_policy(base_model)
+    model, processing_class = load_policy(base_model, dtype="auto")  # for training, not for inference
     trainer = SFTTrainer(
         model=model,
         args=SFTConfig(**supported_precision(args), output_dir=str(folder / CHECKPOINTS)),

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import DistributedType
 from accelerate.utils import set_seed
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
@@ -23,12 +24,15 @@ from trl_rlp.data.preferences.holdout import hold_out
 from trl_rlp.data.token_prompts import decode_prompts
 from trl_rlp.data.validation import remove_format
 from trl_rlp.pipeline import Refinement, refine_reward_model
+from trl_rlp.rewards.reward_function import RewardFunction
 from trl_rlp.rewards.reward_sources import RewardSource, list_reward_sources
 from trl_rlp.rlp_ppo.rlp_checks import require_rlp_arguments
 from trl_rlp.rlp_ppo.rlp_ppo_config import RLPPPOConfig, drop_rlp_fields
 from trl_rlp.rlp_ppo.run_settings import build_refinement_settings, build_reward_config, describe_run
 from trl_rlp.storage.artifacts import load_reward_model, save_model
+from trl_rlp.storage.precision import is_quantized
 from trl_rlp.storage.run_folder import CHECKPOINTS, RunFolder
+from trl_rlp.storage.whole_weights import whole_weights
 from trl_rlp.trainer.checkpoints import resolve_checkpoint, train_to_end
 from trl_rlp.trainer.citation import PAPER
 from trl_rlp.trainer.ppo.ppo_checks import require_config, require_fit
@@ -222,9 +226,12 @@ class RLPPPOTrainer(PPOTrainer):
         """
         checkpoint = resolve_checkpoint(resume_from_checkpoint, self.args.output_dir)
         if self._has_rlp and self.refinement is None:
-            self.refinement = self._refine_reward_model()
+            self._move_models("cpu")  # where they wait for step 5
+            try:
+                self.refinement = self._refine_reward_model()
+            finally:
+                self._move_models(self.args.device)
             self._replace_reward_model(self.refinement.reward_model)
-            self._first_arguments = None  # releases the models
         # Step 5: retrain the policy, from its initial weights, against the refined reward model.
         return super().train(checkpoint, trial, ignore_keys_for_eval)
 
@@ -241,6 +248,8 @@ class RLPPPOTrainer(PPOTrainer):
 
         # Step 3: train a policy from the initial one against r.
         policy = self._run.stage("policy", self._train_first_policy)
+        self._first_arguments = None  # releases the models that only step 3 needs
+        self._move_models("cpu")  # step 3 has moved the models that it shares with step 5
 
         # Step 4: sample the policy, and retrain the reward model.
         return refine_reward_model(
@@ -254,12 +263,24 @@ class RLPPPOTrainer(PPOTrainer):
             heldout_preferences=heldout,
         )
 
+    def _move_models(self, device: torch.device | str) -> None:
+        """Moves the models of this trainer, except those that are sharded, quantized or spread over devices."""
+        models = [function.model for function in self.reward_funcs if isinstance(function, RewardFunction)]
+        if self.accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            models += [self.model, self._critic_optimizer.critic]
+            models += [] if self.ref_model is None else [self.ref_model]
+        for model in models:
+            parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+            if not any(hasattr(part, "hf_device_map") or is_quantized(part) for part in parts):
+                model.to(device)
+
     def _train_first_policy(self, folder: Path) -> dict[str, float]:
         args = drop_rlp_fields(self._first_arguments["args"])
         args.output_dir, args.push_to_hub = str(folder / CHECKPOINTS), False
-        policy = AutoModelForCausalLM.from_pretrained(
-            self._initial_policy, dtype=self._initial_dtype, trust_remote_code=args.trust_remote_code
-        )
+        with whole_weights():
+            policy = AutoModelForCausalLM.from_pretrained(
+                self._initial_policy, dtype=self._initial_dtype, trust_remote_code=args.trust_remote_code
+            )
         configs = {name: copy.deepcopy(self._first_arguments[name]) for name in ("peft_config", "value_peft_config")}
         arguments = {**self._first_arguments, **configs, "args": args}
         trainer = PPOTrainer(processing_class=self.processing_class, model=policy, **arguments)
@@ -267,7 +288,8 @@ class RLPPPOTrainer(PPOTrainer):
 
     def _replace_reward_model(self, folder: Path) -> None:
         """Replaces the reward model, and the critic, which may start from it."""
-        self.reward_model, processing_class = load_reward_model(folder)
+        options = self._refinement_settings.model_options
+        self.reward_model, processing_class = load_reward_model(folder, **options)
         (self.reward_funcs[0],) = self._build_reward_functions(
             self.reward_model, [], processing_class, self.processing_class, self.args
         )

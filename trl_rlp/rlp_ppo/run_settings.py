@@ -12,7 +12,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl_rlp.data.groups.equivalence import Equivalence
 from trl_rlp.pipeline_config import RefinementSettings
 from trl_rlp.rlp_ppo.rlp_ppo_config import RLPPPOConfig
-from trl_rlp.storage.fingerprints import tokenizer_fingerprint, value_fingerprint, weights_fingerprint
+from trl_rlp.storage.fingerprints import (
+    dataset_fingerprint,
+    tokenizer_fingerprint,
+    value_fingerprint,
+    weights_fingerprint,
+)
+from trl_rlp.storage.precision import dtype_option
 from trl_rlp.trainer.ppo.ppo_config import DERIVED_SIZES
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 
@@ -103,6 +109,7 @@ def build_refinement_settings(args: RLPPPOConfig, initial_policy: Path, config: 
         base_model=args.rlp_reward_base or initial_policy,
         config=config,
         args=refinement_args(args),
+        model_options={"trust_remote_code": args.trust_remote_code, **dtype_option(args.inference_dtype)},
         sampling={
             "num_generations": args.rlp_num_generations,
             "temperature": args.rlp_temperature,
@@ -152,8 +159,8 @@ def describe_run(
         **{f"args.{name}": value for name, value in deciding.items()},
         "policy": weights_fingerprint(policy),
         "tokenizer": tokenizer_fingerprint(processing_class),
-        "prompts": value_fingerprint(prompt_dataset.to_list()),
-        "preference_dataset": value_fingerprint(preference_dataset.to_list()),
+        "prompts": dataset_fingerprint(prompt_dataset),
+        "preference_dataset": dataset_fingerprint(preference_dataset),
         "equivalence": None if equivalence is None else equivalence.fingerprint,
         **{name: fingerprint_argument(value) for name, value in arguments.items()},
     }
