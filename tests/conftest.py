@@ -1,6 +1,13 @@
+import gc
 import signal
 
 import pytest
+
+
+def pytest_collection_finish(session):
+    """Takes the imported libraries out of garbage collection, which every stage of a run starts."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

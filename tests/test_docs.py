@@ -59,6 +59,7 @@ def test_all_fenced_python_is_read():
         ("clustering.md", 1),
         ("gate.md", 1),
         ("sampling.md", 1),
+        ("scale.md", 1),
         ("scoring.md", 1),
         ("synthetic_preferences.md", 4),
         ("views.md", 1),

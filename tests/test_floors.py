@@ -24,6 +24,7 @@ FLOORS = {
     "trainer.ppo": 3.1,
     "stages": 4,
     "pipeline_config": 5.0,
+    "memory_estimate": 5.1,
     "pipeline": 5.1,
     "rlp_ppo": 5.2,
     "quickstart": 6.0,

@@ -40,8 +40,8 @@ OTHER_TESTS = {
     "trainer/test_two_processes.py": "both trainers on two processes",
 }
 """
-Test files that test no single file of the package. tests/examples mirrors examples/ instead, and tests/faults has one
-file for each kind of fault.
+Test files that test no single file of the package. tests/examples mirrors examples/ instead, tests/faults has one file
+for each kind of fault, and tests/gpu compares a GPU with the CPU.
 """
 
 
@@ -50,7 +50,7 @@ def list_files(folder: Path, pattern: str) -> set[str]:
 
 
 MODULES = {name for name in list_files(ROOT, "*.py") if Path(name).name != "__init__.py"}
-TEST_FILES = {name for name in list_files(TESTS, "test_*.py") if not name.startswith(("examples/", "faults/"))}
+TEST_FILES = {name for name in list_files(TESTS, "test_*.py") if not name.startswith(("examples/", "faults/", "gpu/"))}
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))

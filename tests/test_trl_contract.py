@@ -12,12 +12,15 @@ from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, RewardConfig, RewardTrainer, RLOOConfig, RLOOTrainer, TrlParser
+from trl.trainer import add_fused_lm_head
 from trl.trainer.reward_trainer import DataCollatorForPreference
 from trl.trainer.utils import RepeatSampler
 
 from tests.ppo_runs import ppo_trainer
 from tests.reward_runs import SETTINGS, rlp_trainer, trl_trainer
+from tests.tiny_models import tiny_causal_lm, tiny_tokenizer
 from trl_rlp.rlp_ppo.rlp_ppo_trainer import RLPPPOTrainer
+from trl_rlp.trainer.ppo.fused_head import KNOWN_CHANGES
 from trl_rlp.trainer.ppo.ppo_trainer import PPOTrainer
 from trl_rlp.trainer.reward.rlp_reward_trainer import RLPRewardTrainer
 
@@ -27,6 +30,7 @@ OVERRIDDEN = {
     "_init_training_state",
     "_prepare_dataset",
     "_save_checkpoint",
+    "_save_rng_state",
     "compute_loss",
     "log",
     "train",
@@ -42,9 +46,11 @@ PPO_OVERRIDDEN = {
     "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
     "_generate_and_score_completions": ["self", "inputs"],
     "_save_checkpoint": ["self", "model", "trial"],
+    "_save_rng_state": ["self", "output_dir"],
     "create_scheduler": ["self", "num_training_steps", "optimizer"],
     "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
     "log": ["self", "logs", "start_time"],
+    "training_step": ["self", "model", "inputs", "num_items_in_batch"],
     "train": ["self", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
 }
 """Methods of GRPO's trainer that our PPO overrides, with their first parameters."""
@@ -62,6 +68,7 @@ PPO_OWN = {
     "_policy_token_reward_model",
     "_standardize_rewards",
     "_log_advantages",
+    "_move_models",
     "_prepare_rlp",
     "_refine_reward_model",
     "_train_first_policy",
@@ -88,7 +95,9 @@ def test_the_reward_trainer_has_these_arguments():
     assert ours[: len(theirs)] == theirs
 
 
-@pytest.mark.parametrize("name", ["_init_training_state", "_save_checkpoint", "compute_loss", "log", "train"])
+@pytest.mark.parametrize(
+    "name", ["_init_training_state", "_save_checkpoint", "_save_rng_state", "compute_loss", "log", "train"]
+)
 def test_overridden_methods_have_the_same_signature(name):
     assert parameters(vars(RLPRewardTrainer)[name]) == parameters(inspect.getattr_static(RewardTrainer, name))
 
@@ -305,3 +314,15 @@ def test_evaluation_takes_a_loss_and_a_mode_from_the_model(tmp_path):
 def test_the_trainer_searches_a_checkpoint_for_adapters_of_the_policy():
     """It would load an adapter folder of the critic into the policy. The adapter is therefore another kind of file."""
     assert "adapter_subdirs" in inspect.getsource(Trainer._load_from_checkpoint)
+
+
+def test_the_fused_lm_head_takes_these_arguments_and_knows_these_changes_of_logits():
+    parameters = ["model", "temperature", "cast_lm_head_to_fp32", "outputs"]
+    assert list(inspect.signature(add_fused_lm_head).parameters) == parameters
+    source = inspect.getsource(add_fused_lm_head)
+    assert "fused_lm_head=False, labels=None" in source and all(f'"{name}"' in source for name in KNOWN_CHANGES)
+
+
+def test_models_name_the_weights_that_stay_in_fp32():
+    """`cast_weights` reads the names from the model, because transformers offers no public way."""
+    assert isinstance(tiny_causal_lm(tiny_tokenizer())._keep_in_fp32_modules_strict, set)

@@ -19,7 +19,7 @@ from tests.ppo_runs import ppo_config
 from tests.tiny_models import tiny_causal_lm, tiny_tokenizer
 from trl_rlp.data.groups.embedding import EmbeddingEquivalence
 from trl_rlp.data.groups.encoders import get_context_length
-from trl_rlp.data.sampling.in_process import sample_completions
+from trl_rlp.data.sampling.engines import sample_completions
 from trl_rlp.data.scoring import score
 from trl_rlp.trainer.ppo.ppo_setup import max_prompt_length
 

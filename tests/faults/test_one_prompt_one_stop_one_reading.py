@@ -9,7 +9,7 @@ from tokenizers.processors import TemplateProcessing
 from trl import GRPOConfig, GRPOTrainer
 from trl.chat_template_utils import add_response_schema
 
-import trl_rlp.data.sampling.in_process as in_process
+import trl_rlp.data.sampling.transformers_engine as transformers_engine
 import trl_rlp.rewards.reward_function as reward_function
 from tests.ppo_runs import ppo_config, ppo_trainer, prompts
 from tests.reward_runs import rlp_trainer
@@ -17,7 +17,9 @@ from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_toke
 from trl_rlp import RLPConfig, RLPPPOConfig, RLPPPOTrainer, RLPRewardTrainer
 from trl_rlp.data.preferences.preferences import synthesize_preferences, tokenize_preferences
 from trl_rlp.data.preferences.views import ViewSampler
-from trl_rlp.data.sampling.in_process import sample_completions
+from trl_rlp.data.sampling.completion_text import CompletionReader
+from trl_rlp.data.sampling.engines import sample_completions
+from trl_rlp.data.sampling.policy_prompts import PolicyPrompts
 from trl_rlp.data.scoring import score, score_samples, scoring_ids
 from trl_rlp.evaluation.policy_pairs import answer_pairs
 from trl_rlp.evaluation.reward_metrics import score_pairs
@@ -72,13 +74,13 @@ def rows_read(monkeypatch):
 @pytest.fixture
 def drawn(monkeypatch):
     """Records the prompts and stop tokens of every call that samples in process."""
-    calls, real = [], in_process.generate_samples
+    calls, real = [], transformers_engine.generate_samples
 
     def record(model, prompt_ids, num_generations, config, **options):
         calls.append((prompt_ids[0], config.eos_token_id, config.max_new_tokens))
         return real(model, prompt_ids, num_generations, config, **options)
 
-    monkeypatch.setattr(in_process, "generate_samples", record)
+    monkeypatch.setattr(transformers_engine, "generate_samples", record)
     return calls
 
 
@@ -262,11 +264,10 @@ def test_the_policy_is_sampled_on_the_prompt_and_stop_of_its_training(qwen3, dra
 def test_a_completion_that_a_stop_token_ends_is_scored_as_in_training(tokenizer):
     """A stop token that is not EOS is text that the policy wrote. EOS follows it when the completion is scored."""
     stop = tokenizer("E")["input_ids"][0]
-    record = in_process._build_record(
-        [[70, stop, 71], [70, 71, 72], [70, tokenizer.eos_token_id, 71]], "a", [5], [stop], [1], tokenizer
-    )
-    assert record["finished"] == [True, False, False]
-    assert record["completions"][0].endswith("E") and len(record["completions"][0]) == 2
+    reader = CompletionReader(tokenizer, stop_token_ids=[stop], eos_token_ids=[1])
+    texts, finished = reader.read([[70, stop, 71], [70, 71, 72], [70, tokenizer.eos_token_id, 71]], "a", [5])
+    assert finished == [True, False, False]
+    assert texts[0].endswith("E") and len(texts[0]) == 2
 
 
 def test_without_a_stop_token_samples_have_the_full_length_and_are_unfinished(tokenizer):
@@ -411,7 +412,8 @@ def test_prompts_do_not_end_with_an_eos_that_the_tokenizer_appends(tmp_path):
     trainer = ppo_trainer(tmp_path, processing_class=tokenizer)
     a = tokenizer.convert_tokens_to_ids("a")
     assert trainer._tokenize_prompts(["a"])[0] == [[a]]
-    assert in_process._tokenize_prompts(["a"], None, tokenizer, 4, tiny_causal_lm(tokenizer)) == [[a]]
+    prompts_u = PolicyPrompts(Dataset.from_dict({"prompt": ["a"]}), tokenizer, max_new_tokens=4, context=None)
+    assert prompts_u.tokenize({"prompt": ["a"]}) == [[a]] and prompts_u.lengths.tolist() == [1]
     assert len(trainer._tokenize_prompts(prompts(1)["prompt"][:])[0][0]) == len(prompts(1)["prompt"][0])
 
 

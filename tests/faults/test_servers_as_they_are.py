@@ -12,7 +12,7 @@ from datasets import Dataset
 from tests.servers import FakeServer
 from trl_rlp.cli import main
 from trl_rlp.data.judges.server import ServerJudge
-from trl_rlp.data.sampling.server import sample_from_server
+from trl_rlp.data.sampling.server_engine import sample_from_server
 
 
 TEXTS = ["One?", "Two?", "Three?"]
@@ -163,7 +163,7 @@ def test_an_interrupt_stops_a_running_cell(fake, tmp_path, is_asyncio_run):
         asyncio.run(cell()) if is_asyncio_run else loop.run_until_complete(cell())
     loop.close()
     assert 36 < len(fake.requests) < 56
-    assert [path.name for path in tmp_path.glob("shard-*.jsonl")] == ["shard-00000.jsonl"]
+    assert [path.name for path in tmp_path.glob("shard-*.arrow")] == ["shard-00000.arrow"]
 
 
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
@@ -269,7 +269,7 @@ def test_a_command_has_the_options_of_the_connection_and_keeps_the_key_secret(fa
     assert fake.headers["Authorization"] == "Bearer sk-secret"
     assert fake.requests[0]["top_k"] == 5 and "seed" not in fake.requests[0]
     files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
-    assert len(files) == 3 and not any("sk-secret" in path.read_text() for path in files)
+    assert len(files) == 3 and not any(b"sk-secret" in path.read_bytes() for path in files)
 
 
 @pytest.mark.parametrize("key", ["sk-sec\nret", "sk-secrét"])
@@ -319,7 +319,7 @@ def test_a_password_in_the_address_is_in_no_file_and_no_message(fake, tmp_path):
     fake.url = address.replace("://", "://me:pass-word@")
     sample(fake, TEXTS[:1], output_dir=tmp_path)
     assert fake.headers["Authorization"].startswith("Basic ")
-    assert not any("pass-word" in path.read_text() for path in tmp_path.iterdir())
+    assert not any(b"pass-word" in path.read_bytes() for path in tmp_path.iterdir())
     with pytest.raises(RuntimeError, match=address) as caught:
         sample(fake, TEXTS[1:2])
     assert "pass-word" not in str(caught.value)

@@ -25,7 +25,7 @@ from trl_rlp.data.preferences.holdout import hold_out
 from trl_rlp.data.preferences.mixing import mix_preferences
 from trl_rlp.data.preferences.preferences import synthesize_preferences, tokenize_preferences
 from trl_rlp.data.preferences.views import ViewSampler
-from trl_rlp.data.sampling.in_process import sample_completions
+from trl_rlp.data.sampling.engines import sample_completions
 from trl_rlp.data.scoring import score_samples
 from trl_rlp.evaluation.alpaca_eval import write_model_outputs
 from trl_rlp.evaluation.policy_metrics import describe_outputs
