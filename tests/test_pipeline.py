@@ -38,8 +38,11 @@ class SameParity:
 
 @pytest.fixture(scope="module")
 def sft_model(tmp_path_factory):
+    """A policy with many EOS tokens, so that many of its completions are finished. SPG prefers only those."""
     tokenizer = tiny_tokenizer()
-    return save(tiny_causal_lm(tokenizer), tokenizer, tmp_path_factory.mktemp("sft"))
+    model = tiny_causal_lm(tokenizer)
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, *range(40, 60)]
+    return save(model, tokenizer, tmp_path_factory.mktemp("sft"))
 
 
 def prompt(text, chat):
