@@ -1,8 +1,12 @@
+import errno
 import json
 import os
 import subprocess
 import sys
 import time
+
+import psutil
+import pytest
 
 from trl_rlp.storage import claims
 from trl_rlp.storage.claims import Claims
@@ -101,3 +105,27 @@ def test_claims_of_an_earlier_run_are_cleared(tmp_path):
     assert Claims.clear(tmp_path) == 1
     with Claims(tmp_path) as own:
         assert own.take(3)
+
+
+def test_claims_of_another_run_that_works_are_not_cleared(tmp_path):
+    claim_of(tmp_path, 3, **own_claim(tmp_path))
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        started = psutil.Process(other.pid).create_time()
+        claim_of(tmp_path, 4, **{**own_claim(tmp_path), "pid": other.pid, "started": started})
+        with pytest.raises(
+            ValueError, match=rf"Process {other.pid} of another run works in .* Wait until it ends, or"
+        ):
+            Claims.clear(tmp_path)
+        assert len(list(tmp_path.glob(".claim-*"))) == 2
+        other.communicate(b"\n")
+    assert Claims.clear(tmp_path) == 2
+
+
+def test_a_claim_that_cannot_be_written_is_named_and_released(tmp_path, monkeypatch):
+    def fail(value, file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(claims.json, "dump", fail)
+    with pytest.raises(OSError, match=r"No space left on device: '.*\.claim-00003'"), Claims(tmp_path) as own:
+        own.take(3)
+    assert not list(tmp_path.iterdir())

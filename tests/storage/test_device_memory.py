@@ -59,6 +59,20 @@ def test_the_errors_that_an_error_was_raised_from_are_cleared_too():
     assert [node() for node in found] == [None, None]
 
 
+def test_an_error_that_the_caller_is_handling_keeps_its_variables():
+    def fail():
+        local = "the caller's"
+        raise KeyError(local)
+
+    try:
+        fail()
+    except KeyError as earlier:
+        with pytest.raises(ZeroDivisionError) as caught, release_at_end():
+            _ = 1 / 0
+        assert caught.value.__context__ is earlier
+        assert earlier.__traceback__.tb_next.tb_frame.f_locals == {"local": "the caller's"}
+
+
 def test_the_handler_of_sigterm_is_restored():
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyError), release_at_end():

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,29 @@ def test_the_first_call_writes_the_manifest_and_equal_settings_are_accepted(tmp_
     claim_folder(folder, "run.json", SETTINGS)
     assert (folder / "run.json").stat().st_mtime_ns == before
     assert [path.name for path in folder.iterdir()] == ["run.json"]
+
+
+def test_a_second_run_that_starts_at_the_same_time_is_refused(tmp_path, monkeypatch):
+    """Another run writes the manifest after the check of this run."""
+    make = Path.mkdir
+
+    def make_too_late(path, **options):
+        make(path, **options)
+        (path / "run.json").write_text('{"seed": 2, "method": "spg", "sizes": [1, 2]}')
+
+    monkeypatch.setattr(Path, "mkdir", make_too_late)
+    with pytest.raises(ValueError, match="holds a run with other settings: `seed` was 2 and is 1"):
+        claim_folder(tmp_path, "run.json", SETTINGS)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_file_system_without_hard_links_holds_a_manifest_too(tmp_path, monkeypatch):
+    def refuse(source, target):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    claim_folder(tmp_path, "run.json", SETTINGS)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
 def test_other_settings_are_refused_by_name_and_the_manifest_stays(tmp_path):

@@ -49,8 +49,21 @@ def test_the_score_head_keeps_its_weights_and_computes_in_fp32(folder):
     assert all(torch.equal(buffer, frequencies[name]) for name, buffer in model.named_buffers())
 
 
+@pytest.mark.parametrize("shard_size", ["1GB", "20KB"], ids=["one file", "shards"])
+def test_the_score_head_of_a_saved_bf16_model_is_not_rounded_when_it_is_loaded(folder, tmp_path, shard_size):
+    """Its config names bf16, so transformers rounds all weights, although the file has the head in fp32."""
+    model, tokenizer = load_reward_model(folder, dtype="bfloat16")
+    model.save_pretrained(tmp_path, max_shard_size=shard_size)
+    tokenizer.save_pretrained(tmp_path)
+    loaded, _ = load_reward_model(tmp_path, dtype="bfloat16")
+    assert [parameter.dtype for parameter in loaded.parameters()] == [p.dtype for p in model.parameters()]
+    assert score_rows(loaded, ROWS[:8]) == score_rows(model, ROWS[:8])
+
+
 def test_a_model_that_is_spread_over_devices_has_its_score_head_in_fp32(folder):
     model, _ = load_reward_model(folder, dtype="bfloat16", device_map={"": "cpu"})
+    exact, _ = load_reward_model(folder, dtype="float32")
+    assert torch.equal(model.score.weight, exact.score.weight)
     assert model.dtype == torch.bfloat16 and model(torch.tensor([ROWS[0]])).logits.dtype == torch.float32
 
 

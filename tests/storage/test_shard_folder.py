@@ -69,6 +69,20 @@ def test_the_files_are_arrow_streams_that_datasets_reads(tmp_path):
     assert Dataset.from_file(str(tmp_path / "shard-00000.arrow"))["x"][:] == [1, 2]
 
 
+def test_the_main_process_may_prepare_for_longer_than_a_collective_of_training(tmp_path, monkeypatch):
+    """`run_on_main` has a time limit of its own."""
+    inside = []
+
+    def run_on_main(work):
+        inside.append(work)
+        return work()
+
+    monkeypatch.setattr(shard_folder, "run_on_main", run_on_main)
+    monkeypatch.setattr(ShardFolder, "prepare", lambda self: inside.append(self.path))
+    open_shard_folder(tmp_path, {}, SHARDS, None, None)
+    assert callable(inside[0]) and inside[1:] == [tmp_path]
+
+
 def test_a_temporary_folder_is_made_without_an_output_folder(monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     folder = open_shard_folder(None, None, SHARDS, None, None)

@@ -179,6 +179,31 @@ def test_the_shard_of_another_process_is_awaited_and_not_made_again(tmp_path, mo
     assert worker.finished == [0, 2]
 
 
+def test_a_shard_that_another_process_finishes_first_is_no_error(tmp_path, monkeypatch):
+    """Shard 0 was taken over. A second thread sees its file while this process still works on it."""
+    monkeypatch.setattr(shards_module, "POLL_SECONDS", 0.01)
+    run(Worker(), tmp_path / "other")
+    is_seen = threading.Event()
+    count = shards_module._Job._count_finished
+
+    def count_finished(self, indices):
+        count(self, indices)
+        if 0 not in self.missing:
+            is_seen.set()
+
+    def work(index, batch, advance):
+        if index == 0:
+            (tmp_path / "other" / "shard-00000.arrow").rename(tmp_path / "shard-00000.arrow")
+            assert is_seen.wait(60)
+        return Worker()(index, batch, advance)
+
+    monkeypatch.setattr(shards_module._Job, "_count_finished", count_finished)
+    result = map_shards(
+        ROWS, work, description="Squaring", shards=SHARDS, at_once=2, output_dir=tmp_path, fingerprint={}
+    )
+    assert result.to_list() == SQUARES
+
+
 def test_the_progress_bar_counts_each_row_once(tmp_path, monkeypatch):
     bars = []
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from trl_rlp.storage.json_files import read_json, write_json
+from trl_rlp.storage.json_files import name_failed_write, read_json, write_json
 
 
 logger = logging.getLogger(__name__)
@@ -78,8 +78,20 @@ class Claims:
 
         Returns:
             `int`: Number of removed claims.
+
+        Raises:
+            ValueError: If another process of this host holds a claim and is alive. A process of another host is taken
+                for ended.
         """
         paths = list(folder.glob(".claim-*"))
+        for path in paths:
+            owner = _read_owner(path)
+            is_local = owner.get("host") == socket.gethostname() and owner["pid"] != os.getpid()
+            if is_local and _is_alive(owner["pid"], owner["started"]):
+                raise ValueError(
+                    f"Process {owner['pid']} of another run works in {folder}. Wait until it ends, or end it, or "
+                    "choose another `output_dir`."
+                )
         for path in paths:
             path.unlink(missing_ok=True)
         return len(paths)
@@ -95,13 +107,14 @@ class Claims:
         Returns:
             `bool`: Whether this call claimed it.
         """
+        path = self._path(index)
         try:
-            file = os.open(self._path(index), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+            file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         except FileExistsError:
             return False
-        with os.fdopen(file, "w", encoding="utf-8") as text:
-            json.dump(self._owner, text)
         self._held.add(index)
+        with name_failed_write(path), os.fdopen(file, "w", encoding="utf-8") as text:
+            json.dump(self._owner, text)
         return True
 
     def take_over(self, index: int) -> bool:
@@ -121,11 +134,9 @@ class Claims:
         path = self._path(index)
         try:
             beat = path.stat().st_mtime_ns
-            owner = read_json(path)
         except FileNotFoundError:
             return False
-        except ValueError:  # the file is being written
-            owner = {}
+        owner = _read_owner(path)
         if not self._has_died(index, owner, beat):
             return False
         name = f"process {owner.get('pid')} on {owner.get('host')}"
@@ -164,6 +175,14 @@ class Claims:
                     os.utime(self._path(index))
                 except OSError:
                     logger.debug("no sign of life for shard %d", index)  # released or taken over
+
+
+def _read_owner(path: Path) -> dict[str, Any]:
+    """Reads who holds a claim. Empty if the file is being written, or is gone."""
+    try:
+        return read_json(path)
+    except (FileNotFoundError, ValueError):
+        return {}
 
 
 def _is_alive(pid: int, started: float) -> bool:

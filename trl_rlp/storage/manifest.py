@@ -2,6 +2,7 @@
 
 import json
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,23 @@ def claim_folder(folder: Path, name: str, settings: dict[str, Any], run_files: s
     state = process_state()
     if state.is_main_process and not (folder / name).exists():
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / name, settings)
+        _write_once(folder / name, settings)
     state.wait_for_everyone()
+    check_folder(folder, name, settings, run_files)
+
+
+def _write_once(path: Path, settings: dict[str, Any]) -> None:
+    """Writes a manifest, unless another run has written one since the check."""
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.draft")
+    try:
+        write_json(draft, settings)
+        os.link(draft, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        write_json(path, settings)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _find_conflict(folder: Path, name: str, settings: dict[str, Any], run_files: str) -> str | None:

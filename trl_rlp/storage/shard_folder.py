@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from datasets import Dataset, Features, concatenate_datasets
 
 from trl_rlp.storage.claims import Claims
@@ -23,7 +23,7 @@ from trl_rlp.storage.fingerprints import value_fingerprint
 from trl_rlp.storage.json_files import read_json, replace_at_end, write_json
 from trl_rlp.storage.manifest import claim_folder
 from trl_rlp.storage.paths import expand_path
-from trl_rlp.storage.processes import process_state
+from trl_rlp.storage.processes import process_state, run_on_main
 
 
 logger = logging.getLogger(__name__)
@@ -186,11 +186,11 @@ class ShardFolder:
         Removes what an interrupted run has left, and finds the shards that have to be made again.
 
         Raises:
-            ValueError: If a shard is damaged.
+            ValueError: If a shard is damaged, or a process of another run works in the folder.
         """
+        claims = Claims.clear(self.path)
         for path in [*self.path.glob(".error-*.json"), *self.path.glob(".run-*")]:
             path.unlink(missing_ok=True)
-        claims = Claims.clear(self.path)
         if claims:
             logger.warning(f"{claims} shard(s) in {self.path} were claimed by a run that ended. They are free again.")
         for index in self.list_finished():
@@ -240,8 +240,8 @@ def open_shard_folder(
         [`ShardFolder`]: The folder.
 
     Raises:
-        ValueError: If the folder belongs to another run or holds a damaged shard, or if the processes see different
-            folders.
+        ValueError: If the folder belongs to another run or holds a damaged shard, if another run works in it, or if
+            the processes see different folders.
     """
     state = process_state()
     if output_dir is None:
@@ -249,38 +249,28 @@ def open_shard_folder(
     else:
         path = Path(expand_path(output_dir))
         claim_folder(path, MANIFEST, fingerprint or {}, run_files="shard-*.arrow")
-    started: list[Any] = [None, None]
-    if state.is_main_process:
-        started = _start(ShardFolder(path, "", shards, features, is_final))
-    broadcast_object_list(started)
-    run, error = started
-    if error is not None:
-        raise ValueError(error)
+    # Not a collective of training, because on a slow disk many shards take longer than its time limit.
+    run = run_on_main(lambda: _start(ShardFolder(path, "", shards, features, is_final)))
     if state.num_processes > 1:
         _require_shared(path, path / f".run-{run}")
     return ShardFolder(path, run, shards, features, is_final)
 
 
-def _start(folder: ShardFolder) -> list[str | None]:
-    """Prepares the folder on the main process. Returns the name of the run, and the error if there is one."""
+def _start(folder: ShardFolder) -> str:
+    """Prepares the folder. Returns the name of the run."""
     run = uuid.uuid4().hex[:12]
-    try:
-        folder.prepare()
-        if process_state().num_processes > 1:
-            (folder.path / f".run-{run}").touch()
-    except (OSError, ValueError) as error:
-        return [run, str(error)]
-    return [run, None]
+    folder.prepare()
+    if process_state().num_processes > 1:
+        (folder.path / f".run-{run}").touch()
+    return run
 
 
 def _make_temporary_folder() -> Path:
     """Makes a folder that the main process removes when the program ends. Memory-mapped files live on until then."""
-    path: list[Any] = [None]
+    path = run_on_main(lambda: tempfile.mkdtemp(prefix="trl_rlp-"))
     if process_state().is_main_process:
-        path = [tempfile.mkdtemp(prefix="trl_rlp-")]
-        atexit.register(shutil.rmtree, path[0], ignore_errors=True)
-    broadcast_object_list(path)
-    return Path(path[0])
+        atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return Path(path)
 
 
 def _require_shared(folder: Path, sign: Path) -> None:

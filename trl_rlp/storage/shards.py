@@ -77,7 +77,7 @@ def map_shards(
 
     Raises:
         ValueError: If the folder belongs to a run with another fingerprint, holds shards of unknown origin or a
-            damaged shard, or is not the same folder on all processes.
+            damaged shard, is in use by another run, or is not the same folder on all processes.
         RuntimeError: If another process stopped with an error.
 
     Example:
@@ -186,8 +186,9 @@ class _Job:
 
         def advance(count: int) -> None:
             with self.lock:
-                self.done_in_shard[index] += count
-                self.bar.update(count)
+                if index in self.missing:  # otherwise another process has finished the shard, and it is counted
+                    self.done_in_shard[index] += count
+                    self.bar.update(count)
 
         self.done_in_shard[index] = 0
         advance(len(saved))
