@@ -73,3 +73,9 @@ def test_a_tokenizer_is_loaded_from_the_folder_of_its_model(folders):
     assert load_tokenizer(root / "policy").get_vocab() == tiny_tokenizer().get_vocab()
     with pytest.raises(OSError, match="No model could be loaded from"):
         load_tokenizer(root / "nothing")
+
+
+def test_a_missing_model_is_an_error_in_one_line():
+    with pytest.raises(OSError) as caught, artifacts.explain_missing_model("name"):
+        raise OSError("No connection.\nCheck it.")
+    assert str(caught.value).endswith("(No connection. Check it.)")

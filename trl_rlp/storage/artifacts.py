@@ -7,6 +7,7 @@ from typing import Any
 
 from datasets import Dataset, load_from_disk
 from peft import PeftConfig, PeftModel
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -22,7 +23,7 @@ from transformers.utils import find_adapter_config_file
 from trl_rlp.storage.adapters import find_adapter, load_merged_model
 from trl_rlp.storage.json_files import name_failed_write
 from trl_rlp.storage.paths import expand_path
-from trl_rlp.storage.precision import cast_weights, choose_dtype, is_half, is_quantized
+from trl_rlp.storage.precision import SCORE_HEADS, cast_weights, choose_dtype, is_half, is_quantized
 from trl_rlp.storage.processes import process_state, run_on_main
 from trl_rlp.storage.whole_weights import whole_weights
 
@@ -40,7 +41,8 @@ def explain_missing_model(path: str | Path, remedy: str = "Pass a folder or a na
     try:
         yield
     except OSError as error:
-        raise OSError(f"No model could be loaded from '{path}'. {remedy} ({error})") from error
+        reason = " ".join(str(error).split())  # one line
+        raise OSError(f"No model could be loaded from '{path}'. {remedy} ({reason})") from error
 
 
 def load_complete_model(auto_class: type, path: str | Path, kind: str, **options: Any) -> PreTrainedModel:
@@ -96,8 +98,22 @@ def _load_whole_model(auto_class: type, path: str, **options: Any) -> tuple[PreT
         options["dtype"] = "auto"
     model, report = auto_class.from_pretrained(path, output_loading_info=True, **options)
     if is_cast and not is_quantized(model):
+        _restore_head(model, path)
         cast_weights(model, dtype)
     return model, report
+
+
+def _restore_head(model: PreTrainedModel, folder: str) -> None:
+    """
+    Reads the score head of a saved model once more. transformers has rounded it if the config names a narrower dtype,
+    as in a folder that was written from a model of [`cast_weights`].
+    """
+    parameters = dict(model.named_parameters())
+    for file in Path(folder).glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            for name in parameters.keys() & set(tensors.keys()):
+                if name.split(".")[0] in SCORE_HEADS:
+                    parameters[name].data = tensors.get_tensor(name).to(parameters[name].device)
 
 
 def _find_adapter_differences(auto_class: type, adapter: PeftConfig) -> list[str]:

@@ -1,6 +1,7 @@
 """The memory of the device: releases what a stage leaves behind, and measures the peak of a stage."""
 
 import signal
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,11 +54,11 @@ def release_at_end() -> Iterator[None]:
     does not show them. The handler of SIGTERM that `enable_jit_checkpoint` sets also refers to the trainer. The
     earlier handler is restored, as transformers does it at the end of a training that does not fail.
     """
-    handler = signal.getsignal(signal.SIGTERM)
+    handler, earlier = signal.getsignal(signal.SIGTERM), sys.exception()
     try:
         yield
     except BaseException as error:
-        _clear_frames(error)
+        _clear_frames(error, earlier)
         raise
     finally:
         if signal.getsignal(signal.SIGTERM) is not handler:
@@ -65,10 +66,13 @@ def release_at_end() -> Iterator[None]:
         release_memory()
 
 
-def _clear_frames(error: BaseException) -> None:
-    """Clears the local variables in the traceback of an error, and of the errors that it was raised from."""
+def _clear_frames(error: BaseException, earlier: BaseException | None) -> None:
+    """
+    Clears the local variables in the traceback of an error, and of the errors that it was raised from. An earlier
+    error that the caller is handling keeps its variables, because they are the caller's.
+    """
     waiting: list[BaseException | None] = [error]
-    seen: set[int] = set()
+    seen = {id(earlier)}
     while waiting:
         current = waiting.pop()
         if current is not None and id(current) not in seen:

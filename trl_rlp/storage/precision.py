@@ -123,8 +123,19 @@ def cast_weights(model: PreTrainedModel, dtype: str | torch.dtype) -> None:
         if parameter.is_floating_point() and not is_kept:
             parameter.data = parameter.data.to(dtype)
     for head in heads.values():
-        head.float().register_forward_pre_hook(_cast_input)
+        compute_in_fp32(head)
     model.config.dtype = dtype
+
+
+def compute_in_fp32(head: nn.Module) -> None:
+    """
+    Casts a score head to fp32, in place, and its input whenever it runs.
+
+    Args:
+        head (`nn.Module`):
+            Score head of a model whose hidden states have another dtype.
+    """
+    head.float().register_forward_pre_hook(_cast_input)
 
 
 def _cast_input(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

@@ -11,7 +11,7 @@ from peft import PeftConfig, PeftModel, TaskType
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from trl_rlp.storage.precision import SCORE_HEADS
+from trl_rlp.storage.precision import SCORE_HEADS, compute_in_fp32, is_half
 
 
 logger = get_logger(__name__)
@@ -57,6 +57,22 @@ def has_frozen_score_head(model: nn.Module) -> bool:
     """
     layers = _find_score_layers_if_any(model)
     return bool(layers) and not any(get_linear_layer(layer).weight.requires_grad for layer in layers)
+
+
+def keep_trained_head_in_fp32(model: nn.Module) -> None:
+    """
+    Casts the trained score head of a PEFT model to fp32, in place, as PEFT casts the weights of adapters.
+
+    PEFT leaves a trained copy of a layer in the dtype of the model. In bf16, an optimizer step that is smaller than
+    about 1/512 of a weight would be lost.
+
+    Args:
+        model (`nn.Module`):
+            A sequence classifier. Nothing changes if it has no adapters, or its head is frozen or in fp32.
+    """
+    for layer in _find_score_layers_if_any(model) if isinstance(model, PeftModel) else []:
+        if isinstance(layer, nn.Linear) and layer.weight.requires_grad and is_half(layer.weight.dtype):
+            compute_in_fp32(layer)
 
 
 def get_linear_layer(layer: nn.Module) -> nn.Module:

@@ -82,6 +82,19 @@ def test_value_model_starts_from_the_policy(init, reward_model):
     assert model.config.num_labels == 1
 
 
+def test_value_model_is_built_on_the_device_of_the_policy(monkeypatch):
+    """On a CPU, drawing the weights of a large model takes minutes, although the policy's weights replace them."""
+    devices, build = [], AutoModelForSequenceClassification.from_config
+
+    def record(*args, **kwargs):
+        devices.append(torch.get_default_device())
+        return build(*args, **kwargs)
+
+    monkeypatch.setattr(AutoModelForSequenceClassification, "from_config", record)
+    init_value_model("policy", tiny_causal_lm(TOKENIZER).to("meta"), None)
+    assert devices == [torch.device("meta")]
+
+
 def test_value_model_does_not_copy_adapters_of_the_policy():
     policy = tiny_causal_lm(TOKENIZER)
     expected = tiny_causal_lm(TOKENIZER)
@@ -134,6 +147,18 @@ def test_value_model_can_be_an_adapter(tmp_path):
     changed = {name for name, weight in after.items() if not torch.equal(weight, before[name])}
     assert any("lora" in name for name in changed) and any("score" in name for name in changed)
     assert all("lora" in name or "modules_to_save" in name for name in changed)
+
+
+def test_the_score_head_of_a_bf16_value_model_with_an_adapter_is_trained_in_fp32(tmp_path):
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="SEQ_CLS")
+    policy = tiny_causal_lm(tiny_tokenizer()).bfloat16()
+    trainer = ppo_trainer(tmp_path, model=policy, value_peft_config=config, total_episodes=4)
+    trained = [parameter for parameter in trainer.value_model.parameters() if parameter.requires_grad]
+    assert len(trained) == 5 and {parameter.dtype for parameter in trained} == {torch.float32}
+    before = weights(trainer.value_model)
+    trainer.train()
+    changed = [name for name, value in before.items() if not torch.equal(value, weights(trainer.value_model)[name])]
+    assert any("score.modules_to_save" in name for name in changed)
 
 
 def test_value_model_trains_with_gradient_checkpointing(tmp_path, monkeypatch):

@@ -412,3 +412,13 @@ def test_the_default_configuration_is_ours(tmp_path, monkeypatch):
     assert type(trainer.args).__name__ == "RLPRewardConfig"
     assert trainer.args.output_dir == "model-Reward"
     assert "rlp" in trainer.model.model_tags
+
+
+def test_the_score_head_of_a_bf16_model_with_an_adapter_is_trained_in_fp32(tmp_path):
+    model = tiny_reward_model(tiny_tokenizer()).bfloat16()
+    peft_config = LoraConfig(r=2, target_modules=["q_proj"], task_type="SEQ_CLS")
+    trainer = rlp_trainer(tmp_path, "uml", model, peft_config=peft_config, max_steps=1)
+    trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+    assert len(trained) == 5 and {parameter.dtype for parameter in trained} == {torch.float32}
+    trainer.train()
+    assert all(math.isfinite(loss) for loss in get_logged(trainer, "loss"))

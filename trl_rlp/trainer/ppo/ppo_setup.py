@@ -23,7 +23,7 @@ from trl_rlp.storage.precision import is_quantized
 from trl_rlp.storage.whole_weights import require_whole_weights, whole_weights
 from trl_rlp.trainer.hub_options import hub_options
 from trl_rlp.trainer.ppo.ppo_config import PPOConfig
-from trl_rlp.trainer.score_head import add_score_head, find_score_layers
+from trl_rlp.trainer.score_head import add_score_head, find_score_layers, keep_trained_head_in_fp32
 
 
 def prepare_policy(
@@ -208,7 +208,7 @@ def _build_classifier(policy: PreTrainedModel | PeftModel) -> PreTrainedModel:
     base = policy.get_base_model() if isinstance(policy, PeftModel) else policy
     config = copy.deepcopy(base.config)
     config.num_labels = 1
-    with whole_weights():
+    with whole_weights(), base.device:  # on a CPU, drawing weights that are replaced next would take long
         model = AutoModelForSequenceClassification.from_config(config, dtype=base.dtype)
     # An adapter layer holds the layer that it adapts as `base_layer`.
     state = {
@@ -251,4 +251,5 @@ def prepare_value_model(
             value_model.enable_input_require_grads()
         # A copy, because PEFT writes the name of the base model and the found modules into a configuration.
         value_model = get_peft_model(value_model, copy.deepcopy(add_score_head(peft_config)))
+    keep_trained_head_in_fp32(value_model)
     return value_model

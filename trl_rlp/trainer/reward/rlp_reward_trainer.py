@@ -38,7 +38,7 @@ from trl_rlp.trainer.reward.refinement_inputs import RefinementInputs, check_pre
 from trl_rlp.trainer.reward.representation_term import RepresentationTerm
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 from trl_rlp.trainer.reward.stream_passes import find_stream_position
-from trl_rlp.trainer.score_head import add_score_head, has_frozen_score_head
+from trl_rlp.trainer.score_head import add_score_head, has_frozen_score_head, keep_trained_head_in_fp32
 
 
 logger = get_logger(__name__)
@@ -175,7 +175,7 @@ class RLPRewardTrainer(RewardTrainer):
             quantization_config,
             peft_config,
         )
-        self._warn_about_score_head()
+        self._prepare_score_head()
         self._add_terms(inputs, data_collator)
 
     def _prepare_dataset(
@@ -189,7 +189,9 @@ class RLPRewardTrainer(RewardTrainer):
         prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         return drop_repeated_tokens(prepared, processing_class, args.dataset_num_proc)
 
-    def _warn_about_score_head(self) -> None:
+    def _prepare_score_head(self) -> None:
+        """Keeps the head of a model with an adapter in fp32. Warns about a head that cannot give the right scores."""
+        keep_trained_head_in_fp32(self.model)
         if self.processing_class.pad_token_id == self.processing_class.eos_token_id:
             logger.warning(
                 f"The pad token is the EOS token ({self.processing_class.eos_token!r}), so the score is read before "
