@@ -1,4 +1,4 @@
-"""Run by `torchrun --nproc_per_node 2`: a critic with sharded weights is saved in full and restored."""
+"""Run by `torchrun --nproc_per_node 2`: a sharded critic is saved in full. Replicated critics start equal."""
 
 import os
 import sys
@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import torch
 from accelerate import DistributedType, PartialState
+from accelerate.utils import gather_object
 from peft import LoraConfig, get_peft_model
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -14,6 +15,7 @@ from transformers import AutoModelForSequenceClassification
 
 from tests.tiny_models import tiny_reward_model, tiny_tokenizer
 from trl_rlp.trainer.ppo.ppo_checkpoints import VALUE_MODEL, load_critic, save_critic
+from trl_rlp.trainer.ppo.sharding import prepare_critic
 from trl_rlp.trainer.ppo.token_models import Critic
 from trl_rlp.trainer.score_head import add_score_head
 
@@ -21,11 +23,15 @@ from trl_rlp.trainer.score_head import add_score_head
 IDS = torch.tensor([[40, 41, 42, 43, 44]])
 
 
-def make(seed: int, has_adapter: bool) -> tuple[Critic, torch.optim.Optimizer]:
+def make_critic(seed: int, has_adapter: bool) -> Critic:
     model = tiny_reward_model(tiny_tokenizer(), seed=seed)
     if has_adapter:
         model = get_peft_model(model, add_score_head(LoraConfig(r=2, target_modules=["q_proj"])))
-    critic = Critic(model)
+    return Critic(model)
+
+
+def make(seed: int, has_adapter: bool) -> tuple[Critic, torch.optim.Optimizer]:
+    critic = make_critic(seed, has_adapter)
     for layer in critic.model.get_submodule("base_model.model.model" if has_adapter else "model").layers:
         fully_shard(layer)
     fully_shard(critic)
@@ -42,8 +48,22 @@ def step(critic: Critic, optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad()
 
 
+def replicate(state: PartialState) -> None:
+    """Under DeepSpeed, each process initializes the adapter with its own random numbers."""
+    critic = make_critic(0, has_adapter=True)
+    torch.manual_seed(state.process_index)
+    for name, parameter in critic.named_parameters():
+        if "lora_A" in name:
+            torch.nn.init.normal_(parameter)
+    prepare_critic(critic, None, SimpleNamespace(distributed_type=DistributedType.DEEPSPEED, device=state.device))
+    first, second = gather_object([{name: weight.detach() for name, weight in critic.named_parameters()}])
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def main(folder: Path, has_adapter: bool) -> None:
     state = PartialState(cpu=True)
+    if has_adapter:
+        replicate(state)
     accelerator = SimpleNamespace(
         distributed_type=DistributedType.FSDP, is_main_process=state.is_main_process, unwrap_model=lambda model: model
     )

@@ -105,7 +105,18 @@ def test_deepspeed_gets_a_frozen_copy_of_the_users_reference(monkeypatch, is_own
 def test_an_engine_of_deepspeed_does_not_hold_the_critic():
     critic = Critic(tiny_reward_model(TOKENIZER))
     optimizer = torch.optim.SGD(critic.parameters(), lr=1.0)
-    assert prepare_critic(critic, optimizer, SimpleNamespace(distributed_type=DEEPSPEED)) == (critic, optimizer)
+    accelerator = SimpleNamespace(distributed_type=DEEPSPEED, device=torch.device("cpu"))
+    assert prepare_critic(critic, optimizer, accelerator) == (critic, optimizer)
+
+
+def test_fsdp_moves_the_critic_layer_by_layer(plugin, monkeypatch):
+    """The whole critic in fp32 may not fit on one device."""
+    critic = Critic(tiny_reward_model(TOKENIZER))
+    monkeypatch.setattr(critic, "to", pytest.fail)
+    accelerator = SimpleNamespace(
+        distributed_type=FSDP, state=SimpleNamespace(fsdp_plugin=plugin), prepare=lambda *prepared: prepared
+    )
+    assert prepare_critic(critic, None, accelerator) == (critic, None)
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,14 @@ def test_critic_needs_no_pad_token():
     assert Critic(model)(IDS, MASK, position_ids_from_mask(MASK), 2).isfinite().all()
 
 
+def test_values_of_a_sharded_critic_are_computed_with_in_full_precision(tmp_path):
+    """With `bf16`, FSDP casts what a model returns. The value loss and the returns would be rounded again."""
+    trainer = ppo_trainer(tmp_path)
+    models, critic = trainer._models, trainer._models.critic
+    models.critic = lambda *args: critic(*args).bfloat16()
+    assert models.values(Tokens(IDS, MASK, 2)).dtype == torch.float32
+
+
 # Forward passes without gradients
 
 

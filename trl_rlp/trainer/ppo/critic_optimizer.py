@@ -26,7 +26,7 @@ class CriticOptimizer(TrainerCallback):
 
     Args:
         critic ([`Critic`]):
-            The critic, on its device.
+            The critic. It is moved to the device.
         args ([`PPOConfig`]):
             Configuration of the run.
         accelerator (`accelerate.Accelerator`):

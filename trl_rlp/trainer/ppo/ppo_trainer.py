@@ -255,7 +255,7 @@ class PPOTrainer(GRPOTrainer):
         if value_model is None:
             value_model = init_value_model(self.args.value_model_init, self.model, self._policy_token_reward_model())
         value_model = prepare_value_model(value_model, self._value_peft_config, self.args)
-        critic = Critic(value_model).to(self.args.device)
+        critic = Critic(value_model)
         self.ppo_state = PPOState(kl_coef=self.args.kl_coef, steps_per_rollout=self.args.steps_per_rollout)
         self._guard = FiniteGuard(self.ppo_state, self.accelerator, self.args.output_dir)
         self._critic_optimizer = CriticOptimizer(

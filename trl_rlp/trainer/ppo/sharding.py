@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
-from accelerate.utils import extract_model_from_parallel
+from accelerate.utils import broadcast, extract_model_from_parallel
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -19,12 +19,13 @@ def prepare_critic(
     critic: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
     """
-    Prepares the critic and its optimizer for distributed training. Under DeepSpeed they stay as they are, because an
-    engine holds one model, the policy.
+    Prepares the critic and its optimizer for distributed training. Under DeepSpeed they are not wrapped, because an
+    engine holds one model, the policy. All processes then start with the trained weights of the main process, because
+    each of them initializes a new adapter with its own random numbers.
 
     Args:
         critic (`nn.Module`):
-            The critic, on its device.
+            The critic. Its device may be another one.
         optimizer (`torch.optim.Optimizer`):
             Its optimizer.
         accelerator (`accelerate.Accelerator`):
@@ -33,11 +34,13 @@ def prepare_critic(
     Returns:
         `tuple[nn.Module, torch.optim.Optimizer]`: Both, wrapped by DDP or sharded by FSDP2.
     """
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        return critic, optimizer
     if accelerator.distributed_type == DistributedType.FSDP:
-        with own_layers(critic, accelerator.state.fsdp_plugin):
+        with own_layers(critic, accelerator.state.fsdp_plugin):  # moves one layer at a time to the device
             return accelerator.prepare(critic, optimizer)
+    critic.to(accelerator.device)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        broadcast([parameter.data for parameter in critic.parameters() if parameter.requires_grad])
+        return critic, optimizer
     return accelerator.prepare(critic, optimizer)
 
 

@@ -277,7 +277,8 @@ class TokenModels:
         tokens = self._restrict(tokens, self._critic_vocabulary_size)
         position_ids = position_ids_from_mask(tokens.mask)
         with self.accelerator.autocast(), critic_autocast(self.accelerator):
-            return self.critic(tokens.ids, tokens.mask, position_ids, tokens.num_completion_tokens)
+            values = self.critic(tokens.ids, tokens.mask, position_ids, tokens.num_completion_tokens)
+        return values.float()  # FSDP casts outputs to bf16
 
     def _check_heads(self, tokens: Tokens) -> None:
         """Finds out which models can use TRL's fused LM head. At first, all processes run them on a few tokens."""
