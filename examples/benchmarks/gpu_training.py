@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from gpu_inference import draw_ids, make_sampling_config, to_text
+from gpu_inference import draw_ids, make_sampling_config, sample_as_engine, to_text
 from gpu_measurement import (
     IS_CUDA,
     MODELS,
@@ -23,6 +23,7 @@ from gpu_measurement import (
     free_memory,
     measure_matmul_roof,
     measure_peak_gib,
+    start_cublas,
     synchronize,
     take_turns,
 )
@@ -32,7 +33,6 @@ from transformers import LlamaForCausalLM, LlamaForSequenceClassification, Train
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_rlp import PPOConfig, PPOTrainer, RLPConfig, run_rlp, score
-from trl_rlp.data.sampling.shared_prefill import generate_samples
 from trl_rlp.storage.run_folder import RunFolder
 
 
@@ -62,7 +62,8 @@ def reward(size: str, record: Record) -> None:
     with tempfile.TemporaryDirectory() as folder:
         trainers = make_trainers(folder, argparse.Namespace(**shape), tuple(REWARD_VARIANTS), dtype)
         variants = {name: lambda trainer=trainer: measure_step(trainer) for name, trainer in trainers.items()}
-        results = take_turns(variants, seconds=shape["seconds"])
+        # A trainer measures its step itself, without the preparation of each call of `train`.
+        results = take_turns(variants, seconds=shape["seconds"], measure=lambda step: step())
     for name, result in results.items():
         if "seconds" in result:
             tokens = REWARD_VARIANTS[name] * 2 * shape["batch"] * shape["tokens"]
@@ -166,8 +167,12 @@ def ppo(size: str, record: Record) -> None:
             maker, models = makers[name]
             runs[name].append(run_rollouts(maker, shape, models, roof))
             record(f"{name}_{number}", runs[name][-1])
+        record_utilization(runs, record)
         if 2 * (time.perf_counter() - begin) > shape["seconds"]:
             break
+
+
+def record_utilization(runs: dict[str, list[dict[str, Any]]], record: Record) -> None:
     utilization = {name: statistics.median(run["utilization"] for run in results) for name, results in runs.items()}
     record("utilization", utilization)
     record("utilization / grpo", utilization["ppo"] / utilization["grpo"])
@@ -223,6 +228,7 @@ def stages(size: str, record: Record) -> None:
         allocated = torch.cuda.memory_allocated() / 2**20 if IS_CUDA else None
         measured.append({"stage": name, "allocated_mib": allocated})
 
+    start_cublas()
     with tempfile.TemporaryDirectory() as folder, RunFolder.on_start(measure):
         run_tiny_algorithm(Path(folder))
     record("memory_before_stages", measured)
@@ -236,7 +242,7 @@ def stages(size: str, record: Record) -> None:
         (trainer,) = make_trainers(folder, steps, ("uml",)).values()
         parts = {
             "score": lambda: score(model, tokenizer, [p for p, _, _ in texts], [a for _, a, _ in texts]),
-            "sample": lambda: generate_samples(policy, ids, shape["n"], make_sampling_config(shape)),
+            "sample": lambda: sample_as_engine(policy, ids, shape["n"], make_sampling_config(shape)),
             "reward_step": lambda: measure_step(trainer),
         }
         for name, part in parts.items():
@@ -260,7 +266,7 @@ def count_waits() -> Iterator[collections.Counter[str]]:
             if IS_CUDA:
                 torch.cuda.set_sync_debug_mode("default")
             for warning in caught:
-                if "synchroniz" in str(warning.message):
+                if "called a synchronizing" in str(warning.message):  # not the notice of the mode itself
                     waits["/".join(Path(warning.filename).parts[-3:]) + f":{warning.lineno}"] += 1
 
 

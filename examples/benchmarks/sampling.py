@@ -44,7 +44,7 @@ def load_prompts(questions: Path, count: int) -> dict[str, list[str]]:
 
 
 def generate_plainly(model, prompt_ids: list[list[int]], n: int, config: GenerationConfig) -> torch.Tensor:
-    ids = [torch.tensor(row) for row in prompt_ids]
+    ids = [torch.tensor(row, device=model.device) for row in prompt_ids]
     pad = {"batch_first": True, "padding_side": "left"}
     input_ids = torch.nn.utils.rnn.pad_sequence(ids, padding_value=config.pad_token_id, **pad)
     attention_mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in ids], **pad)

@@ -2,6 +2,7 @@
 
 import gc
 
+import pytest
 import torch
 from datasets import Dataset
 
@@ -17,7 +18,14 @@ def count_bytes(device: torch.device) -> int:
     return sum(value.nbytes for value in gc.get_objects() if isinstance(value, torch.nn.Parameter))
 
 
-def test_no_model_stays_on_the_device_between_stages(tmp_path, device, record_property):
+@pytest.fixture
+def workspaces(device) -> None:
+    """Makes cuBLAS take its workspaces, one for this thread and one for backward passes. They are never freed."""
+    layer = torch.nn.Linear(8, 8, device=device)
+    layer(torch.ones(1, 8, device=device)).sum().backward()
+
+
+def test_no_model_stays_on_the_device_between_stages(tmp_path, device, workspaces, record_property):
     tokenizer = tiny_tokenizer()
     policy = tiny_causal_lm(tokenizer, hidden_size=128)
     size = sum(parameter.nbytes for parameter in policy.parameters())
@@ -45,4 +53,4 @@ def test_no_model_stays_on_the_device_between_stages(tmp_path, device, record_pr
         run_rlp(config, pairs, pairs.select_columns("prompt"))
     record_property("bytes", str(measured))
     assert len(measured) == 6
-    assert max(measured.values()) < size / 2, measured
+    assert max(measured.values()) < size / 4, measured  # in bf16, a model has half of the size

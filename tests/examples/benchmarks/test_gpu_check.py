@@ -4,9 +4,12 @@ import functools
 import importlib.util
 import json
 import sys
+import warnings
 from pathlib import Path
 
+import psutil
 import pytest
+import torch
 
 
 FOLDER = Path(__file__).parents[3] / "examples/benchmarks"
@@ -87,7 +90,9 @@ def test_a_section_that_fails_or_is_too_slow_keeps_its_results_and_does_not_end_
     (tmp_path / "sections.py").write_text(
         "import subprocess\n"
         "def broken(size, record):\n    record('before', 1)\n    raise ValueError('no such kernel')\n"
-        "def slow(size, record):\n    record('before', 2)\n    subprocess.run(['sleep', '600'])\n"
+        # In a session of its own, as `accelerate launch` starts its processes.
+        "def slow(size, record):\n    child = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
+        "    record('child', child.pid)\n    child.wait()\n"
         "def fine(size, record):\n    record('utilization', 0.5)\n"
     )
     spec = importlib.util.spec_from_file_location("broken_check", script)
@@ -98,9 +103,78 @@ def test_a_section_that_fails_or_is_too_slow_keeps_its_results_and_does_not_end_
     statuses = {name: section["status"] for name, section in content["sections"].items()}
     assert statuses == {"broken": "failed", "slow": "too slow", "fine": "passed"}
     assert content["sections"]["broken"]["last_lines"][-1] == "ValueError: no such kernel"
-    assert [content["sections"][name]["results"] for name in ("broken", "slow")] == [{"before": 1}, {"before": 2}]
+    assert content["sections"]["broken"]["results"] == {"before": 1}
+    child = content["sections"]["slow"]["results"]["child"]
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
     assert content["figures"] == {"gpu_scoring": {"value": 0.5, "goal": 0.4, "better": "higher"}}
     assert "pass gpu_scoring: 0.5 (goal >= 0.4)" in capsys.readouterr().out
+
+
+def test_time_that_a_section_leaves_unused_is_for_the_later_ones(check, tmp_path, monkeypatch):
+    monkeypatch.setattr(check, "SECTIONS", {"quick": ("", 100), "second": ("", 50), "last": ("", 500)})
+    monkeypatch.setattr(check, "has_cuda", lambda: True)
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--output", str(tmp_path / "check.json")])
+    deadlines = []
+    outcome = {"status": "passed", "seconds": 0.0}
+    monkeypatch.setattr(check, "run_section", lambda name, _, seconds: deadlines.append(round(seconds, -1)) or outcome)
+    monkeypatch.setattr(check, "GOALS", {})
+    check.main()
+    assert deadlines == [100, 150, 480]
+
+
+def test_lines_of_a_program_are_read_while_it_runs(tmp_path):
+    programs = importlib.import_module("gpu_programs")
+    seen = tmp_path / "seen"
+    wait = "for _ in range(200):\n    if path.exists():\n        break\n    time.sleep(0.1)\nelse:\n    sys.exit(1)\n"
+    code = f"import sys, time, pathlib\npath = pathlib.Path({str(seen)!r})\nprint('begin')\n{wait}print('end')"
+    status, lines = programs.run_program([sys.executable, "-c", code], lambda line: seen.touch())
+    assert (status, lines) == (0, ["begin", "end"])
+
+
+def test_the_outcome_of_a_test_is_recorded_when_it_ends(monkeypatch):
+    """If a later test takes too long, pytest writes no report."""
+    programs = importlib.import_module("gpu_programs")
+
+    def never_ends(command, on_line):
+        on_line("collected 2 items")
+        on_line("tests/gpu/test_inference.py::test_scores[cuda-fp32] PASSED        [ 50%]")
+        raise KeyboardInterrupt
+
+    results: dict = {}
+    monkeypatch.setattr(programs, "run_program", never_ends)
+    with pytest.raises(KeyboardInterrupt):
+        programs.tests("tiny", lambda name, value: results.update({name: dict(value)}))
+    assert results == {"outcomes": {"test_scores[cuda-fp32]": {"outcome": "passed"}}}
+
+
+def test_a_batch_that_does_not_fit_into_the_memory_is_a_result(monkeypatch):
+    inference = importlib.import_module("gpu_inference")
+
+    def fill_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(inference, "generate_plainly", fill_memory)
+    shape = inference.SAMPLING["tiny"]
+    model = inference.build_llama(inference.LlamaForCausalLM, "tiny", torch.float32)
+    variants = inference.measure_sampling(model, shape, budget=64, seconds=0, bandwidth=1.0)["variants"]
+    assert variants["plain"]["error"] == "OutOfMemoryError: CUDA out of memory."
+    assert variants["engine"]["tokens_per_second"] > 0
+    monkeypatch.setattr(model, "generate_batch", lambda *_: {}, raising=False)  # its thread has failed
+    assert "0 of 4 rows" in inference.measure_generate_batch(model, shape, budget=64, seconds=0)["error"]
+
+
+def test_only_waits_are_counted():
+    training = importlib.import_module("gpu_training")
+    with training.count_waits() as waits:
+        warnings.warn("Synchronization debug mode does not yet detect all synchronizing operations")
+        warnings.warn("called a synchronizing CUDA operation")
+    assert list(waits.values()) == [1]
+
+
+def test_a_trainer_measures_its_step_itself():
+    measurement = importlib.import_module("gpu_measurement")
+    result = measurement.take_turns({"step": lambda: 7.0}, seconds=60, rounds=2, measure=lambda step: step())["step"]
+    assert result["seconds"] == 7.0 and set(result["times"]) == {7.0}
 
 
 def test_the_whole_check_takes_at_most_eight_minutes(check):
