@@ -2,7 +2,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from datasets import Dataset
+import torch
+from datasets import Dataset, Features, Json, List
 
 from trl_rlp.data.columns import add_columns, read_columns, require_sample_columns
 
@@ -42,9 +43,19 @@ def test_numbers_of_numpy_become_numbers_of_python():
     assert type(columns["sample_row"][1]) is int and type(columns["scores"][0][0]) is float
 
 
-@pytest.mark.parametrize("batch", [{"prompt": "one row"}, pd.DataFrame({"prompt": ["a"]}), [1]])
+def test_json_columns_of_a_table_are_decoded():
+    rows = {"tools": [[{"name": "f"}], None, [{"x": 1}]], "kwargs": [{"a": "b"}, None, {"c": 1}]}
+    features = Features({"tools": List(Json()), "kwargs": Json()})
+    table = Dataset.from_dict(rows, features=features).with_format("arrow")[:]
+    assert read_columns(table) == read_columns(table.replace_schema_metadata(None)) == rows
+
+
+WRONG = [{"prompt": "one row"}, pd.DataFrame({"prompt": ["a"]}), [1], {"finished": torch.tensor([[True]])}]
+
+
+@pytest.mark.parametrize("batch", WRONG)
 def test_other_kinds_raise(batch):
-    with pytest.raises(TypeError, match="`batch` must be columns by name .* Pass `batched=True` to `Dataset.map`"):
+    with pytest.raises(TypeError, match="`batch` must be columns by name .* Pass `batched=True` .* without a format"):
         read_columns(batch)
 
 
@@ -65,6 +76,9 @@ def test_new_columns_replace_old_ones_in_the_form_of_the_batch(kind):
         ({"completions": None}, ValueError, r"The batch lacks the columns \['completions'\]. It has \['prompt', 'fin"),
         ({"completions": ["b"]}, TypeError, "Row 0 of the batch: `completions` must be a list of texts, got b"),
         ({"completions": [[]], "finished": [[]]}, ValueError, "Row 0 of the batch has no completions"),
+        ({"prompt": [None]}, TypeError, "Row 0 of the batch: `prompt` must be text or a list of messages"),
+        ({"finished": [None]}, TypeError, "Row 0 of the batch: `finished` must be a list of booleans, got None"),
+        ({"finished": [[None]]}, TypeError, r"Row 0 of the batch: `finished` must be a list of booleans, got \[None"),
         ({"finished": [[]]}, ValueError, "Row 0 of the batch has 1 completions but 0 entries in `finished`"),
     ],
 )

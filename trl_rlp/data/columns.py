@@ -5,6 +5,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from datasets import Features
+
+from trl_rlp.data.validation import is_prompt
 
 
 Batch = Mapping[str, Any] | pa.Table
@@ -20,10 +23,11 @@ def read_columns(batch: Batch) -> dict[str, list]:
             passes arrays with `batch_format="numpy"` and a table with `batch_format="pyarrow"`.
 
     Returns:
-        `dict[str, list]`: The columns in their order.
+        `dict[str, list]`: The columns in their order. JSON columns of a table are decoded, as `datasets` does.
 
     Raises:
-        TypeError: If `batch` is neither a mapping nor a table, for example one row or a `pandas.DataFrame`.
+        TypeError: If `batch` is neither a mapping nor a table, for example one row or a `pandas.DataFrame`, or if a
+            column is neither a list nor an array, for example a tensor.
 
     Example:
 
@@ -33,13 +37,16 @@ def read_columns(batch: Batch) -> dict[str, list]:
     ```
     """
     if isinstance(batch, pa.Table):
-        return batch.to_pydict()
-    is_batch = isinstance(batch, Mapping) and all(isinstance(batch[name], list | np.ndarray) for name in batch)
-    if not is_batch:
+        columns = batch.to_pydict()
+        encoded = {field.name: columns[field.name] for field in batch.schema if "arrow.json" in str(field.type)}
+        return {**columns, **(Features.from_arrow_schema(batch.schema).decode_batch(encoded) if encoded else {})}
+    values = list(batch.values()) if isinstance(batch, Mapping) else [batch]
+    wrong = [value for value in values if not isinstance(value, list | np.ndarray)]
+    if wrong or not isinstance(batch, Mapping):
         raise TypeError(
-            f"`batch` must be columns by name (lists or NumPy arrays) or a `pyarrow.Table`, got "
-            f"`{type(batch).__name__}`. Pass `batched=True` to `Dataset.map`, or `batch_format='pyarrow'` to "
-            "`map_batches` of Ray Data."
+            "`batch` must be columns by name (lists or NumPy arrays) or a `pyarrow.Table`, got "
+            f"`{type((wrong or values)[0]).__name__}`. Pass `batched=True` to `Dataset.map`, and a dataset without a "
+            "format (`with_format(None)`), or `batch_format='pyarrow'` to `map_batches` of Ray Data."
         )
     return {name: _to_plain(batch[name]) for name in batch}
 
@@ -79,12 +86,19 @@ def require_sample_columns(columns: Mapping[str, list], names: Sequence[str]) ->
             Required columns.
 
     Raises:
-        TypeError: If a row's completions are not texts.
+        TypeError: If a prompt is neither text nor messages, or a row's completions are not texts, or its `finished`
+            are not booleans.
         ValueError: If a column is missing, or a row has no completions, or `finished` has another length.
     """
     missing = [name for name in names if name not in columns]
     if missing:
         raise ValueError(f"The batch lacks the columns {missing}. It has {list(columns)}. Rename or add them.")
+    for row, prompt in enumerate(columns["prompt"]):
+        if not is_prompt(prompt):
+            raise TypeError(
+                f"Row {row} of the batch: `prompt` must be text or a list of messages, each with `role` and `content` "
+                f"as text, got {str(prompt)[:80]}."
+            )
     for row, completions in enumerate(columns["completions"]):
         if not isinstance(completions, list) or not all(isinstance(text, str) for text in completions):
             raise TypeError(
@@ -92,11 +106,18 @@ def require_sample_columns(columns: Mapping[str, list], names: Sequence[str]) ->
             )
         if not completions:
             raise ValueError(f"Row {row} of the batch has no completions. Drop such rows.")
-        if "finished" in names and len(columns["finished"][row]) != len(completions):
-            raise ValueError(
-                f"Row {row} of the batch has {len(completions)} completions but {len(columns['finished'][row])} "
-                "entries in `finished`. Pass one boolean per completion."
-            )
+        if "finished" in names:
+            _require_flags(row, columns["finished"][row], len(completions))
+
+
+def _require_flags(row: int, flags: Any, num_completions: int) -> None:
+    if not isinstance(flags, list) or not all(isinstance(flag, bool) for flag in flags):
+        raise TypeError(f"Row {row} of the batch: `finished` must be a list of booleans, got {str(flags)[:80]}.")
+    if len(flags) != num_completions:
+        raise ValueError(
+            f"Row {row} of the batch has {num_completions} completions but {len(flags)} entries in `finished`. Pass "
+            "one boolean per completion."
+        )
 
 
 def _to_plain(value: Any) -> Any:

@@ -163,7 +163,7 @@ def require_prompts(dataset: Dataset, name: str = "prompts") -> Dataset:
         if _are_texts(table["prompt"]) and pc.all(pc.match_substring_regex(table["prompt"], _VISIBLE)).as_py():
             continue
         for row, prompt in enumerate(rows["prompt"][:], start=first_row):
-            if not _is_prompt(prompt):
+            if not is_prompt(prompt):
                 raise TypeError(
                     f"`{name}` row {row}: `prompt` must be text or a list of messages, each with `role` and `content` "
                     f"as text, got {str(prompt)[:80]}. Convert it with `Dataset.map`."
@@ -197,7 +197,7 @@ def require_preferences(dataset: Dataset, name: str = "preferences") -> Dataset:
             continue
         for first_row, table, rows in _read_parts(dataset, [column]):
             for row, value in enumerate([] if _are_texts(table[column]) else rows[column][:], start=first_row):
-                if not _is_prompt(value):
+                if not is_prompt(value):
                     raise TypeError(
                         f"`{name}` row {row}: `{column}` must be text or a list of messages, each with `role` and "
                         f"`content` as text, got {str(value)[:80]}. Convert it with `Dataset.map`."
@@ -230,8 +230,17 @@ def _find_list_size(column: pa.ChunkedArray, is_type: Callable[[pa.DataType], bo
     return sizes[0] if len(sizes) == 1 and pc.list_flatten(column).null_count == 0 else None
 
 
-def _is_prompt(value: Any) -> bool:
-    """Checks whether a value is text or a list of messages."""
+def is_prompt(value: Any) -> bool:
+    """
+    Checks whether a value is a prompt.
+
+    Args:
+        value (`Any`):
+            An entry of the column `prompt`.
+
+    Returns:
+        `bool`: Whether it is text or a list of messages.
+    """
     return isinstance(value, str) or (isinstance(value, list) and all(_is_message(message) for message in value))
 
 

@@ -221,6 +221,8 @@ def test_an_equivalence_may_come_from_a_name_a_function_or_an_object(tmp_path):
     folder = save(model, tokenizer, tmp_path / "nli")
     batch = {"prompt": ["q"], "completions": [["a", "b", "c c", "a"]]}
     loaded = Group(NLIEquivalence(model, tokenizer))
+    with pytest.raises(TypeError, match="`equivalence` is a `NoneType`, which lacks"):
+        Group(lambda: None)({"prompt": ["a"], "completions": [["b", "c"]]})
     for group in (Group(folder), Group(functools.partial(NLIEquivalence, folder))):
         assert pickle.loads(pickle.dumps(group))(batch) == loaded(batch)
     with pytest.raises(TypeError, match="`equivalence` is a loaded model, which is not sent to other processes"):

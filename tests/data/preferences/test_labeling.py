@@ -4,7 +4,7 @@ from collections import Counter
 import numpy as np
 import pyarrow as pa
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Features, Json, List
 
 from tests.tiny_models import save, tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.groups import ExactMatch, cluster
@@ -68,6 +68,29 @@ def test_two_processes_make_the_same_pairs(reward_model):
     options = {"with_indices": True, "with_rank": True, "remove_columns": removed}
     two = samples.map(label, batched=True, batch_size=1, num_proc=2, **options)
     assert get_pairs(two) == get_pairs(one) and one["sample_row"][:] == [0, 2, 3, 5]
+
+
+def test_rounded_confidences_make_the_same_pairs():
+    """The NumPy format of `datasets` rounds 0.7 to 0.69999999, which is below the threshold."""
+    row = {"prompt": "a", "completions": ["b"] * 7 + ["c"] * 3, "finished": [True] * 10}
+    samples = cluster(Dataset.from_list([row]), ExactMatch(), threshold=0.7)
+    label = Label(chosen="random", threshold=0.7)
+    pairs = samples.with_format("numpy").map(label, batched=True, remove_columns=samples.column_names)
+    assert pairs.with_format(None)["confidence"][:] == [0.7]
+
+
+def test_tables_keep_the_types_of_tools(reward_model):
+    samples, tokenizer = build_samples("chat"), tiny_tokenizer()
+    tools = [None, None, None, [{"name": "f", "strict": True}], None, [{"name": "g"}]]
+    rows = [{**row, "tools": tool} for row, tool in zip(samples, tools, strict=True)]
+    samples = Dataset.from_list(rows, features=Features({**samples.features, "tools": List(Json())}))
+    models = {"reward_model": tiny_reward_model(tokenizer), "reward_processing_class": tokenizer}
+    expected, _ = synthesize_preferences(samples, "spg", **models)
+    options = {"with_indices": True, "remove_columns": samples.column_names}
+    pairs = samples.with_format("arrow").map(Label(reward_model), batched=True, batch_size=1, **options)
+    pairs = pairs.with_format(None)
+    assert pairs.features == expected.features and get_pairs(pairs) == get_pairs(expected)
+    assert pairs["tools"][:] == [None, None, tools[3], tools[5]]
 
 
 @pytest.mark.parametrize("kind", ["lists", "numpy", "arrow"])

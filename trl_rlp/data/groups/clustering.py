@@ -292,10 +292,16 @@ def hold_equivalence(
             f"`{type(equivalence).__name__}`. Pass a folder or a name on the Hub, or leave them out."
         )
     if inspect.isroutine(equivalence) or isinstance(equivalence, functools.partial):
-        return WorkerModel("equivalence", equivalence, equivalence)
+        return WorkerModel("equivalence", equivalence, functools.partial(_make_equivalence, equivalence))
     require_equivalence(equivalence)
     has_weights = isinstance(equivalence, NLIEquivalence | EmbeddingEquivalence)
     return WorkerModel("equivalence", equivalence, has_weights=has_weights)
+
+
+def _make_equivalence(function: Callable[[], Equivalence]) -> Equivalence:
+    equivalence = function()
+    require_equivalence(equivalence)
+    return equivalence
 
 
 def find_largest_group(cluster_ids: list[int]) -> list[int]:

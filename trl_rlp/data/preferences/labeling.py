@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-from datasets import Features, List, Value
+from datasets import Dataset, Features, List, Value
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -57,7 +58,8 @@ class Label:
             Decides which completions mean the same, as for [`Group`]. Needed by `spg` and `select_all` if the batches
             have no groups.
         judge (`Callable`, *optional*):
-            For `rlaif`, as in [`synthesize_preferences`]. It is pickled as it is.
+            For `rlaif`, as in [`synthesize_preferences`]. It is pickled as it is, with the weights of a model that it
+            holds. For other processes, pass one that asks a server.
         threshold (`float`, *optional*, defaults to `0.5`):
             Smallest confidence that is accepted, in [0, 1] (γ in the paper). For `spg`.
         chosen (`str`, *optional*, defaults to `"reward"`):
@@ -140,11 +142,14 @@ class Label:
         columns = read_columns(batch)
         require_sample_columns(columns, ["prompt", "completions", "finished"])
         self.require_groups(columns)
+        if self.method in GROUP_GENERATORS:
+            columns |= _restore_shares(columns)
         numbers = columns.get(ROW_NUMBER, [None] * len(columns["prompt"])) if indices is None else indices
         records, _ = self.label(columns, numbers)
         table = batch if isinstance(batch, pa.Table) else _build_table(columns)
         features = build_features(Features.from_arrow_schema(table.schema), self.keep_candidates)
-        return pa.Table.from_pylist(records, schema=features.arrow_schema)
+        values = {name: [record.get(name) for record in records] for name in features}
+        return Dataset.from_dict(values, features=features).with_format("arrow")[:]
 
     def label(self, columns: Mapping[str, list], numbers: Sequence[int | None]) -> tuple[list[Row], Counter]:
         """
@@ -238,6 +243,16 @@ _AUDIT_FEATURES = {
 def _build_table(columns: dict[str, list]) -> pa.Table:
     names = [name for name in ("prompt", *TEMPLATE_COLUMNS) if name in columns]
     return pa.table({name: pa.array(columns[name]) for name in names})
+
+
+def _restore_shares(columns: dict[str, list]) -> dict[str, list]:
+    """Restores confidences that the NumPy format of `datasets` has rounded to 32 bits. They are compared exactly."""
+    restored = {}
+    for name in [name for name in ("confidence", "confidence_upper") if name in columns]:
+        rows = zip(columns[name], map(len, columns["completions"]), strict=True)
+        shares = [(value, round(value * size) / size) for value, size in rows]
+        restored[name] = [share if np.float32(share) == np.float32(value) else value for value, share in shares]
+    return restored
 
 
 def _build_record(row: Row, pair: Pair, number: int | None, keep_candidates: bool) -> Row:

@@ -5,7 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +19,8 @@ from trl_rlp.data.preferences.completion_rewards import CompletionRewards
 
 
 Row = dict[str, Any]
+
+_ROWS_PER_CHECK = 10_000
 
 
 class Pair(NamedTuple):
@@ -270,9 +272,13 @@ def require_decided_groups(samples: Dataset | Mapping[str, list], threshold: flo
     Raises:
         ValueError: If it is unknown whether a row reaches the threshold.
     """
-    names = samples.column_names if isinstance(samples, Dataset) else list(samples)
-    upper = samples["confidence_upper" if "confidence_upper" in names else "confidence"]
-    for row, (low, high) in enumerate(zip(samples["confidence"], upper, strict=True)):
+    if isinstance(samples, Dataset):
+        names = [name for name in ("confidence", "confidence_upper") if name in samples.column_names]
+        parts = samples.select_columns(names).iter(_ROWS_PER_CHECK)
+    else:
+        parts = [samples]
+    bounds = (zip(part["confidence"], part.get("confidence_upper", part["confidence"]), strict=True) for part in parts)
+    for row, (low, high) in enumerate(chain.from_iterable(bounds)):
         if low < high and high >= threshold:
             raise ValueError(
                 f"`samples` row {row} was clustered for another threshold. Its confidence is between {low} and "

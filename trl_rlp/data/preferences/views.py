@@ -1,5 +1,6 @@
 """The sampler of views. Two views of a prompt are two different completions of it."""
 
+from array import array
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
@@ -177,13 +178,15 @@ def _tokenize(
         The token ids of all completions in one array, and the position where each completion starts. Arrays are
         compact, and data-loader workers share them.
     """
-    chunks: list[np.ndarray] = []
+    ids, starts = array("i"), array("q", [0])
     overlong = 0
     for rows in _tokenize_in_batches(samples, processing_class):
         overlong += count_overlong(rows, max_length)
-        chunks += [np.array(row, dtype=np.int32) for row in cut_prompts(rows, processing_class, max_length)]
-    warn_of_cut_prompts(overlong, len(chunks), max_length)
-    return np.concatenate(chunks), np.cumsum([0, *map(len, chunks)])
+        for row in cut_prompts(rows, processing_class, max_length):
+            ids.extend(row)
+            starts.append(len(ids))
+    warn_of_cut_prompts(overlong, len(starts) - 1, max_length)
+    return np.frombuffer(ids, dtype=np.int32), np.frombuffer(starts, dtype=np.int64)
 
 
 def _tokenize_in_batches(samples: Dataset, processing_class: PreTrainedTokenizerBase) -> Iterator[list[list[int]]]:
