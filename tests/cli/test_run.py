@@ -3,7 +3,8 @@ import io
 from rich.console import Console
 
 from trl_rlp.cli import main
-from trl_rlp.cli.run import _build_policy_table
+from trl_rlp.cli.run import Forecast, _build_policy_table
+from trl_rlp.memory_estimate import StageMemory
 
 
 def test_a_metric_that_is_not_finite_is_printed_as_a_dash():
@@ -12,6 +13,15 @@ def test_a_metric_that_is_not_finite_is_printed_as_a_dash():
     console.print(_build_policy_table({"sft": {"accuracy": 0.5, "accuracy_standard_error": None}}))
     text = console.file.getvalue()
     assert "0.500" in text and "-" in text.split("accuracy_standard_error")[1]
+
+
+def test_given_samples_take_no_memory(monkeypatch):
+    stages = {"policy": StageMemory(weights=1), "policy_samples": StageMemory(weights=2)}
+    monkeypatch.setattr("trl_rlp.cli.run.estimate_memory", lambda config, shape: dict(stages))
+    monkeypatch.setattr("trl_rlp.cli.run.read_run_shape", lambda *arguments: None)
+    for has_samples, peak in ((False, 2), (True, 0)):
+        forecast = Forecast(None, None, None, has_evaluation=False, has_samples=has_samples)
+        assert [memory.peak for memory in forecast.stages.values()] == [1, peak]
 
 
 def test_algorithm_1_runs_from_a_config_file(tmp_path, models, preferences, write_rows, capsys):

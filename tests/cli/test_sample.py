@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 import trl_rlp.data.sampling.transformers_engine as transformers_engine
@@ -51,6 +53,8 @@ def test_a_server_gets_the_same_options(tmp_path, words):
     words[2] = "served-policy"
     options = ["--base_url", fake.url, "--temperature", "0.5", "--top_p", "0.9", "--max_concurrency", "1"]
     assert main([*words, *options]) == 0
+    mapping = ["--engine", "server", "--engine_args", json.dumps({"base_url": fake.url})]
+    assert main([*words, *options[2:], *mapping]) == 0  # the shards are finished, so nothing is asked
     fake.server.shutdown()
     fake.server.server_close()
     expected = {"model": "served-policy", "n": 3, "max_tokens": 4, "temperature": 0.5, "top_p": 0.9}
@@ -76,6 +80,12 @@ def test_vllm_gets_the_engine_args(tmp_path, words, models, monkeypatch):
         (["--engine", "transformers", "--base_url", "x"], "`base_url` is passed, but `engine`='transformers' asks no"),
         (["--engine", "sglang"], "`engine` must be one of ['server', 'transformers', 'vllm'], got 'sglang'"),
         (["--base_url", "x", "--tokens_per_batch", "5"], "`tokens_per_batch`=5 has no effect with `engine`='server'"),
+        (["--base_url", "x", "--model_revision", "v2"], "`model_revision` has no effect with `engine`='server'"),
+        (
+            ["--base_url", "x", "--inference_dtype", "float32"],
+            "`inference_dtype` has no effect with `engine`='server'",
+        ),
+        (["--max_concurrency", "2"], "`max_concurrency` has no effect with `engine`='transformers'. Remove it."),
     ],
 )
 def test_an_engine_with_wrong_options_is_an_error(words, options, message, capsys):

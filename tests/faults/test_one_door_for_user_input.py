@@ -82,11 +82,12 @@ def test_samples_and_metrics_are_written_to_the_home_folder(home, capsys):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_path_of_a_command_is_expanded(home, command):
     """A user wrote `~` in YAML or after `--name=`, where no shell expands it."""
+    choices = ("method", "policy_trainer", "on_regression", "engine", "inference_dtype")
     names = [
         name
         for kind in COMMANDS[command]
         for name, hint in get_type_hints(kind).items()
-        if hint in (str, str | None) and name not in ("method", "policy_trainer", "on_regression")
+        if hint in (str, str | None) and name not in choices
     ]
     written = parse(command, "", write_config("".join(f"{name}: ~/x\n" for name in names)), *COMMANDS[command])
     typed = parse(command, "", [f"--{name}=~/x" for name in names], *COMMANDS[command])

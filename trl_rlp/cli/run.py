@@ -64,9 +64,7 @@ class RunArguments:
     )
     policy_samples: str | None = field(
         default=None,
-        metadata={
-            "help": "Samples P of the policy with `prompt`, `completions` and `finished`, instead of sampling."
-        },
+        metadata={"help": "Samples P of the policy with `prompt`, `completions` and `finished`, instead of sampling."},
     )
 
 
@@ -87,19 +85,28 @@ class Forecast:
             Folder or Hub name of the model that groups completions.
         has_evaluation (`bool`):
             Whether the policies are evaluated at the end.
+        has_samples (`bool`):
+            Whether the samples of the policy are given, so that their stage loads no model.
     """
 
     def __init__(
-        self, config: RLPConfig, prompt_dataset: Dataset, equivalence_model: str | None, has_evaluation: bool
+        self,
+        config: RLPConfig,
+        prompt_dataset: Dataset,
+        equivalence_model: str | None,
+        has_evaluation: bool,
+        has_samples: bool,
     ):
         self._read_shape = functools.partial(read_run_shape, config, prompt_dataset, equivalence_model, has_evaluation)
         self._config = config
+        self._has_samples = has_samples
         self._is_printed = False
 
     @functools.cached_property
     def stages(self) -> dict[str, StageMemory]:
         """Memory by name of the stage, from [`estimate_memory`]."""
-        return estimate_memory(self._config, self._read_shape())
+        stages = estimate_memory(self._config, self._read_shape())
+        return {**stages, "policy_samples": StageMemory()} if self._has_samples else stages
 
     def print_once(self, run: RunFolder, stage: str, arguments: dict[str, Any]) -> None:
         """Prints the estimate on the main process, when the first stage starts. See [`RunFolder.on_start`]."""
@@ -125,7 +132,11 @@ def main(options: Sequence[str]) -> None:
     needs_groups = config.reward_config().needs_groups
     has_model = needs_groups and equivalence.equivalence != "exact"
     forecast = Forecast(
-        config, prompts, equivalence.equivalence_model if has_model else None, eval_prompts is not None
+        config,
+        prompts,
+        equivalence.equivalence_model if has_model else None,
+        eval_prompts is not None,
+        data.policy_samples is not None,
     )
     with RunFolder.on_start(forecast.print_once):
         result = run_rlp(

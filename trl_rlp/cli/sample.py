@@ -139,7 +139,7 @@ class SampleArguments:
         """
         engine = self.engine or ("transformers" if self.base_url is None else "server")
         arguments = parse_mapping("engine_args", self.engine_args) or {}
-        if engine == "server" and self.base_url is None:
+        if engine == "server" and self.base_url is None and "base_url" not in arguments:
             raise ValueError("`engine`='server' needs the address of the server. Pass it as `base_url`.")
         if engine == "server":
             arguments = {"base_url": self.base_url, **connection, **arguments}
@@ -167,6 +167,7 @@ def main(options: Sequence[str]) -> None:
     )
     require_settings(max_new_tokens=arguments.max_new_tokens)
     engine = arguments.choose_engine(server_arguments.connection())
+    _require_effect(engine["engine"], model_arguments if engine["engine"] == "server" else server_arguments)
     prompts = load_rows(arguments.prompts, arguments.split)
     prompts = _rename_prompts(prompts, arguments.prompt_column)
     samples = sample_completions(
@@ -188,6 +189,14 @@ def main(options: Sequence[str]) -> None:
         print(f"{metrics['outputs']} completions, {metrics['finished']:.0%} finished, written to {path}")
         if len(samples) < len(prompts):
             print(f"{len(prompts) - len(samples)} of {len(prompts)} prompts are left out, see the warning")
+
+
+def _require_effect(engine: str, unread: InferenceArguments | ServerArguments) -> None:
+    """Checks that no option is set that the engine does not read."""
+    defaults = vars(type(unread)())
+    names = [name for name, value in vars(unread).items() if value != defaults[name]]
+    if names:
+        raise ValueError(f"`{names[0]}` has no effect with `engine`={engine!r}. Remove it.")
 
 
 def _rename_prompts(prompts: Dataset, column: str) -> Dataset:

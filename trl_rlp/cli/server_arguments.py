@@ -10,7 +10,7 @@ from trl_rlp.trainer.mappings import parse_mapping
 @dataclass
 class ServerArguments:
     """
-    Arguments of requests to an OpenAI-compatible server. They have no effect without `base_url`.
+    Arguments of requests to an OpenAI-compatible server.
 
     Args:
         api_key (`str`, *optional*):
