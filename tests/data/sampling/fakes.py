@@ -16,7 +16,9 @@ class FakeVLLM:
         monkeypatch.syspath_prepend(str(FAKE_VLLM))
         monkeypatch.setenv("PYTHONPATH", str(FAKE_VLLM))
         monkeypatch.setenv("FAKE_VLLM_LOG", str(self.log))
-        monkeypatch.delitem(sys.modules, "vllm", raising=False)
+        # A module that the test imports is removed after the test, because its key is set here.
+        monkeypatch.setitem(sys.modules, "vllm", None)
+        del sys.modules["vllm"]
 
     def read(self, name):
         """Returns the entries of this name, in order."""

@@ -50,7 +50,7 @@ def test_each_engine_is_chosen_by_its_name(engine, monkeypatch):
         ({"engine": "sglang"}, r"`engine` must be one of \['server', 'transformers', 'vllm'\], got 'sglang'"),
         ({"engine_args": {"dtype": "x"}}, r"`engine_args` has \['dtype'\], but the engine 'transformers' has no arg"),
         ({"engine": "server"}, "`engine`='server' needs the address of the server. Pass it as `base_url`"),
-        ({"engine": "server", "engine_args": {"url": "x"}}, r"`engine_args` has \['url'\]. A server has"),
+        ({"engine": "server", "engine_args": {"url": "x"}}, r"`engine_args` has \['url'\], but a server has \['"),
         ({"engine": "server", "tokens_per_batch": 4}, "`tokens_per_batch`=4 has no effect with `engine`='server'"),
         ({"tokens_per_batch": 0}, "`tokens_per_batch` must be at least 1"),
     ],

@@ -35,3 +35,11 @@ def test_template_options_are_added_to_messages_only():
     assert add_template_options(texts, {"style": "b"}).column_names == ["prompt"]
     assert add_template_options(chats, {"style": "b"})["chat_template_kwargs"][:] == [{"style": "b"}]
     assert add_template_options(chats, None).column_names == ["prompt"]
+
+
+def test_keys_that_only_other_rows_have_do_not_hide_the_options_of_all_prompts():
+    """A dataset gives the second row `{"style": None, "other": "x"}`."""
+    chats = [[{"role": "user", "content": text}] for text in "ab"]
+    data = Dataset.from_dict({"prompt": chats, "chat_template_kwargs": [{"style": "a"}, {"other": "x"}]})
+    options = add_template_options(data, {"style": "s", "other": "o"})["chat_template_kwargs"][:]
+    assert options == [{"style": "a", "other": "o"}, {"style": "s", "other": "x"}]

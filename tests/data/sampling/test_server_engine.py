@@ -1,4 +1,5 @@
 import json
+import threading
 
 import pytest
 from datasets import Dataset
@@ -81,6 +82,31 @@ def test_the_settings_of_the_connection_reach_the_server(fake):
     fake.respond, fake.delay = (lambda request, number: None), 0.2
     with pytest.raises(TimeoutError, match="did not answer within `timeout`=0.05 seconds, after 0 retries"):
         sample(fake, TEXTS[:1], max_retries=0, timeout=0.05)
+
+
+def test_slow_requests_hold_up_no_other_shard(fake):
+    """Four requests at a time, shards of four. The first prompts of three shards wait for all others."""
+    slow, answered, all_answered, waits = {"0?", "4?", "8?"}, set(), threading.Event(), []
+
+    def respond(request, number):
+        if request["prompt"] in slow:
+            waits.append(all_answered.wait(60))
+            return
+        answered.add(request["prompt"])
+        if len(answered) == 37:
+            all_answered.set()
+
+    fake.respond = respond
+    samples = sample(fake, [f"{row}?" for row in range(40)], shard_size=4, max_concurrency=4)
+    assert len(samples) == 40 and waits == [True] * 3
+
+
+def test_shards_in_other_threads_stop_with_the_run(fake):
+    """The server refuses everything. The first full shard of 32 ends the run, and with it the others."""
+    fake.respond = lambda request, number: (400, "no more", {})
+    with pytest.raises(ValueError, match="prompts have no completions"):
+        sample(fake, [f"{row}?" for row in range(320)], shard_size=32, max_concurrency=16)
+    assert len(fake.requests) < 300  # five shards of 32, two requests for each prompt
 
 
 def test_prompts_without_n_completions_are_left_out_and_named(fake, caplog):

@@ -2,7 +2,7 @@ import types
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, PreTrainedConfig
 
 import trl_rlp.data.sampling.token_budget as token_budget
 from tests.tiny_models import tiny_causal_lm, tiny_tokenizer
@@ -26,6 +26,17 @@ def test_configs_with_other_names_are_read():
     """GPT-2: 3 layers of 2 heads of 4 numbers, keys and values, in fp32."""
     model = GPT2LMHeadModel(GPT2Config(vocab_size=10, n_embd=8, n_layer=3, n_head=2))
     assert estimate_token_bytes(model, 1) == 2 * 3 * 2 * 4 * 4 + 32 * 10 / 2
+
+
+@pytest.mark.skipif(not hasattr(PreTrainedConfig, "is_heterogeneous"), reason="this transformers has no such models")
+def test_layers_with_heads_of_their_own_are_read_one_by_one():
+    """As in Gemma 4: one layer of 2 heads of 8 numbers, and one of 1 head of 16, in fp32."""
+    per_layer = {1: {"num_key_value_heads": 1, "head_dim": 16}}
+    config = LlamaConfig(
+        vocab_size=10, num_hidden_layers=2, num_key_value_heads=2, head_dim=8, per_layer_config=per_layer
+    )
+    fake = types.SimpleNamespace(config=config, dtype=torch.float32)
+    assert estimate_token_bytes(fake, 1) == 2 * (2 * 8 + 1 * 16) * 4 + 32 * 10 / 2
 
 
 @pytest.mark.parametrize("device", ["cpu", "mps"])

@@ -83,14 +83,18 @@ def test_a_batch_that_does_not_fit_is_halved_and_said_once(model, tokenizer, tmp
     settings = {"num_generations": 3, "max_new_tokens": 8, "output_dir": tmp_path}
     expected = sample_completions(prompts(), model, tokenizer, num_generations=3, max_new_tokens=8).to_list()
 
+    failures = []
+
     def small_device(model, prompt_ids, *args, **kwargs):
         if len(prompt_ids) > 2:
+            failures.append(len(prompt_ids))
             raise torch.OutOfMemoryError
         return generate_samples(model, prompt_ids, *args, **kwargs)
 
     monkeypatch.setattr(transformers_engine, "generate_samples", small_device)
     assert sample_completions(prompts(), model, tokenizer, **settings).to_list() == expected
     assert caplog.text.count("did not fit into the memory of the device") == 1
+    assert failures.count(5) == 1  # the batch is halved, not the budget of 8192 tokens, which it does not fill
     (shard,) = tmp_path.glob("shard-*.arrow")
     assert max(Dataset.from_file(str(shard))["tokens_per_batch"]) < 8192 / 8
     assert sample_completions(prompts(), model, tokenizer, tokens_per_batch=1, **settings).to_list() == expected
@@ -103,6 +107,14 @@ def test_one_prompt_that_does_not_fit_is_an_error(model, tokenizer, monkeypatch)
     monkeypatch.setattr(transformers_engine, "generate_samples", full_device)
     with pytest.raises(torch.OutOfMemoryError, match="The 3 completions of one prompt do not fit"):
         sample_completions(prompts(), model, tokenizer, **SMALL)
+
+
+def test_a_policy_that_returns_nan_is_an_error(model, tokenizer, tmp_path):
+    """Its completions would be texts without meaning."""
+    model.lm_head.weight.data[7, 0] = torch.nan
+    with pytest.raises(ValueError, match="`model` returns NaN for a prompt of the rows .* load it in bfloat16"):
+        sample_completions(prompts(), model, tokenizer, output_dir=tmp_path, **SMALL)
+    assert not list(tmp_path.glob("shard-*"))
 
 
 @pytest.mark.parametrize("rows", [TEXTS, CHATS], ids=["text", "chat"])

@@ -49,12 +49,14 @@ def test_the_process_is_killed_after_an_error(fake_vllm):
     ("length", "match"),
     [
         (7, "^vLLM failed: ValueError: No available memory for the cache blocks. Its last lines above say more.$"),
+        (9, "^The process of vLLM ended with code -9. "),
         (8, "^The process of vLLM ended with code 9. Its last lines .* `gpu_memory_utilization` in `engine_args`"),
     ],
 )
 def test_failures_of_vllm_are_one_line(fake_vllm, length, match):
     with pytest.raises(RuntimeError, match=match), VLLMProcess({"max_model_len": length}) as process:
         process.sample([[1, 2]], [PARAMS])
+    assert not fake_vllm.read("held")
 
 
 def test_a_missing_vllm_is_an_error(monkeypatch):

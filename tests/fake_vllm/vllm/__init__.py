@@ -1,12 +1,15 @@
 """
 A stand-in for vLLM in tests. It draws tokens from the seed alone, and writes what it was called with to a file.
 
-Its tokens are 0 to 259. `max_model_len` 7 fails at the start, and 8 kills the process at the first request.
+Its tokens are 0 to 259. `max_model_len` 7 fails at the start, and 8 kills the process at the first request. With 9, a
+process that it has started keeps the connection open, and would write `held` after a minute.
 """
 
 import json
 import os
 import random
+import signal
+import subprocess
 import sys
 import types
 
@@ -37,6 +40,10 @@ class LLM:
         sys.stdout.write("vLLM writes to the standard output")
         if self.max_model_len == 8:
             os._exit(9)
+        if self.max_model_len == 9:
+            command = "sleep 60; echo '{\"held\": true}' >> $FAKE_VLLM_LOG"
+            subprocess.Popen(["sh", "-c", command], close_fds=False)
+            os.kill(os.getpid(), signal.SIGKILL)
         outputs = []
         for entry in params:
             choices = [self._draw(entry.arguments, index) for index in range(entry.arguments["n"])]

@@ -229,7 +229,9 @@ def require_engine(
     if engine == "server":
         unknown = sorted((engine_args or {}).keys() - set(SERVER_ARGUMENTS))
         if unknown:
-            raise ValueError(f"`engine_args` has {unknown}. A server has {SERVER_ARGUMENTS}.")
+            raise ValueError(
+                f"`engine_args` has {unknown}, but a server has {list(SERVER_ARGUMENTS)}. Remove the others."
+            )
         if "base_url" not in (engine_args or {}):
             raise ValueError(
                 "`engine`='server' needs the address of the server. Pass it as `base_url` in `engine_args`, for "

@@ -108,5 +108,7 @@ def add_template_options(prompts: Dataset, chat_template_kwargs: dict[str, Any] 
     name = "chat_template_kwargs"
     if name not in prompts.column_names:
         return prompts.add_column(name, [chat_template_kwargs] * len(prompts))
-    rows = [{**chat_template_kwargs, **(row or {})} for row in prompts[name]]
+    # A dataset fills keys that only other rows have with `None`.
+    own = [{key: value for key, value in (row or {}).items() if value is not None} for row in prompts[name]]
+    rows = [{**chat_template_kwargs, **row} for row in own]
     return prompts.remove_columns(name).add_column(name, rows)

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl_rlp.data.context import read_context
 from trl_rlp.data.sampling.completion_text import CompletionReader
 from trl_rlp.data.sampling.policy_prompts import PolicyPrompts, add_template_options
-from trl_rlp.data.sampling.stop_tokens import get_eos_token_ids
+from trl_rlp.data.sampling.stop_tokens import get_eos_token_ids, require_stop_token_ids
 from trl_rlp.data.template_options import TEMPLATE_COLUMNS
 from trl_rlp.storage.fingerprints import dataset_fingerprint, tokenizer_fingerprint
 from trl_rlp.storage.shards import map_shards
@@ -98,7 +98,8 @@ class PolicySampling:
         self.prompts = add_template_options(call.prompts, call.chat_template_kwargs)
         self._processing_class = processing_class
         eos_token_ids = get_eos_token_ids(model, processing_class)
-        self.stop_token_ids = eos_token_ids if call.stop_token_ids is None else list(call.stop_token_ids)
+        given = call.stop_token_ids
+        self.stop_token_ids = eos_token_ids if given is None else require_stop_token_ids(given, model)
         self._reader = CompletionReader(processing_class, self.stop_token_ids, eos_token_ids)
         max_new_tokens = call.settings["max_new_tokens"]
         self.policy_prompts = PolicyPrompts(self.prompts, processing_class, max_new_tokens, read_context(model))

@@ -31,6 +31,8 @@ logger = logging.get_logger(__name__)
 _REQUEST_SETTINGS = ("temperature", "top_p", "max_tokens")
 _ENOUGH_PROMPTS = 32
 """If this many prompts in a row have no answer, the sampling stops."""
+_PROMPTS_AHEAD = 8
+"""Prompts of unfinished shards for each concurrent request. The slow ones of them leave enough others to ask."""
 
 
 def sample_from_server(
@@ -148,7 +150,7 @@ def sample_from_server(
             sampler.sample_shard,
             description="Sampling",
             shard_size=shard_size,
-            at_once=1 + ceil((max_concurrency - 1) / shard_size),  # no request waits for the slowest one of a shard
+            at_once=1 if max_concurrency == 1 else 1 + ceil(_PROMPTS_AHEAD * max_concurrency / shard_size),
             output_dir=output_dir,
             fingerprint={**body, **settings, "prompts": dataset_fingerprint(prompts, ["prompt"])},
             features=Features({**COMPLETIONS, "failure": Value("string")}),
@@ -172,6 +174,7 @@ class _Sampler:
     never_returns_many: bool = False
     unanswered_in_a_row: int = 0
     error_class: type[Exception] = ValueError
+    final_error: Exception | None = None
 
     def sample_shard(self, index: int, batch: dict[str, list], advance: Callable[[int], Any]) -> dict[str, list]:
         """Stops a run whose prompts are not answered any more."""
@@ -185,7 +188,8 @@ class _Sampler:
         self.unanswered_in_a_row = 0 if is_answered else self.unanswered_in_a_row + len(records)
         if self.unanswered_in_a_row >= _ENOUGH_PROMPTS:
             failures = dict(zip(batch["row"], records, strict=True))
-            raise self.error_class(_describe_left_out(failures, len(records)))
+            self.final_error = self.error_class(_describe_left_out(failures, len(records)))
+            raise self.final_error
         return {name: [record[name] for record in records] for name in records[0]}
 
     async def _sample(self, row: int, prompt: Prompt, advance: Callable[[int], Any], session: Session) -> Record:
@@ -197,6 +201,8 @@ class _Sampler:
             choices += [choice for choice, *_ in await gather(requests)]
             failure = None
         except (RefusedRequest, RuntimeError, ConnectionError, TimeoutError) as error:
+            if self.final_error is not None:  # another shard has stopped the run
+                raise self.final_error from None
             self.error_class = type(error)
             choices, failure = [], str(error)
         advance(1)

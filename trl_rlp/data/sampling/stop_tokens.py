@@ -1,5 +1,8 @@
 """The tokens that end a completion."""
 
+import operator
+from collections.abc import Sequence
+
 import torch
 from accelerate.utils import extract_model_from_parallel
 from peft import PeftModel
@@ -40,3 +43,34 @@ def get_eos_token_ids(model: PreTrainedModel | PeftModel, processing_class: PreT
     model_ids = model.generation_config.eos_token_id
     model_ids = [] if model_ids is None else model_ids if isinstance(model_ids, list) else [model_ids]
     return list(dict.fromkeys([processing_class.eos_token_id, *model_ids]))
+
+
+def require_stop_token_ids(stop_token_ids: Sequence[int], model: PreTrainedModel | PeftModel) -> list[int]:
+    """
+    Checks the tokens that the user wants to end a completion.
+
+    Args:
+        stop_token_ids (`Sequence[int]`):
+            Token ids.
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The policy.
+
+    Returns:
+        `list[int]`: The token ids.
+
+    Raises:
+        TypeError: If they are not integers in a list.
+        ValueError: If a token is outside of the policy's vocabulary.
+    """
+    try:
+        ids = [operator.index(token) for token in stop_token_ids]
+    except TypeError:
+        raise TypeError(f"`stop_token_ids` must be a list of integers, got {stop_token_ids!r}.") from None
+    vocab_size = model.config.get_text_config().vocab_size
+    outside = [token for token in ids if not 0 <= token < vocab_size]
+    if outside:
+        raise ValueError(
+            f"`stop_token_ids` has {outside[:10]}, but the policy's vocabulary has the tokens 0 to {vocab_size - 1}. "
+            "Remove them."
+        )
+    return ids

@@ -2,7 +2,7 @@
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 
 CPU_TOKENS = 8192
@@ -36,14 +36,20 @@ def estimate_token_bytes(model: PreTrainedModel | PeftModel, max_new_tokens: int
         `float`: Bytes per token.
     """
     config = model.config.get_text_config()
-    heads = getattr(config, "num_attention_heads", None)  # Mamba has none
-    if heads is None:
-        width = config.hidden_size
-    else:
-        kv_heads = getattr(config, "num_key_value_heads", None) or heads
-        width = kv_heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
-    cache = 2 * config.num_hidden_layers * width * model.dtype.itemsize
+    # The heads of Gemma 4 differ between layers. Transformers 5.0 has no such models.
+    is_mixed = getattr(config, "is_heterogeneous", False)
+    layers = list(config.per_layer_config) if is_mixed else [config] * config.num_hidden_layers
+    cache = 2 * sum(map(_count_keys, layers)) * model.dtype.itemsize
     return cache + LOGIT_BYTES * config.vocab_size / (max_new_tokens + 1)
+
+
+def _count_keys(layer: PreTrainedConfig) -> int:
+    """Returns the size of a layer's keys for one token. Mamba has no heads."""
+    heads = getattr(layer, "num_attention_heads", None)
+    if heads is None:
+        return layer.hidden_size
+    kv_heads = getattr(layer, "num_key_value_heads", None) or heads
+    return kv_heads * (getattr(layer, "head_dim", None) or layer.hidden_size // heads)
 
 
 def choose_tokens_per_batch(model: PreTrainedModel | PeftModel, max_new_tokens: int) -> int:

@@ -101,7 +101,7 @@ class _Sampler:
             batch = self._find_batch([index for index in range(len(rows)) if index not in samples], prompt_ids)
             drawn = self._try_batch([rows[index] for index in batch], [prompt_ids[index] for index in batch])
             if drawn is None:
-                self._halve_budget(batch)
+                self._halve_budget([len(prompt_ids[index]) for index in batch])
                 continue
             samples |= zip(batch, drawn.tolist(), strict=True)
             budgets |= dict.fromkeys(batch, self.tokens_per_batch)
@@ -119,21 +119,30 @@ class _Sampler:
         """Returns the samples of a batch, or `None` if it does not fit into the memory of the device."""
         processors = _build_processors(self.settings, rows, self.model.device)
         try:
-            return generate_samples(
+            samples = generate_samples(
                 self.model, prompt_ids, self.settings["num_generations"], self.config, logits_processor=processors
             )
         except torch.OutOfMemoryError:
             return None
+        if processors[-1].has_nan:
+            raise ValueError(
+                f"`model` returns NaN for a prompt of the rows {rows[:10]}, so nothing can be drawn. Check its "
+                "weights. float16 overflows in many models, so load it in bfloat16 or float32."
+            )
+        return samples
 
-    def _halve_budget(self, batch: list[int]) -> None:
+    def _halve_budget(self, lengths: list[int]) -> None:
+        """Halves the budget, or the size of the batch that did not fit, if it was smaller."""
         release_memory()
-        if len(batch) == 1:
+        if len(lengths) == 1:
             raise torch.OutOfMemoryError(
                 f"The {self.settings['num_generations']} completions of one prompt do not fit into the memory of the "
                 "device. Lower `num_generations` or `max_new_tokens`, drop the longest prompts, or choose "
                 '`engine="vllm"`.'
             )
-        self.tokens_per_batch = max(1, self.tokens_per_batch // 2)
+        n, new_tokens = self.settings["num_generations"], self.settings["max_new_tokens"]
+        size = len(lengths) * n * (max(lengths) + new_tokens)
+        self.tokens_per_batch = max(1, min(self.tokens_per_batch, size) // 2)
         if not self._has_warned:
             logger.warning(
                 "A sampling batch did not fit into the memory of the device. From now on, the token budget of a batch "
@@ -172,6 +181,7 @@ class PromptNoise(LogitsProcessor):
 
     def __init__(self, generators: list[torch.Generator]):
         self.generators = generators
+        self.has_nan: bool | torch.Tensor = False  # stays on the device until the batch is done
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """
@@ -189,4 +199,6 @@ class PromptNoise(LogitsProcessor):
         noise = torch.empty_like(scores)
         for rows, generator in zip(noise.chunk(len(self.generators)), self.generators, strict=True):
             rows.exponential_(generator=generator)
-        return scores.softmax(dim=-1).div_(noise)  # (prompts * num_generations, vocabulary)
+        probabilities = scores.softmax(dim=-1)  # (prompts * num_generations, vocabulary)
+        self.has_nan = self.has_nan | probabilities[:, 0].isnan().any()  # one NaN among the logits spreads to its row
+        return probabilities.div_(noise)

@@ -69,10 +69,12 @@ def sample_with_vllm(call: SamplingCall) -> Dataset:
     with _find_plain_model(call.model, hub_options) as (path, hub_options, describe_policy):
         model = _load_without_weights(path, hub_options)
         sampling = PolicySampling(call, "vllm", model, processing_class)
+        length = int(sampling.policy_prompts.lengths.max()) + call.settings["max_new_tokens"]
+        _require_length(call.engine_args.get("max_model_len"), length)
         arguments = {
             "model": path,
             "dtype": _choose_dtype(model, call.model_options.get("dtype")),
-            "max_model_len": int(sampling.policy_prompts.lengths.max()) + call.settings["max_new_tokens"],
+            "max_model_len": length,
             "skip_tokenizer_init": True,
             "generation_config": "vllm",
             **hub_options,
@@ -132,6 +134,15 @@ def _require_arguments(call: SamplingCall) -> None:
         raise ValueError(
             f"`temperature` must be at least {MIN_TEMPERATURE} for `engine`='vllm', got "
             f"{call.settings['temperature']}. Raise it, or use `engine`='transformers'."
+        )
+
+
+def _require_length(max_model_len: Any, length: int) -> None:
+    """Checks that vLLM does not end completions before `max_new_tokens`. It also takes text, and -1 for any length."""
+    if isinstance(max_model_len, int) and 0 < max_model_len < length:
+        raise ValueError(
+            f"`engine_args` sets `max_model_len`={max_model_len}, but the longest prompt and `max_new_tokens` have "
+            f"{length} tokens, so vLLM would cut completions. Remove it, or lower `max_new_tokens`."
         )
 
 

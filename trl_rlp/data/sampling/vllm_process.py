@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from contextlib import suppress
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ LAUNCHER_NAMES = (
 
 END_SECONDS = 60
 """How long vLLM may take to end by itself."""
+
+POLL_SECONDS = 0.5
+"""Time between two looks at whether vLLM is still running."""
 
 
 def require_vllm() -> None:
@@ -179,12 +183,18 @@ class VLLMProcess:
     def _ask(self, message: Any) -> Any:
         try:
             self._connection.send(message)
+            # vLLM forks processes, which keep the connection open when their parent is killed.
+            while not self._connection.poll(POLL_SECONDS):
+                if self._process.poll() is not None and not self._connection.poll():
+                    raise EOFError
             kind, value = self._connection.recv()
         except (EOFError, OSError):
-            code = self._process.wait(END_SECONDS)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(END_SECONDS)
             raise RuntimeError(
-                f"The process of vLLM ended with code {code}. Its last lines above say why. If its memory was full, "
-                "lower `gpu_memory_utilization` in `engine_args`. Finished shards are kept in `output_dir`."
+                f"The process of vLLM ended with code {self._process.returncode}. Its last lines above say why. If "
+                "its memory was full, lower `gpu_memory_utilization` in `engine_args`. Finished shards are kept in "
+                "`output_dir`."
             ) from None
         if kind == "failed":
             raise RuntimeError(f"vLLM failed: {' '.join(value.split())[:400]} Its last lines above say more.")
