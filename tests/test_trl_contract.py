@@ -36,7 +36,7 @@ OVERRIDDEN = {
     "train",
 }
 CLASS_ATTRIBUTES = {"_tag_names", "_name", "_paper"}
-OWN_METHODS = {"_warn_about_score_head", "_add_terms", "_connect_collator"}
+OWN_METHODS = {"_prepare_score_head", "_add_terms", "_connect_collator"}
 PPO_OVERRIDDEN = {
     "__init__": ["self", "model", "reward_funcs", "args", "train_dataset", "eval_dataset", "processing_class"],
     "_get_train_sampler": ["self", "dataset"],

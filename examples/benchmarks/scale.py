@@ -37,8 +37,6 @@ import psutil
 
 NUM_GENERATIONS = 10
 ROWS_PER_FILE = 10_000
-SHARD_SIZE = 1024
-"""Prompts per shard. Each shard is a memory-mapped file, which takes about 20 KB, so 256 would be too few."""
 WORDS = 500
 
 
@@ -100,11 +98,9 @@ def run_stages(folder: Path) -> None:
     samples = concatenate_datasets([Dataset.from_file(str(path)) for path in sorted(folder.glob("samples-*.arrow"))])
     with PeakMemory() as memory:
         begin = time.perf_counter()
-        groups = cluster(samples, ExactMatch(), output_dir=folder / "groups", shard_size=SHARD_SIZE)
+        groups = cluster(samples, ExactMatch(), output_dir=folder / "groups")
         middle = time.perf_counter()
-        preferences, _ = synthesize_preferences(
-            groups, "spg", chosen="random", output_dir=folder / "preferences", shard_size=SHARD_SIZE
-        )
+        preferences, _ = synthesize_preferences(groups, "spg", chosen="random", output_dir=folder / "preferences")
         save_data(preferences, folder / "stage")
         end = time.perf_counter()
     measured = {

@@ -12,7 +12,7 @@ import pytest
 from datasets import Dataset, Features, List, Value
 
 from trl_rlp.storage import shards as shards_module
-from trl_rlp.storage.shards import map_shards
+from trl_rlp.storage.shards import MAX_SHARDS, choose_shard_size, map_shards
 
 
 SHARDS = [[2, 0], [3, 1], [4]]
@@ -343,3 +343,9 @@ def test_two_processes_share_shards_errors_and_folders(tmp_path):
     assert (tmp_path / "the other process was killed").exists()
     assert re.search(r"died before it finished shard \d\. This process takes the shard over\.", errors)
     assert "Halving" in errors and "Halving" not in other_errors
+
+
+@pytest.mark.parametrize(("num_rows", "size"), [(1, 256), (256_000, 256), (256_001, 257), (1_000_000, 1000)])
+def test_many_rows_have_larger_shards_and_not_more(num_rows, size):
+    assert choose_shard_size(num_rows, smallest=256) == size
+    assert -(-num_rows // size) <= MAX_SHARDS

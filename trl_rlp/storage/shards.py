@@ -17,7 +17,36 @@ from trl_rlp.storage.shard_folder import Record, ShardFolder, open_shard_folder
 POLL_SECONDS = 0.5
 """Time between two looks at a folder in which other processes finish shards."""
 
+MAX_SHARDS = 1000
+"""Number of shards without a size of the user. Each file of a memory-mapped dataset takes about 20 kB of memory."""
+
 Columns = dict[str, list]
+
+
+def choose_shard_size(num_rows: int, smallest: int) -> int:
+    """
+    Chooses the size of shards, if the user has not set it.
+
+    Args:
+        num_rows (`int`):
+            Number of rows.
+        smallest (`int`):
+            Smallest size. Small shards share the work evenly and lose little of it.
+
+    Returns:
+        `int`: Number of rows in a shard, so that there are at most [`MAX_SHARDS`].
+
+    Example:
+
+    ```python
+    >>> from trl_rlp.storage.shards import choose_shard_size
+
+    >>> choose_shard_size(20_000, smallest=256), choose_shard_size(1_000_000, smallest=256)
+    (256, 1000)
+
+    ```
+    """
+    return max(smallest, -(-num_rows // MAX_SHARDS))
 
 
 def map_shards(

@@ -26,10 +26,13 @@ from trl_rlp.data.sampling_settings import require_settings
 from trl_rlp.data.validation import require_samples
 from trl_rlp.data.worker_models import WorkerModel, prepare_worker
 from trl_rlp.storage.fingerprints import dataset_fingerprint
-from trl_rlp.storage.shards import map_shards
+from trl_rlp.storage.shards import choose_shard_size, map_shards
 
 
 logger = logging.get_logger(__name__)
+
+SHARD_SIZE = 256
+"""Smallest number of prompts per shard, if the user has not set it."""
 
 _TYPES = {"cluster_ids": pa.list_(pa.int64()), "confidence": pa.float64(), "confidence_upper": pa.float64()}
 
@@ -45,7 +48,7 @@ def cluster(
     threshold: float = 0.5,
     complete_groups: bool = False,
     output_dir: str | Path | None = None,
-    shard_size: int = 256,
+    shard_size: int | None = None,
 ) -> Dataset:
     """
     Groups the completions of each prompt by meaning, and computes the confidence of each prompt.
@@ -75,9 +78,9 @@ def cluster(
             of an accepted prompt is complete.
         output_dir (`str` or `Path`, *optional*):
             Folder for finished shards. An interrupted call resumes from it.
-        shard_size (`int`, *optional*, defaults to `256`):
-            Number of prompts per shard. Under `accelerate launch`, the processes share the shards, and every process
-            must call the function.
+        shard_size (`int`, *optional*):
+            Number of prompts per shard. Defaults to 256, or to a thousandth of the prompts if that is more. Under
+            `accelerate launch`, the processes share the shards, and every process must call the function.
 
     Returns:
         `datasets.Dataset`: `samples` with three more columns. Existing columns with these names are replaced.
@@ -114,6 +117,7 @@ def cluster(
     """
     samples = require_samples(samples, "samples")
     require_equivalence(equivalence)
+    shard_size = choose_shard_size(len(samples), SHARD_SIZE) if shard_size is None else shard_size
     require_settings(shard_size=shard_size)
     group = Group(equivalence, threshold=threshold, complete_groups=complete_groups)
     group.find_needed_size(len(samples[0]["completions"]))

@@ -23,12 +23,15 @@ from trl_rlp.data.scoring import batch_scoring_ids, cut_prompts, warn_of_cut_pro
 from trl_rlp.data.template_options import TEMPLATE_COLUMNS, list_template_options
 from trl_rlp.data.validation import require_columns, require_samples
 from trl_rlp.storage.fingerprints import dataset_fingerprint, tokenizer_fingerprint, weights_fingerprint
-from trl_rlp.storage.shards import map_shards
+from trl_rlp.storage.shards import choose_shard_size, map_shards
 
 
 __all__ = ["CHOSEN", "GENERATORS", "REJECTIONS", "mix_preferences", "synthesize_preferences", "tokenize_preferences"]
 
 logger = logging.get_logger(__name__)
+
+SHARD_SIZE = 256
+"""Smallest number of prompts per shard, if the user has not set it."""
 
 _REASON = "reason"
 
@@ -58,7 +61,7 @@ def synthesize_preferences(
     max_length: int | None = None,
     seed: int = 0,
     output_dir: str | Path | None = None,
-    shard_size: int = 256,
+    shard_size: int | None = None,
 ) -> tuple[Dataset, dict[str, int]]:
     """
     Builds synthetic preferences D̂ from policy samples P, with at most one pair per prompt.
@@ -102,9 +105,9 @@ def synthesize_preferences(
         output_dir (`str` or `Path`, *optional*):
             Folder for finished shards: preferences of `shard_size` prompts each. An interrupted call resumes from it.
             The call does not notice if `judge` is another one.
-        shard_size (`int`, *optional*, defaults to `256`):
-            Number of prompts per shard. Under `accelerate launch`, the processes share the shards, and every process
-            must call the function.
+        shard_size (`int`, *optional*):
+            Number of prompts per shard. Defaults to 256, or to a thousandth of the prompts if that is more. Under
+            `accelerate launch`, the processes share the shards, and every process must call the function.
 
     Returns:
         `tuple[datasets.Dataset, dict[str, int]]`: Preferences in TRL's format with their audit columns (see
@@ -122,6 +125,7 @@ def synthesize_preferences(
         SPG of [Lang et al. 2024](https://arxiv.org/abs/2403.19279). The other methods are those of its Table 5.
     """
     samples = require_samples(samples, "samples")
+    shard_size = choose_shard_size(len(samples), SHARD_SIZE) if shard_size is None else shard_size
     require_settings(shard_size=shard_size)
     options = {
         "equivalence": equivalence,

@@ -95,7 +95,8 @@ def sample_completions(
         output_dir (`str` or `Path`, *optional*):
             Folder for finished shards. An interrupted run resumes from it.
         shard_size (`int`, *optional*):
-            Number of prompts per shard. Defaults to 256 for `"vllm"` and to 64 for the others.
+            Number of prompts per shard. Defaults to 256 for `"vllm"` and to 64 for the others, or to a thousandth of
+            the prompts if that is more.
 
     Returns:
         `datasets.Dataset`: The prompts in their order, with `completions` (n texts without special tokens) and

@@ -15,7 +15,7 @@ from trl_rlp.data.sampling.policy_prompts import PolicyPrompts, add_template_opt
 from trl_rlp.data.sampling.stop_tokens import get_eos_token_ids, require_stop_token_ids
 from trl_rlp.data.template_options import TEMPLATE_COLUMNS
 from trl_rlp.storage.fingerprints import dataset_fingerprint, tokenizer_fingerprint
-from trl_rlp.storage.shards import map_shards
+from trl_rlp.storage.shards import choose_shard_size, map_shards
 
 
 COMPLETIONS = Features({"completions": List(Value("string")), "finished": List(Value("bool"))})
@@ -114,7 +114,7 @@ class PolicySampling:
             describe_policy (`Callable`):
                 Returns the fingerprint of the policy. It is called only if there is an `output_dir`.
             shard_size (`int`):
-                Number of prompts per shard, if the user has not set one.
+                Smallest number of prompts per shard, if the user has not set it.
             notes (`Value`):
                 Types of the further columns of a shard. They are saved in the shard only.
 
@@ -129,7 +129,7 @@ class PolicySampling:
             completions, finished = zip(*read, strict=True)
             return {"completions": list(completions), "finished": list(finished), **columns}
 
-        shard_size = self.call.shard_size or shard_size
+        shard_size = self.call.shard_size or choose_shard_size(len(self.prompts), shard_size)
         samples = map_shards(
             self.policy_prompts.rows,
             sample_shard,

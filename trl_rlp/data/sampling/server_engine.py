@@ -23,7 +23,7 @@ from trl_rlp.data.validation import require_prompts
 from trl_rlp.storage.fingerprints import dataset_fingerprint
 from trl_rlp.storage.processes import process_state
 from trl_rlp.storage.shard_folder import Record
-from trl_rlp.storage.shards import map_shards
+from trl_rlp.storage.shards import choose_shard_size, map_shards
 
 
 logger = logging.get_logger(__name__)
@@ -31,6 +31,9 @@ logger = logging.get_logger(__name__)
 _REQUEST_SETTINGS = ("temperature", "top_p", "max_tokens")
 _ENOUGH_PROMPTS = 32
 """If this many prompts in a row have no answer, the sampling stops."""
+SHARD_SIZE = 64
+"""Smallest number of prompts per shard, if the user has not set it."""
+
 _PROMPTS_AHEAD = 8
 """Prompts of unfinished shards for each concurrent request. The slow ones of them leave enough others to ask."""
 
@@ -51,7 +54,7 @@ def sample_from_server(
     timeout: float = 600.0,
     extra_body: dict[str, Any] | None = None,
     output_dir: str | Path | None = None,
-    shard_size: int = 64,
+    shard_size: int | None = None,
 ) -> Dataset:
     """
     Samples n completions of every prompt from a server: P of Algorithm 1, step 4.
@@ -106,8 +109,8 @@ def sample_from_server(
         output_dir (`str` or `Path`, *optional*):
             Folder for finished shards. An interrupted run resumes from it, and asks again about prompts that
             the server refused or failed to answer.
-        shard_size (`int`, *optional*, defaults to `64`):
-            Number of prompts per shard.
+        shard_size (`int`, *optional*):
+            Number of prompts per shard. Defaults to 64, or to a thousandth of the prompts if that is more.
 
     Returns:
         `datasets.Dataset`: The prompts in their order, with `completions` (n texts) and `finished` (n booleans:
@@ -128,16 +131,16 @@ def sample_from_server(
     >>> samples = sample_from_server(prompts, "http://localhost:8000/v1", "my-policy", num_generations=10)
     ```
     """
+    prompts = require_prompts(prompts)
     settings = {
         "num_generations": num_generations,
         "temperature": temperature,
         "top_p": top_p,
         "max_tokens": max_tokens,
         "seed": seed,
-        "shard_size": shard_size,
+        "shard_size": choose_shard_size(len(prompts), SHARD_SIZE) if shard_size is None else shard_size,
     }
     require_settings(**settings, max_concurrency=max_concurrency, max_retries=max_retries, timeout=timeout)
-    prompts = require_prompts(prompts)
     _require_continuation(prompts, extra_body)
     _require_no_template_options(prompts)
     body = {"model": model, "extra_body": extra_body, **{name: settings[name] for name in _REQUEST_SETTINGS}}
@@ -149,8 +152,8 @@ def sample_from_server(
             rows,
             sampler.sample_shard,
             description="Sampling",
-            shard_size=shard_size,
-            at_once=1 if max_concurrency == 1 else 1 + ceil(_PROMPTS_AHEAD * max_concurrency / shard_size),
+            shard_size=settings["shard_size"],
+            at_once=1 if max_concurrency == 1 else 1 + ceil(_PROMPTS_AHEAD * max_concurrency / settings["shard_size"]),
             output_dir=output_dir,
             fingerprint={**body, **settings, "prompts": dataset_fingerprint(prompts, ["prompt"])},
             features=Features({**COMPLETIONS, "failure": Value("string")}),
