@@ -346,7 +346,7 @@ def _open_run_folder(
     )
     settings = {key: value for key, value in asdict(config).items() if key not in _NO_SETTINGS}
     # The attention implementation changes results by rounding only.
-    settings["model_args"] = {k: v for k, v in config.model_args.items() if k != "attn_implementation"}
+    settings["model_args"] = {k: v for k, v in settings["model_args"].items() if k != "attn_implementation"}
     settings["policy_samples"] = describe_source(policy_samples)
     settings["equivalence"] = None if equivalence is None else equivalence.fingerprint
     datasets = {
