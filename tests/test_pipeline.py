@@ -36,13 +36,17 @@ class SameParity:
         return [ord(first[0]) % 2 == ord(second[0]) % 2 for first, second in zip(firsts, seconds, strict=True)]
 
 
-@pytest.fixture(scope="module")
-def sft_model(tmp_path_factory):
-    """A policy with many EOS tokens, so that many of its completions are finished. SPG prefers only those."""
+def save_finishing_policy(folder):
+    """Saves a policy with many EOS tokens, so that many of its completions are finished. SPG prefers only those."""
     tokenizer = tiny_tokenizer()
     model = tiny_causal_lm(tokenizer)
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, *range(40, 60)]
-    return save(model, tokenizer, tmp_path_factory.mktemp("sft"))
+    return save(model, tokenizer, folder)
+
+
+@pytest.fixture(scope="module")
+def sft_model(tmp_path_factory):
+    return save_finishing_policy(tmp_path_factory.mktemp("sft"))
 
 
 def prompt(text, chat):

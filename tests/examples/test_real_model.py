@@ -39,7 +39,10 @@ def test_all_stages_run_and_the_tables_contain_all_seeds(tmp_path, monkeypatch, 
         name: json.loads((folder / "seed-0" / name / "stage.json").read_text())["metrics"]["epoch"]
         for name in ("r", "spg", "human pairs only")
     }
-    assert epochs == {"r": 3, "spg": 3, "human pairs only": 3 * (1 + labels["spg"]["pairs"] / 12)}
+    assert (epochs["r"], epochs["spg"]) == (3, 3)
+    # As many steps as with the synthetic pairs. The metrics are those of the last log, which may be earlier.
+    assert epochs["human pairs only"] == pytest.approx(3 * (1 + labels["spg"]["pairs"] / 12), abs=1)
+    assert epochs["human pairs only"] > 3
 
 
 def test_label_accuracy_equals_numbers_by_hand():

@@ -16,9 +16,9 @@ from tests.reward_runs import (
     synthetic_preferences,
     trl_trainer,
 )
-from tests.test_pipeline import SameParity, config
+from tests.test_pipeline import SameParity, config, save_finishing_policy
 from tests.test_pipeline import data as pipeline_data
-from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
+from tests.tiny_models import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.groups.clustering import cluster
 from trl_rlp.data.preferences.collator import SyntheticPreferenceCollator
 from trl_rlp.data.preferences.holdout import hold_out
@@ -340,8 +340,7 @@ def test_empty_texts_train(column, tmp_path):
 @pytest.mark.parametrize(("kind", "policy_trainer"), [("numpy", "rloo"), ("pandas", "ppo")])
 def test_the_pipeline_takes_formats_and_columns(kind, policy_trainer, tmp_path):
     """Algorithm 1 on data sets with a format, whose columns are named like those of samples and synthetic pairs."""
-    tokenizer = tiny_tokenizer()
-    folder = save(tiny_causal_lm(tokenizer), tokenizer, tmp_path / "sft")
+    folder = save_finishing_policy(tmp_path / "sft")
     preferences, prompts = (FORMATS[kind](add_columns(dataset)) for dataset in pipeline_data(chat=True))
     settings = config(tmp_path, folder, method="uml+spg", policy_trainer=policy_trainer)
     result = run_rlp(settings, preferences, prompts, SameParity())
