@@ -221,11 +221,15 @@ class _Job:
 
         self.done_in_shard[index] = 0
         advance(len(saved))
-        columns = self.work(index, self.rows[missing], advance) if missing else {}
+        columns = self.work(index, self._read(missing), advance) if missing else {}
         self.folder.write(index, columns, missing, saved)
         with self.lock:
             self.claims.release(index)
             self._count_finished([index])
+
+    def _read(self, rows: list[int]) -> Columns:
+        is_range = rows[-1] - rows[0] == len(rows) - 1 and rows == sorted(rows)
+        return self.rows[rows[0] : rows[-1] + 1] if is_range else self.rows[rows]  # a slice is faster
 
     def _count_finished(self, indices: Sequence[int]) -> None:
         with self.lock:
