@@ -38,7 +38,7 @@ _TYPES = {"cluster_ids": pa.list_(pa.int64()), "confidence": pa.float64(), "conf
 
 # Number of prompts that are searched at the same time. It is large enough to fill batches of similar lengths, and
 # small enough to keep in memory.
-_PROMPTS_AT_ONCE = 1024
+_PROMPTS_AT_ONCE = 256
 
 
 def cluster(
