@@ -36,8 +36,8 @@ SHARD_SIZE = 256
 
 _TYPES = {"cluster_ids": pa.list_(pa.int64()), "confidence": pa.float64(), "confidence_upper": pa.float64()}
 
-# Number of prompts that are searched at the same time. It is large enough to fill batches of similar lengths, and
-# small enough to keep in memory.
+# Number of prompts that are searched at the same time. It is large enough to fill batches of similar lengths. With
+# more prompts, Python's garbage collector needs much of the time.
 _PROMPTS_AT_ONCE = 256
 
 
@@ -240,12 +240,21 @@ class Group:
         equivalence = self._equivalence.get()
         prompts = read_instructions(columns, equivalence, "batch")
         rows = list(zip(prompts, columns["completions"], strict=True))
+        records = []
+        for start in range(0, len(rows), _PROMPTS_AT_ONCE):
+            records += self._group_together(rows[start : start + _PROMPTS_AT_ONCE], equivalence, advance)
+        return {name: [record[name] for record in records] for name in _TYPES}
+
+    def _group_together(
+        self, rows: list[tuple[str, list[str]]], equivalence: Equivalence, advance: Callable[[int], Any]
+    ) -> list[dict[str, Any]]:
         inputs = [_merge_duplicates(*row, equivalence) for row in rows]
         needed_sizes = [self.find_needed_size(len(completions)) for _, completions in rows]
         found = _run_searches(inputs, equivalence, needed_sizes, self.complete_groups, advance)
-        results = zip(inputs, found, columns["completions"], strict=True)
-        records = [_build_record(*result, len(completions)) for *result, completions in results]
-        return {name: [record[name] for record in records] for name in _TYPES}
+        return [
+            _build_record(distinct, groups, len(completions))
+            for distinct, groups, (_, completions) in zip(inputs, found, rows, strict=True)
+        ]
 
     def find_needed_size(self, num_generations: int) -> int:
         """
@@ -371,7 +380,6 @@ def _run_searches(
     """Runs the searches of all prompts together. Each round makes one call of the equivalence for all of them."""
     found: list[list[PossibleGroup]] = [[] for _ in inputs]
     searches: dict[int, tuple[Generator[list[Pair], list[bool], list[PossibleGroup]], list[Pair]]] = {}
-    waiting = iter(enumerate(inputs))
 
     def advance(row, search, verdicts):
         try:
@@ -381,13 +389,10 @@ def _run_searches(
             found[row] = end.value
             count(1)
 
-    while True:
-        while len(searches) < _PROMPTS_AT_ONCE and (entry := next(waiting, None)) is not None:
-            row, distinct = entry
-            weights = [len(copies) for copies in distinct.positions]
-            advance(row, search_groups(weights, needed_sizes[row], complete_groups), None)
-        if not searches:
-            return found
+    for row, distinct in enumerate(inputs):
+        weights = [len(copies) for copies in distinct.positions]
+        advance(row, search_groups(weights, needed_sizes[row], complete_groups), None)
+    while searches:
         requests = [(inputs[row], *pair) for row, (_, pairs) in searches.items() for pair in pairs]
         verdicts = iter(
             equivalence.are_equivalent(
@@ -398,6 +403,7 @@ def _run_searches(
         )
         for row, (search, pairs) in list(searches.items()):
             advance(row, search, list(islice(verdicts, len(pairs))))
+    return found
 
 
 def _build_record(inputs: _DistinctCompletions, groups: list[PossibleGroup], num_generations: int) -> dict[str, Any]:
