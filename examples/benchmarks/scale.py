@@ -237,7 +237,7 @@ def main() -> None:
         "--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="numbers of prompts"
     )
     parser.add_argument("--parts", nargs="+", default=["growth", "processes"], choices=["growth", "processes"])
-    parser.add_argument("--prompts", type=int, default=200, help="prompts of the comparison of one and two processes")
+    parser.add_argument("--prompts", type=int, default=400, help="prompts of the comparison of one and two processes")
     parser.add_argument("--hidden_size", type=int, default=256, help="width of the two models of that comparison")
     parser.add_argument("--stages", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--models", type=Path, help=argparse.SUPPRESS)
