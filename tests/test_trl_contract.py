@@ -8,6 +8,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 from transformers import Trainer, TrainerCallback, TrainerState
+from transformers.integrations import deepspeed
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
@@ -326,3 +327,14 @@ def test_the_fused_lm_head_takes_these_arguments_and_knows_these_changes_of_logi
 def test_models_name_the_weights_that_stay_in_fp32():
     """`cast_weights` reads the names from the model, because transformers offers no public way."""
     assert isinstance(tiny_causal_lm(tiny_tokenizer())._keep_in_fp32_modules_strict, set)
+
+
+def test_private_names_for_models_that_are_not_sharded():
+    """`whole_weights` puts transformers' DeepSpeed config aside, and `own_layers` reads the layers of a model."""
+    assert deepspeed._hf_deepspeed_config_weak_ref is None
+    config = torch.nn.Identity()
+    deepspeed.set_hf_deepspeed_config(config)
+    assert deepspeed._hf_deepspeed_config_weak_ref() is config
+    deepspeed.unset_hf_deepspeed_config()
+    assert deepspeed._hf_deepspeed_config_weak_ref is None
+    assert "LlamaDecoderLayer" in tiny_causal_lm(tiny_tokenizer())._no_split_modules

@@ -10,6 +10,7 @@ import torch
 
 from tests.trainer.two_process_fsdp import untied_trainer
 from tests.trainer.two_process_ppo import logged, run, weights
+from trl_rlp.trainer.ppo.ppo_trainer import PPOTrainer
 
 
 HERE = Path(__file__).parent
@@ -31,6 +32,18 @@ def run_two(script: str, folder: Path, *words: str) -> None:
     assert result.stdout.count("both processes agree") == 2
 
 
+def require_same_steps(one: PPOTrainer, saved: Path, tolerance: float) -> None:
+    """Compares the logs and the final weights of one process with those that two processes have saved."""
+    two = torch.load(saved, weights_only=True)
+    rollouts = list(zip(logged(one)[:-1], two["log"][:-1], strict=True))
+    assert len(rollouts) == 3
+    for row, other in rollouts:
+        for name in COMPARED:
+            assert other[name] == pytest.approx(row[name], rel=1e-4, abs=tolerance), name
+    for mine, theirs in zip(weights(one), two["weights"], strict=True):
+        assert torch.allclose(mine, theirs, atol=tolerance)
+
+
 def test_two_processes_refine_one_model(tmp_path):
     run_two("two_process_run.py", tmp_path)
 
@@ -39,29 +52,14 @@ def test_two_processes_refine_one_model(tmp_path):
 def test_two_processes_take_the_same_steps_as_one(tmp_path, words):
     """Whitening, running statistics and the normalization by tokens are global, so losses and weights are the same."""
     run_two("two_process_ppo.py", tmp_path, *words)
-    two = torch.load(tmp_path / "two.pt", weights_only=True)
-    one = run(tmp_path / "one", processes=1)
-    rollouts = list(zip(logged(one)[:-1], two["log"][:-1], strict=True))
-    assert len(rollouts) == 3
-    for row, other in rollouts:
-        for name in COMPARED:
-            assert other[name] == pytest.approx(row[name], rel=1e-4, abs=1e-6), name
-    for mine, theirs in zip(weights(one), two["weights"], strict=True):
-        assert torch.allclose(mine, theirs, atol=1e-6)
+    require_same_steps(run(tmp_path / "one", processes=1), tmp_path / "two.pt", tolerance=1e-6)
 
 
 def test_fsdp_takes_the_same_steps_as_one_process(tmp_path):
     run_two("two_process_fsdp.py", tmp_path)
-    two = torch.load(tmp_path / "two.pt", weights_only=True)
     one = untied_trainer(tmp_path / "one", 1, standardize_rewards=True)
     one.train()
-    rollouts = list(zip(logged(one)[:-1], two["log"][:-1], strict=True))
-    assert len(rollouts) == 3
-    for row, other in rollouts:
-        for name in COMPARED:
-            assert other[name] == pytest.approx(row[name], rel=1e-4, abs=1e-5), name
-    for mine, theirs in zip(weights(one), two["weights"], strict=True):
-        assert torch.allclose(mine, theirs, atol=1e-5)
+    require_same_steps(one, tmp_path / "two.pt", tolerance=1e-5)
 
 
 @pytest.mark.parametrize("words", [[], ["adapter"]], ids=["whole model", "adapter"])

@@ -17,9 +17,9 @@ from trl_rlp.storage.json_files import name_failed_write, read_json, write_json
 logger = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 10.0
-"""Time between two signs of life of a process that holds a claim."""
+"""How often a process renews its claims."""
 SILENT_SECONDS = 300.0
-"""A process on another host is taken for dead if it gives no sign of life for so long."""
+"""A process on another host counts as dead if it has not renewed a claim for so long."""
 
 
 class Claims:
@@ -80,8 +80,8 @@ class Claims:
             `int`: Number of removed claims.
 
         Raises:
-            ValueError: If another process of this host holds a claim and is alive. A process of another host is taken
-                for ended.
+            ValueError: If another process of this host holds a claim and is alive. A process of another
+                host counts as ended.
         """
         paths = list(folder.glob(".claim-*"))
         for path in paths:
@@ -122,7 +122,7 @@ class Claims:
         Claims a shard whose process has died, and logs it.
 
         A process of this host has died if there is no process with its number and its start time. A process of another
-        host has died if it has given no sign of life for [`SILENT_SECONDS`], by the clock of this process.
+        host counts as dead if it has not renewed the claim for [`SILENT_SECONDS`], by the clock of this process.
 
         Args:
             index (`int`):
@@ -174,7 +174,7 @@ class Claims:
                 try:
                     os.utime(self._path(index))
                 except OSError:
-                    logger.debug("no sign of life for shard %d", index)  # released or taken over
+                    logger.debug("the claim of shard %d was not renewed", index)  # released or taken over
 
 
 def _read_owner(path: Path) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from accelerate.utils import gather_object
 from datasets import Dataset, Features, concatenate_datasets
 
 from trl_rlp.storage.claims import Claims
@@ -23,7 +22,7 @@ from trl_rlp.storage.fingerprints import value_fingerprint
 from trl_rlp.storage.json_files import read_json, replace_at_end, write_json
 from trl_rlp.storage.manifest import claim_folder
 from trl_rlp.storage.paths import expand_path
-from trl_rlp.storage.processes import process_state, run_on_main
+from trl_rlp.storage.processes import process_state, run_on_main, share_work
 
 
 logger = logging.getLogger(__name__)
@@ -279,7 +278,8 @@ def _require_shared(folder: Path, sign: Path) -> None:
     while not (is_seen := sign.exists()) and time.monotonic() < deadline:
         time.sleep(0.1)
     state = process_state()
-    blind = gather_object([] if is_seen else [f"process {state.process_index} on {socket.gethostname()}"])
+    own = None if is_seen else f"process {state.process_index} on {socket.gethostname()}"
+    blind = [name for name in share_work(range(state.num_processes), lambda _: [own]) if name is not None]
     if state.is_main_process:
         sign.unlink(missing_ok=True)
     if blind:
