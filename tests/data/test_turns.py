@@ -16,6 +16,8 @@ from trl_rlp.data.turns import (
     drop_missing_keys,
     drop_prefill,
     ends_with_assistant,
+    final_text,
+    is_plain_completion,
     join_turns,
     message_text,
     prompt_token_ids,
@@ -91,6 +93,24 @@ def test_a_message_is_text_with_its_thoughts_and_tool_calls():
     assert drop_missing_keys([message]) == [{"role": "assistant", "reasoning_content": "Add.", "tool_calls": calls}]
     assert message_text(message) == 'Add.\n{"function": {"name": "add"}}'
     assert message_text(QUESTION[0]) == "2 + 2?" and message_text({"role": "user"}) == ""
+
+
+@pytest.mark.parametrize(
+    ("completion", "text", "is_plain"),
+    [
+        ("4", "4", True),
+        (turn("4"), "4", True),
+        ([{**turn("4")[0], "tool_calls": None, "reasoning_content": ""}], "4", True),
+        ([{"role": "assistant", "content": None}], "", True),
+        ([{**turn("4")[0], "reasoning_content": "Add."}], "4", False),
+        ([{"role": "assistant", "content": None, "tool_calls": [{"name": "add"}]}], "", False),
+        ([*turn("I add."), {"role": "tool", "content": "4"}, *turn("Four")], "Four", False),
+        ([*turn("I add."), {"role": "tool", "content": "4"}], "", False),
+        ([], "", False),
+    ],
+)
+def test_the_final_text_of_a_completion_and_whether_it_is_all_of_it(completion, text, is_plain):
+    assert final_text(completion) == text and is_plain_completion(completion) == is_plain
 
 
 @pytest.mark.parametrize("finished", [True, False])

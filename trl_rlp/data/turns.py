@@ -48,6 +48,39 @@ def message_text(message: Message) -> str:
     return "\n".join(str(part) for part in (thoughts, message.get("content"), *calls) if part)
 
 
+def final_text(completion: str | Messages) -> str:
+    """
+    Returns what a completion says in the end: its text, or the content of its last message.
+
+    Args:
+        completion (`str` or `list[dict]`):
+            Text, or messages: the assistant's, and with tools also their outputs.
+
+    Returns:
+        `str`: The text. Thoughts under a key of their own and tool calls are not part of it. It is empty if the last
+        message has no content or is not the assistant's.
+    """
+    if isinstance(completion, str):
+        return completion
+    return (completion[-1].get("content") or "") if ends_with_assistant(completion) else ""
+
+
+def is_plain_completion(completion: str | Messages) -> bool:
+    """
+    Checks whether a completion is nothing but text.
+
+    Args:
+        completion (`str` or `list[dict]`):
+            Text or messages.
+
+    Returns:
+        `bool`: Whether it is text, or one assistant message without thoughts and tool calls.
+    """
+    if isinstance(completion, str):
+        return True
+    return len(completion) == 1 and message_text(completion[0]) == final_text(completion)
+
+
 def ends_with_assistant(prompt: str | Messages) -> bool:
     """
     Checks whether a prompt ends with an assistant message.

@@ -4,7 +4,7 @@ import functools
 import inspect
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ _TYPES = {"cluster_ids": pa.list_(pa.int64()), "confidence": pa.float64(), "conf
 # Number of prompts that are searched at the same time. It is large enough to fill batches of similar lengths. With
 # more prompts, Python's garbage collector needs much of the time.
 _PROMPTS_AT_ONCE = 256
+
+_ROWS_PER_CHECK = 10_000
 
 
 def cluster(
@@ -341,6 +343,34 @@ def find_largest_group(cluster_ids: list[int]) -> list[int]:
     sizes = {cluster_id: cluster_ids.count(cluster_id) for cluster_id in sorted(set(cluster_ids) - {-1})}
     largest = max(sizes, key=sizes.get, default=None)
     return [position for position, cluster_id in enumerate(cluster_ids) if cluster_id == largest]
+
+
+def require_decided_groups(samples: Dataset | Mapping[str, list], threshold: float) -> None:
+    """
+    Checks that samples with groups were clustered far enough for a threshold.
+
+    Args:
+        samples ([`~datasets.Dataset`] or `Mapping[str, list]`):
+            Samples that [`cluster`] has grouped, or a batch of their columns.
+        threshold (`float`):
+            Smallest confidence that is accepted, in [0, 1].
+
+    Raises:
+        ValueError: If it is unknown whether a row reaches the threshold.
+    """
+    if isinstance(samples, Dataset):
+        names = [name for name in ("confidence", "confidence_upper") if name in samples.column_names]
+        parts = samples.select_columns(names).iter(_ROWS_PER_CHECK)
+    else:
+        parts = [samples]
+    bounds = (zip(part["confidence"], part.get("confidence_upper", part["confidence"]), strict=True) for part in parts)
+    for row, (low, high) in enumerate(chain.from_iterable(bounds)):
+        if low < high and high >= threshold:
+            raise ValueError(
+                f"`samples` row {row} was clustered for another threshold. Its confidence is between {low} and "
+                f"{high}, so it is unknown whether it reaches {threshold}. Cluster with this `threshold` or with "
+                "`complete_groups=True`."
+            )
 
 
 def _find_needed_size(threshold: float, num_generations: int) -> int:

@@ -1,5 +1,6 @@
 """Preferences for reward model training: human pairs, synthetic pairs and their mixture, and views for UML."""
 
+from trl_rlp.data.preferences.anchor_pairs import pair_with_anchors
 from trl_rlp.data.preferences.collator import SyntheticPreferenceCollator
 from trl_rlp.data.preferences.holdout import hold_out
 from trl_rlp.data.preferences.labeling import Label
@@ -14,6 +15,7 @@ __all__ = [
     "ViewSampler",
     "hold_out",
     "mix_preferences",
+    "pair_with_anchors",
     "synthesize_preferences",
     "tokenize_preferences",
 ]

@@ -26,6 +26,7 @@ from trl_rlp.data.preferences.pairing import (
     Pair,
     PairingSettings,
     Row,
+    add_rewards,
     count_group_sizes,
 )
 from trl_rlp.data.scoring import score
@@ -172,11 +173,8 @@ class Label:
         equivalence = None if self._equivalence is None else self._equivalence.get()
         settings = PairingSettings(**{**vars(self._settings), "equivalence": equivalence, "rewards": rewards})
         pairs, rejections = GENERATORS[self.method](rows, settings)
-        if rewards is not None and pairs:
-            values = rewards.fetch([(pair.row, i) for pair in pairs for i in (pair.chosen, pair.rejected)])
-            sides = zip(pairs, values[::2], values[1::2], strict=True)
-            pairs = [pair._replace(chosen_reward=better, rejected_reward=worse) for pair, better, worse in sides]
-        build = functools.partial(_build_record, keep_candidates=self.keep_candidates)
+        build = functools.partial(build_record, keep_candidates=self.keep_candidates)
+        pairs = add_rewards(pairs, rewards)
         return [build(rows[pair.row], pair, numbers[pair.row]) for pair in pairs], rejections
 
     def require_groups(self, columns: Mapping[str, list] | Sequence[str]) -> None:
@@ -255,7 +253,23 @@ def _restore_shares(columns: dict[str, list]) -> dict[str, list]:
     return restored
 
 
-def _build_record(row: Row, pair: Pair, number: int | None, keep_candidates: bool) -> Row:
+def build_record(row: Row, pair: Pair, number: int | None, keep_candidates: bool) -> Row:
+    """
+    Builds a preference from a pair.
+
+    Args:
+        row (`dict`):
+            Policy samples of one prompt.
+        pair ([`Pair`]):
+            The pair.
+        number (`int`, *optional*):
+            Number of the row in all samples.
+        keep_candidates (`bool`):
+            Whether to keep all completions that could be y_l.
+
+    Returns:
+        `dict`: The columns of [`build_features`].
+    """
     indices = {"chosen": pair.chosen, "rejected": pair.rejected}
     prompt, sides = build_preference_sides(row["prompt"], [row["completions"][index] for index in indices.values()])
     record = {"prompt": prompt, ROW_NUMBER: number, **dict(zip(indices, sides, strict=True))}

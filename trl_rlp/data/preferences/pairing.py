@@ -3,16 +3,15 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain, combinations
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from datasets import Dataset
 
-from trl_rlp.data.groups.clustering import Group, find_largest_group
+from trl_rlp.data.groups.clustering import Group, find_largest_group, require_decided_groups
 from trl_rlp.data.judges.judge import TIE, Judge, judge_pairs
 from trl_rlp.data.normalization import normalize_text
 from trl_rlp.data.preferences.completion_rewards import CompletionRewards
@@ -20,7 +19,9 @@ from trl_rlp.data.preferences.completion_rewards import CompletionRewards
 
 Row = dict[str, Any]
 
-_ROWS_PER_CHECK = 10_000
+
+class NoPairsError(ValueError):
+    """Raised if no prompt has a pair. A training that makes pairs again and again may go on without new ones."""
 
 
 class Pair(NamedTuple):
@@ -216,11 +217,11 @@ def _pair_by_groups(
         if reason:
             rejections[reason] += 1
             continue
-        generator = _build_row_generator(settings.seed, row)
+        generator = build_row_generator(settings.seed, row)
         rejected = int(generator.choice(outside))
         shortlist = CHOSEN[settings.chosen](members, generator)
         drafts.append((shortlist, Pair(number, -1, rejected, outside, row["cluster_ids"], row["confidence"])))
-    return _pick_chosen(drafts, settings.rewards), rejections
+    return pick_chosen(drafts, settings.rewards), rejections
 
 
 def _find_rejection_reason(
@@ -235,8 +236,20 @@ def _find_rejection_reason(
     return None if members else "nothing_left"
 
 
-def _pick_chosen(drafts: list[tuple[list[int], Pair]], rewards: CompletionRewards | None) -> list[Pair]:
-    """Sets `chosen` of each pair to the member with the highest reward. Among equal rewards, the first member wins."""
+def pick_chosen(drafts: list[tuple[list[int], Pair]], rewards: CompletionRewards | None) -> list[Pair]:
+    """
+    Sets `chosen` of each pair to the completion with the highest reward. Among equal rewards, the first one wins.
+
+    Args:
+        drafts (`list[tuple[list[int], Pair]]`):
+            Pairs without `chosen`, each after the completions that could be it.
+        rewards ([`CompletionRewards`], *optional*):
+            Rewards of the rows. One call scores everything, the rejected completions included. Without rewards, the
+            first completion is chosen.
+
+    Returns:
+        `list[Pair]`: The pairs in the same order.
+    """
     if rewards is None:
         return [pair._replace(chosen=shortlist[0]) for shortlist, pair in drafts]
     # One call scores everything: the shortlists, and the rejected completions for the audit columns.
@@ -248,6 +261,26 @@ def _pick_chosen(drafts: list[tuple[list[int], Pair]], rewards: CompletionReward
     return pairs
 
 
+def add_rewards(pairs: list[Pair], rewards: CompletionRewards | None) -> list[Pair]:
+    """
+    Adds the rewards of both completions of each pair.
+
+    Args:
+        pairs (`list[Pair]`):
+            The pairs.
+        rewards ([`CompletionRewards`], *optional*):
+            Rewards of the rows. Without them, nothing is added.
+
+    Returns:
+        `list[Pair]`: The pairs in the same order.
+    """
+    if rewards is None or not pairs:
+        return pairs
+    values = rewards.fetch([(pair.row, i) for pair in pairs for i in (pair.chosen, pair.rejected)])
+    sides = zip(pairs, values[::2], values[1::2], strict=True)
+    return [pair._replace(chosen_reward=better, rejected_reward=worse) for pair, better, worse in sides]
+
+
 def _ensure_groups(rows: Sequence[Row], equivalence: Any, threshold: float) -> Sequence[Row]:
     """Returns samples with groups. The decision at this threshold and the largest group are certain."""
     columns = {name: [row[name] for row in rows] for name in rows[0]}
@@ -257,34 +290,6 @@ def _ensure_groups(rows: Sequence[Row], equivalence: Any, threshold: float) -> S
     groups = Group(equivalence, threshold=threshold).group(columns)
     new_columns = zip(*groups.values(), strict=True)
     return [{**row, **dict(zip(groups, values, strict=True))} for row, values in zip(rows, new_columns, strict=True)]
-
-
-def require_decided_groups(samples: Dataset | Mapping[str, list], threshold: float) -> None:
-    """
-    Checks that samples with groups were clustered far enough for a threshold.
-
-    Args:
-        samples ([`~datasets.Dataset`] or `Mapping[str, list]`):
-            Samples that [`cluster`] has grouped, or a batch of their columns.
-        threshold (`float`):
-            Smallest confidence that is accepted, in [0, 1].
-
-    Raises:
-        ValueError: If it is unknown whether a row reaches the threshold.
-    """
-    if isinstance(samples, Dataset):
-        names = [name for name in ("confidence", "confidence_upper") if name in samples.column_names]
-        parts = samples.select_columns(names).iter(_ROWS_PER_CHECK)
-    else:
-        parts = [samples]
-    bounds = (zip(part["confidence"], part.get("confidence_upper", part["confidence"]), strict=True) for part in parts)
-    for row, (low, high) in enumerate(chain.from_iterable(bounds)):
-        if low < high and high >= threshold:
-            raise ValueError(
-                f"`samples` row {row} was clustered for another threshold. Its confidence is between {low} and "
-                f"{high}, so it is unknown whether it reaches {threshold}. Cluster with this `threshold` or with "
-                "`complete_groups=True`."
-            )
 
 
 def _pair_by_labels(
@@ -300,7 +305,7 @@ def _pair_by_labels(
         distinct = [(i, j) for i, j in combinations(range(len(texts)), 2) if texts[i] != texts[j]]
         usable = [(i, j) for i, j in distinct if eligible[i] or eligible[j]]
         if usable:
-            choice = _build_row_generator(settings.seed, row).integers(len(usable))
+            choice = build_row_generator(settings.seed, row).integers(len(usable))
             drawn.append((eligible, (number, *usable[choice])))
         else:
             rejections["nothing_left" if distinct else "all_agree"] += 1
@@ -320,7 +325,18 @@ def _pair_by_labels(
     return pairs, rejections
 
 
-def _build_row_generator(seed: int, row: Row) -> np.random.Generator:
-    """Builds a generator that depends only on the seed and the content of the row, not on other rows."""
+def build_row_generator(seed: int, row: Row) -> np.random.Generator:
+    """
+    Builds a generator that depends only on the seed and the content of the row, not on other rows.
+
+    Args:
+        seed (`int`):
+            Seed, at least 0.
+        row (`dict`):
+            Policy samples of one prompt.
+
+    Returns:
+        `numpy.random.Generator`: The generator.
+    """
     content = json.dumps([row["prompt"], row["completions"]], sort_keys=True).encode()
     return np.random.default_rng([seed, int.from_bytes(hashlib.blake2b(content, digest_size=16).digest())])

@@ -13,11 +13,12 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from trl_rlp.data.groups.clustering import require_decided_groups
 from trl_rlp.data.groups.instruction import list_instruction_columns
 from trl_rlp.data.judges.judge import Judge
 from trl_rlp.data.preferences.labeling import Label, build_features
 from trl_rlp.data.preferences.mixing import mix_preferences
-from trl_rlp.data.preferences.pairing import CHOSEN, GENERATORS, require_decided_groups
+from trl_rlp.data.preferences.pairing import CHOSEN, GENERATORS, NoPairsError
 from trl_rlp.data.sampling_settings import require_settings
 from trl_rlp.data.scoring import batch_scoring_ids, cut_prompts, warn_of_cut_prompts
 from trl_rlp.data.template_options import TEMPLATE_COLUMNS, list_template_options
@@ -313,7 +314,7 @@ def _separate_pairs(rows: Dataset) -> tuple[Dataset, dict[str, int]]:
     rejections = Counter({count["values"]: count["counts"] for count in counts})
     pairs = rows.select(np.flatnonzero(reasons.is_null().to_numpy())).remove_columns(_REASON)
     if not len(pairs):
-        raise ValueError(_explain_no_pairs(rejections))
+        raise NoPairsError(_explain_no_pairs(rejections))
     logger.info(f"{len(pairs)} of {len(rows)} prompts have a pair. Rejected: {dict(rejections)}.")
     return pairs, {reason: rejections[reason] for reason in REJECTIONS}
 

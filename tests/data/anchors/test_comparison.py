@@ -1,0 +1,117 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+from tests.data.anchors.fakes import FirstLetter
+from trl_rlp.data.anchors import AnchorComparison, SemanticAnchors, comparison
+from trl_rlp.data.groups import ExactMatch
+
+
+def make_comparison(equivalence=None, **columns):
+    """Prompt a has the anchor x1 with the members x1 and x2. Prompt b has none."""
+    rows = {"prompt": ["a", "b"], "completions": [["x1", "x2", "y"], ["x", "y", "z"]], "finished": [[True] * 3] * 2}
+    anchors = SemanticAnchors.from_samples(Dataset.from_dict({**rows, **columns}), FirstLetter())
+    return AnchorComparison(anchors, equivalence or FirstLetter())
+
+
+def compare(comparison, prompts, completions, **options):
+    return comparison.compare({"prompt": list(prompts), "completion": completions}, **options)
+
+
+def test_only_new_texts_are_asked_about():
+    """
+    x1 and x2 are members. An empty completion says nothing. `x3.` and `x3` are one text, asked as it came first.
+    Prompt b has no anchor, and prompt c is unknown.
+    """
+    comparison = make_comparison()
+    completions = ["x2.", "x1", " ", "x3.", "x3", "y", "y", "x1"]
+    verdicts = compare(comparison, "aaaaaabc", completions)
+    assert verdicts == [True, True, False, True, True, False, None, None]
+    assert comparison.equivalence.calls == [[("a", "x1", "x3."), ("a", "x1", "y")]]
+    assert comparison.num_questions == 2
+    assert compare(comparison, "aaa", ["x3", "y.", "z"]) == [True, False, False]
+    assert comparison.equivalence.calls[1:] == [[("a", "x1", "z")]] and comparison.num_questions == 3
+
+
+def test_no_new_text_is_no_call():
+    comparison = make_comparison()
+    assert compare(comparison, "ab", ["x1", "y"]) == [True, None]
+    assert compare(comparison, "", []) == []
+    assert comparison.equivalence.calls == [] and comparison.num_questions == 0
+
+
+def test_the_same_text_is_asked_about_for_each_prompt():
+    rows = {"prompt": ["a", "ab"], "completions": [["x", "x"], ["y", "y"]], "finished": [[True] * 2] * 2}
+    anchors = SemanticAnchors.from_samples(Dataset.from_dict(rows), FirstLetter())
+    comparison = AnchorComparison(anchors, FirstLetter())
+    # The texts of prompt and completion together are equal, too.
+    assert compare(comparison, ["a", "ab"], ["by2", "y2"]) == [False, True]
+    assert comparison.num_questions == 2
+
+
+def test_the_instruction_comes_from_its_column():
+    equivalence = FirstLetter(instruction="question")
+    comparison = make_comparison(equivalence)
+    columns = {"prompt": ["b", "a"], "completion": ["x", "x3"], "question": ["Why?", "What?"]}
+    assert comparison.compare(columns) == [None, True]
+    assert equivalence.calls == [[("What?", "x1", "x3")]]
+    with pytest.raises(ValueError, match="`instruction`='question' names no column of `columns`"):
+        compare(comparison, "a", ["x1"])
+
+
+def test_nothing_of_a_failed_call_is_remembered():
+    comparison = make_comparison()
+    ask = comparison.equivalence.are_equivalent
+
+    def fail(*pairs):
+        raise RuntimeError("out of memory")
+
+    comparison.equivalence.are_equivalent = fail
+    with pytest.raises(RuntimeError, match="out of memory"):
+        compare(comparison, "a", ["x3"])
+    comparison.equivalence.are_equivalent = lambda *pairs: [True]
+    with pytest.raises(ValueError):
+        compare(comparison, "aa", ["x3", "x4"])
+    assert comparison.num_questions == 0
+    comparison.equivalence.are_equivalent = ask
+    assert compare(comparison, "aa", ["x3", "z"]) == [True, False] and comparison.num_questions == 2
+
+
+def test_the_oldest_verdicts_are_forgotten(monkeypatch):
+    monkeypatch.setattr(comparison, "CACHE_SIZE", 2)
+    made = make_comparison()
+    assert compare(made, "aaa", ["x3", "y3", "z3"]) == [True, False, False] and made.num_questions == 3
+    assert compare(made, "aa", ["y3", "z3"]) == [False, False] and made.num_questions == 3
+    assert compare(made, "a", ["x3"]) == [True] and made.num_questions == 4
+
+
+def test_a_comparison_equals_the_rule_of_the_clusters():
+    """A completion of the first policy means what the anchor means exactly if it is in the largest group."""
+    texts = ["x1", "y1", "x2", "", "x3", "z"]
+    rows = {"prompt": ["a"], "completions": [texts], "finished": [[True] * 6]}
+    anchors = SemanticAnchors.from_samples(Dataset.from_dict(rows), FirstLetter())
+    assert compare(AnchorComparison(anchors, FirstLetter()), "a" * 6, texts) == [True, False, True, False, True, False]
+
+
+def test_one_process_shares_with_nobody():
+    comparison = make_comparison()
+    assert compare(comparison, "aab", ["x3", "y", "x"], share_questions=True) == [True, False, None]
+    assert compare(comparison, "a", ["x3"]) == [True] and comparison.num_questions == 2
+
+
+def test_a_wrong_equivalence_is_refused():
+    with pytest.raises(TypeError, match="got the class `ExactMatch`"):
+        make_comparison(ExactMatch)
+
+
+def test_two_processes_share_the_questions(tmp_path):
+    script = Path(__file__).parent / "two_process_anchors.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", str(script)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[3])}
+    result = subprocess.run([*command, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count("both processes agree") == 2
