@@ -38,7 +38,7 @@ def read_docstring(configuration: type) -> dict[str, tuple[str, str]]:
 def test_the_dataclasses_of_the_command_line_are_found():
     names = {configuration.__name__ for configuration in CONFIGURATIONS}
     assert {"EquivalenceArguments", "EvaluateArguments", "PreferArguments", "RewardArguments"} <= names
-    assert {"RunArguments", "SampleArguments"} <= names
+    assert {"AnchorArguments", "RunArguments", "SampleArguments", "SamplingArguments"} <= names
 
 
 @pytest.mark.parametrize(("configuration", "field"), FIELDS)

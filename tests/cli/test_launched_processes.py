@@ -13,6 +13,7 @@ from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_toke
 from tests.yes_or_no import QUESTIONS, train_yes_or_no_model
 from trl_rlp.cli import launched_processes
 from trl_rlp.cli.launched_processes import TURN_SECONDS, end_with_error
+from trl_rlp.data.anchors import SemanticAnchors
 from trl_rlp.evaluation.judged_outputs import ANSWERS_FILE
 from trl_rlp.storage.artifacts import load_data
 from trl_rlp.storage.json_files import read_json
@@ -86,6 +87,7 @@ def read_results(out: Path) -> dict:
         "answers": answers,
         "data": data,
         "stages": metrics,
+        "anchors": SemanticAnchors.load(out / "anchors").dataset.to_list(),
         "evaluate": read_json(out / "evaluate" / "metrics.json"),
         "pairs": [load_data_shard(path) for path in sorted(out.glob("reward/_refinement/*/shard-*.arrow"))],
     }

@@ -35,6 +35,7 @@ def list_commands(data: Path, out: Path) -> dict[str, list[str]]:
     words = {
         "sample": {"model": data / "policy", "prompts": data / "prompts.jsonl", "num_generations": 3}
         | {"max_new_tokens": 8},
+        "anchors": {"samples": data / "samples.jsonl", "equivalence": "exact"},
         "prefer": {"samples": data / "samples.jsonl", "reward_model": data / "reward", "equivalence": "exact"},
         "evaluate": {"outputs": data / "outputs.json", "reference_outputs": data / "reference.json"}
         | {"judge": "language_model", "judge_model": data / "policy", "tolerance": 1}

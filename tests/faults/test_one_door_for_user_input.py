@@ -13,12 +13,14 @@ from datasets import Dataset
 from tests.tiny_models import save, tiny_causal_lm, tiny_nli, tiny_reward_model, tiny_tokenizer
 from trl_rlp import PPOConfig, RLPConfig, RLPPPOConfig, RLPRewardConfig
 from trl_rlp.cli import main
+from trl_rlp.cli.anchors import AnchorArguments
 from trl_rlp.cli.arguments import EquivalenceArguments, parse
 from trl_rlp.cli.evaluate import EvaluateArguments
 from trl_rlp.cli.prefer import PreferArguments
 from trl_rlp.cli.reward import RewardArguments
 from trl_rlp.cli.run import RunArguments
 from trl_rlp.cli.sample import SampleArguments
+from trl_rlp.cli.sampling import SamplingArguments
 from trl_rlp.data.groups import NLIEquivalence
 from trl_rlp.data.groups.label_cache import LabelCache
 from trl_rlp.data.sampling import sample_completions
@@ -32,7 +34,8 @@ from trl_rlp.trainer.reward.initial_model import init_reward_model
 
 
 COMMANDS = {
-    "sample": (SampleArguments,),
+    "sample": (SampleArguments, SamplingArguments),
+    "anchors": (AnchorArguments, EquivalenceArguments),
     "prefer": (PreferArguments, EquivalenceArguments),
     "reward": (RewardArguments, EquivalenceArguments),
     "run": (RunArguments, RLPConfig, EquivalenceArguments),

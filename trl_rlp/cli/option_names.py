@@ -13,6 +13,10 @@ _SHARED = {
 
 OPTION_NAMES: dict[str, dict[str, str]] = {
     "sample": {"processing_class": "the tokenizer of `model`"},
+    "anchors": {
+        **{name: option for name, option in _SHARED.items() if name != "model"},
+        "policy_samples": "`samples`",
+    },
     "prefer": {
         **_SHARED,
         "judge": "`judge_model`",
