@@ -89,7 +89,8 @@ def pad_right(
     """
     ids = [torch.tensor(row, dtype=torch.long) for row in rows]
     input_ids = nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=pad_token_id)  # (batch, length)
-    attention_mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
+    lengths = torch.tensor([len(row) for row in rows])
+    attention_mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()  # (batch, length)
     return input_ids.to(device), attention_mask.to(device)
 
 
