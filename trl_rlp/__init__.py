@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
+    from trl_rlp.data.anchors import SemanticAnchors
     from trl_rlp.data.groups import EmbeddingEquivalence, ExactMatch, Group, NLIEquivalence, cluster
     from trl_rlp.data.padding import ensure_pad_token
     from trl_rlp.data.preferences import (
@@ -21,13 +22,15 @@ if TYPE_CHECKING:
     from trl_rlp.evaluation import GateReport, RewardModelRegression, gate
     from trl_rlp.pipeline import RLPResult, run_rlp
     from trl_rlp.pipeline_config import RLPConfig
-    from trl_rlp.rewards import RewardFunction
+    from trl_rlp.rewards import RefinableReward, RewardFunction, SemanticAnchorReward
     from trl_rlp.rlp_ppo import RLPPPOConfig, RLPPPOTrainer
     from trl_rlp.storage import load_data, load_policy, load_reward_model, save_data
+    from trl_rlp.trainer.callbacks import PolicyMonitorCallback, RewardRefinementCallback
     from trl_rlp.trainer.ppo import PPOConfig, PPOTrainer
     from trl_rlp.trainer.reward import RLPRewardConfig, RLPRewardTrainer
 
 _MODULES = {
+    "trl_rlp.data.anchors": ["SemanticAnchors"],
     "trl_rlp.data.groups": ["EmbeddingEquivalence", "ExactMatch", "Group", "NLIEquivalence", "cluster"],
     "trl_rlp.data.padding": ["ensure_pad_token"],
     "trl_rlp.data.preferences": [
@@ -42,9 +45,10 @@ _MODULES = {
     "trl_rlp.evaluation": ["GateReport", "RewardModelRegression", "gate"],
     "trl_rlp.pipeline": ["RLPResult", "run_rlp"],
     "trl_rlp.pipeline_config": ["RLPConfig"],
-    "trl_rlp.rewards": ["RewardFunction"],
+    "trl_rlp.rewards": ["RefinableReward", "RewardFunction", "SemanticAnchorReward"],
     "trl_rlp.rlp_ppo": ["RLPPPOConfig", "RLPPPOTrainer"],
     "trl_rlp.storage": ["load_data", "load_policy", "load_reward_model", "save_data"],
+    "trl_rlp.trainer.callbacks": ["PolicyMonitorCallback", "RewardRefinementCallback"],
     "trl_rlp.trainer.ppo": ["PPOConfig", "PPOTrainer"],
     "trl_rlp.trainer.reward": ["RLPRewardConfig", "RLPRewardTrainer"],
 }
@@ -59,15 +63,20 @@ __all__ = [
     "NLIEquivalence",
     "PPOConfig",
     "PPOTrainer",
+    "PolicyMonitorCallback",
     "RLPConfig",
     "RLPPPOConfig",
     "RLPPPOTrainer",
     "RLPResult",
     "RLPRewardConfig",
     "RLPRewardTrainer",
+    "RefinableReward",
     "RewardFunction",
     "RewardModelRegression",
+    "RewardRefinementCallback",
     "Score",
+    "SemanticAnchorReward",
+    "SemanticAnchors",
     "SyntheticPreferenceCollator",
     "cluster",
     "ensure_pad_token",

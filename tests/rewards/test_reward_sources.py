@@ -8,6 +8,8 @@ from peft import LoraConfig, get_peft_model
 from tests.ppo_runs import has_changed, ppo_trainer, prompts, weights
 from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.scoring import score
+from trl_rlp.rewards.refinable_reward import RefinableReward
+from trl_rlp.rewards.reward_function import RewardFunction
 
 
 def test_rewards_equal_scores(tmp_path):
@@ -115,7 +117,71 @@ def test_a_single_tokenizer_belongs_to_the_first_model(tmp_path):
     assert trainer.reward_funcs[1].processing_class is other
 
 
+def reward_function(seed: int = 5, function_class=RewardFunction, **options) -> RewardFunction:
+    tokenizer = tiny_tokenizer()
+    return function_class(tiny_reward_model(tokenizer, seed=seed), tokenizer, [tokenizer.eos_token_id], **options)
+
+
+@pytest.mark.parametrize("function_class", [RewardFunction, RefinableReward])
+def test_a_reward_function_of_ours_stays_the_same_object(tmp_path, function_class):
+    """Standardization sets its scale, and the critic starts from its model, which reads the policy's tokens."""
+    function = reward_function(function_class=function_class, name="mine", reads_policy_tokens=True)
+    trainer = ppo_trainer(tmp_path, reward_funcs=[function], standardize_rewards=True, total_episodes=4)
+    assert trainer.reward_funcs[0] is function
+    trunk = weights(function.model.model)
+    assert not has_changed(trainer.value_model.model, trunk) and (trainer.value_model.score.weight == 0).all()
+    trainer.train()
+    assert function.standard_deviation not in (0.0, 1.0) and not has_changed(function.model.model, trunk)
+    assert "rewards/mine/mean" in trainer.state.log_history[0]
+
+
+def test_critic_starts_from_the_policy_if_the_reward_function_reads_text(tmp_path):
+    trainer = ppo_trainer(tmp_path, reward_funcs=[reward_function()])
+    assert not has_changed(trainer.value_model.model, weights(trainer.model.model))
+
+
+@pytest.mark.parametrize("require_finite", [True, False])
+def test_nan_of_a_reward_function_of_ours_is_an_error_or_skips_the_step(tmp_path, require_finite):
+    """The function's own setting decides."""
+    function = reward_function(require_finite=require_finite)
+    torch.nn.init.constant_(function.model.score.weight, torch.nan)
+    finite = [lambda completions, **kwargs: [1.0] * len(completions)]
+    trainer = ppo_trainer(tmp_path, reward_funcs=[function, *finite], total_episodes=4)
+    if require_finite:
+        with pytest.raises(ValueError, match="The reward of row 0 is nan"):
+            trainer.train()
+    else:
+        trainer.train()
+        assert trainer.state.log_history[0]["skipped_steps"] == 2
+
+
 INVALID = {
+    "other tokens": (
+        {
+            "reward_funcs": [
+                RewardFunction(
+                    tiny_reward_model(tiny_tokenizer(offset=7)),
+                    tiny_tokenizer(offset=7),
+                    [1],
+                    reads_policy_tokens=True,
+                )
+            ]
+        },
+        "The reward function 'reward_model' has `reads_policy_tokens`=True, but its tokenizer has other token ids",
+    ),
+    "small reward function": (
+        {
+            "reward_funcs": [
+                RewardFunction(
+                    tiny_reward_model(tiny_tokenizer(), vocab_size=100),
+                    tiny_tokenizer(),
+                    [1],
+                    reads_policy_tokens=True,
+                )
+            ]
+        },
+        "The reward function 'reward_model' has an embedding of 100 rows",
+    ),
     "entries": ({"reward_processing_class": [tiny_tokenizer(), None]}, "has 2 entries for 1 sources"),
     "no model": (
         {"reward_funcs": [nan_once], "reward_processing_class": tiny_tokenizer()},

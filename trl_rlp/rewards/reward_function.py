@@ -151,8 +151,11 @@ class RewardFunction:
         rewards = itertools.chain.from_iterable(scored)
         return replace_nan_with_infinity((reward - self.mean) / self.standard_deviation for reward in rewards)
 
+    def _find_finished(self, completion_ids: list[list[int]]) -> list[bool]:
+        return [bool(ids) and ids[-1] in self.eos_token_ids for ids in completion_ids]
+
     def _tokenize(self, prompts: list, completions: list, completion_ids: list[list[int]]) -> list[list[int]]:
-        finished = [bool(ids) and ids[-1] in self.eos_token_ids for ids in completion_ids]
+        finished = self._find_finished(completion_ids)
         if isinstance(prompts[0], str):
             return batch_scoring_ids(self.processing_class, prompts, completions, finished, self.max_length)
         chats = [join_turns(*turns) for turns in zip(prompts, completions, strict=True)]

@@ -52,11 +52,15 @@ def build_reward_functions(
     Reward models become a [`RewardFunction`], so they score completions including EOS. A NaN reward becomes infinity.
     TRL treats NaN like `None`, which means "no reward from this function".
 
+    A [`RewardFunction`] among the sources stays the same object with its own settings, so the trainer can scale it and
+    copy its model.
+
     Args:
         reward_model ([`~transformers.PreTrainedModel`], *optional*):
             The first source.
         reward_funcs (`Sequence`):
-            Further sources: reward models, their folders or Hub names, or reward functions as for TRL's GRPO.
+            Further sources: reward models, their folders or Hub names, or reward functions as for TRL's GRPO. A
+            [`RewardFunction`] with `reads_policy_tokens` must have the policy's tokens.
         reward_processing_class ([`~transformers.PreTrainedTokenizerBase`] or `Sequence`, *optional*):
             Tokenizer of the first model, or one entry per source, `None` for functions. By default `reward_model`
             reads the policy's tokens, and the other models use the tokenizer that was saved with them.
@@ -84,6 +88,10 @@ def build_reward_functions(
     sources = [*([] if reward_model is None else [reward_model]), *reward_funcs]
     functions, model_options = [], model_options or {}
     for source, tokenizer in zip(sources, _align_tokenizers(reward_processing_class, sources), strict=True):
+        if isinstance(source, RewardFunction):
+            _require_policy_tokens(source, processing_class, vocabulary_size)
+            functions.append(source)
+            continue
         if _is_function(source) and source is not reward_model:
             functions.append(_wrap_function(source))
             continue
@@ -223,6 +231,21 @@ def _load_tokenizer(
             f"`reward_processing_class` is None for a model of `reward_funcs`, and its tokenizer could not be loaded "
             f"from '{model.name_or_path}'. Pass the tokenizer. ({error})"
         ) from None
+
+
+def _require_policy_tokens(
+    function: RewardFunction, processing_class: PreTrainedTokenizerBase, vocabulary_size: int
+) -> None:
+    """The critic may become a copy of the function's model, which then reads the policy's tokens."""
+    if not function.reads_policy_tokens:
+        return
+    label = f"The reward function '{function.__name__}'"
+    if not shares_token_ids(function.processing_class, processing_class, vocabulary_size):
+        raise ValueError(
+            f"{label} has `reads_policy_tokens`=True, but its tokenizer has other token ids than the policy's. Create "
+            "it with `reads_policy_tokens=False`."
+        )
+    require_embedding(label, function.model, processing_class, vocabulary_size)
 
 
 def _wrap_function(function: Callable[..., list[float]]) -> Callable[..., list[float]]:
