@@ -66,9 +66,9 @@ REF_LOG_PROBS = torch.tensor([[-1.5, -2.0, -1.0], [-1.0, -3.0, -2.0]])
 VALUES = torch.tensor([[0.5, 0.0, 7.0], [0.0, 1.0, 0.5]])
 
 
-def build(tmp_path, **settings) -> Experience:
+def build(tmp_path, scores=(1.0, 2.0), state=None, **settings) -> Experience:
     """Builds the experience of two completions with scores 1 and 2, from models that return the numbers above."""
-    args = ppo_config(tmp_path, lam=1.0, **settings)
+    args = ppo_config(tmp_path, **{"lam": 1.0, **settings})
     models = SimpleNamespace(
         args=args, accelerator=ACCELERATOR, evaluate_rollout=lambda tokens: (LOG_PROBS, REF_LOG_PROBS, VALUES)
     )
@@ -78,7 +78,68 @@ def build(tmp_path, **settings) -> Experience:
         "completion_ids": torch.tensor([[8, 1, 0], [9, 8, 9]]),
         "completion_mask": MASK.int(),
     }
-    return build_experience(generated, torch.tensor([1.0, 2.0]), models, PPOState(0.5), [1], pad_token_id=0)
+    return build_experience(generated, torch.tensor(scores), models, state or PPOState(0.5), [1], pad_token_id=0)
+
+
+def test_refined_reward_does_not_move_the_advantages(tmp_path):
+    """
+    A refinement moves both scores by 3. With λ = 0.5 the raw advantages of the same scores without it are:
+
+    Row 0: δ = [-0.25 + 0 - 0.5, 1 - 0] = [-0.75, 1], so A = [-0.25, 1].
+    Row 1: δ = [0 + 1 - 0, -1 + 0.5 - 1, 2.5 - 0.5] = [1, -1.5, 2], so A = [0.75, -0.5, 2].
+    Their mean is 0.6, and their squared differences from it are 0.7225 + 0.16 + 0.0225 + 1.21 + 1.96 = 4.075.
+
+    If the critic does not know of it, they are 1.5 and 3, and 0.75, 1.5 and 3 higher: [1.25, 4], [1.5, 1, 5]. The
+    returns, which are the critic's targets, are as much too high.
+    """
+    scores = [4.0, 5.0]
+    told = build(tmp_path, scores, PPOState(0.5, value_shift=3.0), lam=0.5)
+    whitened = (torch.tensor([[-0.25, 1.0, 0.6], [0.75, -0.5, 2.0]]) - 0.6) / (4.075 / 4) ** 0.5
+    assert torch.allclose(told.advantages, whitened, atol=1e-6)
+    assert torch.allclose(told.returns, torch.tensor([[0.25, 1.0, 0.0], [0.75, 0.5, 2.5]]))
+    assert told.scores.tolist() == scores and told.old_values is VALUES
+    not_told = build(tmp_path, scores, lam=0.5)
+    assert torch.allclose(not_told.returns, torch.tensor([[1.75, 4.0, 0.0], [1.5, 2.0, 5.5]]))
+    assert not torch.allclose(not_told.advantages, told.advantages, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"gamma": 0.9},
+        {"whiten_rewards": True},
+        {"score_position": "after_last_token"},
+        {"missing_eos_penalty": 1.0},
+    ],
+    ids=str,
+)
+def test_refined_reward_leaves_advantages_and_returns_as_they_were(tmp_path, settings):
+    settings = {"lam": 0.5, **settings}
+    expected = build(tmp_path, **settings)
+    told = build(tmp_path, [4.0, 5.0], PPOState(0.5, value_shift=3.0), **settings)
+    assert torch.allclose(told.advantages, expected.advantages, atol=1e-6)
+    assert torch.allclose(told.returns, expected.returns, atol=1e-6)
+
+
+def test_statistics_of_scores_move_with_the_reward(tmp_path):
+    """
+    Scores of 0 and 4, then 1 and 2, which a refinement moves to 4 and 5. The statistics are those of 3, 7, 4 and 5:
+    mean 4.75, as without the refinement 1.75, and squares 3.0625 + 5.0625 + 0.5625 + 0.0625 = 8.75. The score is
+    divided by √(8.75 / 4), and so is the shift.
+    """
+    experiences = {}
+    for jump in (0.0, 3.0):
+        state = PPOState(0.5)
+        shape(tmp_path, [0.0, 4.0], state=state, normalize_rewards=True)
+        state.shift_values(jump)
+        scores = [1.0 + jump, 2.0 + jump]
+        experiences[jump] = build(tmp_path, scores, state, lam=0.5, normalize_rewards=True)
+        assert (state.score_mean, state.score_squares) == (pytest.approx(1.75 + jump), pytest.approx(8.75))
+    assert experiences[3.0].scores.tolist() == pytest.approx([4 / (8.75 / 4) ** 0.5, 5 / (8.75 / 4) ** 0.5])
+    for name in ("advantages", "returns"):
+        before, after = (getattr(experience, name) for experience in experiences.values())
+        assert torch.allclose(after, before, atol=1e-6), name
 
 
 def test_advantages_are_returns_minus_values(tmp_path):

@@ -58,11 +58,40 @@ def test_fixed_kl_coef_stays_the_same(tmp_path):
 
 
 def test_restored_state_equals_the_saved_state(tmp_path):
-    state = PPOState(0.1, 3, 12.0, 0.1, 7.3, 2, 1)
+    state = PPOState(0.1, 3, 12.0, 0.1, 7.3, 2, 1, value_shift=-0.7)
     state.save(tmp_path)
     restored = PPOState(0.5)
     restored.restore(tmp_path)
     assert restored == state
+
+
+def test_state_of_before_value_shift_is_restored(tmp_path):
+    (tmp_path / "ppo_state.json").write_text(json.dumps({"kl_coef": 0.1, "rollouts": 3, "steps_per_rollout": 0}))
+    state = PPOState(0.5)
+    state.restore(tmp_path)
+    assert state == PPOState(0.1, rollouts=3)
+
+
+def test_shift_moves_the_mean_of_all_scores_but_not_their_spread():
+    """Scores 1, 5 and 3 have the mean 3 and the squares 4 + 4 + 0. The weighted shifts are 2 and -0.5."""
+    state = PPOState(0.1)
+    state.add_scores(compute_moments(1.0, 5.0, 3.0)[None])
+    state.shift_values(2.0)
+    state.shift_values(-0.5)
+    assert (state.value_shift, state.score_mean) == (1.5, pytest.approx(4.5))
+    assert (state.score_count, state.score_squares) == (3.0, pytest.approx(8.0))
+
+
+def test_shift_is_in_units_of_normalized_scores_if_scores_are_normalized(tmp_path):
+    """The standard deviation of 0 and 4 is 2. Before any score, and if all are equal, it is 1."""
+    plain, normalized = ppo_config(tmp_path), ppo_config(tmp_path, normalize_rewards=True)
+    state = PPOState(0.1, value_shift=3.0)
+    assert (state.shaped_value_shift(plain), state.shaped_value_shift(normalized)) == (3.0, 3.0)
+    state.add_scores(compute_moments(2.0, 2.0)[None])
+    assert state.shaped_value_shift(normalized) == 3.0
+    state = PPOState(0.1, value_shift=3.0)
+    state.add_scores(compute_moments(0.0, 4.0)[None])
+    assert (state.shaped_value_shift(plain), state.shaped_value_shift(normalized)) == (3.0, 1.5)
 
 
 def test_folder_without_a_state_is_refused(tmp_path):

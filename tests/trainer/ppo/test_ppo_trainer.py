@@ -4,16 +4,23 @@ import copy
 from dataclasses import replace
 
 import pytest
+import torch
 from datasets import Dataset, IterableDataset
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     DataCollatorWithPadding,
+    TrainerCallback,
 )
 
 import trl_rlp.rewards.reward_function
 from tests.ppo_runs import has_changed, logged, ppo_trainer, prompts, weights
+from tests.reward_runs import SameText
 from tests.tiny_models import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
+from trl_rlp.data.anchors.semantic_anchors import SemanticAnchors
+from trl_rlp.rewards.refinable_reward import RefinableReward
+from trl_rlp.rewards.semantic_anchor_reward import SemanticAnchorReward
+from trl_rlp.trainer.ppo.ppo_trainer import PPOTrainer
 
 
 TRL_1_12_METRICS = {
@@ -267,6 +274,108 @@ def test_second_call_of_train_keeps_the_scale_of_the_scores(tmp_path):
     scale = function.mean, function.standard_deviation
     trainer.train()
     assert (function.mean, function.standard_deviation) == scale
+
+
+class Jump(TrainerCallback):
+    """After the first rollout, a refinement moves all rewards by 3, and changes nothing else."""
+
+    def __init__(self, reward: RefinableReward):
+        self.reward = reward
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == args.steps_per_rollout:
+            reward = self.reward
+            reward.replace_weights(reward.model.state_dict(), reward.mean - 3.0, reward.standard_deviation, shift=3.0)
+
+
+def refinable_reward(seed: int = 3, **options) -> RefinableReward:
+    tokenizer = tiny_tokenizer()
+    return RefinableReward(tiny_reward_model(tokenizer, seed), tokenizer, [tokenizer.eos_token_id], **options)
+
+
+def run_with_a_jump(folder, has_jump: bool, **settings) -> PPOTrainer:
+    """The refined reward is the second source, with a weight of 2."""
+    reward = refinable_reward()
+    trainer = ppo_trainer(
+        folder,
+        reward_funcs=[lambda completions, **kwargs: [1.0] * len(completions), reward],
+        reward_weights=[1.0, 2.0],
+        callbacks=[Jump(reward)] if has_jump else [],
+        **{"total_episodes": 8, "value_model_init": "policy", **settings},
+    )
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"normalize_rewards": True, "whiten_rewards": True, "missing_eos_penalty": 1.0}], ids=str
+)
+def test_critic_is_told_that_a_refined_reward_has_moved(tmp_path, settings):
+    """The next rollout has the advantages and losses of a run whose reward stayed. Its scores are 2 · 3 higher."""
+    expected, told = (run_with_a_jump(tmp_path, has_jump, **settings) for has_jump in (False, True))
+    assert told.ppo_state.value_shift == 6.0 and expected.ppo_state.value_shift == 0.0
+    for trainer in (expected, told):
+        assert len(trainer.state.log_history) == 3
+    for name, value in logged(expected)[1].items():
+        if "reward" not in name and "scores" not in name:
+            assert logged(told)[1][name] == pytest.approx(value, rel=1e-3, abs=1e-4), name
+    higher = logged(told)[1]["reward"] - logged(expected)[1]["reward"]
+    assert higher == pytest.approx(6.0, abs=1e-3)
+    experiences = [trainer._rollout.experience for trainer in (expected, told)]
+    assert torch.allclose(experiences[1].advantages, experiences[0].advantages, atol=1e-4)
+
+
+def test_critic_that_is_not_told_has_other_advantages(tmp_path, monkeypatch):
+    """Without the subscription, the previous test would fail."""
+    expected = run_with_a_jump(tmp_path, False)
+    monkeypatch.setattr(PPOTrainer, "_follow_refinements", lambda self, state: None)
+    not_told = run_with_a_jump(tmp_path, True)
+    experiences = [trainer._rollout.experience for trainer in (expected, not_told)]
+    assert not torch.allclose(experiences[1].advantages, experiences[0].advantages, atol=0.1)
+    assert logged(not_told)[1]["loss/value_avg"] > 10 * logged(expected)[1]["loss/value_avg"]
+
+
+def test_value_shift_is_in_a_checkpoint(tmp_path):
+    settings = {"total_episodes": 16, "save_strategy": "steps", "save_steps": 2}
+    trainer = run_with_a_jump(tmp_path, True, **settings)
+    reward = refinable_reward(mean=-3.0)
+    resumed = ppo_trainer(
+        tmp_path,
+        reward_funcs=[lambda completions, **kwargs: [1.0] * len(completions), reward],
+        reward_weights=[1.0, 2.0],
+        value_model_init="policy",
+        **settings,
+    )
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert resumed.ppo_state == trainer.ppo_state and resumed.ppo_state.value_shift == 6.0
+    assert logged(resumed)[:-1] == logged(trainer)[:-1]
+    assert not has_changed(resumed.model, weights(trainer.model))
+
+
+@pytest.mark.parametrize("kind", ["text", "chat", "ids"])
+def test_refinable_reward_and_anchors_train_on_every_format_of_prompts(tmp_path, kind):
+    """Tokens of prompts reach the reward model, and their text the anchors. Evaluation is not recorded."""
+    data = prompts(kind=kind)
+    texts = prompts(kind="chat" if kind == "chat" else "text")["prompt"][:]
+    samples = {"prompt": texts, "completions": [["x", "x"]] * len(data), "finished": [[True, True]] * len(data)}
+    anchors = SemanticAnchors.from_samples(Dataset.from_dict(samples), SameText())
+    reward = refinable_reward(reads_policy_tokens=True)
+    trainer = ppo_trainer(
+        tmp_path,
+        data,
+        reward_funcs=[reward, SemanticAnchorReward(anchors, SameText())],
+        reward_weights=[1.0, 3.0],
+        eval_dataset=prompts(2, kind=kind),
+        eval_strategy="steps",
+        eval_steps=1,
+    )
+    reward.follow(trainer.model)
+    trainer.train()
+    reward.collect()
+    assert reward.num_rollouts == 3 and len(reward.buffer) == 12
+    assert trainer.state.log_history[0]["semantic_anchor/anchored_share"] == 1.0
+    assert has_changed(trainer.model, weights(tiny_causal_lm(tiny_tokenizer())))
+    assert all(anchors.knows(prompt) for prompt in reward.buffer.rows()["prompt"])
 
 
 # Evaluation, tables and printed completions

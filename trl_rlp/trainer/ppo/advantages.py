@@ -31,7 +31,7 @@ def build_experience(
         models ([`TokenModels`]):
             Policy, reference policy and critic.
         state ([`PPOState`]):
-            Provides `kl_coef`. Its statistics of scores are updated.
+            Provides `kl_coef` and `value_shift`. Its statistics of scores are updated.
         finish_token_ids (`list[int]`):
             Tokens that finish a completion.
         pad_token_id (`int`):
@@ -49,7 +49,8 @@ def build_experience(
     log_probs, ref_log_probs, values = models.evaluate_rollout(tokens)  # (batch, length) each
     scores = shape_scores(scores, finished, args, state, accelerator)
     kl = kl_estimate(log_probs, ref_log_probs, args.kl_estimator).masked_fill(~mask, 0)  # (batch, length)
-    advantages, returns, value_mask = compute_advantages(scores, kl, values, mask, args, state.kl_coef, accelerator)
+    unmoved = scores - state.shaped_value_shift(args)  # (batch,), the scores that the critic knows
+    advantages, returns, value_mask = compute_advantages(unmoved, kl, values, mask, args, state.kl_coef, accelerator)
     return Experience(
         prompt_ids=generated["prompt_ids"],
         prompt_mask=generated["prompt_mask"],

@@ -58,6 +58,9 @@ class PPOState:
             Number of consecutive skipped steps. A skipped rollout counts once.
         steps_per_rollout (`int`, *optional*, defaults to `0`):
             Number of optimizer steps per rollout.
+        value_shift (`float`, *optional*, defaults to `0.0`):
+            How much the rewards have moved since the start of the run because reward models were refined, in units of
+            the score. The critic's values are those of the score minus this number.
     """
 
     kl_coef: float
@@ -68,6 +71,7 @@ class PPOState:
     skipped_steps: int = 0
     bad_in_a_row: int = 0
     steps_per_rollout: int = 0
+    value_shift: float = 0.0
 
     def adapt_kl_coef(self, kl: float, args: PPOConfig) -> None:
         """
@@ -101,6 +105,33 @@ class PPOState:
         self.score_count = float(moments[:, 0].sum())
         self.score_mean, self.score_squares = float(mean), float(variance) * self.score_count
         return float(variance) ** 0.5 or 1.0
+
+    def shift_values(self, shift: float) -> None:
+        """
+        Notes that all scores move from now on. The statistics become those of the same completions under the new
+        reward.
+
+        Args:
+            shift (`float`):
+                Mean new score minus mean old score of the same completions. Their spread stays the same.
+        """
+        self.value_shift += shift
+        self.score_mean += shift
+
+    def shaped_value_shift(self, args: PPOConfig) -> float:
+        """
+        Returns `value_shift` in units of the shaped score.
+
+        Args:
+            args ([`PPOConfig`]):
+                Provides `normalize_rewards`.
+
+        Returns:
+            `float`: `value_shift`, divided by the standard deviation of all scores so far if scores are normalized.
+        """
+        if not args.normalize_rewards or self.score_squares == 0:
+            return self.value_shift
+        return self.value_shift / (self.score_squares / self.score_count) ** 0.5
 
     def save(self, folder: Path) -> None:
         """

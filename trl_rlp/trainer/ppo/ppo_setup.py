@@ -17,13 +17,14 @@ from transformers import (
 
 from trl_rlp.data.context import read_context
 from trl_rlp.data.sampling.stop_tokens import get_eos_token_ids
+from trl_rlp.data.score_inputs import find_score_layers
 from trl_rlp.storage.artifacts import CAUSAL_LM, load_complete_model, load_tokenizer
 from trl_rlp.storage.paths import expand_path
 from trl_rlp.storage.precision import is_quantized
 from trl_rlp.storage.whole_weights import require_whole_weights, whole_weights
 from trl_rlp.trainer.hub_options import hub_options
 from trl_rlp.trainer.ppo.ppo_config import PPOConfig
-from trl_rlp.trainer.score_head import add_score_head, find_score_layers, keep_trained_head_in_fp32
+from trl_rlp.trainer.score_head import add_score_head, keep_trained_head_in_fp32
 
 
 def prepare_policy(

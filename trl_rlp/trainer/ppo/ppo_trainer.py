@@ -20,6 +20,7 @@ from trl_rlp.data.sampling.shared_prefill import default_generation_config
 from trl_rlp.data.special_tokens import tokenize_texts
 from trl_rlp.data.token_prompts import TokenPrompt, add_prompts, decode_prompts, require_length
 from trl_rlp.data.turns import continue_final_message_ids, drop_missing_keys, drop_prefill, ends_with_assistant
+from trl_rlp.rewards.refinable_reward import RefinableReward
 from trl_rlp.rewards.reward_function import RewardFunction
 from trl_rlp.rewards.reward_sources import RewardSource, build_reward_functions, list_reward_sources
 from trl_rlp.rewards.standardization import standardize
@@ -274,6 +275,13 @@ class PPOTrainer(GRPOTrainer):
         for callback in (self._critic_optimizer, self._checkpoints):
             self.add_callback(callback)
         self._models = TokenModels(self.model, self.ref_model, critic, self.args, self.accelerator)
+        self._follow_refinements(self.ppo_state)
+
+    def _follow_refinements(self, state: PPOState) -> None:
+        """Tells the state of this critic when a refinement moves a reward."""
+        for row, function in enumerate(self.reward_funcs):
+            if isinstance(function, RefinableReward):
+                function.subscribe(lambda shift, row=row: state.shift_values(self.reward_weights[row].item() * shift))
 
     def _policy_token_reward_model(self) -> PreTrainedModel | None:
         """Returns the model of the first reward function, if it reads the policy's tokens."""

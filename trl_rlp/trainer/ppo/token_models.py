@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from trl_rlp.data.batching import eval_mode, limit_rows
+from trl_rlp.data.score_inputs import find_score_layers
 from trl_rlp.losses.log_probs import token_log_probs
 from trl_rlp.trainer.frozen_weights import frozen, keep_requires_grad
 from trl_rlp.trainer.ppo.fused_head import (
@@ -26,7 +27,6 @@ from trl_rlp.trainer.ppo.fused_head import (
 )
 from trl_rlp.trainer.ppo.ppo_config import PPOConfig
 from trl_rlp.trainer.ppo.sharding import critic_autocast
-from trl_rlp.trainer.score_head import find_score_layers
 
 
 @dataclass
