@@ -34,6 +34,7 @@ OTHER_TESTS = {
     "quickstart/test_public_names.py": "what the quickstart exports",
     "rlp_ppo/test_rlp_ppo_trainer_page.py": "docs/rlp_ppo_trainer.md",
     "storage/test_examples.py": "the examples in docstrings",
+    "trainer/callbacks/test_resumed_refinements.py": "runs with refinements that are killed and resumed",
     "trainer/ppo/test_ppo_trainer_page.py": "docs/ppo_trainer.md",
     "trainer/reward/test_rlp_reward_trainer_page.py": "docs/rlp_reward_trainer.md",
     "trainer/test_parity.py": "the reward trainer and TRL's own, step for step",

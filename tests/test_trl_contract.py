@@ -66,6 +66,7 @@ PPO_OWN = {
     "_build_reward_functions",
     "_set_stop_tokens",
     "_add_critic",
+    "_follow_refinements",
     "_policy_token_reward_model",
     "_standardize_rewards",
     "_log_advantages",
@@ -73,7 +74,11 @@ PPO_OWN = {
     "_prepare_rlp",
     "_refine_reward_model",
     "_train_first_policy",
+    "_train_policy_again",
+    "_build_stage_trainer",
+    "_load_reward_function",
     "_replace_reward_model",
+    "_add_in_loop",
 }
 
 

@@ -5,7 +5,7 @@ import pytest
 from datasets import Dataset
 
 from tests.tiny_models import tiny_reward_model, tiny_tokenizer
-from trl_rlp.evaluation.gate_report import RewardModelRegression, gate
+from trl_rlp.evaluation.gate_report import RewardModelRegression, fell_beyond_chance, gate
 
 
 PAIRS = Dataset.from_dict({"prompt": ["q"] * 4, "chosen": list("abcd"), "rejected": ["xx"] * 4})
@@ -88,3 +88,24 @@ def test_real_models():
 def test_invalid_settings_raise_an_error(settings, match):
     with pytest.raises(ValueError, match=match):
         gate(("before", None), ("after", None), PAIRS, **settings)
+
+
+@pytest.mark.parametrize(
+    "accuracy, error, expected",
+    [
+        (-0.05, 0.03, True),  # 1.667 standard errors
+        (-0.05, 0.031, False),  # 1.613 standard errors
+        (-0.02, 0.0, False),  # within the tolerance
+        (-0.021, 0.0, True),
+        (0.3, 0.01, False),
+        (-1.0, None, False),  # a single pair
+    ],
+)
+def test_accuracy_fell_beyond_the_tolerance_and_beyond_chance(accuracy, error, expected):
+    """A fall counts if it is larger than .02 and than 1.645 standard errors."""
+    assert fell_beyond_chance({"accuracy": accuracy, "standard_error": error}) == expected
+
+
+def test_the_tolerance_of_a_fall_can_be_set():
+    difference = {"accuracy": -0.05, "standard_error": 0.01}
+    assert fell_beyond_chance(difference, 0.04) and not fell_beyond_chance(difference, 0.06)

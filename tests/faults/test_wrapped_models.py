@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from tests.ppo_runs import has_changed, ppo_config, ppo_trainer, prompts, weights
 from tests.reward_runs import policy_samples, preferences, rlp_trainer
 from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
+from trl_rlp.data.score_inputs import capture_score_inputs, find_score_layers
 from trl_rlp.data.scoring import score
 from trl_rlp.rlp_ppo.rlp_ppo_config import RLPPPOConfig
 from trl_rlp.rlp_ppo.rlp_ppo_trainer import RLPPPOTrainer
@@ -22,7 +23,6 @@ from trl_rlp.trainer.ppo.token_models import Critic
 from trl_rlp.trainer.reward.initial_model import init_reward_model
 from trl_rlp.trainer.reward.joint_forward import JointForward
 from trl_rlp.trainer.reward.rlp_reward_trainer import RLPRewardTrainer
-from trl_rlp.trainer.score_head import capture_score_inputs, find_score_layers
 
 
 TOKENIZER = tiny_tokenizer()

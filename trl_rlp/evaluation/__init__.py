@@ -14,6 +14,7 @@ from trl_rlp.evaluation.gate_report import GateReport, RewardModelRegression, ga
 from trl_rlp.evaluation.intervals import bootstrap_interval, seed_interval
 from trl_rlp.evaluation.length_control import length_controlled_win_rate, load_anchors
 from trl_rlp.evaluation.metrics import metric_path
+from trl_rlp.evaluation.outliers import MahalanobisOutliers, represent, represent_pairs
 from trl_rlp.evaluation.policy_metrics import describe_outputs, kl_to_reference, mean_reward
 from trl_rlp.evaluation.policy_pairs import answer_pairs, judged_pairs
 from trl_rlp.evaluation.reward_bench import reward_bench_pairs, section_scores, subset_accuracies
@@ -24,6 +25,7 @@ from trl_rlp.evaluation.win_rates import compare_win_rates, win_rate
 
 __all__ = [
     "GateReport",
+    "MahalanobisOutliers",
     "RewardModelRegression",
     "annotate",
     "answer_pairs",
@@ -50,6 +52,8 @@ __all__ = [
     "pair_metrics",
     "read_annotations",
     "read_model_outputs",
+    "represent",
+    "represent_pairs",
     "reward_bench_pairs",
     "section_scores",
     "seed_interval",

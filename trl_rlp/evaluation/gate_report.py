@@ -18,6 +18,9 @@ logger = logging.getLogger(__name__)
 RewardModel = tuple[PreTrainedModel, PreTrainedTokenizerBase] | str | Path
 """A reward model and its tokenizer, or the folder or Hub name of both."""
 ON_REGRESSION = ("warn", "raise")
+ACCURACY_TOLERANCE = 0.02
+CHANCE_QUANTILE = 1.645
+"""95 % quantile of the standard normal distribution, for a test in one direction."""
 
 
 class RewardModelRegression(RuntimeError):
@@ -124,6 +127,28 @@ def _find_regressions(
     return problems
 
 
+def fell_beyond_chance(difference: dict[str, float | None], accuracy_tolerance: float = ACCURACY_TOLERANCE) -> bool:
+    """
+    Checks whether the accuracy of a refined reward model fell by more than the tolerance, and by more than chance
+    explains.
+
+    It is the gate of refinements inside a run. There, a refusal costs a refinement, and [`gate`] would refuse many
+    good ones if there are few held-out pairs. Calibration does not matter, because the rewards are scaled anyway.
+
+    Args:
+        difference (`dict[str, float | None]`):
+            The `difference` of a comparison, see [`GateReport`]: `accuracy` (after - before), and its paired
+            `standard_error`. That is `None` for a single pair, whose difference chance always explains.
+        accuracy_tolerance (`float`, *optional*, defaults to `0.02`):
+            Largest accepted fall of accuracy, in [0, 1].
+
+    Returns:
+        `bool`: Whether accuracy < -tolerance and accuracy < -1.645 standard errors, a test in one direction at 5 %.
+    """
+    accuracy, error = difference["accuracy"], difference["standard_error"]
+    return error is not None and accuracy < -accuracy_tolerance and accuracy < -CHANCE_QUANTILE * error
+
+
 def gate(
     before: RewardModel,
     after: RewardModel,
@@ -131,7 +156,7 @@ def gate(
     policy_pairs: Dataset | None = None,
     synthetic_pairs: Dataset | None = None,
     *,
-    accuracy_tolerance: float = 0.02,
+    accuracy_tolerance: float = ACCURACY_TOLERANCE,
     calibration_tolerance: float = 0.05,
     on_regression: str = "warn",
     max_length: int | None = None,

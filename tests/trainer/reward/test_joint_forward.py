@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from tests.tiny_models import tiny_reward_model, tiny_tokenizer
+from trl_rlp.data.score_inputs import find_score_layers
 from trl_rlp.trainer.reward.joint_forward import JointForward, stack_rows
-from trl_rlp.trainer.score_head import find_score_layers
 
 
 PAIRS = torch.tensor([[5, 6, 7], [8, 9, 0]])

@@ -7,6 +7,7 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 from tests.reward_runs import SameText, policy_samples, preferences, rlp_trainer, synthetic_preferences
 from tests.tiny_models import tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.preferences.collator import SyntheticPreferenceCollator
+from trl_rlp.data.preferences.preferences import tokenize_preferences
 from trl_rlp.trainer.reward.refinement_inputs import check_preferences
 
 
@@ -56,6 +57,14 @@ def test_inputs_of_a_wrong_type_are_an_error(tmp_path, arguments, error, match):
     valid = {"policy_samples": policy_samples(), "synthetic_dataset": None, "equivalence": SameText()}
     with pytest.raises(error, match=match):
         rlp_trainer(tmp_path, method="spg", **{**valid, **arguments})
+
+
+def test_synthetic_pairs_may_be_token_ids_only(tmp_path):
+    """A refinement inside a run keeps the pairs of its windows as token ids."""
+    pairs = tokenize_preferences(synthetic_preferences(3), tiny_tokenizer())
+    pairs = pairs.select_columns(["chosen_ids", "rejected_ids"])
+    trainer = rlp_trainer(tmp_path, method="spg", synthetic_dataset=pairs)
+    assert trainer.train_dataset["chosen_ids"][-3:] == pairs["chosen_ids"][:]
 
 
 def test_splits_instead_of_data_are_named(tmp_path):

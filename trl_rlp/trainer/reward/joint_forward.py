@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.functional import pad
 from transformers.utils import ModelOutput
 
-from trl_rlp.trainer.score_head import capture_score_inputs, select_scored_states
+from trl_rlp.data.score_inputs import capture_score_inputs, select_scored_states
 
 
 def stack_rows(first: torch.Tensor, second: torch.Tensor, value: int) -> torch.Tensor:

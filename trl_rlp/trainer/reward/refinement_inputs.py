@@ -85,7 +85,9 @@ class RefinementInputs:
 
     def _check_types(self) -> None:
         if self.synthetic_dataset is not None:
-            require_columns(self.synthetic_dataset, ["chosen", "rejected"], "synthetic_dataset")
+            synthetic = require_columns(self.synthetic_dataset, [], "synthetic_dataset")
+            if not {"chosen_ids", "rejected_ids"} <= set(synthetic.column_names):
+                require_columns(synthetic, ["chosen", "rejected"], "synthetic_dataset")
         if not isinstance(self.labeling_reward_model, PreTrainedModel | PeftModel | None):
             raise TypeError(
                 f"`labeling_reward_model` must be a model, got `{type(self.labeling_reward_model).__name__}`. Load "

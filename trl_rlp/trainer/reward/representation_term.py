@@ -6,12 +6,12 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from trl_rlp.data.score_inputs import find_score_layers, get_linear_layer
 from trl_rlp.losses.representation import RepresentationLoss
 from trl_rlp.trainer.reward.heads_callback import HeadsCallback
 from trl_rlp.trainer.reward.joint_forward import JointForward
 from trl_rlp.trainer.reward.representation_log import RepresentationLog
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
-from trl_rlp.trainer.score_head import find_score_layers, get_linear_layer
 
 
 class RepresentationTerm:
