@@ -193,3 +193,37 @@ def test_the_shape_of_a_run_is_read_from_folders(tmp_path):
     settings.sft_model = "no-such/model"
     with pytest.raises(OSError, match="No model could be loaded from 'no-such/model'"):
         read_run_shape(settings, prompts)
+
+
+def test_every_round_has_its_stages():
+    plain, loop = estimate(rounds=2), estimate(rounds=2, anchor_weight=3.0)
+    anchors = ["anchor_samples", "anchor_groups", "anchors"]
+    assert list(loop) == [*anchors, *plain]
+    two = {**ON_CPU, "num_generations": 2}
+    assert list(estimate(method="uml", refine_every=8, policy_args=two))[:2] == ["anchor_samples", "reward_model"]
+    one_round = list(estimate())
+    assert list(plain) == [*one_round, *(f"{name}_2" for name in one_round[2:])]
+    assert plain["retrained_policy_2"] == plain["retrained_policy"] == plain["policy"] == loop["policy"]
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_step_5_has_room_for_a_refinement(num_processes):
+    """
+    A refinement comes when the policy has weights and AdamW states only. DDP keeps a copy of its gradients. With a
+    large batch, the policy's own training needs more.
+    """
+    shape = RunShape(llama_config(), llama_config(), 8, num_processes=num_processes)
+    small = {**ON_CPU, "per_device_train_batch_size": 2, "num_generations": 2}
+    stages = estimate_memory(run_config(refine_every=8, policy_trainer="rloo", policy_args=small), shape)
+    policy, reward = stages["policy"], stages["refined_reward_model"]
+    refinement = reward + StageMemory(policy.weights, (num_processes - 1) * policy.gradients / 2, policy.optimizer)
+    assert stages["retrained_policy"] == refinement and refinement.peak > policy.peak
+    large = {"policy_args": {**ON_CPU, "per_device_train_batch_size": 512}}
+    large["reward_args"] = {**ON_CPU, "max_length": 16}
+    assert estimate(refine_every=8, **large)["retrained_policy"] == estimate(**large)["policy"]
+
+
+def test_the_model_that_compares_with_anchors_is_in_memory_in_step_5():
+    shape = RunShape(llama_config(), llama_config(), 8, equivalence=llama_config(num_labels=3))
+    stages = estimate_memory(run_config(anchor_weight=3.0), shape)
+    assert stages["retrained_policy"].weights - stages["policy"].weights == stages["groups"].weights > 0

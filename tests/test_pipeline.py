@@ -3,9 +3,11 @@ import shutil
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import trl_rlp.pipeline as pipeline
+import trl_rlp.pipeline_checks as pipeline_checks
 import trl_rlp.stages.gate as gate_stage
 import trl_rlp.stages.policy as policy_stage
 import trl_rlp.stages.preferences as preference_stage
@@ -16,6 +18,7 @@ from trl_rlp.data.scoring import score
 from trl_rlp.evaluation.gate_report import RewardModelRegression
 from trl_rlp.pipeline import run_rlp
 from trl_rlp.pipeline_config import RLPConfig
+from trl_rlp.stages.policy import LAST_REWARD_MODEL
 from trl_rlp.stages.reward_model import train_reward_model
 from trl_rlp.storage import artifacts
 from trl_rlp.storage.artifacts import load_data
@@ -313,7 +316,9 @@ def test_too_few_prompts_for_a_rollout_are_an_error_before_any_work(tmp_path, sf
 
 def test_a_full_value_model_under_deepspeed_is_an_error_before_any_work(tmp_path, sft_model, monkeypatch):
     preferences, prompts = data(chat=False)
-    monkeypatch.setattr(pipeline, "require_rollout", lambda config, *_: setattr(config, "deepspeed_plugin", "ZeRO-2"))
+    monkeypatch.setattr(
+        pipeline_checks, "require_rollout", lambda config, *_: setattr(config, "deepspeed_plugin", "ZeRO-2")
+    )
     with pytest.raises(ValueError, match="`policy_peft` of a pipeline.*is None under DeepSpeed"):
         run_rlp(config(tmp_path, sft_model, policy_trainer="ppo"), preferences, prompts, SameParity())
     assert not (tmp_path / "run").exists()
@@ -377,3 +382,138 @@ def test_an_engine_samples_and_a_resumed_run_may_change_it(tmp_path, sft_model, 
     settings = config(tmp_path, sft_model, method="uml", tokens_per_batch=50)
     assert run_rlp(settings, preferences, prompts).retrained_policy.exists()
     assert len(fake_vllm.read("llm")) == 1
+
+
+# Rounds, anchors and refinement in the loop
+
+
+def test_a_round_goes_on_from_the_policy_and_the_reward_model_of_the_last_one(
+    tmp_path, sft_model, untrained, monkeypatch
+):
+    """Only round 1 takes the ready samples. The preferences of all rounds train the reward model of the last one."""
+    preferences, prompts = data(chat=False)
+    calls = {name: [] for name in ("sample_policy", "make_synthetic_preferences", "compare_reward_models")}
+    for name, seen in calls.items():
+        work = getattr(pipeline, name)
+        monkeypatch.setattr(
+            pipeline, name, lambda *args, work=work, seen=seen, **kw: seen.append(kw) or work(*args, **kw)
+        )
+    trained = []
+    copy_reward_model = pipeline.train_reward_model
+    monkeypatch.setattr(
+        pipeline, "train_reward_model", lambda folder, **kw: trained.append(kw) or copy_reward_model(folder, **kw)
+    )
+    ready = ready_samples(prompts["prompt"])
+    settings = config(tmp_path, sft_model, rounds=2)
+    result = run_rlp(
+        settings, preferences, prompts, SameParity(), None, prompts.select(range(2)), policy_samples=ready
+    )
+    first, second = result.rounds
+    run = tmp_path / "run"
+    assert first == (
+        run / "groups",
+        run / "synthetic_preferences",
+        run / "refined_reward_model",
+        run / "retrained_policy",
+    )
+    assert second == tuple(folder.with_name(f"{folder.name}_2") for folder in first)
+    assert (result.refined_reward_model, result.retrained_policy) == (
+        run / "refined_reward_model_2",
+        run / "retrained_policy_2",
+    )
+
+    assert [call["policy"] for call in calls["sample_policy"]] == [result.policy, first.retrained_policy]
+    assert [call["policy_samples"] is None for call in calls["sample_policy"]] == [False, True]
+    replaced = [result.reward_model, first.refined_reward_model]
+    assert [call["reward_model"] for call in calls["make_synthetic_preferences"]] == replaced
+    assert [call["before"] for call in calls["compare_reward_models"]] == replaced
+    sizes = [len(load_data(entry.synthetic_preferences)) for entry in result.rounds]
+    assert [len(call["synthetic_dataset"]) for call in trained[1:]] == [sizes[0], sum(sizes)]
+    assert {call["base_model"] for call in trained} == {sft_model}
+
+    evaluation = result.stages["evaluation"]["metrics"]
+    assert list(evaluation) == ["sft", "policy", "retrained_policy", "retrained_policy_2"]
+    assert {"reward/reward_model", "reward/refined_reward_model", "reward/refined_reward_model_2"} <= set(
+        evaluation["sft"]
+    )
+    assert {"gate", "gate_2"} <= set(result.stages)
+
+
+def test_views_of_a_round_are_samples_of_the_last_policy(tmp_path, sft_model, untrained, monkeypatch):
+    preferences, prompts = data(chat=False)
+    trained = []
+    copy_reward_model = pipeline.train_reward_model
+    monkeypatch.setattr(
+        pipeline, "train_reward_model", lambda folder, **kw: trained.append(kw) or copy_reward_model(folder, **kw)
+    )
+    result = run_rlp(config(tmp_path, sft_model, method="uml", rounds=2), preferences, prompts)
+    for call, entry in zip(trained[1:], result.rounds, strict=True):
+        assert call["policy_samples"]["completions"][:] == load_data(entry.policy_samples)["completions"][:]
+        assert call["synthetic_dataset"] is None and entry.synthetic_preferences is None
+
+
+def test_two_rounds_with_anchors_and_refinement_resume_after_a_kill(tmp_path, sft_model, monkeypatch):
+    """Three rollouts of four optimizer steps in step 5 of round 2, with a refinement after each of the first two."""
+    preferences, prompts = data(chat=False)
+    policy_args = {**TRAINING, "num_generations": 2, "max_completion_length": 4, "learning_rate": 1e-2, "max_steps": 3}
+    policy_args |= {"save_strategy": "steps", "save_steps": 1, "num_ppo_epochs": 1}
+    loop = {"anchor_weight": 3.0, "refine_every": 1, "rounds": 2, "policy_args": policy_args}
+    expected = run_rlp(config(tmp_path, sft_model, **loop), preferences, prompts, SameParity())
+    names = {"anchor_samples", "anchor_groups", "anchors"}
+    assert names <= set(expected.stages) and expected.stages["anchors"]["metrics"]["anchors"] > 0
+    for number in ("", "_2"):
+        metrics = expected.stages[f"retrained_policy{number}"]["metrics"]
+        assert metrics["refinement/count"] + metrics["refinement/skipped"] == 2
+        assert metrics["semantic_anchor/anchored_share"] > 0
+    assert not any(name.startswith("refinement/") for name in expected.stages["policy"]["metrics"])
+
+    other = tmp_path / "other"
+    shutil.copytree(tmp_path / "run", other / "run")
+    shutil.rmtree(other / "run" / "retrained_policy_2")
+    trainer_class = policy_stage.POLICY_TRAINERS["ppo"][0]
+    training_step, calls = trainer_class.training_step, []
+
+    def interrupted(self, *batch, **kwargs):
+        calls.append(self.state.global_step)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return training_step(self, *batch, **kwargs)
+
+    monkeypatch.setattr(trainer_class, "training_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_rlp(config(other, sft_model, **loop), preferences, prompts, SameParity())
+    resumed = run_rlp(config(other, sft_model, **loop), preferences, prompts, SameParity())
+    assert calls == [0, 1, 2, 2]
+    for folder in (".", LAST_REWARD_MODEL):
+        first, second = (load_file(run.retrained_policy / folder / "model.safetensors") for run in (expected, resumed))
+        assert all(weight.equal(second[name]) for name, weight in first.items())
+
+
+@pytest.mark.parametrize("method", ["spg", "uml"])
+def test_anchors_are_made_only_if_they_are_used(tmp_path, sft_model, untrained, method):
+    """Views need no anchors, and no equivalence. The reward model keeps its scale on the samples of the SFT policy."""
+    preferences, prompts = data(chat=False)
+    policy_args = {**TRAINING, "num_generations": 2, "max_completion_length": 4}
+    settings = config(tmp_path, sft_model, method=method, refine_every=1, policy_args=policy_args)
+    result = run_rlp(settings, preferences, prompts, SameParity() if method == "spg" else None)
+    assert "anchor_samples" in result.stages
+    assert ("anchors" in result.stages) == ("anchor_groups" in result.stages) == (method == "spg")
+
+
+def test_grpo_on_chats_has_anchors_and_refinement(tmp_path, sft_model, untrained, monkeypatch):
+    """Only step 5 trains, with two rollouts and a refinement between them. The sum of the rewards is r + 3 a."""
+    preferences, prompts = data(chat=True)
+    copy_policy = pipeline.train_policy
+    monkeypatch.setattr(
+        pipeline,
+        "train_policy",
+        lambda folder, **kw: (policy_stage.train_policy if kw.get("in_loop") else copy_policy)(folder, **kw),
+    )
+    policy_args = {**TRAINING, "num_generations": 2, "max_completion_length": 4, "scale_rewards": "none"}
+    loop = {"policy_trainer": "grpo", "anchor_weight": 3.0, "refine_every": 1, "policy_args": policy_args}
+    result = run_rlp(config(tmp_path, sft_model, **loop), preferences, prompts, SameParity())
+    metrics = result.stages["retrained_policy"]["metrics"]
+    assert metrics["refinement/count"] + metrics["refinement/skipped"] == 1
+    total = metrics["rewards/reward_model/mean"] + 3 * metrics["rewards/semantic_anchor/mean"]
+    assert metrics["reward"] == pytest.approx(total, abs=1e-5)
+    assert (result.retrained_policy / LAST_REWARD_MODEL / "config.json").is_file()

@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import logging
 from dataclasses import fields
 from pathlib import Path
 
@@ -39,6 +40,22 @@ def test_a_lora_reward_model_keeps_its_score_head():
         ({"policy_trainer": "reinforce"}, "`policy_trainer` must be one of"),
         ({"num_generations": 1}, "`num_generations` must be at least 2, got 1"),
         ({"temperature": 0.0}, "`temperature` must be above 0, got 0"),
+        ({"anchor_weight": -1.0}, "`anchor_weight` must be at least 0, got -1.0"),
+        ({"refine_every": 0}, "`refine_every` must be at least 1, got 0"),
+        ({"rounds": 0}, "`rounds` must be at least 1, got 0"),
+        (
+            {"anchor_weight": 3.0, "policy_args": {"reward_weights": [2.0]}},
+            r"`policy_args.reward_weights` is \[2.0\], but `anchor_weight`=3.0 sets the weights",
+        ),
+        (
+            {"refine_every": 8, "method": "uml", "policy_args": {"num_generations": 1}},
+            "`policy_args.num_generations` is 1, but with `refine_every` and the method 'uml' the views",
+        ),
+        (
+            {"refine_every": 8, "reward_args": {"use_cpu": True}},
+            "`policy_args.use_cpu` is False and `reward_args.use_cpu`",
+        ),
+        ({"refine_every": 8, "reward_args": {"redraw_rejected": True}}, "`reward_args.redraw_rejected` is True, but"),
         ({"heldout_share": 1.0}, r"`heldout_share` must be in \(0, 1\), got 1"),
         ({"reward_args": "{lr: 1"}, "`reward_args` is not JSON"),
         ({"reward_args": {"lerning_rate": 1}}, r"`reward_args` has \['lerning_rate'\], which RLPRewardConfig"),
@@ -181,3 +198,41 @@ def test_the_policy_is_trained_on_completions_of_the_sampled_length(policy_train
     assert read_length(max_completion_length=5) == {"max_completion_length": 5}
     if policy_trainer == "ppo":
         assert read_length(response_length=5) == {"response_length": 5}
+
+
+def test_grpo_that_divides_by_the_deviation_is_warned_of_once(caplog):
+    """With it, neither the weight of the anchor reward nor that of the KL divergence has a fixed strength."""
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        none = {"scale_rewards": "none"}
+        config(policy_trainer="grpo", refine_every=8)
+        config(policy_trainer="rloo", anchor_weight=2.5)
+        config(policy_trainer="grpo", anchor_weight=2.5, policy_args=none)
+        assert not caplog.records
+        config(policy_trainer="grpo", anchor_weight=2.5)
+        config(policy_trainer="grpo", anchor_weight=2.5)
+        config(
+            policy_trainer="grpo",
+            anchor_weight=2.25,
+            policy_args={**none, "multi_objective_aggregation": "normalize_then_sum"},
+        )
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert ["anchor_weight`=2.5" in caplog.messages[0], "anchor_weight`=2.25" in caplog.messages[1]] == [True, True]
+    assert len(caplog.messages) == 2 and '{"scale_rewards": "none"}' in caplog.text
+
+
+def test_step_4_and_step_5_have_the_settings_of_the_loop():
+    plain, loop = config().refinement_settings(), config(anchor_weight=3.0, refine_every=8).refinement_settings()
+    assert (plain.anchor_weight, plain.refine_every, plain.is_in_loop, plain.needs_anchors) == (
+        0.0,
+        None,
+        False,
+        False,
+    )
+    assert (loop.anchor_weight, loop.refine_every, loop.is_in_loop, loop.needs_anchors) == (3.0, 8, True, True)
+    views = {"method": "uml", "policy_args": {"num_generations": 2}}
+    refined = config(refine_every=8, **views).refinement_settings()
+    assert refined.is_in_loop and not refined.needs_anchors and not refined.needs_equivalence
+    assert config(anchor_weight=1.0, **views).refinement_settings().needs_equivalence

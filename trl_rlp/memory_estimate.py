@@ -21,11 +21,12 @@ from transformers import (
 from trl_rlp.data.batching import TOKENS_PER_FORWARD
 from trl_rlp.data.sampling.token_budget import LOGIT_BYTES
 from trl_rlp.data.turns import prompt_token_ids
-from trl_rlp.pipeline_config import RLPConfig
+from trl_rlp.pipeline_config import RefinementSettings, RLPConfig
 from trl_rlp.storage.adapters import find_adapter
 from trl_rlp.storage.artifacts import HUB_OPTIONS, explain_missing_model, load_tokenizer
 from trl_rlp.storage.device_memory import GIB
 from trl_rlp.storage.processes import process_state
+from trl_rlp.storage.run_folder import round_name
 
 
 NUM_PROMPTS = 256
@@ -401,20 +402,41 @@ def estimate_memory(config: RLPConfig, shape: RunShape) -> dict[str, StageMemory
     stages = {
         "reward_model": _estimate_reward_training(config, shape, trained_reward, uses_views=False),
         "policy": training,
-        "policy_samples": sampling,
     }
-    refinement = config.reward_config()
+    settings, refinement = config.refinement_settings(), config.reward_config()
+    groups = _estimate_groups(config, shape)
+    if settings.is_in_loop:
+        anchors = {"anchor_groups": groups, "anchors": StageMemory()} if settings.needs_anchors else {}
+        stages = {"anchor_samples": sampling, **anchors, **stages}
+    refined = _estimate_reward_training(config, shape, trained_reward, refinement.uses_views)
+    steps = {"policy_samples": sampling}
     if refinement.needs_groups:
-        stages["groups"] = _estimate_groups(config, shape)
+        steps["groups"] = groups
     if refinement.uses_synthetic_pairs:
-        stages["synthetic_preferences"] = scoring
-    stages["refined_reward_model"] = _estimate_reward_training(config, shape, trained_reward, refinement.uses_views)
-    stages |= {"gate": scoring, "retrained_policy": training}
+        steps["synthetic_preferences"] = scoring
+    steps |= {"refined_reward_model": refined, "gate": scoring}
+    steps["retrained_policy"] = _add_in_loop(settings, shape, training, refined, groups)
+    for number in range(1, config.rounds + 1):
+        stages |= {round_name(name, number): memory for name, memory in steps.items()}
     if shape.has_evaluation:
         # The KL divergence needs two policies, and the logits of both in fp32 for the completions of a prompt.
         logits = 2 * 4 * config.num_generations * config.max_new_tokens * policy.vocabulary_size
         stages["evaluation"] = StageMemory(2 * inference.weights, activations=logits, sampling=sampling.sampling)
     return stages
+
+
+def _add_in_loop(
+    settings: RefinementSettings, shape: RunShape, training: StageMemory, refined: StageMemory, groups: StageMemory
+) -> StageMemory:
+    """Adds the equivalence's model, and a refinement, when the policy has no gradients and no activations."""
+    if settings.needs_anchors:
+        training = replace(training, weights=training.weights + groups.weights)
+    if settings.refine_every is None:
+        return training
+    # DDP keeps the copies of gradients that the processes exchange.
+    copies = training.gradients / 2 if shape.num_processes > 1 and not shape.is_sharded else 0.0
+    waiting = StageMemory(weights=training.weights, gradients=copies, optimizer=training.optimizer)
+    return max(training, waiting + refined, key=lambda memory: memory.peak)
 
 
 def _estimate_groups(config: RLPConfig, shape: RunShape) -> StageMemory:

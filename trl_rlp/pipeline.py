@@ -1,44 +1,62 @@
 """Algorithm 1 of RLP, from human preferences to a policy that is retrained against a refined reward model."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
-from trl_rlp.data.groups.equivalence import Equivalence, require_equivalence
-from trl_rlp.data.groups.instruction import list_instruction_columns, read_instructions
+from trl_rlp.data.groups.equivalence import Equivalence
+from trl_rlp.data.groups.instruction import list_instruction_columns
 from trl_rlp.data.preferences.holdout import hold_out
 from trl_rlp.data.sampling.ready_samples import SampleSource, describe_source, find_answers, load_source
-from trl_rlp.data.special_tokens import require_plain_prompts
-from trl_rlp.data.template_options import require_no_template_columns
-from trl_rlp.data.turns import require_no_assistant_prefill
-from trl_rlp.data.validation import remove_format, require_answers, require_preferences, require_prompts
+from trl_rlp.data.validation import remove_format, require_prompts
 from trl_rlp.evaluation.gate_report import RewardModelRegression
+from trl_rlp.pipeline_checks import require_run_arguments
 from trl_rlp.pipeline_config import RefinementSettings, RLPConfig
+from trl_rlp.stages.anchors import make_anchors
 from trl_rlp.stages.evaluation import evaluate_policies
 from trl_rlp.stages.gate import compare_reward_models
+from trl_rlp.stages.in_loop import InLoop
 from trl_rlp.stages.policy import train_policy
 from trl_rlp.stages.preferences import make_synthetic_preferences
 from trl_rlp.stages.reward_model import train_reward_model
 from trl_rlp.stages.samples import group_samples, sample_policy
-from trl_rlp.storage.artifacts import HUB_OPTIONS, load_data, load_tokenizer, require_causal_lm
+from trl_rlp.storage.artifacts import load_data
 from trl_rlp.storage.fingerprints import dataset_fingerprint
-from trl_rlp.storage.run_folder import RunFolder
-from trl_rlp.trainer.ppo.ppo_checks import require_value_adapter
-from trl_rlp.trainer.ppo.ppo_config import PPOConfig
-from trl_rlp.trainer.ppo.rollout_steps import require_rollout
+from trl_rlp.storage.run_folder import RunFolder, round_name
 
 
 _NO_SETTINGS = ("engine", "engine_args", "on_regression", "output_dir", "tokens_per_batch")
 """Fields of RLPConfig that a resumed run may change. The shards of a stage keep the engine that sampled them."""
 
 
+class Round(NamedTuple):
+    """
+    Folders of one round of steps 4 and 5.
+
+    Args:
+        policy_samples (`Path`):
+            Policy samples P, see [`RLPResult`].
+        synthetic_preferences (`Path` or `None`):
+            Synthetic preferences D̂ of this round. `None` without SPG.
+        refined_reward_model (`Path`):
+            Refined reward model r̂_φ, a plain sequence classifier.
+        retrained_policy (`Path`):
+            Retrained policy π̂_θ, a plain causal LM.
+    """
+
+    policy_samples: Path
+    synthetic_preferences: Path | None
+    refined_reward_model: Path
+    retrained_policy: Path
+
+
 @dataclass
 class RLPResult:
     """
-    Models, datasets and metrics of a run.
+    Models, datasets and metrics of a run. With several rounds, those of steps 4 and 5 are of the last one.
 
     Args:
         reward_model (`Path`):
@@ -56,6 +74,8 @@ class RLPResult:
             Retrained policy π̂_θ, a plain causal LM.
         stages (`dict`):
             `metrics` and `seconds` of each stage, by name.
+        rounds (`list[Round]`):
+            Folders of each round of steps 4 and 5.
     """
 
     reward_model: Path
@@ -65,6 +85,7 @@ class RLPResult:
     refined_reward_model: Path
     retrained_policy: Path
     stages: dict[str, dict[str, Any]]
+    rounds: list[Round]
 
 
 def run_rlp(
@@ -91,7 +112,7 @@ def run_rlp(
             Prompts U with a column `prompt`, without labels. A column `answers` (accepted answer or answers) labels
             policy pairs for the gate. Nothing is trained on it.
         equivalence ([`Equivalence`], *optional*):
-            Decides which completions mean the same. Required by SPG and by views of one group.
+            Decides which completions mean the same. Required by SPG, by views of one group and by the anchor reward.
         eval_preference_dataset ([`~datasets.Dataset`], *optional*):
             Human preferences for the gate. If `None`, `config.heldout_share` of D is held out.
         eval_prompt_dataset ([`~datasets.Dataset`], *optional*):
@@ -101,7 +122,8 @@ def run_rlp(
             Policy samples P instead of sampling: a dataset with `prompt`, `completions` and `finished`, its file or
             folder, or a function from the prompts U to such a dataset. The function can load the policy of step 3 from
             `output_dir/policy`. Every process calls it. A prompt may be missing, but not be another one. A resumed run
-            recognizes a function by its attribute `fingerprint`, or else by its name.
+            recognizes a function by its attribute `fingerprint`, or else by its name. They are those of round 1.
+            Further rounds sample with `config.engine`.
 
     Returns:
         [`RLPResult`]: Folders and metrics.
@@ -132,6 +154,10 @@ def run_rlp(
     if heldout is None:
         preferences, heldout = hold_out(preference_dataset, config.heldout_share, config.seed)
 
+    # Not part of Algorithm 1, and off by default: anchors for step 5, the clear majorities among samples of π_SFT.
+    settings = config.refinement_settings()
+    anchors = sample_anchors(run, settings, config.sft_model, prompt_dataset, equivalence)
+
     # Step 2: train the reward model r on D.
     reward_model = run.stage(
         "reward_model",
@@ -147,50 +173,165 @@ def run_rlp(
         "policy", train_policy, reward_model=reward_model, prompt_dataset=prompt_dataset, **config.policy_arguments()
     )
 
-    # Step 4: sample P from π, and retrain the reward model on it.
-    refinement = refine_reward_model(
-        run,
-        config.refinement_settings(),
-        policy=policy,
-        reward_model=reward_model,
-        prompt_dataset=prompt_dataset,
-        equivalence=equivalence,
-        preference_dataset=preferences,
-        heldout_preferences=heldout,
-        policy_samples=policy_samples,
-    )
+    # Steps 4 and 5, once in Algorithm 1. Each further round goes on from the last policy and the last reward model.
+    rounds: list[Round] = []
+    last_policy, last_reward_model, all_preferences = policy, reward_model, ()
+    for number in range(1, config.rounds + 1):
+        # Step 4: sample P from the last policy, and retrain the reward model on it.
+        refinement = refine_reward_model(
+            run.in_round(number),
+            settings,
+            policy=last_policy,
+            reward_model=last_reward_model,
+            prompt_dataset=prompt_dataset,
+            equivalence=equivalence,
+            preference_dataset=preferences,
+            heldout_preferences=heldout,
+            policy_samples=policy_samples if number == 1 else None,
+            earlier_preferences=all_preferences,
+        )
+        last_reward_model, all_preferences = refinement.reward_model, refinement.all_preferences
 
-    # Step 5: retrain the policy, again from π_SFT, against the refined reward model.
-    retrained_policy = run.stage(
-        "retrained_policy",
-        train_policy,
-        reward_model=refinement.reward_model,
-        prompt_dataset=prompt_dataset,
-        **config.policy_arguments(),
-    )
+        # Step 5: retrain the policy, again from π_SFT, against the refined reward model.
+        last_policy = run.in_round(number).stage(
+            "retrained_policy",
+            train_policy,
+            reward_model=last_reward_model,
+            prompt_dataset=prompt_dataset,
+            in_loop=build_in_loop(settings, anchors, all_preferences, equivalence, preferences, heldout),
+            **config.policy_arguments(),
+        )
+        rounds.append(Round(refinement.samples, refinement.synthetic_preferences, last_reward_model, last_policy))
 
     # Not part of Algorithm 1: compare the policies on held-out prompts.
     if eval_prompt_dataset is not None:
-        policies = {"sft": config.sft_model, "policy": policy, "retrained_policy": retrained_policy}
-        reward_models = {"reward_model": reward_model, "refined_reward_model": refinement.reward_model}
+        policies = {"sft": config.sft_model, "policy": policy}
+        reward_models = {"reward_model": reward_model}
+        for number, entry in enumerate(rounds, start=1):
+            policies[round_name("retrained_policy", number)] = entry.retrained_policy
+            reward_models[round_name("refined_reward_model", number)] = entry.refined_reward_model
         _run_evaluation(run, config, policies, reward_models, eval_prompt_dataset)
-    return RLPResult(
-        reward_model=reward_model,
-        policy=policy,
-        policy_samples=refinement.samples,
-        synthetic_preferences=refinement.synthetic_preferences,
-        refined_reward_model=refinement.reward_model,
-        retrained_policy=retrained_policy,
-        stages=run.results(),
-    )
+    return RLPResult(reward_model, policy, **rounds[-1]._asdict(), stages=run.results(), rounds=rounds)
+
+
+class Anchors(NamedTuple):
+    """Folders of the samples of π_SFT and of the anchors (`None` if step 5 does not compare completions with them)."""
+
+    samples: Path
+    anchors: Path | None
 
 
 class Refinement(NamedTuple):
-    """Folders of the samples P, the preferences D̂ (`None` without SPG), and the refined reward model r̂_φ."""
+    """
+    Folders of the samples P, the preferences D̂ (`None` without SPG), and the refined reward model r̂_φ.
+
+    `all_preferences` are those of this round and of the earlier ones.
+    """
 
     samples: Path
     synthetic_preferences: Path | None
     reward_model: Path
+    all_preferences: tuple[Path, ...] = ()
+
+
+def sample_anchors(
+    run: RunFolder,
+    settings: RefinementSettings,
+    policy: str | Path,
+    prompt_dataset: Dataset,
+    equivalence: Equivalence | None,
+) -> Anchors | None:
+    """
+    Samples π_SFT once, groups the samples and makes anchors from them. This is ours and not the paper's.
+
+    Args:
+        run ([`RunFolder`]):
+            Folder of the stages.
+        settings ([`RefinementSettings`]):
+            Settings of the refinement. They decide whether there are samples and anchors.
+        policy (`str` or `Path`):
+            Folder or Hub name of π_SFT.
+        prompt_dataset ([`~datasets.Dataset`]):
+            Prompts U.
+        equivalence ([`Equivalence`], *optional*):
+            Decides which completions mean the same. Required by anchors.
+
+    Returns:
+        [`Anchors`] or `None`: Folders of the results. `None` if step 5 has neither anchors nor refinement.
+
+    Raises:
+        ValueError: If no prompt has an anchor.
+    """
+    if not settings.is_in_loop:
+        return None
+    samples = run.stage(
+        "anchor_samples",
+        sample_policy,
+        policy=policy,
+        prompt_dataset=prompt_dataset,
+        sampling=settings.sampling,
+        columns=list_instruction_columns(equivalence),
+        model_options=settings.model_options,
+    )
+    if not settings.needs_anchors:
+        return Anchors(samples, None)
+    threshold = settings.config.confidence_threshold
+    samples = run.stage(
+        "anchor_groups",
+        group_samples,
+        samples=samples,
+        equivalence=equivalence,
+        threshold=threshold,
+        complete_groups=False,
+    )
+    anchors = run.stage("anchors", make_anchors, groups=samples, equivalence=equivalence, threshold=threshold)
+    return Anchors(samples, anchors)
+
+
+def build_in_loop(
+    settings: RefinementSettings,
+    anchors: Anchors | None,
+    synthetic: Sequence[Path],
+    equivalence: Equivalence | None,
+    preference_dataset: Dataset,
+    heldout_preferences: Dataset,
+) -> InLoop | None:
+    """
+    Collects what step 5 adds to the policy's training. This is ours and not the paper's.
+
+    Args:
+        settings ([`RefinementSettings`]):
+            Settings of the refinement.
+        anchors ([`Anchors`], *optional*):
+            Result of [`sample_anchors`].
+        synthetic (`Sequence[Path]`):
+            Folders of the synthetic preferences of all rounds so far.
+        equivalence ([`Equivalence`], *optional*):
+            Decides whether a completion means what the anchor means.
+        preference_dataset ([`~datasets.Dataset`]):
+            Human preferences D, without the held-out part.
+        heldout_preferences ([`~datasets.Dataset`]):
+            Human preferences that decide whether a refined reward model is kept.
+
+    Returns:
+        [`InLoop`] or `None`: The additions. `None` if there are none.
+    """
+    if anchors is None:
+        return None
+    return InLoop(
+        anchor_weight=settings.anchor_weight,
+        refine_every=settings.refine_every,
+        anchors=anchors.anchors,
+        samples=anchors.samples,
+        equivalence=equivalence,
+        base_model=settings.base_model,
+        config=settings.config,
+        preference_dataset=preference_dataset,
+        heldout_preferences=heldout_preferences,
+        synthetic=synthetic,
+        peft_config=settings.peft_config,
+        seed=settings.seed,
+    )
 
 
 def refine_reward_model(
@@ -204,6 +345,7 @@ def refine_reward_model(
     preference_dataset: Dataset,
     heldout_preferences: Dataset,
     policy_samples: SampleSource | None = None,
+    earlier_preferences: Sequence[Path] = (),
 ) -> Refinement:
     r"""
     Runs step 4 of Algorithm 1: samples P from π, makes D̂ (SPG), and retrains the reward model by Eq. 1.
@@ -231,6 +373,8 @@ def refine_reward_model(
             Human preferences for the gate.
         policy_samples ([`~datasets.Dataset`] or `Callable`, *optional*):
             Samples P, or a function from prompts to samples, instead of sampling.
+        earlier_preferences (`Sequence[Path]`, *optional*):
+            Folders of D̂ of earlier rounds. The reward model is trained on them too.
 
     Returns:
         [`Refinement`]: Folders of the results.
@@ -278,6 +422,7 @@ def refine_reward_model(
         )
 
     # Retrain: a new reward model, from the same start as the first one, on D and D̂ (SPG), with L_M (UML), or both.
+    all_preferences = (*earlier_preferences, *([synthetic] if synthetic else []))
     refined_reward_model = run.stage(
         "refined_reward_model",
         train_reward_model,
@@ -286,10 +431,10 @@ def refine_reward_model(
         args={**settings.args, "method": settings.config.method},
         peft_config=settings.peft_config,
         policy_samples=load_data(samples) if settings.config.uses_views else None,
-        synthetic_dataset=load_data(synthetic) if synthetic else None,
+        synthetic_dataset=concatenate_datasets([*map(load_data, all_preferences)]) if synthetic else None,
     )
 
-    # Gate, not part of Algorithm 1: is the refined reward model worse than the first one?
+    # Gate, not part of Algorithm 1: is the refined reward model worse than the one that it replaces?
     _run_gate(
         run,
         settings,
@@ -300,7 +445,7 @@ def refine_reward_model(
         answers=find_answers(load_data(samples), prompt_dataset),
         synthetic=synthetic,
     )
-    return Refinement(samples, synthetic, refined_reward_model)
+    return Refinement(samples, synthetic, refined_reward_model, all_preferences)
 
 
 def _run_gate(run: RunFolder, settings: RefinementSettings, **compared: Any) -> None:
@@ -341,7 +486,7 @@ def _open_run_folder(
     policy_samples: SampleSource | None,
 ) -> RunFolder:
     """Checks the arguments, and claims the folder. Its settings are everything that decides the results."""
-    _check_arguments(
+    require_run_arguments(
         config, equivalence, preference_dataset, prompt_dataset, eval_preference_dataset, eval_prompt_dataset
     )
     settings = {key: value for key, value in asdict(config).items() if key not in _NO_SETTINGS}
@@ -358,40 +503,3 @@ def _open_run_folder(
     for name, dataset in datasets.items():
         settings[name] = None if dataset is None else dataset_fingerprint(dataset)
     return RunFolder(config.output_dir, settings)
-
-
-def _check_arguments(
-    config: RLPConfig,
-    equivalence: Equivalence | None,
-    preference_dataset: Dataset,
-    prompt_dataset: Dataset,
-    eval_preference_dataset: Dataset | None,
-    eval_prompt_dataset: Dataset | None,
-) -> None:
-    hub_options = {name: value for name, value in config.model_options().items() if name in HUB_OPTIONS}
-    require_causal_lm(config.sft_model, **hub_options)
-    require_preferences(preference_dataset, "preference_dataset")
-    require_prompts(prompt_dataset, "prompt_dataset")
-    require_answers(prompt_dataset, "prompt_dataset")
-    require_no_template_columns(prompt_dataset, "prompt_dataset")
-    if eval_preference_dataset is not None:
-        require_preferences(eval_preference_dataset, "eval_preference_dataset")
-    if eval_prompt_dataset is not None:
-        require_prompts(eval_prompt_dataset, "eval_prompt_dataset")
-        require_answers(eval_prompt_dataset, "eval_prompt_dataset")
-    policy_config = config.policy_config()
-    if isinstance(policy_config, PPOConfig):
-        require_rollout(policy_config, len(prompt_dataset), "prompt_dataset")
-        require_value_adapter(policy_config, None, config.lora("policy"))
-    else:
-        require_no_assistant_prefill(prompt_dataset["prompt"], config.policy_trainer)
-        processing_class = load_tokenizer(config.sft_model, **hub_options)
-        require_plain_prompts(prompt_dataset["prompt"], processing_class, config.policy_trainer)
-    if equivalence is not None:
-        require_equivalence(equivalence)
-        read_instructions(prompt_dataset, equivalence, "prompt_dataset")
-    elif config.reward_config().needs_groups:
-        raise ValueError(
-            f"`equivalence` is None, but `method`={config.method!r} groups completions by meaning. Pass for example "
-            "`NLIEquivalence()`."
-        )

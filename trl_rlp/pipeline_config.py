@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig
+from transformers.utils import logging
 from trl import GRPOConfig, ModelConfig, RLOOConfig, get_peft_config
 
 from trl_rlp.data.sampling.engines import require_engine
 from trl_rlp.data.sampling_settings import require_shared_ends, require_stop
 from trl_rlp.evaluation.gate_report import ON_REGRESSION
+from trl_rlp.stages.loop_checks import require_loop_settings, require_refinable
 from trl_rlp.stages.policy import POLICY_TRAINERS
 from trl_rlp.storage.paths import expand_fields
 from trl_rlp.storage.precision import dtype_option, require_inference_dtype
@@ -23,13 +25,15 @@ from trl_rlp.trainer.reward.methods import FIELDS, METHODS
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 
 
+logger = logging.get_logger(__name__)
+
 REFINING_METHODS = tuple(name for name in METHODS if name != "none")
 
 
 @dataclass(frozen=True)
 class RefinementSettings:
     """
-    Settings of step 4 of Algorithm 1.
+    Settings of step 4 of Algorithm 1, and of what step 5 adds to the policy's training.
 
     Args:
         base_model (`str` or `Path`):
@@ -49,6 +53,10 @@ class RefinementSettings:
             What the gate does if the refined model is worse: `"warn"` or `"raise"`.
         seed (`int`, *optional*, defaults to `42`):
             Seed of the synthetic pairs and of the gate's policy pairs.
+        anchor_weight (`float`, *optional*, defaults to `0.0`):
+            Weight of the anchor reward in step 5, at least 0 (c).
+        refine_every (`int`, *optional*):
+            Number of rollouts of step 5 after which the reward model is refined again. `None` does not refine it.
     """
 
     base_model: str | Path
@@ -59,6 +67,23 @@ class RefinementSettings:
     peft_config: LoraConfig | None = None
     on_regression: str = "warn"
     seed: int = 42
+    anchor_weight: float = 0.0
+    refine_every: int | None = None
+
+    @property
+    def is_in_loop(self) -> bool:
+        """Whether step 5 has an anchor reward, or refines the reward model, so that π_SFT is sampled."""
+        return self.anchor_weight > 0 or self.refine_every is not None
+
+    @property
+    def needs_anchors(self) -> bool:
+        """Whether step 5 compares completions with anchors. The views of UML do not need them."""
+        return self.anchor_weight > 0 or (self.refine_every is not None and self.config.uses_synthetic_pairs)
+
+    @property
+    def needs_equivalence(self) -> bool:
+        """Whether completions are compared by meaning, in step 4 or in step 5."""
+        return self.config.needs_groups or self.needs_anchors
 
 
 @dataclass
@@ -106,6 +131,16 @@ class RLPConfig:
             paper does not do this.
         on_regression (`str`, *optional*, defaults to `"warn"`):
             What the gate does if the refined reward model is worse: `warn` or `raise`.
+        anchor_weight (`float`, *optional*, defaults to `0.0`):
+            Weight of the anchor reward in step 5, beside the reward model with weight 1, at least 0. A completion that
+            means the same as the clear majority of the SFT policy's samples gets this reward. 0 turns it off. The
+            paper does not have it.
+        refine_every (`int`, *optional*):
+            Number of rollouts of step 5 after which the reward model is refined again, at least 1. By default, it is
+            the same during the whole step, as in the paper.
+        rounds (`int`, *optional*, defaults to `1`):
+            Number of times that steps 4 and 5 run, at least 1. Each further round samples the last retrained policy.
+            Algorithm 1 runs them once.
         reward_args (`dict` or `str`, *optional*):
             Fields of RLPRewardConfig for both reward models, as a mapping. Examples are the learning rate, the batch
             size, `confidence_threshold` (gamma in the paper) and `representation_coef` (lambda in the paper).
@@ -230,6 +265,34 @@ class RLPConfig:
         default="warn",
         metadata={"help": "What the gate does if the refined reward model is worse: `warn` or `raise`."},
     )
+    anchor_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": (
+                "Weight of the anchor reward in step 5, beside the reward model with weight 1, at least 0. A "
+                "completion that means the same as the clear majority of the SFT policy's samples gets this reward. "
+                "0 turns it off. The paper does not have it."
+            )
+        },
+    )
+    refine_every: int | None = field(
+        default=None,
+        metadata={
+            "help": (
+                "Number of rollouts of step 5 after which the reward model is refined again, at least 1. By default, "
+                "it is the same during the whole step, as in the paper."
+            )
+        },
+    )
+    rounds: int = field(
+        default=1,
+        metadata={
+            "help": (
+                "Number of times that steps 4 and 5 run, at least 1. Each further round samples the last retrained "
+                "policy. Algorithm 1 runs them once."
+            )
+        },
+    )
     reward_args: dict[str, Any] | str | None = field(
         default=None,
         metadata={
@@ -347,6 +410,7 @@ class RLPConfig:
         for name in ("temperature", "evaluation_temperature", "max_new_tokens", "tokens_per_batch"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}.")
+        require_loop_settings(self.anchor_weight, self.refine_every, self.rounds)
 
     def _check_mappings(self) -> None:
         """Builds the configuration of each trainer once, to find wrong fields before hours of training."""
@@ -381,9 +445,27 @@ class RLPConfig:
             require_shared_ends(config.generation_kwargs, "`run_rlp`")
             if METHODS[self.method].synthetic:
                 require_stop(self._prompt_and_stop().get("stop_token_ids"))
+        self._check_loop(config)
         for name in ("reward", "policy"):
             with _named(f"{name}_peft"):
                 self.lora(name)
+
+    def _check_loop(self, policy_config: PPOConfig | RLOOConfig | GRPOConfig) -> None:
+        """Checks that the policy's trainer can do what step 5 adds to it."""
+        if self.anchor_weight and policy_config.reward_weights is not None:
+            raise ValueError(
+                f"`policy_args.reward_weights` is {policy_config.reward_weights}, but `anchor_weight`="
+                f"{self.anchor_weight} sets the weights: 1 for the reward model, and itself for the anchor reward. "
+                "Remove `reward_weights`."
+            )
+        if self.anchor_weight and self.policy_trainer == "grpo" and _scales_by_deviation(policy_config):
+            logger.warning_once(
+                f"`anchor_weight`={self.anchor_weight} with GRPO, which divides the rewards of a prompt by their "
+                "standard deviation, so neither `anchor_weight` nor `beta` has a fixed strength. Set `policy_args` to "
+                '{"scale_rewards": "none"}, with the default `multi_objective_aggregation`.'
+            )
+        if self.refine_every is not None:
+            require_refinable(policy_config, self.reward_config())
 
     def _check_model_args(self) -> None:
         self.model_args = parse_fields("model_args", self.model_args, ModelConfig) or {}
@@ -487,6 +569,8 @@ class RLPConfig:
             peft_config=self.lora("reward"),
             on_regression=self.on_regression,
             seed=self.seed,
+            anchor_weight=self.anchor_weight,
+            refine_every=self.refine_every,
         )
 
     def sampling(self, **overrides: Any) -> dict[str, Any]:
@@ -563,6 +647,10 @@ class RLPConfig:
         if name == "policy":
             return LoraConfig(**{"task_type": "CAUSAL_LM", **settings})
         return LoraConfig(**{"task_type": "SEQ_CLS", "modules_to_save": ["score"], **settings})
+
+
+def _scales_by_deviation(config: GRPOConfig) -> bool:
+    return config.scale_rewards != "none" or config.multi_objective_aggregation != "sum_then_normalize"
 
 
 @contextmanager

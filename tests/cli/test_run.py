@@ -1,10 +1,14 @@
 import io
+from pathlib import Path
 
 from rich.console import Console
 
 from trl_rlp.cli import main
-from trl_rlp.cli.run import Forecast, _build_policy_table
+from trl_rlp.cli.arguments import parse
+from trl_rlp.cli.run import Forecast, _build_policy_table, print_result
 from trl_rlp.memory_estimate import StageMemory
+from trl_rlp.pipeline import RLPResult, Round
+from trl_rlp.pipeline_config import RLPConfig
 
 
 def test_a_metric_that_is_not_finite_is_printed_as_a_dash():
@@ -44,3 +48,26 @@ def test_algorithm_1_runs_from_a_config_file(tmp_path, models, preferences, writ
     assert "GiB by formula" not in capsys.readouterr().out  # no stage starts
     assert main([*words, "--seed", "7"]) == 2
     assert "other settings: `seed` was 42 and is 7" in capsys.readouterr().err
+
+
+def test_the_options_of_rounds_anchors_and_refinement(tmp_path):
+    words = ["--output_dir", str(tmp_path), "--sft_model", "sft", "--anchor_weight", "3", "--refine_every", "8"]
+    (config,) = parse("run", "", [*words, "--rounds", "2"], RLPConfig)
+    assert (config.anchor_weight, config.refine_every, config.rounds) == (3.0, 8, 2)
+    file = tmp_path / "config.yaml"
+    file.write_text("sft_model: sft\nanchor_weight: 3\nrefine_every: '8'\nrounds: 2\n")
+    (read,) = parse("run", "", ["--config", str(file), "--output_dir", str(tmp_path)], RLPConfig)
+    assert read == config
+
+
+def test_the_result_has_the_gate_and_the_models_of_every_round(capsys):
+    model = {"pairs": 3, "accuracy": 1.0, "calibration_error": 0.0, "margin": 1.0, "length_accuracy": 0.5}
+    gate = {"metrics": {"comparisons": {"human": {"before": model, "after": model}}}}
+    rounds = [Round(*(Path(f"{name}{number}") for name in ("p", "d", "r", "pi"))) for number in ("", "_2")]
+    result = RLPResult(Path("r"), Path("pi"), *rounds[-1], stages={"gate": gate, "gate_2": gate}, rounds=rounds)
+    print_result(result, {})
+    output = capsys.readouterr().out
+    assert [line.strip() for line in output.splitlines() if line.strip().startswith("gate")] == ["gate", "gate_2"]
+    assert all(
+        f"refined reward model: r{number}\nretrained policy:     pi{number}\n" in output for number in ("", "_2")
+    )

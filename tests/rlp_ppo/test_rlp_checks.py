@@ -1,5 +1,7 @@
 """The checks alone. That they run before any work is tested in test_rlp_ppo_trainer.py."""
 
+import logging
+
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
@@ -13,7 +15,7 @@ from trl_rlp.rlp_ppo.rlp_ppo_config import RLPPPOConfig
 from trl_rlp.trainer.reward.methods import METHODS
 
 
-def check(folder, method="spg", reward_args=None, **changes) -> None:
+def check(folder, method="spg", reward_args=None, loop=None, **changes) -> None:
     arguments = {
         "model": tiny_causal_lm(tiny_tokenizer()),
         "reward_model": tiny_reward_model(tiny_tokenizer()),
@@ -22,7 +24,7 @@ def check(folder, method="spg", reward_args=None, **changes) -> None:
         "preference_dataset": preferences(4),
         "equivalence": SameText(),
     }
-    args = ppo_config(folder, RLPPPOConfig, rlp_method=method, rlp_reward_args=reward_args)
+    args = ppo_config(folder, RLPPPOConfig, rlp_method=method, rlp_reward_args=reward_args, **(loop or {}))
     require_rlp_arguments(args, **{**arguments, **changes})
 
 
@@ -56,6 +58,18 @@ ERRORS = {
         {"equivalence": None, "method": "uml", "reward_args": {"views_from": "group"}},
         "`equivalence` is None, but `rlp_method`='uml' groups completions",
     ),
+    "no equivalence for anchors": (
+        {"equivalence": None, "method": "uml", "loop": {"rlp_anchor_weight": 3.0}},
+        "`equivalence` is None, but `rlp_anchor_weight`=3.0 compares completions with anchors",
+    ),
+    "views in the loop": (
+        {"method": "uml", "loop": {"rlp_refine_every": 1}},
+        "`num_generations` is 1, but with `rlp_refine_every` and the method 'uml' the views are",
+    ),
+    "pairs that are drawn again": (
+        {"reward_args": {"redraw_rejected": True}, "loop": {"rlp_refine_every": 1}},
+        "`rlp_reward_args.redraw_rejected` is True, but with `rlp_refine_every` the pairs",
+    ),
     "no reward model": ({"reward_model": None}, "`reward_model` is None, but `rlp_method`='spg' refines it"),
     "adapted policy": (
         {"model": get_peft_model(tiny_causal_lm(tiny_tokenizer()), LoraConfig(target_modules=["q_proj"]))},
@@ -83,3 +97,15 @@ def test_answers_of_the_wrong_type_are_named(tmp_path):
     check(tmp_path, train_dataset=prompts().add_column("answers", ["a"] * 8))
     with pytest.raises(TypeError, match="`train_dataset` row 0: `answers` must be an accepted answer"):
         check(tmp_path, train_dataset=prompts().add_column("answers", [0.5] * 8))
+
+
+def test_a_schedule_longer_than_the_run_is_a_warning(tmp_path, caplog):
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        check(tmp_path, loop={"rlp_refine_every": 2})
+        assert not caplog.records
+        check(tmp_path, loop={"rlp_refine_every": 3})
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "`rlp_refine_every` is 3, but step 5 has 3 rollouts" in caplog.text

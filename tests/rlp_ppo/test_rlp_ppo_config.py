@@ -39,6 +39,9 @@ def test_every_method_is_accepted(tmp_path, method):
         ("rlp_num_generations", 1, "must be at least 2, because RLP compares completions, got 1"),
         ("rlp_temperature", 0.0, "must be above 0, got 0.0"),
         ("rlp_heldout_share", 1.0, r"must be between 0 and 1 \(both excluded\), got 1.0"),
+        ("rlp_anchor_weight", -1.0, "must be at least 0, got -1.0"),
+        ("rlp_refine_every", 0, "must be at least 1, got 0"),
+        ("rlp_rounds", 0, "must be at least 1, got 0"),
         ("rlp_reward_args", "{lr: 1", "is not JSON"),
         ("rlp_reward_args", {"lr": 1}, r"has \['lr'\], which RLPRewardConfig does not have"),
         ("rlp_reward_args", {"method": "uml"}, r"may not set \['method'\]. Set `rlp_method`"),
@@ -58,3 +61,10 @@ def test_the_command_line_accepts_every_field(tmp_path):
     words = ["--output_dir", str(tmp_path), "--use_cpu", "true", "--rlp_method", "uml", "--lam", "0.9"]
     (args,) = TrlParser((RLPPPOConfig,)).parse_args_and_config(words)
     assert (args.rlp_method, args.lam) == ("uml", 0.9)
+
+
+@pytest.mark.parametrize("change", [{"rlp_anchor_weight": 3.0}, {"rlp_refine_every": 8}, {"rlp_rounds": 2}])
+def test_plain_ppo_has_no_rounds_and_nothing_in_the_loop(tmp_path, change):
+    with pytest.raises(ValueError, match='`rlp_rounds` are not used with `rlp_method`="none". Set `rlp_method` to'):
+        ppo_config(tmp_path, RLPPPOConfig, **change)
+    assert ppo_config(tmp_path, RLPPPOConfig, rlp_method="spg", **change).rlp_method == "spg"

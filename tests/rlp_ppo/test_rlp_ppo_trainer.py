@@ -1,6 +1,7 @@
 """Algorithm 1 inside the PPO trainer."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from tests.tiny_models import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.normalization import normalize_text
 from trl_rlp.rlp_ppo.rlp_ppo_config import RLPPPOConfig
 from trl_rlp.storage.artifacts import load_data
+from trl_rlp.storage.json_files import read_json
 
 
 REWARD = {"max_steps": 2, "per_device_train_batch_size": 2, "use_cpu": True, "report_to": "none", "logging_steps": 1}
@@ -221,3 +223,55 @@ def test_arguments_of_ppo_are_checked_before_the_folder_is_claimed(tmp_path):
     with pytest.raises(ValueError, match="`train_dataset` lacks a column `prompt`"):
         rlp_trainer(tmp_path / "run", data=Dataset.from_dict({"text": ["a"] * 8}))
     assert not (tmp_path / "run").exists()
+
+
+# Rounds, anchors and refinement in the loop
+
+
+LOOP = {"rlp_anchor_weight": 3.0, "rlp_refine_every": 1, "rlp_rounds": 2}
+
+
+def constant_reward(completions, **kwargs):
+    return [0.5] * len(completions)
+
+
+def test_every_round_has_anchors_and_refinement_and_a_killed_run_resumes(tmp_path):
+    """Three rollouts of two optimizer steps in each training. The user's function and weights stay as they are."""
+    arguments = {**LOOP, "reward_funcs": [constant_reward], "reward_weights": [1.0, 2.0], "save_strategy": "steps"}
+    arguments |= {"save_steps": 1, "num_ppo_epochs": 1}
+    straight = rlp_trainer(tmp_path / "run", reward_model=tiny_reward_model(tiny_tokenizer(), seed=3), **arguments)
+    straight.train()
+    stages = {path.parent.name for path in (tmp_path / "run" / "rlp").glob("*/stage.json")}
+    assert {"anchors", "retrained_policy", "refined_reward_model", "refined_reward_model_2", "gate_2"} <= stages
+    assert "retrained_policy_2" not in stages  # the training of the trainer itself
+    metrics = read_json(tmp_path / "run" / "rlp" / "retrained_policy" / "stage.json")["metrics"]
+    for values in (metrics, {name: value for row in straight.state.log_history for name, value in row.items()}):
+        assert values["refinement/count"] + values["refinement/skipped"] == 2
+        assert values["semantic_anchor/anchored_share"] > 0
+    assert straight.reward_func_names == ["reward_model", "constant_reward", "semantic_anchor"]
+    assert straight.reward_weights.tolist() == [1.0, 2.0, 3.0]
+    assert straight.reward_model is straight.reward_funcs[0].model
+
+    shutil.copytree(tmp_path / "run", tmp_path / "other")
+    shutil.rmtree(tmp_path / "other" / "checkpoint-3")
+    resumed = rlp_trainer(tmp_path / "other", reward_model=tiny_reward_model(tiny_tokenizer(), seed=3), **arguments)
+    resumed.train(resume_from_checkpoint=True)
+    assert all(torch.equal(a, b) for a, b in zip(resumed.model.parameters(), straight.model.parameters(), strict=True))
+    last = (resumed.reward_model.state_dict(), straight.reward_model.state_dict())
+    assert all(torch.equal(weight, last[1][name]) for name, weight in last[0].items())
+    assert logged(resumed)[:-1] == logged(straight)[:-1]
+
+
+def test_a_value_model_starts_from_its_first_weights_in_every_round(tmp_path, monkeypatch):
+    """Three trainings: that of the first policy, and those of both rounds."""
+    starts, tokenizer = [], tiny_tokenizer()
+    train = module.PPOTrainer.train
+
+    def record(self, *args, **kwargs):
+        starts.append({name: weight.clone() for name, weight in self.value_model.state_dict().items()})
+        return train(self, *args, **kwargs)
+
+    monkeypatch.setattr(module.PPOTrainer, "train", record)
+    rlp_trainer(tmp_path, rlp_rounds=2, value_model=tiny_reward_model(tokenizer, seed=5)).train()
+    assert len(starts) == 3
+    assert all(torch.equal(weight, start[name]) for start in starts[1:] for name, weight in starts[0].items())

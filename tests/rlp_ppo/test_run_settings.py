@@ -41,6 +41,8 @@ def test_the_settings_of_the_refinement_are_those_of_the_run(tmp_path, base):
         seed=7,
         rlp_num_generations=6,
         rlp_temperature=0.5,
+        rlp_anchor_weight=2.0,
+        rlp_refine_every=8,
         rlp_reward_base=base,
         rlp_reward_args={"confidence_threshold": 0.4},
     )
@@ -51,7 +53,7 @@ def test_the_settings_of_the_refinement_are_those_of_the_run(tmp_path, base):
     prompt_and_stop = {"stop_token_ids": None, "chat_template_kwargs": None}
     expected = {"num_generations": 6, "temperature": 0.5, "max_new_tokens": 6, "seed": 7, **prompt_and_stop}
     assert settings.sampling == expected
-    assert settings.seed == 7
+    assert settings.seed == 7 and (settings.anchor_weight, settings.refine_every) == (2.0, 8)
     assert {"output_dir", "method"} & settings.args.keys() == set()
     assert (settings.args["confidence_threshold"], settings.args["use_cpu"]) == (0.4, True)
 
@@ -86,6 +88,7 @@ CHANGES = {
     "args.kl_coef": {"kl_coef": 0.3},
     "args.seed": {"seed": 1},
     "args.rlp_reward_args": {"rlp_reward_args": {"max_steps": 3}},
+    "args.rlp_rounds": {"rlp_rounds": 2},
     "policy": {"policy_seed": 1},
     "prompts": {"data": prompts(7)},
     "preference_dataset": {"pairs": preferences(5)},

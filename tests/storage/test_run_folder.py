@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 
 from trl_rlp.storage import run_folder
-from trl_rlp.storage.run_folder import RunFolder
+from trl_rlp.storage.run_folder import RunFolder, round_name
 
 
 def test_a_finished_stage_runs_once_and_keeps_its_metrics(tmp_path):
@@ -109,3 +109,22 @@ def test_a_folder_of_another_run_or_of_unknown_origin_is_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(ValueError, match="is not empty and holds no run.json"):
         RunFolder(tmp_path, {})
+
+
+def test_the_stages_of_a_round_have_its_number(tmp_path):
+    """Those of round 1 have none. Arguments of `is_finished` and `metrics` are names of round 1."""
+    run, calls, started = RunFolder(tmp_path, {}), [], []
+    for number in (1, 2, 2):
+        with RunFolder.on_start(lambda run, name, arguments: started.append(name)):
+            folder = run.in_round(number).stage(
+                "gate", lambda folder, number: calls.append(number) or {"n": number}, number=number
+            )
+        assert folder == tmp_path / round_name("gate", number)
+        assert run.in_round(number).is_finished("gate") and run.in_round(number).metrics("gate") == {"n": number}
+    assert calls == [1, 2] and started == ["gate", "gate_2"] and not run.in_round(3).is_finished("gate")
+    assert {name: stage["metrics"]["n"] for name, stage in run.in_round(2).results().items()} == {
+        "gate": 1,
+        "gate_2": 2,
+    }
+    run.stage("policy", lambda folder: None)
+    assert (tmp_path / "policy").is_dir()

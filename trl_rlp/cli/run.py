@@ -15,7 +15,7 @@ from trl_rlp.pipeline import RLPResult, run_rlp
 from trl_rlp.pipeline_config import RLPConfig
 from trl_rlp.storage.loading import load_rows
 from trl_rlp.storage.processes import process_state
-from trl_rlp.storage.run_folder import RunFolder
+from trl_rlp.storage.run_folder import RunFolder, round_name
 
 
 @dataclass
@@ -129,8 +129,8 @@ def main(options: Sequence[str]) -> None:
     preferences = load_rows(data.preference_dataset, data.preference_split)
     prompts = load_rows(data.prompt_dataset, data.prompt_split)
     eval_prompts = _load_optional(data.eval_prompt_dataset)
-    needs_groups = config.reward_config().needs_groups
-    has_model = needs_groups and equivalence.equivalence != "exact"
+    needs_equivalence = config.refinement_settings().needs_equivalence
+    has_model = needs_equivalence and equivalence.equivalence != "exact"
     forecast = Forecast(
         config,
         prompts,
@@ -143,7 +143,7 @@ def main(options: Sequence[str]) -> None:
             config,
             preferences,
             prompts,
-            equivalence.build(config.inference_dtype) if needs_groups else None,
+            equivalence.build(config.inference_dtype) if needs_equivalence else None,
             _load_optional(data.eval_preference_dataset),
             eval_prompts,
             data.policy_samples,
@@ -164,11 +164,14 @@ def print_result(result: RLPResult, estimates: Mapping[str, StageMemory]) -> Non
     """
     console = Console()
     console.print(_build_stage_table(result.stages, estimates))
-    console.print(_build_gate_table(result.stages["gate"]["metrics"]["comparisons"]))
+    for number in range(1, len(result.rounds) + 1):
+        name = round_name("gate", number)
+        console.print(_build_gate_table(result.stages[name]["metrics"]["comparisons"], name))
     if "evaluation" in result.stages:
         console.print(_build_policy_table(result.stages["evaluation"]["metrics"]))
-    console.print(f"refined reward model: {result.refined_reward_model}", soft_wrap=True)
-    console.print(f"retrained policy:     {result.retrained_policy}", soft_wrap=True)
+    for entry in result.rounds:
+        console.print(f"refined reward model: {entry.refined_reward_model}", soft_wrap=True)
+        console.print(f"retrained policy:     {entry.retrained_policy}", soft_wrap=True)
 
 
 def _build_estimate_table(stages: Mapping[str, StageMemory]) -> Table:
@@ -190,13 +193,14 @@ def _build_stage_table(stages: Mapping[str, dict[str, Any]], estimates: Mapping[
     return table
 
 
-def _build_gate_table(comparisons: dict[str, dict]) -> Table:
-    table = Table("pairs", "reward model", "accuracy", "calibration error", "margin", "length baseline")
-    for name, comparison in comparisons.items():
+def _build_gate_table(comparisons: dict[str, dict], name: str) -> Table:
+    columns = ("pairs", "reward model", "accuracy", "calibration error", "margin", "length baseline")
+    table = Table(*columns, title=name)
+    for pairs, comparison in comparisons.items():
         for model in ("before", "after"):
             row = comparison[model]
             cells = [row["accuracy"], row["calibration_error"], row["margin"], row["length_accuracy"]]
-            table.add_row(f"{name} ({row['pairs']})", model, *map(_format_metric, cells))
+            table.add_row(f"{pairs} ({row['pairs']})", model, *map(_format_metric, cells))
     return table
 
 

@@ -1,5 +1,6 @@
 """Checks of the arguments that the RLP-PPO trainer adds, before any work."""
 
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, IterableDataset
@@ -11,7 +12,8 @@ from trl_rlp.data.groups.instruction import require_instruction_column
 from trl_rlp.data.template_options import require_no_template_columns
 from trl_rlp.data.validation import require_answers, require_preferences
 from trl_rlp.rlp_ppo.rlp_ppo_config import RLPPPOConfig
-from trl_rlp.rlp_ppo.run_settings import build_reward_config
+from trl_rlp.rlp_ppo.run_settings import build_refinement_settings, build_reward_config
+from trl_rlp.stages.loop_checks import require_refinable, warn_of_long_schedule
 
 
 def require_rlp_arguments(
@@ -60,15 +62,20 @@ def require_rlp_arguments(
             f"`reward_model` is None, but `rlp_method`={args.rlp_method!r} refines it. Pass the model itself. Models "
             "in `reward_funcs` are not refined."
         )
+    settings = build_refinement_settings(args, Path(args.output_dir), build_reward_config(args))
     if equivalence is not None:
         require_equivalence(equivalence)
-    elif build_reward_config(args).needs_groups:
-        raise ValueError(
-            f"`equivalence` is None, but `rlp_method`={args.rlp_method!r} groups completions by meaning. Pass for "
-            "example `NLIEquivalence()`."
-        )
+    elif settings.needs_equivalence:
+        cause = f"`rlp_method`={args.rlp_method!r} groups completions by meaning"
+        if not settings.config.needs_groups:
+            cause = f"`rlp_anchor_weight`={args.rlp_anchor_weight} compares completions with anchors"
+        raise ValueError(f"`equivalence` is None, but {cause}. Pass for example `NLIEquivalence()`.")
     _require_restart(args, model, train_dataset, optimizers)
     require_instruction_column(train_dataset, equivalence, "train_dataset")
+    if args.rlp_refine_every is not None:
+        names = {"policy": "", "reward": "rlp_reward_args.", "field": "rlp_refine_every"}
+        require_refinable(args, settings.config, **names)
+        warn_of_long_schedule(args.rlp_refine_every, args, train_dataset, names["field"])
 
 
 def _require_restart(

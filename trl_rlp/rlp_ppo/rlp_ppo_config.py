@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from trl_rlp.data.sampling_settings import require_shared_ends, require_stop
+from trl_rlp.stages.loop_checks import require_loop_settings
 from trl_rlp.trainer.mappings import parse_fields, require_no_evaluation
 from trl_rlp.trainer.ppo.ppo_config import PPOConfig
 from trl_rlp.trainer.reward.methods import METHODS
@@ -33,6 +34,15 @@ class RLPPPOConfig(PPOConfig):
             Fields of RLPRewardConfig for the refinement, as a mapping.
         rlp_heldout_share (`float`, *optional*, defaults to `0.05`):
             Share of the human preferences held out to compare both reward models, between 0 and 1 (both excluded).
+        rlp_anchor_weight (`float`, *optional*, defaults to `0.0`):
+            Weight of the anchor reward in step 5, at least 0. A completion that means the same as the clear majority
+            of the initial policy's samples gets this reward. 0 turns it off. The paper does not have it.
+        rlp_refine_every (`int`, *optional*):
+            Number of rollouts of step 5 after which the reward model is refined again, at least 1. By default, it is
+            the same during the whole step, as in the paper.
+        rlp_rounds (`int`, *optional*, defaults to `1`):
+            Number of times that steps 4 and 5 run, at least 1. Each further round samples the last retrained policy.
+            Algorithm 1 runs them once.
 
     Raises:
         ValueError: If a value is out of range or a name is unknown.
@@ -83,6 +93,34 @@ class RLPPPOConfig(PPOConfig):
             )
         },
     )
+    rlp_anchor_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": (
+                "Weight of the anchor reward in step 5, at least 0. A completion that means the same as the clear "
+                "majority of the initial policy's samples gets this reward. 0 turns it off. The paper does not have "
+                "it."
+            )
+        },
+    )
+    rlp_refine_every: int | None = field(
+        default=None,
+        metadata={
+            "help": (
+                "Number of rollouts of step 5 after which the reward model is refined again, at least 1. By default, "
+                "it is the same during the whole step, as in the paper."
+            )
+        },
+    )
+    rlp_rounds: int = field(
+        default=1,
+        metadata={
+            "help": (
+                "Number of times that steps 4 and 5 run, at least 1. Each further round samples the last retrained "
+                "policy. Algorithm 1 runs them once."
+            )
+        },
+    )
 
     def __post_init__(self):
         self.rlp_reward_args = parse_fields("rlp_reward_args", self.rlp_reward_args, RLPRewardConfig) or {}
@@ -97,6 +135,13 @@ class RLPPPOConfig(PPOConfig):
         for name, (is_valid, expected) in ranges.items():
             if not is_valid:
                 raise ValueError(f"`{name}` must be {expected}, got {vars(self)[name]}.")
+        loop = self.rlp_anchor_weight, self.rlp_refine_every, self.rlp_rounds
+        require_loop_settings(*loop, prefix="rlp_")
+        if self.rlp_method == "none" and loop != (0.0, None, 1):
+            raise ValueError(
+                '`rlp_anchor_weight`, `rlp_refine_every` and `rlp_rounds` are not used with `rlp_method`="none". Set '
+                '`rlp_method` to "uml" or "spg", or add `SemanticAnchorReward` to `reward_funcs` of plain PPO.'
+            )
         taken = sorted({"method", "output_dir"} & self.rlp_reward_args.keys())
         if taken:
             raise ValueError(f"`rlp_reward_args` may not set {taken}. Set `rlp_method` and `output_dir` instead.")

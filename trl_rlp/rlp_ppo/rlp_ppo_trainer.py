@@ -18,17 +18,19 @@ from transformers import (
 )
 from transformers.trainer_utils import TrainOutput
 
-from trl_rlp.data.groups.equivalence import Equivalence
+from trl_rlp.data.groups.equivalence import Equivalence, release_after
 from trl_rlp.data.groups.instruction import list_instruction_columns, read_instructions
 from trl_rlp.data.preferences.holdout import hold_out
 from trl_rlp.data.token_prompts import decode_prompts
 from trl_rlp.data.validation import remove_format
-from trl_rlp.pipeline import Refinement, refine_reward_model
+from trl_rlp.pipeline import Refinement, build_in_loop, refine_reward_model, sample_anchors
 from trl_rlp.rewards.reward_function import RewardFunction
 from trl_rlp.rewards.reward_sources import RewardSource, list_reward_sources
 from trl_rlp.rlp_ppo.rlp_checks import require_rlp_arguments
 from trl_rlp.rlp_ppo.rlp_ppo_config import RLPPPOConfig, drop_rlp_fields
 from trl_rlp.rlp_ppo.run_settings import build_refinement_settings, build_reward_config, describe_run
+from trl_rlp.stages.in_loop import InLoop
+from trl_rlp.stages.policy import LAST_REWARD_MODEL
 from trl_rlp.storage.artifacts import load_reward_model, save_model
 from trl_rlp.storage.precision import is_quantized
 from trl_rlp.storage.run_folder import CHECKPOINTS, RunFolder
@@ -82,14 +84,14 @@ class RLPPPOTrainer(PPOTrainer):
             Human preferences D that `reward_model` was trained on, in TRL's preference format. Required by
             `args.rlp_method`.
         equivalence ([`Equivalence`], *optional*):
-            Decides which completions mean the same. Required by SPG and by views of one group.
+            Decides which completions mean the same. Required by SPG, by views of one group and by the anchor reward.
         processing_class, model, ref_model, reward_model, train_dataset, value_model, data_collator, eval_dataset, \
         optimizers, callbacks, peft_config, reward_funcs, reward_processing_class, value_peft_config:
             As in [`PPOTrainer`]. RLP needs `reward_model`, and a dataset instead of a stream.
 
     Attributes:
         refinement ([`Refinement`] or `None`): Folders of samples, synthetic preferences and refined reward model. Set
-            by `train()` with `args.rlp_method`.
+            by `train()` with `args.rlp_method`. With several rounds, those of the last one.
 
     Raises:
         ValueError: If models, datasets or settings do not fit together.
@@ -119,6 +121,8 @@ class RLPPPOTrainer(PPOTrainer):
     _paper = PAPER
     _config_class = RLPPPOConfig
     refinement: Refinement | None = None
+    _equivalence: Equivalence | None = None
+    _in_loop: InLoop | None = None
 
     def __init__(
         self,
@@ -232,13 +236,18 @@ class RLPPPOTrainer(PPOTrainer):
             finally:
                 self._move_models(self.args.device)
             self._replace_reward_model(self.refinement.reward_model)
-        # Step 5: retrain the policy, from its initial weights, against the refined reward model.
-        return super().train(checkpoint, trial, ignore_keys_for_eval)
+        # Step 5 of the last round: retrain the policy, from its initial weights, against the refined reward model.
+        with release_after(self._equivalence if self._in_loop else None):
+            return super().train(checkpoint, trial, ignore_keys_for_eval)
 
     def _refine_reward_model(self) -> Refinement:
-        """Runs steps 1 to 4 of Algorithm 1."""
+        """Runs steps 1 to 4 of Algorithm 1. With several rounds, also step 5 of all rounds but the last one."""
         # Step 1: collect D. The user passes it. A part of it is held out for the gate.
         preferences, heldout = hold_out(self._preference_dataset, self.args.rlp_heldout_share, self.args.seed)
+
+        # Not part of Algorithm 1, and off by default: anchors for step 5.
+        settings, data = self._refinement_settings, (self._prompt_dataset, self._equivalence)
+        anchors = sample_anchors(self._run, settings, self._initial_policy, *data)
 
         # Step 2: train the reward model r on D. The user passes it.
         given = self.reward_funcs[0]
@@ -248,20 +257,30 @@ class RLPPPOTrainer(PPOTrainer):
 
         # Step 3: train a policy from the initial one against r.
         policy = self._run.stage("policy", self._train_first_policy)
-        self._first_arguments = None  # releases the models that only step 3 needs
-        self._move_models("cpu")  # step 3 has moved the models that it shares with step 5
 
-        # Step 4: sample the policy, and retrain the reward model.
-        return refine_reward_model(
-            self._run,
-            self._refinement_settings,
-            policy=policy,
-            reward_model=reward_model,
-            prompt_dataset=self._prompt_dataset,
-            equivalence=self._equivalence,
-            preference_dataset=preferences,
-            heldout_preferences=heldout,
-        )
+        # Step 4, and step 5 between two rounds. The step 5 of the last round is the training of this trainer.
+        refinement = None
+        for number in range(1, self.args.rlp_rounds + 1):
+            run = self._run.in_round(number)
+            if number == self.args.rlp_rounds:
+                self._first_arguments = None  # releases the models that only the stages train with
+            self._move_models("cpu")  # the last training has moved the models that it shares with this trainer
+            refinement = refine_reward_model(
+                run,
+                settings,
+                policy=policy,
+                reward_model=reward_model,
+                prompt_dataset=self._prompt_dataset,
+                equivalence=self._equivalence,
+                preference_dataset=preferences,
+                heldout_preferences=heldout,
+                earlier_preferences=refinement.all_preferences if refinement else (),
+            )
+            synthetic, reward_model = refinement.all_preferences, refinement.reward_model
+            self._in_loop = build_in_loop(settings, anchors, synthetic, self._equivalence, preferences, heldout)
+            if number < self.args.rlp_rounds:
+                policy = run.stage("retrained_policy", self._train_policy_again, reward_model=reward_model)
+        return refinement
 
     def _move_models(self, device: torch.device | str) -> None:
         """Moves the models of this trainer, except those that are sharded, quantized or spread over devices."""
@@ -275,24 +294,76 @@ class RLPPPOTrainer(PPOTrainer):
                 model.to(device)
 
     def _train_first_policy(self, folder: Path) -> dict[str, float]:
+        """Step 3: trains a policy from the initial one, against the first reward model."""
+        return train_to_end(self._build_stage_trainer(folder), folder)
+
+    def _train_policy_again(self, folder: Path, reward_model: Path) -> dict[str, float]:
+        """Step 5 before another round: trains a policy from the initial one, against a refined reward model."""
+        first = self._first_arguments
+        reward, others = self._load_reward_function(reward_model), list_reward_sources(first["reward_funcs"])
+        weights = first["args"].reward_weights or [1.0] * (1 + len(others))
+        (reward, *anchor_rewards), callbacks = [reward], []
+        if self._in_loop is not None:
+            (reward, *anchor_rewards), callbacks = self._in_loop.extend_rewards(
+                reward, first["args"].generation_batch_size, folder / CHECKPOINTS
+            )
+            weights = self._in_loop.extend_weights(weights)
+        tokenizers = first["reward_processing_class"]
+        tokenizers = tokenizers[1:] if isinstance(tokenizers, (list, tuple)) else [None] * len(others)
+        trainer = self._build_stage_trainer(
+            folder,
+            weights,
+            reward_model=None,
+            reward_funcs=[reward, *others, *anchor_rewards],
+            reward_processing_class=[None, *tokenizers, *(None for _ in anchor_rewards)],
+            callbacks=[*(first["callbacks"] or []), *callbacks],
+        )
+        with release_after(self._equivalence):
+            metrics = train_to_end(trainer, folder)
+        if callbacks:
+            save_model(folder / LAST_REWARD_MODEL, reward.model, reward.processing_class)
+        return metrics
+
+    def _build_stage_trainer(
+        self, folder: Path, reward_weights: list[float] | None = None, **changes: Any
+    ) -> PPOTrainer:
+        """Builds the trainer of a stage's policy, which starts from the initial policy."""
         args = drop_rlp_fields(self._first_arguments["args"])
         args.output_dir, args.push_to_hub = str(folder / CHECKPOINTS), False
+        args.reward_weights = reward_weights or args.reward_weights
         with whole_weights():
             policy = AutoModelForCausalLM.from_pretrained(
                 self._initial_policy, dtype=self._initial_dtype, trust_remote_code=args.trust_remote_code
             )
-        configs = {name: copy.deepcopy(self._first_arguments[name]) for name in ("peft_config", "value_peft_config")}
-        arguments = {**self._first_arguments, **configs, "args": args}
-        trainer = PPOTrainer(processing_class=self.processing_class, model=policy, **arguments)
-        return train_to_end(trainer, folder)
+        copied = ["peft_config", "value_peft_config", *(["value_model"] if self.args.rlp_rounds > 1 else [])]
+        copies = {name: copy.deepcopy(self._first_arguments[name]) for name in copied}
+        arguments = {**self._first_arguments, **copies, "args": args, **changes}
+        return PPOTrainer(processing_class=self.processing_class, model=policy, **arguments)
+
+    def _load_reward_function(self, folder: Path) -> RewardFunction:
+        model, processing_class = load_reward_model(folder, **self._refinement_settings.model_options)
+        (function,) = self._build_reward_functions(model, [], processing_class, self.processing_class, self.args)
+        return function
 
     def _replace_reward_model(self, folder: Path) -> None:
         """Replaces the reward model, and the critic, which may start from it."""
-        options = self._refinement_settings.model_options
-        self.reward_model, processing_class = load_reward_model(folder, **options)
-        (self.reward_funcs[0],) = self._build_reward_functions(
-            self.reward_model, [], processing_class, self.processing_class, self.args
-        )
+        self.reward_funcs[0] = self._load_reward_function(folder)
+        self.reward_model = self.reward_funcs[0].model
+        if self._in_loop is not None:
+            self._add_in_loop(self._in_loop)
         self._are_rewards_standardized = False
         set_seed(self.args.seed, device_specific=True)  # as before the first critic, whose adapter may be random
         self._add_critic()
+
+    def _add_in_loop(self, in_loop: InLoop) -> None:
+        """Adds the anchor reward, and the callback that refines the reward model, to this trainer."""
+        (self.reward_funcs[0], *anchor_rewards), callbacks = in_loop.extend_rewards(
+            self.reward_funcs[0], self.args.generation_batch_size, Path(self.args.output_dir)
+        )
+        for function in anchor_rewards:
+            self.reward_funcs.append(function)
+            self.reward_func_names.append(function.__name__)
+            self.reward_processing_classes.append(None)
+        self.reward_weights = torch.tensor(in_loop.extend_weights(self.reward_weights.tolist()))
+        for callback in callbacks:
+            self.add_callback(callback)

@@ -119,6 +119,8 @@ def build_refinement_settings(args: RLPPPOConfig, initial_policy: Path, config: 
             "seed": args.seed,
         },
         seed=args.seed,
+        anchor_weight=args.rlp_anchor_weight,
+        refine_every=args.rlp_refine_every,
     )
 
 

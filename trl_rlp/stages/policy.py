@@ -6,15 +6,17 @@ from typing import Any
 
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
+from trl_rlp.data.groups.equivalence import release_after
 from trl_rlp.data.sampling.stop_tokens import get_eos_token_ids
 from trl_rlp.data.token_prompts import PASSED_NAMES
 from trl_rlp.rewards.reward_function import RewardFunction
 from trl_rlp.rewards.reward_sources import shares_token_ids
 from trl_rlp.rewards.standardization import standardize
-from trl_rlp.storage.artifacts import load_policy, load_reward_model
+from trl_rlp.stages.in_loop import InLoop
+from trl_rlp.storage.artifacts import load_policy, load_reward_model, save_model
 from trl_rlp.storage.paths import expand_path
 from trl_rlp.storage.run_folder import CHECKPOINTS
 from trl_rlp.trainer.checkpoints import train_to_end
@@ -32,6 +34,10 @@ POLICY_TRAINERS = {
 """Trainers of the policy and their configurations by name. The names are the values of `RLPConfig.policy_trainer`."""
 
 
+LAST_REWARD_MODEL = "last_reward_model"
+"""Subfolder of a policy's folder, for the reward model after its last refinement in the loop."""
+
+
 def train_policy(
     folder: Path,
     sft_model: str | Path,
@@ -43,6 +49,7 @@ def train_policy(
     standardize_with: dict[str, Any] | None = None,
     max_length: int | None = None,
     model_options: dict[str, Any] | None = None,
+    in_loop: InLoop | None = None,
 ) -> dict[str, float]:
     """
     Trains a policy from π_SFT to maximize E[r(x, y) - β KL(π ‖ π_SFT)].
@@ -71,6 +78,9 @@ def train_policy(
         model_options (`dict`, *optional*):
             Further arguments of [`load_policy`] and [`load_reward_model`] for the reward model, and for π_SFT where it
             only samples.
+        in_loop ([`InLoop`], *optional*):
+            The anchor reward, and refinement of the reward model during the training. The reward model after its last
+            refinement is saved in the subfolder [`LAST_REWARD_MODEL`]. The equivalence's model is released at the end.
 
     Returns:
         `dict[str, float]`: Last value of each logged metric.
@@ -82,21 +92,36 @@ def train_policy(
         raise ValueError(f"`policy_trainer` must be one of {sorted(POLICY_TRAINERS)}, got {policy_trainer!r}.")
     trainer_class, config_class = POLICY_TRAINERS[policy_trainer]
     config = config_class(**supported_precision(args), output_dir=str(folder / CHECKPOINTS))
+    if isinstance(config, PPOConfig) and config.value_model_init is None:
+        config.value_model_init = "policy"  # has the size that the memory estimate expects
     reward, processing_class = _build_reward_function(
         config, sft_model, reward_model, prompt_dataset, standardize_with, max_length, model_options or {}
     )
+    rewards: Any = reward
+    callbacks: list[TrainerCallback] = []
+    if in_loop is not None:
+        rewards, callbacks = in_loop.extend_rewards(reward, config.generation_batch_size, folder / CHECKPOINTS)
+        if in_loop.anchor_weight:
+            config.reward_weights = in_loop.extend_weights([1.0])
     trainer = trainer_class(
         model=expand_path(sft_model),
-        reward_funcs=reward,
+        reward_funcs=rewards,
         args=config,
         train_dataset=prompt_dataset.remove_columns(
             [name for name in PASSED_NAMES if name in prompt_dataset.column_names]
         ),
         processing_class=processing_class,
+        callbacks=callbacks,
         peft_config=peft_config,
         **_value_adapter(policy_trainer, peft_config),
     )
-    return train_to_end(trainer, folder)
+    if in_loop is None:
+        return train_to_end(trainer, folder)
+    with release_after(in_loop.equivalence):
+        metrics = train_to_end(trainer, folder)
+    if in_loop.refine_every is not None:
+        save_model(folder / LAST_REWARD_MODEL, rewards[0].model, rewards[0].processing_class)
+    return metrics
 
 
 def _build_reward_function(

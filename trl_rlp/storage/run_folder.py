@@ -1,5 +1,6 @@
 """The output folder of a run. Each stage is written completely or not at all, and a second run resumes the first."""
 
+import copy
 import logging
 import os
 import shutil
@@ -28,6 +29,23 @@ CHECKPOINTS = "checkpoints"
 SHARDS = "shards"
 """Name of the folder of shards, next to the dataset or the file of their rows."""
 
+
+def round_name(name: str, number: int) -> str:
+    """
+    Returns the name of a stage in a round. Those of round 1 have no number.
+
+    Args:
+        name (`str`):
+            Name of the stage in round 1.
+        number (`int`):
+            Number of the round, at least 1.
+
+    Returns:
+        `str`: For example `"gate"` for round 1, and `"gate_2"` for round 2.
+    """
+    return name if number == 1 else f"{name}_{number}"
+
+
 StartCallback = Callable[["RunFolder", str, dict[str, Any]], None]
 
 _start_callbacks: ContextVar[tuple[StartCallback, ...]] = ContextVar("start_callbacks", default=())
@@ -54,6 +72,7 @@ class RunFolder:
     def __init__(self, path: str | Path, settings: dict[str, Any]):
         self.path = Path(expand_path(path))
         self.state = process_state()
+        self._round = 1
         claim_folder(self.path, MANIFEST, settings)
 
     @staticmethod
@@ -75,6 +94,21 @@ class RunFolder:
         """
         check_folder(Path(expand_path(path)), MANIFEST, settings)
 
+    def in_round(self, number: int) -> "RunFolder":
+        """
+        Returns the same run folder for the stages of a round.
+
+        Args:
+            number (`int`):
+                Number of the round, at least 1.
+
+        Returns:
+            [`RunFolder`]: It runs each stage under the name of [`round_name`]. [`results`] has those of all rounds.
+        """
+        folder = copy.copy(self)
+        folder._round = number
+        return folder
+
     def is_finished(self, name: str) -> bool:
         """
         Checks whether a stage is finished.
@@ -86,7 +120,7 @@ class RunFolder:
         Returns:
             `bool`.
         """
-        return (self.path / name / RESULT).exists()
+        return (self.path / round_name(name, self._round) / RESULT).exists()
 
     def stage(self, name: str, work: Callable[..., dict[str, Any] | None], **arguments: Any) -> Path:
         """
@@ -112,8 +146,9 @@ class RunFolder:
             `Path`: The folder of the finished stage. Its `stage.json` holds `metrics`, `seconds` and
             `peak_memory_gib`.
         """
+        is_finished, name = self.is_finished(name), round_name(name, self._round)
         folder = self.path / name
-        if not self.is_finished(name):
+        if not is_finished:
             partial = self.path / f"{name}.partial"
             partial.mkdir(exist_ok=True)
             logger.info("%s: started", name)
@@ -148,7 +183,7 @@ class RunFolder:
         Returns:
             `dict`: The return value of the work of the stage, with `None` for NaN and infinity.
         """
-        return read_json(self.path / name / RESULT)["metrics"]
+        return read_json(self.path / round_name(name, self._round) / RESULT)["metrics"]
 
     def results(self) -> dict[str, dict[str, Any]]:
         """
