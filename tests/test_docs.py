@@ -9,9 +9,10 @@ import pytest
 import trl
 from datasets import Dataset
 
+import trl_rlp
 from tests.examples.test_notebooks import find_private_imports
 from tests.reward_runs import preferences
-from tests.tiny_models import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
+from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 
 
 ROOT = Path(__file__).parents[1]
@@ -56,8 +57,11 @@ def test_all_fenced_python_is_read():
 @pytest.mark.parametrize(
     ("name", "count"),
     [
+        ("anchors.md", 2),
         ("clustering.md", 1),
         ("gate.md", 1),
+        ("monitor.md", 1),
+        ("refinement_in_the_loop.md", 1),
         ("sampling.md", 1),
         ("scale.md", 1),
         ("scoring.md", 1),
@@ -69,7 +73,13 @@ def test_snippets_run(name, count, tmp_path, monkeypatch):
     """Runs the first snippets of a page, with tiny models as the names that the page assumes."""
     monkeypatch.chdir(tmp_path)
     on_cpu = {"bf16": False, "use_cpu": True, "report_to": "none"}
-    monkeypatch.setattr(trl, "RewardConfig", functools.partial(trl.RewardConfig, **on_cpu))
+    for module, config in (
+        (trl, "RewardConfig"),
+        (trl, "GRPOConfig"),
+        (trl, "RLOOConfig"),
+        (trl_rlp, "RLPRewardConfig"),
+    ):
+        monkeypatch.setattr(module, config, functools.partial(getattr(module, config), **on_cpu))
     tokenizer = tiny_tokenizer()
     names = {
         "tokenizer": tokenizer,
@@ -80,9 +90,10 @@ def test_snippets_run(name, count, tmp_path, monkeypatch):
             {"prompt": ["2 + 2 = "], "completions": [["4", "5"]], "finished": [[True, True]]}
         ),
         "answers": ["4"],
-        "human_pairs": preferences(4),
+        "human_pairs": preferences(12),
         "synthetic_pairs": preferences(4),
     }
+    save(names["policy"], tokenizer, "sft_model")
     snippets = find_snippets((ROOT / "docs" / name).read_text(encoding="utf-8"))
     assert len(snippets) >= count, f"{name} has {len(snippets)} snippets. Adapt the count of this test."
     for snippet in snippets[:count]:
