@@ -85,21 +85,25 @@ class Bench:
 
     def build_human_pairs(self, sft: PreTrainedModel) -> Dataset:
         """Builds D: finished completions of π_SFT, labeled by the gold reward. A share of the labels is flipped."""
+        return self._build_flipped_pairs(sft, 0, self.settings.human_pairs)
+
+    def build_heldout_pairs(self, sft: PreTrainedModel) -> Dataset:
+        """Builds human pairs for the gate, in the same way as D. They come from samples that D does not use."""
+        return self._build_flipped_pairs(sft, self.settings.human_pairs, self.settings.heldout_pairs)
+
+    def _build_flipped_pairs(self, sft: PreTrainedModel, start: int, count: int) -> Dataset:
         settings = self.settings
         copies = 1 + 4 * settings.human_pairs // len(self.training_prompts)
         samples = self.sample(sft, self.training_prompts * copies, 2, 1.0, stream=2)
         generator = np.random.default_rng([self.seed, 3])
         pairs = self.build_labeled_pairs(samples.select(generator.permutation(len(samples))))
         pairs = pairs.filter(lambda row: row["chosen_finished"] and row["rejected_finished"])
-        pairs = pairs.select(range(min(settings.human_pairs, len(pairs))))
-        is_flipped = generator.random(len(pairs)) < settings.flipped
-        orders = [("rejected", "chosen") if flip else ("chosen", "rejected") for flip in is_flipped]
-        return Dataset.from_list(
-            [
-                {"prompt": row["prompt"], "chosen": row[first], "rejected": row[second]}
-                for row, (first, second) in zip(pairs, orders, strict=True)
-            ]
-        )
+        is_flipped = generator.random(start + count) < settings.flipped
+        flipped_pairs = []
+        for row, flip in zip(pairs, is_flipped, strict=False):  # the samples may give fewer pairs, or more
+            first, second = ("rejected", "chosen") if flip else ("chosen", "rejected")
+            flipped_pairs.append({"prompt": row["prompt"], "chosen": row[first], "rejected": row[second]})
+        return Dataset.from_list(flipped_pairs[start:])
 
     def evaluate_policy(
         self, policy: PreTrainedModel, sft: PreTrainedModel, labeler: PreTrainedModel

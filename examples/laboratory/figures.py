@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from loop_tables import list_refinements
 from tables import METRICS, Results, list_sweep, smooth
 
 
@@ -24,7 +25,8 @@ def write_csvs(runs: dict[int, Results], folder: Path) -> None:
                 if "synthetic" in result:
                     rejections = part["synthetic"]["rejections"]
                     labels.append({**row, **part["synthetic"], "rejections": json.dumps(rejections)})
-    for name, rows in (("policies", policies), ("reward_models", reward_models), ("labels", labels)):
+    tables = {"policies": policies, "reward_models": reward_models, "labels": labels}
+    for name, rows in (tables | {"refinements": list_refinements(runs)}).items():
         pd.DataFrame(rows).to_csv(folder / f"{name}.csv", index=False)
 
 

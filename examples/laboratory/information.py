@@ -7,7 +7,7 @@ from datasets import Dataset
 from trl_rlp import RLPRewardTrainer
 from trl_rlp.data import scoring_ids
 from trl_rlp.data.batching import eval_mode, pad_right
-from trl_rlp.trainer.score_head import capture_score_inputs, find_score_layers, select_scored_states
+from trl_rlp.data.score_inputs import capture_score_inputs, find_score_layers, select_scored_states
 
 
 @torch.no_grad()

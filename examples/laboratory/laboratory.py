@@ -4,6 +4,7 @@ The laboratory: every method on a task with a known gold reward.
     python examples/laboratory/laboratory.py seed --seed 0          # all methods for one seed
     python examples/laboratory/laboratory.py seeds --seeds 0-9      # many seeds in parallel, resumes if interrupted
     python examples/laboratory/laboratory.py report                 # tables and figures of the finished seeds
+    python examples/laboratory/laboratory.py seed --methods sft "sweep 0.1" anchored     # selected methods only
 
 `--settings smoke` takes about a minute. It only checks that everything runs.
 """
@@ -17,7 +18,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from methods import METHODS
+from methods import LOOP_METHODS, METHODS, list_results
 from settings import SETTINGS
 
 
@@ -32,11 +33,12 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
-def run_seed(folder: Path, seed: int, name: str) -> None:
-    """Runs all methods for one seed on one core."""
+def run_seed(folder: Path, seed: int, name: str, selected: list[str]) -> None:
+    """Runs the selected methods for one seed on one core. Prints the tables of their policies and refinements."""
     import datasets
     import torch
     import transformers
+    from loop_tables import build_refinement_table, build_seed_table, list_refinements
     from seed_run import SeedRun
 
     torch.set_num_threads(1)
@@ -44,14 +46,19 @@ def run_seed(folder: Path, seed: int, name: str) -> None:
     transformers.logging.set_verbosity_error()
     check_settings(folder, name)
     start = time.perf_counter()
-    SeedRun(folder / f"seed-{seed}", seed, SETTINGS[name]).run()
+    run = SeedRun(folder / f"seed-{seed}", seed, SETTINGS[name])
+    run.run(selected)
+    results = {method: run.results[method] for method in selected}
+    print(build_seed_table(results))
+    if list_refinements({seed: results}):
+        print("\n" + build_refinement_table({seed: results}))
     print(f"seed {seed}: {time.perf_counter() - start:.0f} s")
 
 
 def check_settings(folder: Path, name: str) -> None:
     """Writes the settings and methods to a new folder. Refuses a folder with different ones."""
     folder.mkdir(parents=True, exist_ok=True)
-    methods = {method: asdict(fields) for method, fields in METHODS.items()}
+    methods = {method: asdict(fields) for method, fields in {**METHODS, **LOOP_METHODS}.items()}
     path, settings = folder / "settings.json", json.loads(json.dumps({**asdict(SETTINGS[name]), "methods": methods}))
     if not path.exists():
         partial = path.with_suffix(f".{os.getpid()}")  # several seeds may start at the same time
@@ -61,13 +68,14 @@ def check_settings(folder: Path, name: str) -> None:
         raise SystemExit(f"{folder} contains runs with different settings or methods. Choose another --output_dir.")
 
 
-def run_seeds(folder: Path, seeds: list[int], name: str, workers: int) -> None:
-    """Runs many seeds, each in its own process."""
+def run_seeds(folder: Path, seeds: list[int], name: str, selected: list[str], workers: int) -> None:
+    """Runs the selected methods for many seeds, each seed in its own process."""
     waiting, running, failed = list(seeds), [], []
     while waiting or running:
         while waiting and len(running) < workers:
             seed = waiting.pop(0)
             words = ["seed", "--seed", str(seed), "--output_dir", str(folder), "--settings", name]
+            words += ["--methods", *selected]
             folder.mkdir(parents=True, exist_ok=True)
             log = (folder / f"seed-{seed}.log").open("a")
             process = subprocess.Popen([sys.executable, __file__, *words], stdout=log, stderr=subprocess.STDOUT)
@@ -89,15 +97,20 @@ def main() -> None:
     parser.add_argument("--settings", choices=SETTINGS, default="laboratory", help="budget of the runs")
     parser.add_argument("--seed", type=int, default=0, help="the seed of `seed`")
     parser.add_argument("--seeds", type=parse_seeds, default=list(range(10)), help="the seeds of `seeds`, as in 0-9")
+    parser.add_argument("--methods", nargs="+", help="results to compute, by their names in the tables, default: all")
     parser.add_argument("--workers", type=int, default=2, help="number of seeds that run at the same time")
     parser.add_argument("--report_dir", type=Path, help="folder for tables and figures, default: output_dir/report")
     arguments = parser.parse_args()
     if arguments.workers < 1:
         parser.error("--workers must be at least 1")
+    results = list_results(SETTINGS[arguments.settings].sweep)
+    selected = arguments.methods or results
+    if unknown := [name for name in selected if name not in results]:
+        parser.error(f"--methods has no {unknown[0]!r}. Choose from: {', '.join(results)}")
     if arguments.command == "seed":
-        run_seed(arguments.output_dir, arguments.seed, arguments.settings)
+        run_seed(arguments.output_dir, arguments.seed, arguments.settings, selected)
     elif arguments.command == "seeds":
-        run_seeds(arguments.output_dir, arguments.seeds, arguments.settings, arguments.workers)
+        run_seeds(arguments.output_dir, arguments.seeds, arguments.settings, selected, arguments.workers)
     else:
         from report import write_report
 

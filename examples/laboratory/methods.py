@@ -1,5 +1,6 @@
-"""All refinements of the reward model that the laboratory compares, as arguments of the package's functions."""
+"""All methods that the laboratory compares, as arguments of the package's functions."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,3 +64,34 @@ METHODS: dict[str, Method] = {
 
 HEADS = {"log_ratio": "ppo", "last_token": "ppo, last token"}
 """Heads of reward models, and the name of plain PPO against a reward model with that head."""
+
+
+@dataclass(frozen=True)
+class LoopMethod:
+    """
+    A policy that is trained against semantic anchors or a reward model that is refined in the loop.
+
+    These methods are not the paper's. All of them start from an r̂ that is refined on samples of π_SFT.
+
+    Args:
+        anchor_weight (`float`, *optional*, defaults to `0.0`):
+            Weight of the anchor reward. The reward model has weight 1.
+        is_refined (`bool`, *optional*, defaults to `False`):
+            Whether the reward model is refined in the loop.
+    """
+
+    anchor_weight: float = 0.0
+    is_refined: bool = False
+
+
+LOOP_METHODS: dict[str, LoopMethod] = {
+    "anchor_reward": LoopMethod(anchor_weight=3.0),
+    "refined_in_loop": LoopMethod(is_refined=True),
+    "anchored": LoopMethod(anchor_weight=3.0, is_refined=True),
+}
+"""Methods in the loop by their name in the tables."""
+
+
+def list_results(sweep: Sequence[float]) -> list[str]:
+    """Lists the names of the results of a seed, in the order in which they are computed."""
+    return ["sft", "best-of-n", *HEADS.values(), *METHODS, *LOOP_METHODS, *(f"sweep {beta}" for beta in sweep)]

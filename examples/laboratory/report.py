@@ -5,6 +5,7 @@ from pathlib import Path
 
 from claims import build_claims_table
 from figures import write_csvs, write_curves
+from loop_tables import build_loop_table, build_refinement_table
 from tables import (
     TABLES,
     build_equal_kl_table,
@@ -19,9 +20,10 @@ from tables import (
 
 
 def write_report(folder: Path, target: Path) -> None:
-    """Writes `tables.md`, its data (`policies.csv`, `reward_models.csv`, `labels.csv`) and the training curves."""
+    """Writes `tables.md`, the training curves, and the data of both as CSV files."""
     runs, unfinished = load_runs(folder)
-    kl_coef = json.loads((folder / "settings.json").read_text())["kl_coef"]
+    settings = json.loads((folder / "settings.json").read_text())
+    kl_coef, loop_kl_coef = settings["kl_coef"], settings["loop_kl_coef"]
     target.mkdir(parents=True, exist_ok=True)
     seeds = ", ".join(map(str, runs))
     missing = f" Unfinished seeds, not included: {', '.join(map(str, unfinished))}." if unfinished else ""
@@ -32,6 +34,8 @@ def write_report(folder: Path, target: Path) -> None:
     sections += [f"## Claims\n\n{build_claims_table(runs, kl_coef)}"]
     sections += [f"## Policies: {name}\n\n{build_policy_table(runs, methods)}" for name, methods in TABLES.items()]
     sections += [
+        f"## In the loop\n\n{build_loop_table(runs, kl_coef, loop_kl_coef)}",
+        f"## Refinements in the loop\n\n{build_refinement_table(runs)}",
         f"## SPG compared with other methods\n\n{build_spg_table(runs)}",
         f"## Synthetic preferences\n\n{build_synthetic_table(runs)}",
         f"## Reward models\n\n{build_reward_table(runs)}",

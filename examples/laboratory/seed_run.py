@@ -2,15 +2,16 @@
 
 import json
 import os
-from collections.abc import Callable
-from functools import cached_property
+from collections.abc import Callable, Collection
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from bench import Bench
 from datasets import Dataset
-from methods import HEADS, METHODS, Method
+from loop import SPG, LoopStart, train_policy_in_loop
+from methods import HEADS, LOOP_METHODS, METHODS, LoopMethod, Method
 from settings import Settings
 from task import SameValue
 from training import train_policy, train_reward_model, train_sft
@@ -39,17 +40,38 @@ class SeedRun:
         self.path = folder / "results.json"
         self.results: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
 
-    def run(self) -> None:
-        """Runs the shared steps of Algorithm 1 once, then refinement and policy retraining of each method."""
-        self._run_once("sft", lambda: {"policy": self._evaluate_policy(self.sft)})
-        self._run_once(
-            "best-of-n", lambda: {"policy": self.bench.evaluate_best_of_n(self.sft, self.reward_models["log_ratio"])}
-        )
-        for head, name in HEADS.items():
-            self._run_once(name, lambda head=head: self._evaluate_head(head))
-        for name, method in METHODS.items():
-            self._run_once(name, lambda method=method: self._run_method(method))
-        self._run_sweep()
+    def run(self, selected: Collection[str]) -> None:
+        """
+        Runs the selected methods and what they need.
+
+        Args:
+            selected (`Collection[str]`):
+                Names of results, see `list_results`.
+        """
+        for name in selected:
+            self._get_result(name)
+
+    @cached_property
+    def _works(self) -> dict[str, Callable[[], dict[str, Any]]]:
+        """The function that computes each result."""
+        return {
+            "sft": lambda: {"policy": self._evaluate_policy(self.sft)},
+            "best-of-n": lambda: {"policy": self.bench.evaluate_best_of_n(self.sft, self.reward_models["log_ratio"])},
+            **{name: partial(self._evaluate_head, head) for head, name in HEADS.items()},
+            **{name: partial(self._run_method, method) for name, method in METHODS.items()},
+            **{name: partial(self._run_loop_method, method) for name, method in LOOP_METHODS.items()},
+            **{f"sweep {beta}": partial(self._run_sweep, beta) for beta in self.bench.settings.sweep},
+        }
+
+    def _get_result(self, name: str) -> dict[str, Any]:
+        """Returns a result. Computes and saves it if it is not there yet."""
+        if name not in self.results:
+            result = self._works[name]()
+            self.results[name] = result
+            unfinished = self.path.with_suffix(".partial")
+            unfinished.write_text(json.dumps(self.results, indent=1))
+            os.replace(unfinished, self.path)
+        return self.results[name]
 
     # Several methods share the following models and data. They are made on first use.
 
@@ -101,13 +123,6 @@ class SeedRun:
 
     def _sample_evaluation_prompts(self, policy: PreTrainedModel, stream: int) -> Dataset:
         return self.bench.sample(policy, self.bench.evaluation_prompts, 4, 1.0, stream=stream)
-
-    def _run_once(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
-        if name not in self.results:
-            self.results[name] = work()
-            partial = self.path.with_suffix(".partial")
-            partial.write_text(json.dumps(self.results, indent=1))
-            os.replace(partial, self.path)
 
     def _train_policy(
         self, reward_model: PreTrainedModel, kl_coef: float | None = None
@@ -162,7 +177,7 @@ class SeedRun:
 
     def _match_spg_epochs(self) -> float:
         """Computes the epochs on human pairs that take as many steps as SPG on human and synthetic pairs."""
-        synthetic = self.results["spg"]["synthetic"]["pairs"]
+        synthetic = self._get_result("spg")["synthetic"]["pairs"]
         return self.bench.settings.reward_epochs * (len(self.human) + synthetic) / len(self.human)
 
     def _judge_by_likelihood(self, prompts: list[str], firsts: list[str], seconds: list[str]) -> list[float]:
@@ -185,22 +200,41 @@ class SeedRun:
         log_probs, _ = token_log_probs(self.sft(ids).logits[:, :-1], ids[:, 1:])  # (1, length - 1)
         return log_probs[0, start - 1 :].mean().item()
 
-    def _run_sweep(self) -> None:
-        """Trains policies for several β, with r and with the r̂ of SPG. The runs at the default β are reused."""
-        default = {name: self.results[name] for name in ("ppo", "spg")}
-        self._run_once(f"sweep {self.bench.settings.kl_coef}", lambda: default)
-        missing = [beta for beta in self.bench.settings.sweep if f"sweep {beta}" not in self.results]
-        if not missing:
-            return
-        reward_models: dict[str, PreTrainedModel] = {
-            "ppo": self.reward_models["log_ratio"],
-            "spg": self._refine(METHODS["spg"])[0],
+    @cached_property
+    def spg_reward_model(self) -> PreTrainedModel:
+        """The r̂ of SPG."""
+        return self._refine(METHODS["spg"])[0]
+
+    def _run_sweep(self, beta: float) -> dict[str, Any]:
+        """Trains policies for one β, with r and with the r̂ of SPG. The runs at the default β are reused."""
+        if beta == self.bench.settings.kl_coef:
+            return {name: self._get_result(name) for name in ("ppo", "spg")}
+        reward_models = {"ppo": self.reward_models["log_ratio"], "spg": self.spg_reward_model}
+        return {
+            name: self._evaluate("log_ratio", model, *self._train_policy(model, beta))
+            for name, model in reward_models.items()
         }
-        for beta in missing:
-            self._run_once(
-                f"sweep {beta}",
-                lambda beta=beta: {
-                    name: self._evaluate("log_ratio", model, *self._train_policy(model, beta))
-                    for name, model in reward_models.items()
-                },
-            )
+
+    @cached_property
+    def loop_start(self) -> tuple[LoopStart, dict[str, Any]]:
+        """What the methods in the loop start from, and the metrics of D̂ and of the loss."""
+        bench = self.bench
+        samples = bench.sample(self.sft, bench.unlabeled, bench.settings.num_generations, 1.0, stream=1)
+        synthetic, rejections = synthesize_preferences(
+            samples,
+            method="spg",
+            equivalence=SameValue(),
+            reward_model=self.reward_models["log_ratio"],
+            reward_processing_class=bench.tokenizer,
+            seed=bench.seed,
+        )
+        model, loss = train_reward_model(bench, self.human, "log_ratio", SPG, synthetic_dataset=synthetic)
+        metrics = {"synthetic": {**bench.evaluate_labels(synthetic), "rejections": rejections}, "loss": loss}
+        heldout = bench.build_heldout_pairs(self.sft)
+        reference_samples = bench.sample(self.sft, bench.unlabeled, 2, 1.0, stream=4)
+        return LoopStart(samples, synthetic, model, self.human, heldout, reference_samples), metrics
+
+    def _run_loop_method(self, method: LoopMethod) -> dict[str, Any]:
+        start, metrics = self.loop_start
+        policy, curve, reward_model = train_policy_in_loop(self.bench, method, start)
+        return {**self._evaluate("log_ratio", reward_model, policy, curve), **metrics}

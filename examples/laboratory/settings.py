@@ -17,6 +17,8 @@ class Settings:
             Number of human preference pairs in D.
         flipped (`float`):
             Share of the pairs of D with a flipped label, in [0, 1].
+        heldout_pairs (`int`):
+            Number of human pairs outside D, for the gate of refinements in the loop.
         reward_epochs (`int`), reward_learning_rate (`float`):
             Training of every reward model.
         copies (`int`):
@@ -29,6 +31,10 @@ class Settings:
             β of all tables except the sweep.
         sweep (`tuple[float, ...]`):
             β values of the sweep.
+        loop_kl_coef (`float`):
+            β of the methods in the loop, one of `sweep`.
+        refine_every (`int`):
+            Number of rollouts between two refinements in the loop.
         best_of (`int`):
             Number n of best-of-n.
         best_of_samples (`int`):
@@ -44,6 +50,7 @@ class Settings:
     sft_learning_rate: float = 3e-3
     human_pairs: int = 500
     flipped: float = 0.25
+    heldout_pairs: int = 200
     reward_epochs: int = 4
     reward_learning_rate: float = 1e-3
     copies: int = 2
@@ -53,6 +60,8 @@ class Settings:
     learning_rate: float = 3e-4
     kl_coef: float = 0.4
     sweep: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 0.8)
+    loop_kl_coef: float = 0.1
+    refine_every: int = 8
     best_of: int = 16
     best_of_samples: int = 64
     evaluation_samples: int = 8
@@ -65,12 +74,14 @@ SMOKE = replace(
     demonstrations=2000,
     sft_epochs=4,
     human_pairs=60,
+    heldout_pairs=20,
     reward_epochs=1,
     copies=1,
     num_generations=6,
     rollouts=2,
     rollout_size=16,
     sweep=(0.1, 0.4),
+    refine_every=1,
     best_of=2,
     best_of_samples=4,
     evaluation_samples=1,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from methods import HEADS, METHODS
+from methods import HEADS, METHODS, list_results
 
 from trl_rlp.evaluation import seed_interval
 
@@ -33,12 +33,12 @@ def load_runs(folder: Path) -> tuple[dict[int, Results], list[int]]:
     """Loads the results of the finished seeds. Also returns the unfinished seeds."""
     if not (folder / "settings.json").exists():
         raise SystemExit(f"{folder} contains no runs. Run some seeds with this --output_dir first.")
-    sweep = {f"sweep {beta}" for beta in json.loads((folder / "settings.json").read_text())["sweep"]}
+    required = set(list_results(json.loads((folder / "settings.json").read_text())["sweep"]))
     runs, unfinished = {}, []
     paths = {int(path.parent.name.split("-")[1]): path for path in folder.glob("seed-*/results.json")}
     for seed, path in sorted(paths.items()):
         run = json.loads(path.read_text())
-        if {*METHODS, *HEADS.values(), "sft", "best-of-n", *sweep} <= set(run):
+        if required <= set(run):
             runs[seed] = run
         else:
             unfinished.append(seed)
@@ -86,15 +86,15 @@ def interpolate_gold(run: Results, method: str, kl: float, left_out: str = "") -
     return float(np.interp(kl, kls, golds)) if kl <= kls[-1] else None
 
 
-def compare_with_sweep(method: str) -> Value:
-    """Returns the function that computes a method's gold reward minus that of plain PPO's sweep at the same KL."""
+def compare_with_sweep(method: str, base: str = "ppo") -> Value:
+    """Returns the function that computes a method's gold reward minus that of the sweep of `base` at the same KL."""
 
     def value(run: Results) -> float | None:
-        if method in ("sft", "best-of-n", "ppo"):
+        if method in ("sft", "best-of-n", base):
             return None
         policy = run[method]["policy"]
-        plain = interpolate_gold(run, "ppo", policy["kl"])
-        return None if plain is None else policy["gold"] - plain
+        expected = interpolate_gold(run, base, policy["kl"])
+        return None if expected is None else policy["gold"] - expected
 
     return value
 

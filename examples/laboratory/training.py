@@ -8,15 +8,25 @@ from datasets import Dataset
 from information import estimate_heldout_information
 from models import make_policy, make_reward_model
 from task import write_demonstrations
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from trl_rlp import RLPPPOConfig, RLPPPOTrainer, RLPRewardConfig, RLPRewardTrainer
+from trl_rlp import (
+    RefinableReward,
+    RLPPPOConfig,
+    RLPPPOTrainer,
+    RLPRewardConfig,
+    RLPRewardTrainer,
+    SemanticAnchorReward,
+)
 from trl_rlp.trainer.reward.representation_log import TERMS
 
 
 CURVE = {"kl": "objective/kl", "proxy": "objective/scores", "gold": "rewards/gold_reward/mean"}
 """Metrics that are kept of each rollout, with their names in the trainer's log."""
+
+LOOP_METRICS = ("refinement/", "semantic_anchor/")
+"""Beginnings of further metrics that are kept of each rollout, except times, which differ between equal runs."""
 
 
 def _build_common_args(bench: Bench, name: str) -> dict[str, Any]:
@@ -51,6 +61,20 @@ def train_sft(bench: Bench) -> PreTrainedModel:
     return bench.load_sft()
 
 
+def build_reward_args(bench: Bench, fields: dict[str, Any], epochs: float | None = None) -> RLPRewardConfig:
+    """Builds the configuration of a reward model's training. `fields` has at least its `method`."""
+    settings = bench.settings
+    return RLPRewardConfig(
+        num_train_epochs=settings.reward_epochs if epochs is None else epochs,
+        learning_rate=settings.reward_learning_rate,
+        per_device_train_batch_size=32,
+        max_length=64,
+        logging_steps=10,
+        **fields,
+        **_build_common_args(bench, "reward"),
+    )
+
+
 def train_reward_model(
     bench: Bench,
     human: Dataset,
@@ -66,18 +90,9 @@ def train_reward_model(
     Returns:
         The reward model and the last logged terms of its loss. With `heldout_views` they include `mi_heldout`.
     """
-    settings = bench.settings
     torch.manual_seed(bench.seed)
     model = make_reward_model(bench.load_sft(), head, bench.folder / SFT)
-    args = RLPRewardConfig(
-        num_train_epochs=settings.reward_epochs if epochs is None else epochs,
-        learning_rate=settings.reward_learning_rate,
-        per_device_train_batch_size=32,
-        max_length=64,
-        logging_steps=10,
-        **(fields or {"method": "none"}),
-        **_build_common_args(bench, "reward"),
-    )
+    args = build_reward_args(bench, fields or {"method": "none"}, epochs)
     trainer = RLPRewardTrainer(
         model=model, args=args, train_dataset=human, processing_class=bench.tokenizer, **refinement
     )
@@ -90,12 +105,9 @@ def train_reward_model(
     return model, terms
 
 
-def train_policy(
-    bench: Bench, reward_model: PreTrainedModel, kl_coef: float
-) -> tuple[PreTrainedModel, list[dict[str, float]]]:
-    """Trains a policy with PPO from π_SFT. Returns it with KL, proxy reward and gold reward of each rollout."""
+def _build_policy_args(bench: Bench, kl_coef: float, reward_weights: list[float]) -> RLPPPOConfig:
     settings = bench.settings
-    args = RLPPPOConfig.from_preset(
+    return RLPPPOConfig.from_preset(
         "alpacafarm",
         per_device_train_batch_size=settings.rollout_size // 2,
         gradient_accumulation_steps=2,
@@ -107,7 +119,7 @@ def train_policy(
         lr_scheduler_type="constant",
         warmup_steps=0,
         kl_coef=kl_coef,
-        reward_weights=[1.0, 0.0],
+        reward_weights=reward_weights,
         standardize_rewards=True,
         value_model_init="policy",
         local_rollout_forward_batch_size=settings.rollout_size,
@@ -115,6 +127,26 @@ def train_policy(
         logging_steps=1,
         **_build_common_args(bench, "policy"),
     )
+
+
+def train_policy(
+    bench: Bench,
+    reward_model: PreTrainedModel | RefinableReward,
+    kl_coef: float,
+    anchor_reward: SemanticAnchorReward | None = None,
+    anchor_weight: float = 0.0,
+    callbacks: list[TrainerCallback] | None = None,
+) -> tuple[PreTrainedModel, list[dict[str, float]]]:
+    """
+    Trains a policy with PPO from π_SFT.
+
+    Returns:
+        The policy, and the metrics of each rollout: KL, proxy reward and gold reward. With anchors or refinements also
+        their metrics.
+    """
+    is_refinable = isinstance(reward_model, RefinableReward)
+    anchor_funcs, anchor_weights = ([], []) if anchor_reward is None else ([anchor_reward], [anchor_weight])
+    args = _build_policy_args(bench, kl_coef, [1.0, *anchor_weights, 0.0])
 
     def gold_reward(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
         return [bench.compute_gold(*pair) for pair in zip(prompts, completions, strict=True)]
@@ -124,10 +156,22 @@ def train_policy(
         bench.tokenizer,
         bench.load_sft(),
         None,
-        reward_model,
+        None if is_refinable else reward_model,
         train_dataset=Dataset.from_dict({"prompt": bench.unlabeled}),
-        reward_funcs=[gold_reward],  # weight 0: only logged
+        reward_funcs=[
+            *([reward_model] if is_refinable else []),
+            *anchor_funcs,
+            gold_reward,  # weight 0: only logged
+        ],
+        callbacks=callbacks,
     )
     trainer.train()
     rows = [row for row in trainer.state.log_history if CURVE["kl"] in row]
-    return trainer.model.eval(), [{short: row[name] for short, name in CURVE.items()} for row in rows]
+    return trainer.model.eval(), [select_curve_metrics(row) for row in rows]
+
+
+def select_curve_metrics(row: dict[str, float]) -> dict[str, float]:
+    """Selects the metrics of a rollout that are kept. Those of anchors and refinements keep their names."""
+    kept = {short: row[name] for short, name in CURVE.items()}
+    loop = [name for name in row if name.startswith(LOOP_METRICS) and not name.endswith("seconds")]
+    return kept | {name: row[name] for name in loop}

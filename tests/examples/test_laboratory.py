@@ -128,6 +128,77 @@ def test_gold_at_a_kl_is_interpolated_between_two_policies():
     assert compare_with_sweep("far")(run) is compare_with_sweep("best-of-n")(run) is None
 
 
+def test_pairs_of_the_gate_follow_those_of_d(tmp_path):
+    """U has 6 pairs, one for each prompt. D has the first 4 of their random order, and the gate the other 2."""
+    from dataclasses import replace
+
+    from bench import Bench
+    from datasets import Dataset
+    from settings import SMOKE
+
+    def build(human_pairs, heldout_pairs):
+        bench = Bench(tmp_path, 0, replace(SMOKE, human_pairs=human_pairs, heldout_pairs=heldout_pairs, flipped=0.5))
+        prompts = [PROMPT.replace("fox", animal) for animal in ("fox", "owl", "bear", "wolf", "hare", "toad")]
+        rows = {"completions": [["red indeed", "red or blue"]] * 6, "finished": [[True, True]] * 6}
+        bench.sample = lambda *args, **options: Dataset.from_dict({"prompt": prompts, **rows})
+        return bench.build_human_pairs(None).to_list(), bench.build_heldout_pairs(None).to_list()
+
+    everything, nothing = build(6, 3)
+    assert len({row["prompt"] for row in everything}) == 6 and nothing == []
+    assert len({row["chosen"] for row in everything}) == 2  # some labels are flipped
+    assert build(4, 9) == (everything[:4], everything[4:])
+    assert build(4, 1) == (everything[:4], everything[4:5])
+
+
+def test_anchors_come_from_all_completions_of_a_prompt():
+    """Red has 2 of 4 completions of the first row and 3 of 4 of the second, so 5 of 8."""
+    from datasets import Dataset
+    from loop import join_copies
+    from task import SameValue
+
+    from trl_rlp import SemanticAnchors
+
+    owl = PROMPT.replace("fox", "owl")
+    rows = {"prompt": [PROMPT, owl] * 2, "finished": [[True] * 4] * 4}
+    rows["completions"] = [["red", "it is red", "blue", "green"], ["white"] * 4]
+    rows["completions"] += [["red", "red indeed", "red", "black"], ["white"] * 4]
+    samples = join_copies(Dataset.from_dict(rows))
+    assert samples["prompt"][:] == [PROMPT, owl] and [len(flags) for flags in samples["finished"]] == [8, 8]
+    anchors = SemanticAnchors.from_samples(samples, SameValue(), threshold=0.6)
+    assert len(anchors) == 2 and anchors.find(PROMPT).confidence == 5 / 8
+    assert anchors.find(PROMPT).members == ["red", "it is red", "red indeed"]
+
+
+def test_loop_table_compares_with_spg_at_the_default_kl_weight():
+    """
+    The win rate of SPG at β .4 is .5 and .4. That of `anchored` is .1 above it on both seeds.
+
+    Gold of SPG is 1 at KL 0 and 3 at KL 2, so 2 at the KL of `anchored`, which has 2.5.
+    """
+    from loop_tables import build_loop_table, build_seed_table, list_refinements
+    from methods import LOOP_METHODS
+
+    def result(win_rate, gold, kl, curve=()):
+        policy = {"win_rate": win_rate, "gold": gold, "right": 0.5, "malformed": 0.0, "kl": kl, "characters": 9.0}
+        return {"policy": policy, "curve": list(curve)}
+
+    curve = [{"kl": 0.0}, {"kl": 0.1, "refinement/accepted": 1.0}]
+    runs = {}
+    for seed, win_rate in enumerate((0.5, 0.4)):
+        side = {name: result(win_rate, 3.0, 2.0) for name in ("ppo", "spg")}
+        run = {"sft": result(0.3, 1.0, 0.0), "sweep 0.4": side, "sweep 0.1": side}
+        runs[seed] = run | {name: result(win_rate + 0.1, 2.5, 1.0, curve) for name in LOOP_METHODS}
+    lines = [line.strip("| ").split(" | ") for line in build_loop_table(runs, 0.4, 0.1).splitlines()]
+    assert [line[0] for line in lines[2:]] == [
+        *(f"{method}, β {beta}" for beta in (0.4, 0.1) for method in ("ppo", "spg")),
+        *(f"{name}, β 0.1" for name in LOOP_METHODS),
+    ]
+    assert lines[3][-2:] == ["–", "–"] and lines[-1][-2:] == ["0.100 ± 0.000", "0.500 ± 0.000"]
+    assert list_refinements(runs)[-1] == {"seed": 1, "method": "anchored", "rollout": 2, "refinement/accepted": 1.0}
+    assert build_seed_table(runs[0]).splitlines()[2] == "| sft | 0.300 | 1.000 | 0.500 | 0.000 | 0.000 | 9.000 |"
+    assert "| sweep 0.1 spg | 0.500 |" in build_seed_table(runs[0])
+
+
 def test_seeds_are_parsed():
     import argparse
 
@@ -224,6 +295,12 @@ def test_report_without_runs_is_an_error(tmp_path):
     assert "Traceback" not in result.stderr
 
 
+def test_unknown_method_is_an_error(tmp_path):
+    result = run("seed", "--output_dir", str(tmp_path / "runs"), "--methods", "sft", "dpo")
+    assert result.returncode == 2 and "--methods has no 'dpo'. Choose from: sft, best-of-n, ppo," in result.stderr
+    assert not (tmp_path / "runs").exists()
+
+
 def run(*words):
     return subprocess.run([sys.executable, str(FOLDER / "laboratory.py"), *words], capture_output=True, text=True)
 
@@ -248,14 +325,17 @@ def test_two_seeds_run_to_the_end_and_are_not_run_again(tmp_path):
         "| best-of-n |",
         "| uml, last token |",
         "| SPG minus |",
+        "| anchored, β 0.1 |",
+        "| refined_in_loop | 2 | ",
         "β",
     ):
         assert text in tables, text
     assert (tmp_path / "runs" / "report" / "curves.png").stat().st_size > 10_000
     with (tmp_path / "runs" / "report" / "policies.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert {row["seed"] for row in rows} == {"0", "1"} and {"sft", "sweep 0.1 spg"} <= {row["method"] for row in rows}
-    for name, method in (("reward_models", "uml"), ("labels", "spg")):
+    assert {row["seed"] for row in rows} == {"0", "1"}
+    assert {"sft", "sweep 0.1 spg", "anchored"} <= {row["method"] for row in rows}
+    for name, method in (("reward_models", "uml"), ("labels", "spg"), ("refinements", "refined_in_loop")):
         with (tmp_path / "runs" / "report" / f"{name}.csv").open() as file:
             rows = [row for row in csv.DictReader(file) if row["method"] == method]
         assert {row["seed"] for row in rows} == {"0", "1"}
@@ -263,10 +343,19 @@ def test_two_seeds_run_to_the_end_and_are_not_run_again(tmp_path):
     assert len(results["ppo"]["curve"]) == 2 and results["sft"]["policy"]["kl"] == pytest.approx(0, abs=1e-6)
     assert results["uml"]["loss"]["mi_zero"] == pytest.approx(-1.3863, abs=1e-3)
     assert results["sweep 0.4"] == {name: results[name] for name in ("ppo", "spg")}
+    assert results["anchor_reward"]["synthetic"] == results["anchored"]["synthetic"]
+    for method, has_anchors, has_refinements in (
+        ("anchor_reward", True, False),
+        ("refined_in_loop", False, True),
+        ("anchored", True, True),
+    ):
+        points = results[method]["curve"]
+        assert all(("semantic_anchor/same_share" in point) == has_anchors for point in points)
+        assert ["refinement/count" in point for point in points] == [False, has_refinements]
     # An interrupted seed resumes and gives the same results.
     path, whole = next(iter(before.items()))
-    kept = {name: value for name, value in json.loads(whole).items() if name not in ("uml, last token", "sweep 0.1")}
-    path.write_text(json.dumps(kept))
+    dropped = ("uml, last token", "anchored", "sweep 0.1")
+    path.write_text(json.dumps({name: value for name, value in json.loads(whole).items() if name not in dropped}))
     assert run(*words).returncode == 0 and json.loads(path.read_text()) == json.loads(whole)
     other = run("seed", "--seed", "0", "--output_dir", folder)
     assert other.returncode != 0 and "contains runs with different settings or methods" in other.stderr
