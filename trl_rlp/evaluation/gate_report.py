@@ -19,8 +19,11 @@ RewardModel = tuple[PreTrainedModel, PreTrainedTokenizerBase] | str | Path
 """A reward model and its tokenizer, or the folder or Hub name of both."""
 ON_REGRESSION = ("warn", "raise")
 ACCURACY_TOLERANCE = 0.02
-CHANCE_QUANTILE = 1.645
-"""95 % quantile of the standard normal distribution, for a test in one direction."""
+IN_LOOP_TOLERANCE = 0.05
+"""Largest fall of accuracy that a refinement inside a run may cause. It also learns from other labels than D's."""
+
+CHANCE_QUANTILE = 2.326
+"""99 % quantile of the standard normal distribution, for a test in one direction."""
 
 
 class RewardModelRegression(RuntimeError):
@@ -127,26 +130,25 @@ def _find_regressions(
     return problems
 
 
-def fell_beyond_chance(difference: dict[str, float | None], accuracy_tolerance: float = ACCURACY_TOLERANCE) -> bool:
+def fell_beyond_chance(difference: dict[str, float | None]) -> bool:
     """
-    Checks whether the accuracy of a refined reward model fell by more than the tolerance, and by more than chance
-    explains.
+    Checks whether the accuracy of a refined reward model fell by more than .05, and by more than chance explains.
 
-    It is the gate of refinements inside a run. There, a refusal costs a refinement, and [`gate`] would refuse many
-    good ones if there are few held-out pairs. Calibration does not matter, because the rewards are scaled anyway.
+    It is the gate of refinements inside a run. There, a refusal leaves the policy with a reward model that it may
+    exploit, and [`gate`] would refuse many good models if there are few held-out pairs. Calibration does not matter,
+    because the rewards are scaled anyway. Each model is compared with the one that it replaces, so small falls of
+    several refinements can add up.
 
     Args:
         difference (`dict[str, float | None]`):
             The `difference` of a comparison, see [`GateReport`]: `accuracy` (after - before), and its paired
             `standard_error`. That is `None` for a single pair, whose difference chance always explains.
-        accuracy_tolerance (`float`, *optional*, defaults to `0.02`):
-            Largest accepted fall of accuracy, in [0, 1].
 
     Returns:
-        `bool`: Whether accuracy < -tolerance and accuracy < -1.645 standard errors, a test in one direction at 5 %.
+        `bool`: Whether accuracy < -.05 and accuracy < -2.326 standard errors, a test in one direction at 1 %.
     """
     accuracy, error = difference["accuracy"], difference["standard_error"]
-    return error is not None and accuracy < -accuracy_tolerance and accuracy < -CHANCE_QUANTILE * error
+    return error is not None and accuracy < -IN_LOOP_TOLERANCE and accuracy < -CHANCE_QUANTILE * error
 
 
 def gate(

@@ -59,7 +59,7 @@ class RewardRefinementCallback(TrainerCallback, ExportableState):
        completions are the views.
     2. It trains a reward model with [`RLPRewardTrainer`] on the human pairs, `synthetic_dataset`, and the windows.
     3. It keeps the old model if the new one has NaN or infinite rewards, or if its accuracy on held-out human pairs
-       fell by more than .02 and by more than chance explains (one-sided, 5 %).
+       fell by more than .05 and by more than chance explains (one-sided, 1 %).
     4. It scales the new rewards to the mean and the standard deviation of the old ones on fixed samples of the first
        policy.
     5. It replaces the weights of the reward function in place. The next rollout is scored by the new model.
