@@ -2,7 +2,6 @@
 
 import copy
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from bench import SFT, Bench
@@ -48,16 +47,6 @@ class LoopStart:
     reference_samples: Dataset
 
 
-def join_copies(samples: Dataset) -> Dataset:
-    """Joins the completions of equal prompts, so that an anchor is the majority of all completions of its prompt."""
-    rows: dict[str, dict[str, Any]] = {}
-    for sample in samples:
-        row = rows.setdefault(sample["prompt"], {"prompt": sample["prompt"], "completions": [], "finished": []})
-        row["completions"] += sample["completions"]
-        row["finished"] += sample["finished"]
-    return Dataset.from_list(list(rows.values()))
-
-
 def train_policy_in_loop(
     bench: Bench, method: LoopMethod, start: LoopStart
 ) -> tuple[PreTrainedModel, list[dict[str, float]], PreTrainedModel]:
@@ -68,7 +57,7 @@ def train_policy_in_loop(
         The policy, the metrics of its rollouts, and the reward model at the end of the run.
     """
     equivalence = SameValue()
-    anchors = SemanticAnchors.from_samples(join_copies(start.samples), equivalence)
+    anchors = SemanticAnchors.from_samples(start.samples, equivalence)
     anchor_reward = SemanticAnchorReward(anchors, equivalence) if method.anchor_weight else None
     # A refinement changes the weights in place.
     reward = RefinableReward(

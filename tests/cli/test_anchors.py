@@ -105,10 +105,17 @@ def test_folders_are_merged(tmp_path, words, write_rows, capsys):
         (["--merge", "a", "--threshold", "0.7"], "`threshold` has no effect if anchors are only merged"),
         (["--samples", "SAMPLES", "--temperature", "0.7"], "`temperature` has no effect without `model`. Remove it."),
         (["--samples", "SAMPLES", "--timeout", "7"], "`timeout` has no effect without a server. Remove it."),
+        (["--model", "m", "--prompts", "PROMPTS", "--num_generations", "1"], "`num_generations` must be at least 2"),
         (
             ["--samples", "SAMPLES", "--key", "facts"],
             "`key`='facts' names no column of `samples`, which has ['prompt'",
         ),
+        (
+            ["--samples", "SAMPLES", "--key", "completions"],
+            "`key`='completions' cannot name paraphrases, because this",
+        ),
+        (["--samples", "GROUPED"], "`samples` row 2 was clustered for another threshold. Its confidence is between"),
+        (["--merge", "a"], "`merge` has one folder, so there is nothing to merge. Pass another one, or `key`."),
         (["--samples", "SAMPLES", "--merge", "nowhere"], "'nowhere' has no `anchors.json`, so it holds no anchors."),
         (["--samples", "PROMPTS"], "`samples` lacks the columns ['completions', 'finished']."),
         (["--samples", "ONE"], "`samples` has 1 completions per prompt, but RLP compares completions."),
@@ -120,6 +127,9 @@ def test_bad_input_is_one_line_and_creates_no_folder(tmp_path, write_rows, optio
         "PROMPTS": write_rows("prompts.jsonl", [{"prompt": "a"}]),
         "ONE": write_rows("one.jsonl", [{"prompt": "a", "completions": ["x"], "finished": [True]}]),
     }
+    if "GROUPED" in options:
+        files["GROUPED"] = str(tmp_path / "grouped")
+        cluster(load_rows(files["SAMPLES"]), ExactMatch(), threshold=0.9).save_to_disk(files["GROUPED"])
     options = [files.get(word, word) for word in options]
     assert main(["anchors", *options, "--equivalence", "exact", "--output_dir", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err.splitlines()[-1]

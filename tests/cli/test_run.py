@@ -5,7 +5,7 @@ from rich.console import Console
 
 from trl_rlp.cli import main
 from trl_rlp.cli.arguments import parse
-from trl_rlp.cli.run import Forecast, _build_policy_table, print_result
+from trl_rlp.cli.run import Forecast, _build_estimate_table, _build_policy_table, print_result
 from trl_rlp.memory_estimate import StageMemory
 from trl_rlp.pipeline import RLPResult, Round
 from trl_rlp.pipeline_config import RLPConfig
@@ -71,3 +71,19 @@ def test_the_result_has_the_gate_and_the_models_of_every_round(capsys):
     assert all(
         f"refined reward model: r{number}\nretrained policy:     pi{number}\n" in output for number in ("", "_2")
     )
+
+
+def test_names_of_several_rounds_are_not_cut():
+    console = Console(file=io.StringIO(), width=80)
+    names = ["synthetic_preferences_2", "retrained_policy_2"]
+    console.print(_build_estimate_table(dict.fromkeys(names, StageMemory(weights=2.0**36, optimizer=2.0**36))))
+    lines = [line.split() for line in console.file.getvalue().splitlines()]
+    assert [line[0] for line in lines[1:]] == names and {len(line) for line in lines[1:]} == {7}
+
+    console.file.truncate(0)
+    metrics = {"kl": 0.0, "reward/refined_reward_model": 0.1, "reward/refined_reward_model_2": 0.2}
+    console.print(
+        _build_policy_table(dict.fromkeys(["sft", "policy", "retrained_policy", "retrained_policy_2"], metrics))
+    )
+    cells = [line.split("│")[1].strip() for line in console.file.getvalue().splitlines() if line.startswith("│")]
+    assert "".join(cells) == "".join(metrics)

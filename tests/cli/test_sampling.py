@@ -33,6 +33,8 @@ def test_the_samples_are_written_and_returned(tmp_path, models, write_rows, caps
 def test_wrong_settings_are_found_before_any_work():
     with pytest.raises(ValueError, match="`max_new_tokens` must be at least 1"):
         SamplingArguments(max_new_tokens=0).choose_engine({})
+    with pytest.raises(ValueError, match="`num_generations` must be at least 2"):
+        SamplingArguments(num_generations=1).choose_engine({})
     with pytest.raises(ValueError, match="`engine`='server' needs the address of the server"):
         SamplingArguments(engine="server").choose_engine({})
 

@@ -150,25 +150,6 @@ def test_pairs_of_the_gate_follow_those_of_d(tmp_path):
     assert build(4, 1) == (everything[:4], everything[4:5])
 
 
-def test_anchors_come_from_all_completions_of_a_prompt():
-    """Red has 2 of 4 completions of the first row and 3 of 4 of the second, so 5 of 8."""
-    from datasets import Dataset
-    from loop import join_copies
-    from task import SameValue
-
-    from trl_rlp import SemanticAnchors
-
-    owl = PROMPT.replace("fox", "owl")
-    rows = {"prompt": [PROMPT, owl] * 2, "finished": [[True] * 4] * 4}
-    rows["completions"] = [["red", "it is red", "blue", "green"], ["white"] * 4]
-    rows["completions"] += [["red", "red indeed", "red", "black"], ["white"] * 4]
-    samples = join_copies(Dataset.from_dict(rows))
-    assert samples["prompt"][:] == [PROMPT, owl] and [len(flags) for flags in samples["finished"]] == [8, 8]
-    anchors = SemanticAnchors.from_samples(samples, SameValue(), threshold=0.6)
-    assert len(anchors) == 2 and anchors.find(PROMPT).confidence == 5 / 8
-    assert anchors.find(PROMPT).members == ["red", "it is red", "red indeed"]
-
-
 def test_loop_table_compares_with_spg_at_the_default_kl_weight():
     """
     The win rate of SPG at β .4 is .5 and .4. That of `anchored` is .1 above it on both seeds.

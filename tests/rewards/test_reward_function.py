@@ -49,6 +49,16 @@ def test_a_model_that_is_not_loaded_is_an_error(tokenizer, model):
         RewardFunction(model, tokenizer, [1])
 
 
+def test_a_missing_tokenizer_and_a_single_id_are_errors(tokenizer):
+    model = tiny_reward_model(tokenizer)
+    for missing in (None, "folder"):
+        with pytest.raises(TypeError, match="`processing_class` must be the tokenizer of `model`, got"):
+            RewardFunction(model, missing, [1])
+    for ids in (1, None, "<eos>"):
+        with pytest.raises(TypeError, match=r"`eos_token_ids` must be a list .*`\[tokenizer.eos_token_id\]`"):
+            RewardFunction(model, tokenizer, ids)
+
+
 def test_truncated_token_prompts_are_not_logged(tokenizer, caplog):
     """A trainer calls the function in each step, so it would log in each step."""
     prompt = TokenPrompt("Who was it?", tokenizer("Who was it?")["input_ids"])

@@ -64,6 +64,8 @@ def test_a_rollout_that_does_not_fit_is_an_error():
     assert len(buffer) == 1
     with pytest.raises(ValueError, match="`buffer_size` must be at least 1 completion, got 0"):
         RolloutBuffer(0)
+    with pytest.raises(TypeError, match="`buffer_size` must be an integer, got '4'"):
+        RolloutBuffer("4")
 
 
 def test_the_contents_are_restored_from_json():

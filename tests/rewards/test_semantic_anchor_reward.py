@@ -1,5 +1,6 @@
 import pytest
 from datasets import Dataset
+from transformers import TrainerState
 
 from trl_rlp.data.anchors.semantic_anchors import SemanticAnchors
 from trl_rlp.data.groups.equivalence import ExactMatch
@@ -54,7 +55,8 @@ def test_rewards_by_hand(subtract, expected):
     assert reward(**asked, completion_ids=None, log_metric=lambda *entry: logged.append(entry)) == expected
     assert equivalence.calls == [[("2 + 2?", "four", "full"), ("2 + 2?", "four", "three")]]
     values = {name: [value for other, value in logged if other == name] for name, _ in logged}
-    assert values == {"semantic_anchor/same_share": [1, 0], "semantic_anchor/anchored_share": [1, 1, 0]}
+    names = [f"semantic_anchor/{name}" for name in ("failed_share", "anchored_share", "same_share")]
+    assert values == dict(zip(names, ([0], [1, 1, 0], [1, 0]), strict=True))
     assert reward(**asked) == expected and len(equivalence.calls) == 1  # all of it is remembered
     assert reward.__name__ == "semantic_anchor" and reward.comparison.num_questions == 2
 
@@ -96,18 +98,40 @@ def test_a_failing_equivalence_gives_no_reward_and_ends_the_run_after_three_fail
 
     assert ask("full") == ask("full") == [None, None]
     assert "failed, so the completions of this rollout get no reward from it. (ConnectionError: The" in caplog.text
-    assert ("semantic_anchor/failures", 2.0) in logged
-    assert ask("full") == [1.0, None]
+    # The share of prompts with an anchor stays 1/2.
+    share, anchored = "semantic_anchor/failed_share", "semantic_anchor/anchored_share"
+    assert logged == [(share, 1.0), (anchored, 1.0), (anchored, 0.0)] * 2
+    assert ask("full") == [1.0, None] and logged[6] == (share, 0.0)
     assert ask("x") == ask("x") == [None, None]
     with pytest.raises(RuntimeError, match="of `semantic_anchor` failed 3 times in a row. .*ConnectionError"):
         ask("x")
-    assert reward.num_failures == 5
 
 
-def test_anchors_of_other_prompts_are_an_error_in_the_first_rollout():
+def test_anchors_that_know_none_of_many_prompts_are_an_error(caplog):
+    """A rollout has 64 prompts. Steps 0 and 1 have 128 unknown ones, which is noticed at step 2."""
+    reward, state = SemanticAnchorReward(anchors()["text"], SameLetter()), TrainerState()
+    for state.global_step in range(2):
+        prompts = [f"Q{state.global_step} {number}" for number in range(64)]
+        assert reward(prompts, ["x"] * 64, trainer_state=state) == [None] * 64
+    assert caplog.text.count("`anchors` know 0 of the 64 prompts of a rollout") == 1
+    state.global_step = 2
+    with pytest.raises(ValueError, match=r"`anchors` know none of the first 128 prompts, for example 'Q1 0'. Make"):
+        reward(["Q"], ["x"], trainer_state=state)
+
+
+def test_one_known_prompt_is_enough():
     reward = SemanticAnchorReward(anchors()["text"], SameLetter())
-    with pytest.raises(ValueError, match=r"`anchors` know none of the prompts of the first rollout, .* '3 \+ 3\?'"):
-        reward(["3 + 3?", "3 + 3?", "Who?"], ["six", "6", "Ada"])
+    for prompts in (["Q"], ["Why?"], *([f"Q{number}"] for number in range(200))):
+        assert reward(prompts, ["x"]) == [None]
+
+
+def test_prompts_of_evaluation_need_no_anchors():
+    """An evaluation has many calls before the rollout of its step. Of the calls at a step, the last one counts."""
+    reward, state = SemanticAnchorReward(anchors()["text"], SameLetter()), TrainerState()
+    for state.global_step in range(5):
+        for number in range(200):
+            reward([f"evaluation {number}"], ["x"], trainer_state=state)
+        reward([f"Q{state.global_step}"], ["x"], trainer_state=state)
 
 
 def test_some_unknown_prompts_are_a_warning_with_their_count(caplog):

@@ -7,7 +7,7 @@ from tests.tiny_models import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.sampling.engines import sample_completions
 from trl_rlp.data.scoring import score
 from trl_rlp.rewards.reward_function import RewardFunction
-from trl_rlp.rewards.standardization import standardize
+from trl_rlp.rewards.standardization import select_fixed_rows, standardize
 
 
 PROMPTS = Dataset.from_dict({"prompt": [f"{i}?" for i in range(6)]})
@@ -40,3 +40,9 @@ def test_equal_rewards_raise_an_error():
     function = RewardFunction(model, tokenizer, [tokenizer.eos_token_id])
     with pytest.raises(ValueError, match="`standard_deviation` must be positive, got 0"):
         standardize([function], tiny_causal_lm(tokenizer), tokenizer, PROMPTS, SAMPLING)
+
+
+def test_the_fixed_rows_are_the_first_256():
+    rows = Dataset.from_dict({"prompt": [str(i) for i in range(300)]})
+    assert select_fixed_rows(rows)["prompt"] == [str(i) for i in range(256)]
+    assert len(select_fixed_rows(PROMPTS)) == 6

@@ -9,8 +9,8 @@ from trl_rlp.cli.arguments import EquivalenceArguments, parse
 from trl_rlp.cli.model_arguments import InferenceArguments
 from trl_rlp.cli.sampling import SamplingArguments, require_effect
 from trl_rlp.cli.server_arguments import ServerArguments
-from trl_rlp.data.anchors.semantic_anchors import SemanticAnchors
-from trl_rlp.data.groups.clustering import cluster
+from trl_rlp.data.anchors.semantic_anchors import SemanticAnchors, require_key
+from trl_rlp.data.groups.clustering import require_decided_groups
 from trl_rlp.data.groups.equivalence import Equivalence
 from trl_rlp.data.groups.instruction import require_instruction_column
 from trl_rlp.data.validation import require_samples
@@ -103,6 +103,8 @@ class AnchorArguments:
             raise ValueError("Anchors need `samples`, or `model` and `prompts`, or folders to `merge`. Pass one.")
         if self.samples is None and self.model is None and self.threshold != 0.5:
             raise ValueError("`threshold` has no effect if anchors are only merged. Remove it.")
+        if self.samples is None and self.model is None and self.key is None and len(self.merge or []) == 1:
+            raise ValueError("`merge` has one folder, so there is nothing to merge. Pass another one, or `key`.")
 
 
 def main(options: Sequence[str]) -> None:
@@ -149,7 +151,10 @@ def main(options: Sequence[str]) -> None:
     if engine is not None:
         rows = sampling.sample(rows, arguments.model, engine, models, run.path)
     if rows is not None:
-        merged.insert(0, _make_anchors(rows, equivalence, arguments.threshold, run))
+        groups = run.path / GROUPS
+        merged.insert(
+            0, SemanticAnchors.from_samples(rows, equivalence, threshold=arguments.threshold, output_dir=groups)
+        )
     anchors, *others = merged
     if others or arguments.key is not None:
         anchors = anchors.merge(*others, equivalence=equivalence, key=arguments.key)
@@ -178,18 +183,16 @@ def _require_mergeable(
                     f"`merge` has anchors of the threshold {anchors.threshold}, but `threshold` is "
                     f"{arguments.threshold}. Make all of them with one."
                 )
+        if _has_groups(rows):
+            require_decided_groups(rows, arguments.threshold)
     for name, source in sources:
         require_instruction_column(source, equivalence, name)
-        if arguments.key is not None and arguments.key not in source.column_names:
-            raise ValueError(
-                f"`key`={arguments.key!r} names no column of `{name}`, which has {source.column_names}. Add it."
-            )
+        if arguments.key is not None:
+            require_key(source, arguments.key, name)
 
 
-def _make_anchors(samples: Dataset, equivalence: Equivalence, threshold: float, run: RunFolder) -> SemanticAnchors:
-    if not {"cluster_ids", "confidence"} <= set(samples.column_names):
-        samples = cluster(samples, equivalence, threshold=threshold, output_dir=run.path / GROUPS)
-    return SemanticAnchors.from_samples(samples, equivalence, threshold=threshold)
+def _has_groups(samples: Dataset) -> bool:
+    return {"cluster_ids", "confidence"} <= set(samples.column_names)
 
 
 def _print(anchors: SemanticAnchors, run: RunFolder) -> None:

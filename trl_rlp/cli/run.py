@@ -7,7 +7,7 @@ from typing import Any
 
 from datasets import Dataset
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from trl_rlp.cli.arguments import EquivalenceArguments, parse
 from trl_rlp.memory_estimate import StageMemory, estimate_memory, format_gib, read_run_shape
@@ -175,8 +175,9 @@ def print_result(result: RLPResult, estimates: Mapping[str, StageMemory]) -> Non
 
 
 def _build_estimate_table(stages: Mapping[str, StageMemory]) -> Table:
-    # Without lines between the columns, the table fits into 80 characters.
-    table = Table("GiB by formula", "weights", "gradients", "AdamW", "activations", "sampling", "peak", box=None)
+    # Without lines between the columns and spaces around them, the table fits into 80 characters.
+    columns = ("weights", "gradients", "AdamW", "activations", "sampling", "peak")
+    table = Table(Column("GiB by formula", overflow="fold"), *columns, box=None, pad_edge=False)
     for name, memory in stages.items():
         table.add_row(name, *format_gib(memory).values())
     return table
@@ -205,7 +206,8 @@ def _build_gate_table(comparisons: dict[str, dict], name: str) -> Table:
 
 
 def _build_policy_table(policies: dict[str, dict[str, float]]) -> Table:
-    table = Table("samples on held-out prompts", *policies)
+    # Names of several rounds differ in their last characters only, so they are not cut.
+    table = Table(*(Column(name, overflow="fold") for name in ("samples on held-out prompts", *policies)))
     for name in next(iter(policies.values())):
         table.add_row(name, *(_format_metric(metrics[name]) for metrics in policies.values()))
     return table

@@ -105,9 +105,10 @@ class SamplingArguments:
         Raises:
             ImportError: If vLLM is chosen and not installed, or in a version that TRL does not support.
             TypeError: If `engine_args` is not a mapping.
-            ValueError: If the engine is unknown, an argument does not fit it, or `max_new_tokens` is below 1.
+            ValueError: If the engine is unknown, an argument does not fit it, or a setting is out of range.
         """
-        require_settings(max_new_tokens=self.max_new_tokens)
+        names = ("num_generations", "temperature", "top_p", "max_new_tokens", "seed")
+        require_settings(**{name: getattr(self, name) for name in names})
         engine = self.engine or ("transformers" if self.base_url is None else "server")
         arguments = parse_mapping("engine_args", self.engine_args) or {}
         if engine == "server" and self.base_url is None and "base_url" not in arguments:

@@ -65,7 +65,7 @@ class RewardFunction:
             Further arguments of the chat template: those of the policy's trainer.
 
     Raises:
-        TypeError: If `model` is not a model.
+        TypeError: If `model` is not a model, `processing_class` is not a tokenizer, or `eos_token_ids` is not a list.
         ValueError: If `standard_deviation` is not positive.
     """
 
@@ -86,6 +86,16 @@ class RewardFunction:
             raise TypeError(
                 f"`model` must be a reward model, got `{type(model).__name__}`. Load it and its tokenizer with "
                 "`load_reward_model`."
+            )
+        if not callable(processing_class):
+            raise TypeError(
+                f"`processing_class` must be the tokenizer of `model`, got `{type(processing_class).__name__}`. Load "
+                "both with `load_reward_model`."
+            )
+        if not isinstance(eos_token_ids, Collection) or isinstance(eos_token_ids, str):
+            raise TypeError(
+                f"`eos_token_ids` must be a list of token ids, got {eos_token_ids!r}. Pass for example "
+                "`[tokenizer.eos_token_id]` with the policy's tokenizer."
             )
         self.model = model
         self.processing_class = processing_class

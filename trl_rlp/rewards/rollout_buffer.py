@@ -21,6 +21,7 @@ class RolloutBuffer:
             Maximum number of completions, at least 1 and at least those of one rollout of all processes.
 
     Raises:
+        TypeError: If `size` is not an integer.
         ValueError: If `size` is below 1.
 
     Example:
@@ -35,6 +36,8 @@ class RolloutBuffer:
     """
 
     def __init__(self, size: int):
+        if not isinstance(size, int):
+            raise TypeError(f"`buffer_size` must be an integer, got {size!r}.")
         if size < 1:
             raise ValueError(
                 f"`buffer_size` must be at least 1 completion, got {size}. Use at least the completions of a rollout."

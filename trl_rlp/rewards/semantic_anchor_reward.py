@@ -3,20 +3,23 @@
 from collections.abc import Callable
 from typing import Any
 
+from transformers import TrainerState
 from transformers.utils import logging
 
 from trl_rlp.data.anchors.comparison import AnchorComparison
-from trl_rlp.data.anchors.semantic_anchors import SemanticAnchors, prompt_key
+from trl_rlp.data.anchors.semantic_anchors import Anchor, SemanticAnchors, prompt_key
 from trl_rlp.data.groups.equivalence import Equivalence, require_equivalence
 from trl_rlp.data.groups.instruction import list_instruction_columns, require_instruction_column
 from trl_rlp.data.turns import final_text
-from trl_rlp.storage.processes import process_state, share_work
 
 
 logger = logging.get_logger(__name__)
 
 _MAX_FAILURES = 3
 """Number of failures of the equivalence in a row that end a run."""
+
+_ENOUGH_PROMPTS = 128
+"""Number of distinct prompts of a process after which anchors that know none of them are an error."""
 
 
 class SemanticAnchorReward:
@@ -39,7 +42,7 @@ class SemanticAnchorReward:
     Logged metrics:
         - `semantic_anchor/same_share`: Among completions with an anchor, the share that means the same, in [0, 1].
         - `semantic_anchor/anchored_share`: The share of completions with an anchor, in [0, 1].
-        - `semantic_anchor/failures`: Number of calls so far in which the equivalence failed. Not logged without one.
+        - `semantic_anchor/failed_share`: The share of calls in which the equivalence failed, in [0, 1].
 
     Args:
         anchors ([`SemanticAnchors`]):
@@ -48,8 +51,8 @@ class SemanticAnchorReward:
             Decides whether two completions mean the same. It should be the one that made the anchors.
         subtract_confidence (`bool`, *optional*, defaults to `False`):
             Whether to subtract the anchor's confidence from each reward. The mean reward of the sampled policy is then
-            about 0 for every prompt, so that prompts are on one scale. GRPO and RLOO compare the completions of a
-            prompt, so there it changes nothing.
+            about 0 for every prompt, so that prompts are on one scale. Merged anchors have the pooled confidence.
+            GRPO and RLOO compare the completions of a prompt, so there it changes nothing.
         name (`str`, *optional*, defaults to `"semantic_anchor"`):
             Name in the trainer's logs, and before the slash of the metrics.
 
@@ -59,7 +62,7 @@ class SemanticAnchorReward:
 
     Raises:
         TypeError: If `anchors` are not anchors, or `equivalence` is not an equivalence.
-        ValueError: In the first rollout, if the anchors know none of its prompts.
+        ValueError: If the anchors know none of the first 128 distinct prompts of this process.
         RuntimeError: After three failures of the equivalence in a row.
 
     Example:
@@ -89,11 +92,11 @@ class SemanticAnchorReward:
         self.anchors, self.equivalence = anchors, equivalence
         self.comparison = AnchorComparison(anchors, equivalence)
         self.subtract_confidence = subtract_confidence
-        self.num_failures = 0
         self.__name__ = name
         self._failures_in_a_row = 0
-        self._is_first_call = True
-        self._has_warned = False
+        self._has_warned = self._knows_a_prompt = False
+        self._unknown_prompts: set[str] = set()
+        self._last_call: tuple[int | None, set[str]] = (None, set())
 
     def __call__(self, prompts: list, completions: list, **kwargs: Any) -> list[float | None]:
         """
@@ -113,42 +116,52 @@ class SemanticAnchorReward:
         columns = {"prompt": prompts, "completion": [final_text(completion) for completion in completions]}
         require_instruction_column({**kwargs, **columns}, self.equivalence, "train_dataset")
         columns |= {name: kwargs[name] for name in list_instruction_columns(self.equivalence)}
-        self._check_prompts(prompts)
+        self._check_prompts(prompts, kwargs.get("trainer_state"))
         verdicts = self._compare(columns)
-        self._log(verdicts, kwargs.get("log_metric"))
-        anchors = map(self.anchors.find, prompts)
+        anchors = [self.anchors.find(prompt) for prompt in prompts]
+        self._log(anchors, verdicts, kwargs.get("log_metric"))
         return [
             None if anchor is None or verdict is None else verdict - self.subtract_confidence * anchor.confidence
             for anchor, verdict in zip(anchors, verdicts, strict=True)
         ]
 
-    def _check_prompts(self, prompts: list) -> None:
-        """Refuses anchors of other prompts in the first call, and warns once if some prompts are unknown."""
-        distinct = {prompt_key(prompt): prompt for prompt in prompts}
-        unknown = [prompt for prompt in distinct.values() if not self.anchors.knows(prompt)]
-        if self._is_first_call:
-            # Decided by all processes together, because one of them may have a single prompt.
-            know_none = share_work(
-                range(process_state().num_processes), lambda own: [len(unknown) == len(distinct) for _ in own]
-            )
-            if all(know_none):
-                raise ValueError(
-                    f"`anchors` know none of the prompts of the first rollout, for example {str(unknown[0])[:80]!r}. "
-                    "Make them from samples of the trainer's prompts."
-                )
-        self._is_first_call = False
+    def _check_prompts(self, prompts: list, trainer_state: TrainerState | None) -> None:
+        """Warns once if some prompts are unknown, and refuses anchors of other prompts."""
+        keys = {prompt_key(prompt): prompt for prompt in prompts}
+        unknown = {key for key, prompt in keys.items() if not self.anchors.knows(prompt)}
         if unknown and not self._has_warned:
             self._has_warned = True
             logger.warning(
-                f"`anchors` know {len(distinct) - len(unknown)} of the {len(distinct)} prompts of a rollout. The "
-                f"others get no reward from `{self.__name__}`. Make anchors from samples of all prompts."
+                f"`anchors` know {len(keys) - len(unknown)} of the {len(keys)} prompts of a rollout. The others get "
+                f"no reward from `{self.__name__}`. Make anchors from samples of all prompts."
+            )
+        self._knows_a_prompt = self._knows_a_prompt or len(unknown) < len(keys)
+        if not self._knows_a_prompt:
+            self._count_unknown(unknown, None if trainer_state is None else trainer_state.global_step)
+
+    def _count_unknown(self, keys: set[str], step: int | None) -> None:
+        """
+        Counts the prompts of a call in which all are unknown. Anchors may be of a part of the prompts, so a few are no
+        error. Each process decides alone.
+
+        Of the calls at one optimizer step only the last one counts, because evaluation precedes the rollout, and its
+        prompts need no anchors.
+        """
+        last_step, last_keys = self._last_call
+        self._last_call = step, keys
+        if step is not None and step == last_step:
+            return
+        self._unknown_prompts |= last_keys
+        if len(self._unknown_prompts) >= _ENOUGH_PROMPTS:
+            raise ValueError(
+                f"`anchors` know none of the first {len(self._unknown_prompts)} prompts, for example "
+                f"{min(last_keys)[:80]!r}. Make them from samples of the trainer's prompts."
             )
 
     def _compare(self, columns: dict[str, list]) -> list[bool | None]:
         try:
             verdicts = self.comparison.compare(columns)
         except Exception as error:
-            self.num_failures += 1
             self._failures_in_a_row += 1
             if self._failures_in_a_row >= _MAX_FAILURES:
                 raise RuntimeError(
@@ -163,13 +176,17 @@ class SemanticAnchorReward:
         self._failures_in_a_row = 0
         return verdicts
 
-    def _log(self, verdicts: list[bool | None], log_metric: Callable[[str, float], None] | None) -> None:
+    def _log(
+        self,
+        anchors: list[Anchor | None],
+        verdicts: list[bool | None],
+        log_metric: Callable[[str, float], None] | None,
+    ) -> None:
         """Logs one value per completion, so that TRL's mean over the processes is the share of all completions."""
         if log_metric is None:
             return
-        for verdict in verdicts:
-            log_metric(f"{self.__name__}/anchored_share", float(verdict is not None))
+        log_metric(f"{self.__name__}/failed_share", float(self._failures_in_a_row > 0))
+        for anchor, verdict in zip(anchors, verdicts, strict=True):
+            log_metric(f"{self.__name__}/anchored_share", float(anchor is not None))
             if verdict is not None:
                 log_metric(f"{self.__name__}/same_share", float(verdict))
-        if self.num_failures:
-            log_metric(f"{self.__name__}/failures", float(self.num_failures))

@@ -16,6 +16,20 @@ from trl_rlp.rewards.reward_function import RewardFunction
 NUM_PROMPTS = 256
 
 
+def select_fixed_rows(dataset: Dataset) -> Dataset:
+    """
+    Selects the rows whose samples decide the scale of a reward. More samples cost time and hardly change the scale.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Prompts, or samples with one row per prompt.
+
+    Returns:
+        [`~datasets.Dataset`]: The first 256 rows.
+    """
+    return dataset.select(range(min(len(dataset), NUM_PROMPTS)))
+
+
 def standardize(
     functions: Sequence[RewardFunction],
     policy: PreTrainedModel | PeftModel,
@@ -44,7 +58,7 @@ def standardize(
     Raises:
         ValueError: If all rewards of a model are equal.
     """
-    prompts = prompt_dataset.select(range(min(len(prompt_dataset), NUM_PROMPTS))).select_columns(["prompt"])
+    prompts = select_fixed_rows(prompt_dataset).select_columns(["prompt"])
     samples = sample_completions(prompts, policy, processing_class, **sampling)
     completions, finished = sum(samples["completions"], []), sum(samples["finished"], [])
     repeated = [prompt for prompt, texts in zip(samples["prompt"], samples["completions"], strict=True) for _ in texts]

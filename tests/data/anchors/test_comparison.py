@@ -3,7 +3,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 
 from tests.data.anchors.fakes import FirstLetter
@@ -74,7 +76,7 @@ def test_nothing_of_a_failed_call_is_remembered():
     with pytest.raises(RuntimeError, match="out of memory"):
         compare(comparison, "a", ["x3"])
     comparison.equivalence.are_equivalent = lambda *pairs: [True]
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="`are_equivalent` of `FirstLetter` returned 1 verdicts for 2 pairs. It must"):
         compare(comparison, "aa", ["x3", "x4"])
     assert comparison.num_questions == 0
     comparison.equivalence.are_equivalent = ask
@@ -89,12 +91,35 @@ def test_the_oldest_verdicts_are_forgotten(monkeypatch):
     assert compare(made, "a", ["x3"]) == [True] and made.num_questions == 4
 
 
+@pytest.mark.parametrize("form", [np.array, torch.tensor, iter])
+def test_verdicts_may_come_in_any_container(form):
+    comparison = make_comparison()
+    ask = comparison.equivalence.are_equivalent
+    comparison.equivalence.are_equivalent = lambda *pairs: form(ask(*pairs))
+    for _ in range(2):
+        verdicts = compare(comparison, "aa", ["x3", "z"])
+        assert verdicts == [True, False] and {type(verdict) for verdict in verdicts} == {bool}
+
+
 def test_a_comparison_equals_the_rule_of_the_clusters():
     """A completion of the first policy means what the anchor means exactly if it is in the largest group."""
     texts = ["x1", "y1", "x2", "", "x3", "z"]
     rows = {"prompt": ["a"], "completions": [texts], "finished": [[True] * 6]}
     anchors = SemanticAnchors.from_samples(Dataset.from_dict(rows), FirstLetter())
     assert compare(AnchorComparison(anchors, FirstLetter()), "a" * 6, texts) == [True, False, True, False, True, False]
+
+
+def test_the_leader_is_asked_first_as_by_the_clusters():
+    """The relation is not symmetric: the second text must be longer. A comparison asks as the clustering asked."""
+    equivalence = FirstLetter(are_equivalent=lambda prompts, firsts, seconds: list(map(is_longer, firsts, seconds)))
+    rows = {"prompt": ["a"], "completions": [["xx", "x", "xxx", "xxxx"]], "finished": [[True] * 4]}
+    anchors = SemanticAnchors.from_samples(Dataset.from_dict(rows), equivalence)
+    assert anchors.find("a").members == ["xx", "xxx", "xxxx"]
+    assert compare(AnchorComparison(anchors, equivalence), "aaa", ["x", "xxx", "xxxxx"]) == [False, True, True]
+
+
+def is_longer(first, second):
+    return len(second) > len(first)
 
 
 def test_one_process_shares_with_nobody():

@@ -3,11 +3,13 @@ import logging
 import re
 import shutil
 
+import pyarrow as pa
 import pytest
 from datasets import Dataset
 
 from tests.data.anchors.fakes import FirstLetter
 from trl_rlp.data.anchors import Anchor, SemanticAnchors, prompt_key
+from trl_rlp.data.anchors.anchor_rows import FEATURES
 from trl_rlp.data.groups import ExactMatch, cluster
 from trl_rlp.data.token_prompts import TokenPrompt
 
@@ -112,13 +114,34 @@ def test_columns_of_single_values_and_the_instruction_are_kept():
     assert anchors.dataset.column_names == ["prompt", "topic", "question", *new]
 
 
-def test_rows_with_the_same_prompt_become_one():
-    """x has 3 of 4 and 2 of 4 completions, so the pooled confidence is 5/8. The row's own columns are the first's."""
+def test_completions_of_the_same_prompt_are_grouped_together(tmp_path):
+    """
+    x has 3 of 4 and 1 of 4 completions, so 4 of 8. The second row alone has no majority, but its x counts. The row's
+    own columns are the first's. Prompts may have different numbers of rows.
+    """
     prompts = ["p", "q", "p"]
+    completions = [["x1", "x1", "x2", "y"], ["z", "z", "z", "z"], ["v", "x3", "u", "w"]]
+    samples = build_samples(completions, prompt=prompts, topic=[1, 2, 3])
+    for folder in (None, tmp_path, tmp_path):
+        anchors = SemanticAnchors.from_samples(samples, FirstLetter(), output_dir=folder)
+        assert get_rows(anchors) == [("x1", ["x1", "x2", "x3"], 0.5, 8, None), ("z", ["z"], 1.0, 4, None)]
+        assert anchors.dataset["topic"][:] == [1, 2]
+
+
+def test_an_interrupted_call_asks_only_about_groups_that_are_not_finished(tmp_path):
+    equivalence = FirstLetter()
+    samples = build_samples([["x", "xx"], ["y", "yy"]])
+    for _ in range(2):
+        SemanticAnchors.from_samples(samples, equivalence, output_dir=tmp_path)
+        assert len(equivalence.calls) == 1
+
+
+def test_groups_of_the_same_prompt_are_merged():
+    """x has 3 of 4 and 2 of 4 completions, so the pooled confidence is 5/8."""
     completions = [["x1", "x1", "x2", "y"], ["z", "z", "z", "z"], ["y", "x3", "x1", "w"]]
-    anchors = make(completions, prompt=prompts, topic=[1, 2, 3])
+    groups = cluster(build_samples(completions, prompt=["p", "q", "p"]), FirstLetter())
+    anchors = SemanticAnchors.from_samples(groups, FirstLetter())
     assert get_rows(anchors) == [("x1", ["x1", "x2", "x3"], 0.625, 8, None), ("z", ["z"], 1.0, 4, None)]
-    assert anchors.dataset["topic"][:] == [1, 2]
 
 
 # Bad input
@@ -224,13 +247,33 @@ def test_the_instruction_of_a_column_reaches_the_equivalence_of_a_merge():
     assert equivalence.calls == [[("What?", "x1", "x2")]]
 
 
+def test_equal_prompts_of_different_types_are_merged():
+    """One file has wide texts, or a key that only some chats have. Each pair of anchors has 2 + 2 of 4 completions."""
+    wide = Dataset(pa.table({"prompt": pa.array(["a"], pa.large_string()), "completions": [["x", "x"]]}))
+    wide = SemanticAnchors.from_samples(wide.add_column("finished", [[True, True]]), FirstLetter())
+    chats = [[{"role": "user", "content": "a"}], [{"role": "user", "content": "a", "name": "Ada"}]]
+    keys = [[{**chats[0][0], "name": None}], chats[1]]
+    for first, second in [
+        (make([["x", "x"]]), wide),
+        (make([["x", "x"]], prompt=chats[:1]), make([["x", "x"]] * 2, prompt=keys)),
+    ]:
+        for merged in (first.merge(second, equivalence=FirstLetter()), second.merge(first, equivalence=FirstLetter())):
+            assert merged.find(first.dataset[0]["prompt"]).confidence == 1.0 and len(merged) == len(second)
+            assert merged.dataset.filter(lambda row: row["num_generations"] == 4).num_rows == 1
+            assert {name: merged.dataset.features[name] for name in FEATURES} == FEATURES
+
+
 def test_what_cannot_be_merged_is_one_line():
     text = make([["x", "x"]])
     chat = make([["x", "x"]], prompt=[[{"role": "user", "content": "a"}]])
     with pytest.raises(ValueError, match="columns of different types"):
         text.merge(chat, equivalence=FirstLetter())
-    with pytest.raises(ValueError, match="`key`='fact' names no column of the anchors"):
+    with pytest.raises(ValueError, match="`key`='fact' names no column of `anchors`"):
         text.merge(equivalence=FirstLetter(), key="fact")
+    with pytest.raises(ValueError, match="`key`='prompt' .* column of `anchors` does not hold single values. Name"):
+        chat.merge(equivalence=FirstLetter(), key="prompt")
+    with pytest.raises(ValueError, match="`key`='anchor' cannot name paraphrases, because this .* is a result"):
+        text.merge(equivalence=FirstLetter(), key="anchor")
     with pytest.raises(ValueError, match="`others` have the threshold 0.3, and these anchors have 0.5"):
         text.merge(make([["x", "x"]], threshold=0.3), equivalence=FirstLetter())
     with pytest.raises(ValueError, match="nothing to merge"):

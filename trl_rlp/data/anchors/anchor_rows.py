@@ -36,6 +36,32 @@ ROWS_AT_ONCE = 10_000
 """Number of rows that are converted to Python values at once."""
 
 
+def join_copies(samples: Dataset, keys: Sequence[str]) -> Dataset:
+    """
+    Joins the completions of rows with the same prompt.
+
+    Args:
+        samples ([`~datasets.Dataset`]):
+            Policy samples.
+        keys (`Sequence[str]`):
+            A text for each row that is equal for equal prompts.
+
+    Returns:
+        `datasets.Dataset`: One row for each prompt, in the order of first appearance. Other columns are those of the
+        first row.
+    """
+    copies: dict[str, list[int]] = {}
+    for row, key in enumerate(keys):
+        copies.setdefault(key, []).append(row)
+    if len(copies) == len(samples):
+        return samples
+    joined = {name: samples[name][:] for name in ("completions", "finished")}
+    columns = {name: [sum((lists[i] for i in rows), []) for rows in copies.values()] for name, lists in joined.items()}
+    lists = Dataset.from_dict(columns, features=Features({name: samples.features[name] for name in columns}))
+    firsts = samples.remove_columns(list(columns)).select([rows[0] for rows in copies.values()])
+    return concatenate_datasets([firsts, lists], axis=1)
+
+
 def build_rows(samples: Dataset, equivalence: Equivalence, threshold: float) -> Dataset:
     """
     Builds one row of anchors for each row of grouped samples.

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 from collections.abc import Mapping
+from itertools import islice
 from typing import NamedTuple
 
 from trl_rlp.data.anchors.semantic_anchors import Anchor, SemanticAnchors, prompt_key
@@ -147,15 +148,20 @@ class AnchorComparison:
         asked = {name: [columns[name][row] for row in rows] for name in names}
         instructions = read_instructions(asked, self.equivalence, "columns")
         anchors = [questions[row].anchor.text for row in rows]
-        verdicts = self.equivalence.are_equivalent(instructions, anchors, asked["completion"])
-        answers = [bool(verdict) for _, verdict in zip(rows, verdicts, strict=True)]
+        verdicts = list(map(bool, self.equivalence.are_equivalent(instructions, anchors, asked["completion"])))
+        if len(verdicts) != len(rows):
+            raise ValueError(
+                f"`are_equivalent` of `{type(self.equivalence).__name__}` returned {len(verdicts)} verdicts for "
+                f"{len(rows)} pairs. It must return one boolean for each pair."
+            )
         self.num_questions += len(rows)
-        return answers
+        return verdicts
 
     def _remember(self, verdicts: dict[int, bool]) -> None:
         self._verdicts |= verdicts
-        while len(self._verdicts) > CACHE_SIZE:
-            del self._verdicts[next(iter(self._verdicts))]
+        # Listed at once, because a dictionary takes longer to find its first key the more keys were deleted before it.
+        for key in list(islice(self._verdicts, max(len(self._verdicts) - CACHE_SIZE, 0))):
+            del self._verdicts[key]
 
 
 def _hash(name: str, normalized: str) -> int:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, Value, concatenate_datasets
 from transformers.utils import logging
 
 from trl_rlp.data.anchors.anchor_rows import (
@@ -16,6 +16,7 @@ from trl_rlp.data.anchors.anchor_rows import (
     REASONS,
     ROWS_AT_ONCE,
     build_rows,
+    join_copies,
     pool_rows,
     replace_majorities,
 )
@@ -104,13 +105,21 @@ class SemanticAnchors:
         self._num_anchors = sum(anchor is not None for anchor in self._anchors.values())
 
     @classmethod
-    def from_samples(cls, samples: Dataset, equivalence: Equivalence, *, threshold: float = 0.5) -> "SemanticAnchors":
+    def from_samples(
+        cls,
+        samples: Dataset,
+        equivalence: Equivalence,
+        *,
+        threshold: float = 0.5,
+        output_dir: str | Path | None = None,
+    ) -> "SemanticAnchors":
         """
         Makes anchors from policy samples. Call it with samples of the first policy, before any training.
 
         A prompt gets an anchor if the largest group of its completions has at least two members and at least a share
         γ of the completions. These are the prompts that SPG accepts. Its completions need not be finished. Rows with
-        the same prompt become one row, as in [`~SemanticAnchors.merge`].
+        the same prompt become one row with the completions of all of them. If they are already grouped, they are
+        merged as in [`~SemanticAnchors.merge`], which loses anchors: it does not know the groups of a row without one.
 
         Under `accelerate launch`, the processes share the questions, and every process must call it.
 
@@ -122,6 +131,8 @@ class SemanticAnchors:
                 Decides which completions mean the same, as for [`cluster`].
             threshold (`float`, *optional*, defaults to `0.5`):
                 Smallest confidence of an anchor, in [0, 1] (γ in the paper).
+            output_dir (`str` or `Path`, *optional*):
+                Folder for finished groups. An interrupted call resumes from it.
 
         Returns:
             [`SemanticAnchors`]: The anchors.
@@ -138,7 +149,7 @@ class SemanticAnchors:
         if {"cluster_ids", "confidence"} <= set(samples.column_names):
             require_decided_groups(samples, threshold)
         else:
-            samples = cluster(samples, equivalence, threshold=threshold)
+            samples = _group_completions(samples, equivalence, threshold, output_dir)
         rows = _merge_prompts(build_rows(samples, equivalence, threshold), equivalence, threshold)
         return cls._build(rows, threshold, equivalence.fingerprint)
 
@@ -202,11 +213,8 @@ class SemanticAnchors:
                     "all of them with one `threshold`."
                 )
             require_instruction_column(anchors.dataset, equivalence, "anchors")
-            if key is not None and key not in anchors.dataset.column_names:
-                raise ValueError(
-                    f"`key`={key!r} names no column of the anchors, which have {anchors.dataset.column_names}. Add it "
-                    "to the samples that the anchors are made from."
-                )
+            if key is not None:
+                require_key(anchors.dataset, key, "anchors")
         rows = _merge_prompts(_join_rows([anchors.dataset for anchors in merged]), equivalence, self.threshold)
         if key is not None:
             rows = _share_majorities(rows, key, equivalence, self.threshold)
@@ -342,6 +350,34 @@ def prompt_key(prompt: str | Messages) -> str:
     return str(prompt) if isinstance(prompt, str) else json.dumps(_drop_missing(prompt), sort_keys=True)
 
 
+def require_key(dataset: Dataset, key: str, name: str) -> None:
+    """
+    Checks that a dataset has a column that can name paraphrases.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Rows of anchors, or the prompts or samples that anchors are made from.
+        key (`str`):
+            Name of the column.
+        name (`str`):
+            Name of the dataset's argument, for the error message.
+
+    Raises:
+        ValueError: If the column is missing, does not hold single values, or is a result.
+    """
+    if key not in dataset.column_names:
+        raise ValueError(
+            f"`key`={key!r} names no column of `{name}`, which has {dataset.column_names}. Add it to the samples that "
+            "the anchors are made from."
+        )
+    if key in FEATURES or not isinstance(dataset.features[key], Value):
+        reason = "is a result" if key in FEATURES else "does not hold single values"
+        raise ValueError(
+            f"`key`={key!r} cannot name paraphrases, because this column of `{name}` {reason}. Name a column with one "
+            "text or number for each meaning."
+        )
+
+
 def _drop_missing(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _drop_missing(entry) for key, entry in value.items() if entry is not None}
@@ -358,11 +394,45 @@ def _index_anchors(dataset: Dataset) -> dict[str, Anchor | None]:
     return index
 
 
+def _group_completions(
+    samples: Dataset, equivalence: Equivalence, threshold: float, output_dir: str | Path | None
+) -> Dataset:
+    """Groups the completions of each prompt, those of all its rows together."""
+    samples = join_copies(samples, _list_keys(samples))
+    numbers: dict[int, list[int]] = {}
+    for number, completions in enumerate(samples["completions"]):
+        numbers.setdefault(len(completions), []).append(number)
+    # The prompts may have different numbers of copies, but `cluster` expects one number of completions.
+    groups = [
+        cluster(
+            samples.select(rows),
+            equivalence,
+            threshold=threshold,
+            output_dir=None if output_dir is None else Path(output_dir) / str(size),
+        )
+        for size, rows in numbers.items()
+    ]
+    order = np.argsort([number for rows in numbers.values() for number in rows])
+    return groups[0] if len(groups) == 1 else concatenate_datasets(groups).select(order)
+
+
+def _list_keys(rows: Dataset) -> list[str]:
+    batches = rows.select_columns("prompt").iter(ROWS_AT_ONCE)
+    return [prompt_key(prompt) for batch in batches for prompt in batch["prompt"]]
+
+
 def _join_rows(datasets: Sequence[Dataset]) -> Dataset:
     names = [name for name in datasets[0].column_names if all(name in other.column_names for other in datasets)]
+    datasets = [dataset.select_columns(names) for dataset in datasets]
+    if all(dataset.features == datasets[0].features for dataset in datasets):
+        return concatenate_datasets(datasets)
     try:
-        return concatenate_datasets([dataset.select_columns(names) for dataset in datasets])
-    except (ValueError, pa.ArrowException) as error:
+        # As Python values, because equal prompts may have different types: wide texts, or chats with further keys.
+        columns = {name: [value for dataset in datasets for value in dataset[name][:]] for name in names}
+        rows = Dataset.from_dict({name: columns[name] for name in names if name not in FEATURES})
+        majorities = Dataset.from_dict({name: columns[name] for name in FEATURES}, features=FEATURES)
+        return concatenate_datasets([rows, majorities], axis=1)
+    except (ValueError, TypeError, pa.ArrowException) as error:
         raise ValueError(
             "The anchors have columns of different types, for example prompts as text and as messages, so they cannot "
             f"be merged ({' '.join(str(error).split())})."
@@ -371,8 +441,7 @@ def _join_rows(datasets: Sequence[Dataset]) -> Dataset:
 
 def _merge_prompts(rows: Dataset, equivalence: Equivalence, threshold: float) -> Dataset:
     """Merges the rows with the same prompt into the first of them."""
-    batches = rows.select_columns("prompt").iter(ROWS_AT_ONCE)
-    keys = [prompt_key(prompt) for batch in batches for prompt in batch["prompt"]]
+    keys = _list_keys(rows)
     first_rows = {key: number for number, key in reversed(list(enumerate(keys)))}
     if len(first_rows) == len(rows):
         return rows
