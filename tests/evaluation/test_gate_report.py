@@ -5,7 +5,7 @@ import pytest
 from datasets import Dataset
 
 from tests.tiny_models import tiny_reward_model, tiny_tokenizer
-from trl_rlp.evaluation.gate_report import RewardModelRegression, fell_beyond_chance, gate
+from trl_rlp.evaluation.gate_report import RewardModelRegression, compare_on_sets, fell_beyond_chance, gate
 
 
 PAIRS = Dataset.from_dict({"prompt": ["q"] * 4, "chosen": list("abcd"), "rejected": ["xx"] * 4})
@@ -91,16 +91,23 @@ def test_invalid_settings_raise_an_error(settings, match):
 
 
 @pytest.mark.parametrize(
-    "accuracy, error, expected",
+    "pairs, worse, better, expected",
     [
-        (-0.07, 0.03, True),  # 2.333 standard errors
-        (-0.07, 0.031, False),  # 2.258 standard errors
-        (-0.05, 0.0, False),  # within the tolerance
-        (-0.051, 0.0, True),
-        (0.3, 0.01, False),
-        (-1.0, None, False),  # a single pair
+        (100, 12, 2, True),  # fall .10, z = -10 / sqrt(14) = -2.67
+        (100, 12, 3, False),  # fall .09, z = -9 / sqrt(15) = -2.324
+        (1000, 60, 10, False),  # fall .05, within the tolerance, z = -50 / sqrt(70) = -5.98
+        (1000, 61, 10, True),  # fall .051
+        (2, 2, 0, False),  # fall 1, z = -2 / sqrt(2) = -1.41
+        (1, 1, 0, False),  # a single pair, z = -1
+        (6, 6, 0, True),  # z = -6 / sqrt(6) = -2.45
+        (100, 2, 12, False),  # better
+        (100, 0, 0, False),
     ],
 )
-def test_accuracy_fell_beyond_the_tolerance_and_beyond_chance(accuracy, error, expected):
-    """A fall counts if it is larger than .05 and than 2.326 standard errors."""
-    assert fell_beyond_chance({"accuracy": accuracy, "standard_error": error}) == expected
+def test_accuracy_fell_beyond_the_tolerance_and_beyond_chance(margins, pairs, worse, better, expected):
+    """The first `worse` pairs were right and are wrong. Those after them were wrong, and the last `better` are right."""
+    dataset = Dataset.from_dict({"prompt": ["q"] * pairs, "chosen": ["a"] * pairs, "rejected": ["b"] * pairs})
+    margins["before", pairs] = [1.0] * worse + [-1.0] * (pairs - worse)
+    margins["after", pairs] = [-1.0] * (pairs - better) + [1.0] * better
+    comparison = compare_on_sets(("before", None), ("after", None), {"human": dataset})["human"]
+    assert fell_beyond_chance(comparison) == expected

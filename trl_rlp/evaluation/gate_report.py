@@ -130,9 +130,11 @@ def _find_regressions(
     return problems
 
 
-def fell_beyond_chance(difference: dict[str, float | None]) -> bool:
+def fell_beyond_chance(comparison: dict[str, dict[str, Any]]) -> bool:
     """
     Checks whether the accuracy of a refined reward model fell by more than .05, and by more than chance explains.
+
+    z = Σ d / √(Σ d²), where d is the change of a pair: -1 if it was right and is wrong now. It is McNemar's test.
 
     It is the gate of refinements inside a run. There, a refusal leaves the policy with a reward model that it may
     exploit, and [`gate`] would refuse many good models if there are few held-out pairs. Calibration does not matter,
@@ -140,15 +142,16 @@ def fell_beyond_chance(difference: dict[str, float | None]) -> bool:
     several refinements can add up.
 
     Args:
-        difference (`dict[str, float | None]`):
-            The `difference` of a comparison, see [`GateReport`]: `accuracy` (after - before), and its paired
-            `standard_error`. That is `None` for a single pair, whose difference chance always explains.
+        comparison (`dict[str, dict]`):
+            The comparison on one set of pairs, see [`GateReport`].
 
     Returns:
-        `bool`: Whether accuracy < -.05 and accuracy < -2.326 standard errors, a test in one direction at 1 %.
+        `bool`: Whether the accuracy fell by more than .05 and z < -2.326, a test in one direction at 1 %.
     """
-    accuracy, error = difference["accuracy"], difference["standard_error"]
-    return error is not None and accuracy < -IN_LOOP_TOLERANCE and accuracy < -CHANCE_QUANTILE * error
+    pairs, difference = comparison["before"]["pairs"], comparison["difference"]
+    fall, error = -difference["accuracy"], difference["standard_error"] or 0.0
+    squares = (pairs - 1) * pairs * error**2 + pairs * fall**2  # Σ d²
+    return fall > IN_LOOP_TOLERANCE and fall * pairs > CHANCE_QUANTILE * squares**0.5
 
 
 def gate(
