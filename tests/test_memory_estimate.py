@@ -197,7 +197,7 @@ def test_the_shape_of_a_run_is_read_from_folders(tmp_path):
 
 def test_every_round_has_its_stages():
     plain, loop = estimate(rounds=2), estimate(rounds=2, anchor_weight=3.0)
-    anchors = ["anchor_samples", "anchor_groups", "anchors"]
+    anchors = ["anchor_samples", "anchors"]
     assert list(loop) == [*anchors, *plain]
     two = {**ON_CPU, "num_generations": 2}
     assert list(estimate(method="uml", refine_every=8, policy_args=two))[:2] == ["anchor_samples", "reward_model"]

@@ -293,6 +293,20 @@ def test_on_regression_may_change_from_call_to_call(tmp_path, sft_model, monkeyp
         run_rlp(settings, preferences, prompts)
 
 
+def test_the_gate_names_the_reward_model_of_the_round(tmp_path, sft_model, untrained, monkeypatch):
+    preferences, prompts = data(chat=False)
+
+    def refuse_the_second(folder, **compared):
+        is_second = "_2" in folder.name
+        return {"passed": not is_second, "problems": ["accuracy fell"] * is_second}
+
+    monkeypatch.setattr(pipeline, "compare_reward_models", refuse_the_second)
+    settings = config(tmp_path, sft_model, method="uml", rounds=2, on_regression="raise")
+    with pytest.raises(RewardModelRegression, match="The gate refused .*/run/refined_reward_model_2: accuracy fell"):
+        run_rlp(settings, preferences, prompts)
+    assert untrained[-1] == "refined_reward_model_2.partial"
+
+
 def test_wrong_policies_and_equivalences_are_named_before_the_folder_is_made(tmp_path, sft_model):
     preferences, prompts = data(chat=False)
     save(tiny_reward_model(tiny_tokenizer()), tiny_tokenizer(), tmp_path / "classifier")
@@ -459,7 +473,7 @@ def test_two_rounds_with_anchors_and_refinement_resume_after_a_kill(tmp_path, sf
     policy_args |= {"save_strategy": "steps", "save_steps": 1, "num_ppo_epochs": 1}
     loop = {"anchor_weight": 3.0, "refine_every": 1, "rounds": 2, "policy_args": policy_args}
     expected = run_rlp(config(tmp_path, sft_model, **loop), preferences, prompts, SameParity())
-    names = {"anchor_samples", "anchor_groups", "anchors"}
+    names = {"anchor_samples", "anchors"}
     assert names <= set(expected.stages) and expected.stages["anchors"]["metrics"]["anchors"] > 0
     for number in ("", "_2"):
         metrics = expected.stages[f"retrained_policy{number}"]["metrics"]
@@ -490,14 +504,15 @@ def test_two_rounds_with_anchors_and_refinement_resume_after_a_kill(tmp_path, sf
 
 
 @pytest.mark.parametrize("method", ["spg", "uml"])
-def test_anchors_are_made_only_if_they_are_used(tmp_path, sft_model, untrained, method):
-    """Views need no anchors, and no equivalence. The reward model keeps its scale on the samples of the SFT policy."""
+def test_anchors_are_made_only_if_they_are_used(tmp_path, sft_model, untrained, monkeypatch, method):
+    """Views need no anchors, and no equivalence. The reward model keeps its scale on samples of a few prompts."""
+    monkeypatch.setattr("trl_rlp.rewards.standardization.NUM_PROMPTS", 3)
     preferences, prompts = data(chat=False)
     policy_args = {**TRAINING, "num_generations": 2, "max_completion_length": 4}
     settings = config(tmp_path, sft_model, method=method, refine_every=1, policy_args=policy_args)
     result = run_rlp(settings, preferences, prompts, SameParity() if method == "spg" else None)
-    assert "anchor_samples" in result.stages
-    assert ("anchors" in result.stages) == ("anchor_groups" in result.stages) == (method == "spg")
+    assert len(load_data(tmp_path / "run" / "anchor_samples")) == (8 if method == "spg" else 3)
+    assert ("anchors" in result.stages) == (method == "spg")
 
 
 def test_grpo_on_chats_has_anchors_and_refinement(tmp_path, sft_model, untrained, monkeypatch):

@@ -406,7 +406,7 @@ def estimate_memory(config: RLPConfig, shape: RunShape) -> dict[str, StageMemory
     settings, refinement = config.refinement_settings(), config.reward_config()
     groups = _estimate_groups(config, shape)
     if settings.is_in_loop:
-        anchors = {"anchor_groups": groups, "anchors": StageMemory()} if settings.needs_anchors else {}
+        anchors = {"anchors": groups} if settings.needs_anchors else {}
         stages = {"anchor_samples": sampling, **anchors, **stages}
     refined = _estimate_reward_training(config, shape, trained_reward, refinement.uses_views)
     steps = {"policy_samples": sampling}

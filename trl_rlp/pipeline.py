@@ -15,6 +15,7 @@ from trl_rlp.data.validation import remove_format, require_prompts
 from trl_rlp.evaluation.gate_report import RewardModelRegression
 from trl_rlp.pipeline_checks import require_run_arguments
 from trl_rlp.pipeline_config import RefinementSettings, RLPConfig
+from trl_rlp.rewards.standardization import select_fixed_rows
 from trl_rlp.stages.anchors import make_anchors
 from trl_rlp.stages.evaluation import evaluate_policies
 from trl_rlp.stages.gate import compare_reward_models
@@ -252,7 +253,7 @@ def sample_anchors(
         policy (`str` or `Path`):
             Folder or Hub name of π_SFT.
         prompt_dataset ([`~datasets.Dataset`]):
-            Prompts U.
+            Prompts U. Without anchors, the first 256 are sampled.
         equivalence ([`Equivalence`], *optional*):
             Decides which completions mean the same. Required by anchors.
 
@@ -264,6 +265,8 @@ def sample_anchors(
     """
     if not settings.is_in_loop:
         return None
+    if not settings.needs_anchors:  # then the samples decide the scale of refined reward models only
+        prompt_dataset = select_fixed_rows(prompt_dataset)
     samples = run.stage(
         "anchor_samples",
         sample_policy,
@@ -276,15 +279,7 @@ def sample_anchors(
     if not settings.needs_anchors:
         return Anchors(samples, None)
     threshold = settings.config.confidence_threshold
-    samples = run.stage(
-        "anchor_groups",
-        group_samples,
-        samples=samples,
-        equivalence=equivalence,
-        threshold=threshold,
-        complete_groups=False,
-    )
-    anchors = run.stage("anchors", make_anchors, groups=samples, equivalence=equivalence, threshold=threshold)
+    anchors = run.stage("anchors", make_anchors, samples=samples, equivalence=equivalence, threshold=threshold)
     return Anchors(samples, anchors)
 
 
@@ -454,7 +449,7 @@ def _run_gate(run: RunFolder, settings: RefinementSettings, **compared: Any) -> 
     run.stage("gate", compare_reward_models, seed=settings.seed, **compared)
     report = run.metrics("gate")
     if settings.on_regression == "raise" and not report["passed"]:
-        raise RewardModelRegression(f"The gate refused the refined reward model: {'; '.join(report['problems'])}")
+        raise RewardModelRegression(f"The gate refused {compared['after']}: {'; '.join(report['problems'])}")
 
 
 def _run_evaluation(

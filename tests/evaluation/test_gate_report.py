@@ -105,7 +105,7 @@ def test_invalid_settings_raise_an_error(settings, match):
     ],
 )
 def test_accuracy_fell_beyond_the_tolerance_and_beyond_chance(margins, pairs, worse, better, expected):
-    """The first `worse` pairs were right and are wrong. Those after them were wrong, and the last `better` are right."""
+    """The first `worse` pairs become wrong, and the last `better` pairs become right. The others stay wrong."""
     dataset = Dataset.from_dict({"prompt": ["q"] * pairs, "chosen": ["a"] * pairs, "rejected": ["b"] * pairs})
     margins["before", pairs] = [1.0] * worse + [-1.0] * (pairs - worse)
     margins["after", pairs] = [-1.0] * (pairs - better) + [1.0] * better

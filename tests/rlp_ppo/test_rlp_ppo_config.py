@@ -52,6 +52,17 @@ def test_wrong_values_are_named(tmp_path, name, value, match):
         ppo_config(tmp_path, RLPPPOConfig, **{name: value})
 
 
+def test_types_are_converted_or_refused(tmp_path):
+    """2.5 rounds would fail after the first policy has been trained."""
+    loop = {"rlp_anchor_weight": "3", "rlp_refine_every": "8", "rlp_rounds": 2.0}
+    read = ppo_config(tmp_path, RLPPPOConfig, rlp_method="spg", **loop)
+    assert [vars(read)[name] for name in loop] == [3.0, 8, 2] and isinstance(read.rlp_rounds, int)
+    for name in ("rlp_refine_every", "rlp_rounds", "rlp_num_generations"):
+        for value in (2.5, True):
+            with pytest.raises(TypeError, match=f"`{name}` must be an integer.*, got {value}"):
+                ppo_config(tmp_path, RLPPPOConfig, rlp_method="spg", **{name: value})
+
+
 def test_presets_create_the_class_that_is_called(tmp_path):
     args = RLPPPOConfig.from_preset("alpacafarm", str(tmp_path), rlp_method="spg", use_cpu=True, report_to="none")
     assert isinstance(args, RLPPPOConfig) and (args.rlp_method, args.kl_coef) == ("spg", 0.0067)

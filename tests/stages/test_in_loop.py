@@ -94,6 +94,13 @@ def test_the_buffer_holds_all_rollouts_between_two_refinements(tmp_path):
     assert functions[0].buffer.size == 20_000
 
 
+def test_the_scale_is_that_of_the_first_prompts(tmp_path, monkeypatch):
+    """Scores of all samples of a large U would cost more than the training of the reward model."""
+    monkeypatch.setattr("trl_rlp.rewards.standardization.NUM_PROMPTS", 3)
+    _, (callback,) = in_loop(tmp_path, "base").extend_rewards(reward_function(), 4, tmp_path)
+    assert callback._given_reference["prompt"] == prompts()["prompt"][:3]
+
+
 def test_views_need_no_anchors(tmp_path):
     """The anchor reward alone compares completions with them."""
     (reward, anchor_reward), (callback,) = in_loop(tmp_path, "base", "uml", synthetic=()).extend_rewards(

@@ -55,15 +55,22 @@ def test_trainings_that_do_not_fit_together_are_named(tmp_path, policy, reward, 
     require_refinable(ppo_config(tmp_path), RLPRewardConfig(str(tmp_path), method="spg", **REWARD))
 
 
-@pytest.mark.parametrize(("variable", "name"), [("ACCELERATE_USE_FSDP", "FSDP"), ("", "DeepSpeed")])
-def test_sharded_policies_are_refused(tmp_path, monkeypatch, variable, name):
-    config = ppo_config(tmp_path)
-    if variable:
-        monkeypatch.setenv(variable, "true")
-    else:
-        config.deepspeed_plugin = "ZeRO-2"
-    with pytest.raises(ValueError, match=f"`refine_every` is set under {name}, where no reward model can be trained"):
-        require_refinable(config, RLPRewardConfig(str(tmp_path), method="spg", **REWARD))
+def test_the_sharding_that_the_callback_refuses_is_refused(tmp_path, monkeypatch):
+    """FSDP2 is not, see tests/trainer/callbacks/test_refinement_checks.py."""
+    config, rewards = ppo_config(tmp_path), RLPRewardConfig(str(tmp_path), method="spg", **REWARD)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    require_refinable(config, rewards)
+    monkeypatch.setenv("FSDP_VERSION", "1")
+    with pytest.raises(
+        ValueError, match="`refine_every` is set under FSDP1, where .* Launch the run with DDP or FSDP2"
+    ):
+        require_refinable(config, rewards)
+    config.deepspeed_plugin = "ZeRO-2"
+    with pytest.raises(
+        ValueError, match="`refine_every` is set under DeepSpeed, where no reward model can be trained"
+    ):
+        require_refinable(config, rewards)
 
 
 def test_rollouts_are_counted_by_hand(tmp_path):

@@ -6,6 +6,7 @@ from typing import Any
 
 from trl_rlp.data.sampling_settings import require_shared_ends, require_stop
 from trl_rlp.stages.loop_checks import require_loop_settings
+from trl_rlp.trainer.field_values import convert_fields
 from trl_rlp.trainer.mappings import parse_fields, require_no_evaluation
 from trl_rlp.trainer.ppo.ppo_config import PPOConfig
 from trl_rlp.trainer.reward.methods import METHODS
@@ -46,6 +47,7 @@ class RLPPPOConfig(PPOConfig):
 
     Raises:
         ValueError: If a value is out of range or a name is unknown.
+        TypeError: If a field of RLP has another type.
 
     Example:
 
@@ -123,6 +125,9 @@ class RLPPPOConfig(PPOConfig):
     )
 
     def __post_init__(self):
+        own = {name: value for name, value in vars(self).items() if name.startswith("rlp_")}
+        for name, value in convert_fields(own, type(self)).items():
+            setattr(self, name, value)
         self.rlp_reward_args = parse_fields("rlp_reward_args", self.rlp_reward_args, RLPRewardConfig) or {}
         require_no_evaluation("rlp_reward_args", self.rlp_reward_args)
         if self.rlp_method not in METHODS:

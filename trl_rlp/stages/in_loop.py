@@ -15,6 +15,7 @@ from trl_rlp.data.groups.equivalence import Equivalence
 from trl_rlp.rewards.refinable_reward import RefinableReward
 from trl_rlp.rewards.reward_function import RewardFunction
 from trl_rlp.rewards.semantic_anchor_reward import SemanticAnchorReward
+from trl_rlp.rewards.standardization import select_fixed_rows
 from trl_rlp.storage.artifacts import load_data
 from trl_rlp.trainer.callbacks.reward_refinement_callback import RewardRefinementCallback
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
@@ -37,7 +38,8 @@ class InLoop:
         anchors (`Path`, *optional*):
             Folder of [`make_anchors`].
         samples (`Path`):
-            Folder of the samples of π_SFT. A refined reward model keeps mean and spread of the rewards on them.
+            Folder of the samples of π_SFT. A refined reward model keeps mean and spread of the rewards on those of the
+            first 256 prompts.
         equivalence ([`Equivalence`], *optional*):
             Decides whether a completion means what the anchor means.
         base_model (`str` or `Path`):
@@ -131,7 +133,7 @@ class InLoop:
             comparison=comparison if self.config.uses_synthetic_pairs else None,
             equivalence=self.equivalence if self.config.views_share_group else None,
             synthetic_dataset=concatenate_datasets(synthetic) if synthetic else None,
-            reference_samples=load_data(self.samples),
+            reference_samples=select_fixed_rows(load_data(self.samples)),
             eval_preference_dataset=self.heldout_preferences,
             every=every,
             peft_config=self.peft_config,

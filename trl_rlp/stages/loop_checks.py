@@ -1,14 +1,13 @@
 """Checks of what is added to step 5 of Algorithm 1: rounds, the anchor reward, and refinements during the training."""
 
 import math
-import os
 
-from accelerate.utils import str_to_bool
 from datasets import Dataset
 from transformers.utils import logging
 from trl import GRPOConfig, RLOOConfig
 
 from trl_rlp.storage.processes import process_state
+from trl_rlp.trainer.callbacks.refinement_checks import find_unsupported_sharding
 from trl_rlp.trainer.ppo.ppo_config import PPOConfig
 from trl_rlp.trainer.ppo.rollout_steps import rollouts_to_steps
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
@@ -94,11 +93,11 @@ def require_refinable(
             f"`{policy}restore_callback_states_from_checkpoint` is True, but with `{field}` the refinement restores "
             "itself. Set it to False."
         )
-    uses_fsdp = policy_config.fsdp or str_to_bool(os.environ.get("ACCELERATE_USE_FSDP", "false"))
-    if uses_fsdp or policy_config.deepspeed_plugin is not None:
+    sharding = find_unsupported_sharding(policy_config)
+    if sharding is not None:
         raise ValueError(
-            f"`{field}` is set under {'FSDP' if uses_fsdp else 'DeepSpeed'}, where no reward model can be trained in "
-            f"the loop of the policy. Launch the run with DDP, or leave out `{field}`."
+            f"`{field}` is set under {sharding}, where no reward model can be trained in the loop of the policy. "
+            f"Launch the run with DDP or FSDP2, or leave out `{field}`."
         )
 
 
