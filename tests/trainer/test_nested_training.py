@@ -8,8 +8,9 @@ import torch
 from accelerate.state import GradientState
 from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from transformers import set_seed
+from transformers.utils import logging
 
-from trl_rlp.trainer.nested_training import keep_run_state, quiet_datasets
+from trl_rlp.trainer.nested_training import keep_run_state, quiet_datasets, quiet_loading
 
 
 def draw() -> tuple:
@@ -46,3 +47,15 @@ def test_the_bars_of_datasets_are_hidden_inside_only(are_hidden):
         assert are_progress_bars_disabled() == are_hidden
     finally:
         enable_progress_bars()
+
+
+@pytest.mark.parametrize("outside, inside", [(logging.INFO, logging.ERROR), (logging.CRITICAL, logging.CRITICAL)])
+def test_warnings_of_transformers_are_hidden_inside_only(outside, inside):
+    before = logging.get_verbosity()
+    logging.set_verbosity(outside)
+    try:
+        with quiet_loading():
+            assert logging.get_verbosity() == inside
+        assert logging.get_verbosity() == outside
+    finally:
+        logging.set_verbosity(before)

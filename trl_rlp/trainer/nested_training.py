@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from accelerate.state import GradientState
 from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from transformers.utils import logging
 
 
 @contextmanager
@@ -32,6 +33,17 @@ def keep_run_state() -> Iterator[None]:
             device.set_rng_state(device_state)
         gradient_state.clear()
         gradient_state.update(gradients)
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Hides warnings of transformers inside a `with` block. It reports each score head that it creates."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(max(verbosity, logging.ERROR))
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 @contextmanager

@@ -1,10 +1,12 @@
 """What is checked before a run whose reward model is refined."""
 
+from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from accelerate import DistributedType
 from datasets import Dataset, IterableDataset
+from peft import LoraConfig
 from trl import GRPOConfig, SFTConfig
 
 import trl_rlp.trainer.callbacks.refinement_checks as module
@@ -109,13 +111,28 @@ def test_a_comparison_is_made_or_taken_as_it_is():
         ("drift_threshold", 0.0, "above 0 standard deviations"),
         ("num_windows", 0, "at least 1, or None for all"),
         ("heldout_share", 1.0, "between 0 and 1, both excluded"),
+        ("seed", -1, "at least 0"),
     ],
 )
 def test_numbers_out_of_range(name, value, expected):
-    values = {"every": 8, "drift_threshold": None, "num_windows": None, "heldout_share": 0.05}
+    values = {"every": 8, "drift_threshold": None, "num_windows": None, "heldout_share": 0.05, "seed": 42}
     module.require_schedule(**values)
     with pytest.raises(ValueError, match=f"`{name}` must be {expected}.*got {value}"):
         module.require_schedule(**{**values, name: value})
+    for other in ("8", True):
+        with pytest.raises(TypeError, match=f"`{name}` must be an? (number|integer), got {other!r}"):
+            module.require_schedule(**{**values, name: other})
+
+
+def test_a_start_is_a_folder_or_a_function():
+    for start in (None, "folder", Path("folder"), lambda: None):
+        module.require_start(start, LoraConfig())
+    with pytest.raises(TypeError, match="`base_model` must be a folder.*got `LlamaForSequenceClassification`. Pass"):
+        module.require_start(tiny_reward_model(tiny_tokenizer()), None)
+    with pytest.raises(TypeError, match="`base_model` must be a folder, .*, got `int`"):
+        module.require_start(3, None)
+    with pytest.raises(TypeError, match="`peft_config` must be a `PeftConfig`, got `str`"):
+        module.require_start(None, "lora")
 
 
 @pytest.mark.parametrize(
@@ -162,27 +179,48 @@ def test_a_trainer_without_reward_functions(tmp_path):
         module.check_policy_run(run, reward_config(), refinable_reward(), None)
 
 
-def test_precision_device_and_sharding_are_those_of_one_process_state(tmp_path, monkeypatch):
+def test_precision_and_device_are_those_of_one_process_state(tmp_path):
     run, args = policy_config(tmp_path), reward_config()
     comparison = AnchorComparison(anchors(), SameParity())
     args.mixed_precision = "bf16"
-    with pytest.raises(ValueError, match="mixed precision 'bf16', but the policy's run has 'no'"):
+    with pytest.raises(ValueError, match="'bf16', but the policy's run has 'no'. Pass `bf16=False, fp16=False`"):
         module.check_policy_run(run, args, refinable_reward(), comparison)
     args.mixed_precision = "no"
     other = SimpleNamespace(**{name: getattr(args, name) for name in ("method", "uses_views", "mixed_precision")})
     other.device = "cuda:0"
     with pytest.raises(
-        ValueError, match="the reward model on 'cuda:0', but the policy's run is on 'cpu'. Set `use_cpu`"
+        ValueError, match="the reward model on 'cuda:0', but the policy's run is on 'cpu'. Pass `use_cpu=True`"
     ):
         module.check_policy_run(run, other, refinable_reward(), comparison)
-    plugin = SimpleNamespace(fsdp_version=1)
-    monkeypatch.setattr(module, "AcceleratorState", lambda: SimpleNamespace(fsdp_plugin=plugin))
-    for kind, name in {**module.UNSUPPORTED, DistributedType.FSDP: "FSDP1"}.items():
-        monkeypatch.setattr(module, "process_state", lambda kind=kind: SimpleNamespace(distributed_type=kind))
-        with pytest.raises(ValueError, match=f"The policy's run uses {name}, under which no reward model"):
-            module.check_policy_run(run, args, refinable_reward(), comparison)
-    plugin.fsdp_version = 2  # tests/trainer/callbacks/two_process_sharded.py refines under FSDP2
-    module.check_policy_run(run, args, refinable_reward(), comparison)
+
+
+SHARDING = [
+    ({"ACCELERATE_USE_FSDP": "true"}, "FSDP1"),  # accelerate's default version is 1
+    ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "FSDP1"),
+    ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, None),
+    ({"ACCELERATE_USE_FSDP": "false", "FSDP_VERSION": "1"}, None),
+    ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM"),
+]
+
+
+@pytest.mark.parametrize(("variables", "name"), SHARDING)
+def test_sharding_of_the_launcher_that_is_refused(tmp_path, monkeypatch, variables, name):
+    """tests/trainer/callbacks/two_process_refinement.py refines under FSDP2."""
+    run, comparison = policy_config(tmp_path), AnchorComparison(anchors(), SameParity())
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    assert module.find_unsupported_sharding(run) == name
+    message = f"The policy's run uses {name}, under which no reward model"
+    with pytest.raises(ValueError, match=message) if name else nullcontext():
+        module.check_policy_run(run, reward_config(), refinable_reward(), comparison)
+
+
+@pytest.mark.parametrize(("version", "name"), [(1, "FSDP1"), (2, None)])
+def test_sharding_of_the_configuration_that_is_refused(tmp_path, version, name):
+    run = policy_config(tmp_path, fsdp=True, fsdp_config={"version": version})
+    assert module.find_unsupported_sharding(run) == name
+    run.deepspeed_plugin = "ZeRO-2"
+    assert module.find_unsupported_sharding(run) == "DeepSpeed"
 
 
 @pytest.mark.parametrize("kind", ["text", "chat", "ids"])
@@ -214,3 +252,12 @@ def test_weights_of_a_start_model_that_do_not_fit():
         module.require_equal_shapes(tiny_reward_model(tokenizer, num_hidden_layers=3), model)
     with pytest.raises(ValueError, match="returns the model of `reward`, or one that shares weights"):
         module.require_equal_shapes(model, model)
+
+
+def test_rewards_of_several_callbacks_have_different_names():
+    first, second, slash, underscore = ({"folder": None, "reward": name} for name in ("a", "b", "org/a", "org_a"))
+    for states in (first, [first, second], [first, slash]):
+        module.require_different_names(states)
+    for states in ([first, second, first], [slash, underscore]):
+        with pytest.raises(ValueError, match="`RefinableReward`s of . callbacks have the names .*Set `name`"):
+            module.require_different_names(states)

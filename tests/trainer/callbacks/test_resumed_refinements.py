@@ -161,7 +161,7 @@ def test_killed_by_signal_9_while_it_writes_the_reward_model(straight_runs, tmp_
 
 
 def test_two_processes_stay_equal_and_resume(tmp_path):
-    """Also if the equivalence fails on one of them, and if the gate refuses a model."""
+    """Also if the equivalence fails on one, if the gate refuses a model, and under FSDP2. A monitor stops both."""
     run_two("callbacks/two_process_refinement.py", tmp_path)
 
 

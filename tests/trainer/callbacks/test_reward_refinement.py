@@ -5,6 +5,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from transformers.utils import logging
 
 import trl_rlp.trainer.callbacks.reward_refinement as module
 from tests.refinement_runs import SameParity, refinable_reward, refinement
@@ -68,7 +69,11 @@ def test_a_refinement_starts_from_a_folder_a_function_or_the_current_model(tmp_p
     first, second = (module.build_start_model(folder, reward, args).score.weight for _ in range(2))
     assert torch.equal(first, second) and not torch.equal(first, reward.model.score.weight)
     own = tiny_reward_model(tokenizer, seed=8)
+    own.get_input_embeddings().requires_grad_(False)
     assert module.build_start_model(lambda: own, reward, args) is own
+    assert not own.get_input_embeddings().weight.requires_grad and own.score.weight.requires_grad
+    with pytest.raises(TypeError, match="`base_model` must return a reward model, got `str`. Load one"):
+        module.build_start_model(lambda: "folder", reward, args)
     reward.model.bfloat16().requires_grad_(False)
     warm = module.build_start_model(None, reward, args)
     assert warm.dtype == torch.float32 and all(weight.requires_grad for weight in warm.parameters())
@@ -156,6 +161,80 @@ def test_infinite_rewards_of_finite_weights_are_refused(tmp_path):
     weights = weights_of(reward)
     weights["score.weight"] = torch.full_like(weights["score.weight"], 3e38) * weights["score.weight"].sign()
     assert build(tmp_path, reward).judge(weights, reference()).problem == "its rewards are NaN or infinite"
+
+
+def test_a_model_scores_the_fixed_samples_once(tmp_path, monkeypatch):
+    """Until it is replaced. A refused model is scored, and so is the current one if the fixed samples are others."""
+    reward, calls = refinable_reward(), []
+    record(reward, "2", "none")
+    refined = build(tmp_path, reward, eval_preference_dataset=self_labeled(reward))
+    samples, other, score_rows = reference(), reference(3), module.score_rows
+
+    def count(model, rows, **options):
+        calls.append(("current" if model is reward.model else "new", len(rows)))
+        return score_rows(model, rows, **options)
+
+    def judge(factor, samples=samples):
+        calls.clear()
+        weights = weights_of(reward)
+        weights["score.weight"] *= factor
+        verdict = refined.judge(weights, samples)
+        return verdict.problem is None, [call for call in calls if call[1] != 2]
+
+    monkeypatch.setattr(module, "score_rows", count)
+    assert judge(-1.0) == (False, [("current", 6), ("new", 6)])
+    assert judge(2.0) == (True, [("new", 6)])
+    mean, standard_deviation = reward.mean, reward.standard_deviation
+    assert judge(2.0) == (True, [("new", 6)])
+    assert (reward.mean, reward.standard_deviation) == pytest.approx((2 * mean, 2 * standard_deviation), abs=1e-5)
+    assert judge(2.0, other) == (True, [("current", 3), ("new", 3)])
+    reward.replace_weights(weights_of(reward), 0.0, 1.0, 0.0)
+    assert judge(2.0, other) == (True, [("current", 3), ("new", 3)])
+
+
+def test_human_pairs_are_tokenized_once(tmp_path):
+    """The next refinement trains on the same ids."""
+    reward, trained = refinable_reward(), []
+    refined = build(tmp_path, reward)
+    record(reward, "2", "1")
+    refined.add_window(0)
+    for _ in range(2):
+        trained.append(refined.train(None))
+        assert refined.human_pairs.column_names == ["chosen_ids", "rejected_ids"]
+    assert all(torch.equal(weight, trained[1][name]) for name, weight in trained[0].items())
+
+
+def test_nothing_is_evaluated_or_saved_or_reported_by_itself(tmp_path, monkeypatch):
+    reward, build_start_model = refinable_reward(), module.build_start_model
+
+    def start(*arguments):
+        assert logging.get_verbosity() == logging.ERROR
+        return build_start_model(*arguments)
+
+    monkeypatch.setattr(module, "build_start_model", start)
+    refined = build(tmp_path, reward, eval_on_start=True, save_strategy="steps", save_steps=1)
+    record(reward, "2", "1")
+    refined.add_window(0)
+    refined.train(None)
+    assert not list(tmp_path.rglob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("place", ["fixed samples", "last rollout"])
+def test_infinite_rewards_of_the_old_model_have_no_scale(tmp_path, monkeypatch, place):
+    """A reward function with `require_finite=False` may use such a model. The critic must not be told NaN."""
+    reward, shifts = refinable_reward(require_finite=False), []
+    record(reward, "2", "none")
+    reward.subscribe(shifts.append)
+    refined, fixed = build(tmp_path, reward), reference(2)
+
+    def compare(candidate, samples, known=None):
+        is_infinite = (samples is fixed) == (place == "fixed samples")
+        return np.array([np.inf if is_infinite else 1.0, 2.0]), np.array([1.0, 2.0])
+
+    monkeypatch.setattr(refined, "_compare", compare)
+    verdict = refined.judge(weights_of(reward), fixed)
+    assert verdict.problem == "the rewards of the old model are NaN or infinite, so they have no scale" and not shifts
+    assert (reward.mean, reward.standard_deviation) == (0.0, 1.0)
 
 
 def test_rewards_of_heldout_pairs_that_are_infinite_are_refused(tmp_path, monkeypatch):

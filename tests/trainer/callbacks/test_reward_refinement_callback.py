@@ -13,7 +13,6 @@ from tests.ppo_runs import ppo_trainer, prompts, weights
 from tests.refinement_runs import SameParity, anchors, policy_trainer, refinable_reward, refinement
 from tests.reward_runs import preferences, synthetic_preferences
 from tests.tiny_models import tiny_reward_model, tiny_tokenizer
-from tests.trainer.test_two_processes import run_two
 from trl_rlp.data.anchors.comparison import AnchorComparison
 from trl_rlp.rewards.refinable_reward import RefinableReward
 from trl_rlp.rewards.semantic_anchor_reward import SemanticAnchorReward
@@ -197,6 +196,20 @@ def test_drift_by_hand(tmp_path):
     assert not has_drifted(9.0, 9.0)
 
 
+def test_drift_of_finite_rewards_only(tmp_path):
+    """Rewards 0, 2 and infinity have the mean 1 and the sd 1 of the first two. A rollout may have no finite reward."""
+    reward = refinable_reward()
+    callback = refinement(tmp_path, reward, drift_threshold=1.5)
+    row = {"prompt": "x", "completion": "y", "finished": True}
+    infinity = float("inf")
+    for rewards, expected in (([infinity], False), ([0, 2, infinity], False), ([infinity], False), ([], False)):
+        reward.buffer.add([{**row, "reward": value} for value in rewards])
+        assert callback._has_drifted(1) == expected
+    assert callback._baseline == (1.0, 1.0)
+    reward.buffer.add([{**row, "reward": value} for value in (2.6, -infinity)])
+    assert callback._has_drifted(1)
+
+
 def test_drift_brings_a_refinement_forward(tmp_path, monkeypatch):
     reward = refinable_reward()
     callback = refinement(tmp_path, reward, every=100, drift_threshold=1e-9)
@@ -307,10 +320,6 @@ def test_nan_keeps_the_old_model(tmp_path, monkeypatch, caplog):
     assert refinement_logs(trainer)[0]["accepted"] == 0
 
 
-def test_two_processes_refine_under_fsdp(tmp_path):
-    run_two("callbacks/two_process_sharded.py", tmp_path)
-
-
 def test_fixed_samples_are_those_of_the_user_or_the_first_rollout(tmp_path, monkeypatch):
     pretend_to_train(monkeypatch)
     seen = []
@@ -339,6 +348,31 @@ def test_a_second_run_starts_anew(tmp_path, monkeypatch):
     for _ in range(2):
         trainer.train()
         assert callback.num_accepted == 1 and len(callback._refinement.pair_windows) == 1
+        # As after a run that failed: a rollout was not collected, and metrics were not logged.
+        reward._records.append([{"prompt": "x", "completion": "y", "finished": True, "reward": 9.0}])
+        reward.report({"refinement/seconds": -1.0})
+    logged = [row["refinement/seconds"] for row in trainer.state.log_history if "refinement/seconds" in row]
+    assert len(logged) == 1 and logged[0] > 0 and callback._reference["prompt"][:] != ["x"]
+
+
+def test_two_rewards_are_refined_and_resume(tmp_path, monkeypatch):
+    pretend_to_train(monkeypatch)
+    settings = {"max_steps": 3, "save_strategy": "steps", "save_steps": 2}
+
+    def build(*names):
+        rewards = [refinable_reward(name=name) for name in names]
+        callbacks = [refinement(tmp_path, reward) for reward in rewards]
+        return build_trainer(tmp_path / "run", "grpo", rewards, callbacks, **settings), rewards
+
+    with pytest.raises(ValueError, match="2 callbacks have the names"):
+        build("a", "a")[0].train()
+    trainer, rewards = build("a", "b")
+    trainer.train()
+    resumed, restored = build("a", "b")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-2"))
+    for reward, other, initial in zip(rewards, restored, (refinable_reward(),) * 2, strict=True):
+        assert torch.equal(reward.model.score.weight, 2 * initial.model.score.weight)
+        assert torch.equal(reward.model.score.weight, other.model.score.weight)
 
 
 def test_the_reward_must_be_one_of_the_trainer(tmp_path):
@@ -375,6 +409,9 @@ def test_errors_come_before_training(tmp_path):
             "`synthetic_dataset` is not used",
         ),
         ({"every": 0}, ValueError, "`every` must be at least 1"),
+        ({"base_model": tiny_reward_model(tiny_tokenizer())}, TypeError, "`base_model` must be a folder"),
+        ({"synthetic_dataset": "pairs.jsonl"}, TypeError, "`synthetic_dataset` must be a `datasets.Dataset`, got"),
+        ({"synthetic_dataset": prompts()}, ValueError, "`synthetic_dataset` lacks the columns"),
         ({"reference_samples": preferences()}, ValueError, "`reference_samples` lacks the columns"),
         ({"eval_preference_dataset": prompts()}, ValueError, "`eval_preference_dataset` lacks the columns"),
         ({"preference_dataset": prompts()}, ValueError, "`preference_dataset` lacks the columns"),
@@ -396,8 +433,8 @@ def test_a_checkpoint_of_a_run_without_the_callback_is_refused(tmp_path):
 
 def test_the_state_is_written_only_into_a_checkpoint(tmp_path):
     callback = refinement(tmp_path, refinable_reward())
-    assert callback.state() == {"folder": None}
+    assert callback.state() == {"folder": None, "reward": "reward_model"}
     callback._run = SimpleNamespace(output_dir=str(tmp_path), save_only_model=False), SimpleNamespace(global_step=3)
     callback._saved_step = None
-    assert callback.state() == {"folder": str(tmp_path / "checkpoint-3")}
+    assert callback.state()["folder"] == str(tmp_path / "checkpoint-3")
     assert not (tmp_path / "checkpoint-3").exists()

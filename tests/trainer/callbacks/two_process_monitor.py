@@ -1,6 +1,5 @@
-"""Run by `torchrun --nproc_per_node 2`: a monitor stops a run of two processes in the same step."""
+"""A part of two_process_refinement.py: a monitor stops a run of two processes in the same step."""
 
-import sys
 from pathlib import Path
 
 import torch
@@ -11,11 +10,11 @@ from tests.ppo_runs import ppo_trainer, prompts
 from tests.reward_runs import SameText
 from tests.trainer.callbacks.test_policy_monitor_callback import EXACT, make_pairs, make_reward
 from trl_rlp.data.anchors import AnchorComparison, SemanticAnchors
-from trl_rlp.storage.processes import leave_process_group, process_state
+from trl_rlp.storage.processes import process_state
 from trl_rlp.trainer.callbacks import PolicyMonitorCallback
 
 
-def main(folder: Path) -> None:
+def stop_in_the_same_step(folder: Path) -> None:
     data, reward = prompts(16), make_reward()
     count = len(data)
     samples = Dataset.from_dict(
@@ -58,10 +57,3 @@ def main(folder: Path) -> None:
     assert monitor.num_alerts == 1 and trainer.state.best_model_checkpoint == str(best)
     trainer.accelerator.wait_for_everyone()
     assert list(folder.glob("checkpoint-*")) == [best]
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(Path(sys.argv[1]))
-    sys.stdout.write("both processes agree\n")
-    leave_process_group()

@@ -1,6 +1,10 @@
-"""Run by `torchrun --nproc_per_node 2`: refinements inside GRPO and PPO leave both processes equal. Both resume."""
+"""
+Run by `torchrun --nproc_per_node 2`: refinements inside GRPO and PPO leave both processes equal. Both resume. Under
+FSDP2, a refinement gives the same reward model as under DDP. A monitor stops both in the same step.
+"""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -9,6 +13,8 @@ from transformers import TrainerCallback
 
 from tests.ppo_runs import CLOCK, ppo_trainer, prompts
 from tests.refinement_runs import SameParity, anchors, policy_trainer, refinable_reward, refinement
+from tests.trainer.callbacks.two_process_monitor import stop_in_the_same_step
+from tests.trainer.two_process_fsdp import assert_sharded, fsdp
 from trl_rlp.rewards.refinable_reward import RefinableReward
 from trl_rlp.rewards.semantic_anchor_reward import SemanticAnchorReward
 from trl_rlp.storage.processes import leave_process_group, process_state
@@ -124,11 +130,41 @@ def skip_and_refuse(folder: Path) -> None:
     assert all(torch.equal(weight, initial[name]) for name, weight in callback.reward.model.state_dict().items())
 
 
+def refine_once(folder: Path, is_sharded: bool) -> RefinableReward:
+    """Trains a policy of three rollouts of one prompt each, and refines the reward model after the second one."""
+    with fsdp() if is_sharded else nullcontext():
+        reward = refinable_reward()
+        given = {"anchors": anchors(DATA), "equivalence": SameParity(), "per_device_train_batch_size": 1}
+        callback = refinement(folder, reward, **given)
+        # Two of a prompt's four completions are on each process.
+        settings = {"per_device_train_batch_size": 2, "num_generations": 4, "max_steps": 3, "optim": "adamw_torch"}
+        trainer = policy_trainer(folder / "policy", [reward], data=DATA, callbacks=[callback], **settings)
+        trainer.train()
+    assert process_state().num_processes == 2 and callback.num_accepted == 1
+    assert len(callback._reference) == 1 and len(callback._reference[0]["completions"]) == 4
+    if is_sharded:
+        assert_sharded(trainer.model)
+    require_equal([weight.tolist() for weight in reward.model.state_dict().values()])
+    require_equal((reward.mean, reward.standard_deviation))
+    return reward
+
+
+def refine_under_fsdp(folder: Path) -> None:
+    sharded, replicated = (refine_once(folder, is_sharded) for is_sharded in (True, False))
+    initial, state = refinable_reward().model.state_dict(), replicated.model.state_dict()
+    assert any(not torch.equal(weight, initial[name]) for name, weight in state.items())
+    for name, weight in sharded.model.state_dict().items():
+        assert torch.allclose(weight, state[name], atol=1e-5), name
+    assert abs(sharded.standard_deviation - replicated.standard_deviation) < 1e-4
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
     train_and_resume(folder / "grpo", "grpo")
     train_and_resume(folder / "ppo", "ppo")
     skip_and_refuse(folder / "refused")
+    stop_in_the_same_step(folder / "monitor")
+    refine_under_fsdp(folder / "fsdp")
     sys.stdout.write("both processes agree\n")
     leave_process_group()

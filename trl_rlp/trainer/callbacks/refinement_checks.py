@@ -1,10 +1,15 @@
 """The checks of a refinement inside a run. They come before the run, because a refinement comes hours later."""
 
+import os
+from collections.abc import Callable
+from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
-from accelerate import DistributedType
-from accelerate.state import AcceleratorState
+from accelerate.utils import str_to_bool
 from datasets import Dataset
+from peft import PeftConfig
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig, RLOOConfig
 
@@ -12,18 +17,28 @@ from trl_rlp.data.anchors.comparison import AnchorComparison
 from trl_rlp.data.anchors.semantic_anchors import SemanticAnchors
 from trl_rlp.data.groups.equivalence import Equivalence, require_equivalence
 from trl_rlp.data.token_prompts import decode_prompts
+from trl_rlp.data.validation import require_columns, require_preferences
 from trl_rlp.rewards.refinable_reward import RefinableReward
-from trl_rlp.storage.processes import process_state
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 
 
 PolicyConfig = GRPOConfig | RLOOConfig
 """Configuration of a policy's trainer. That of PPO is a `GRPOConfig`."""
 
-UNSUPPORTED = {DistributedType.DEEPSPEED: "DeepSpeed", DistributedType.MEGATRON_LM: "Megatron-LM"}
-"""Ways to share a model among processes under which no second model can be trained inside the run."""
-
 _PROMPTS_AT_ONCE = 1000
+
+_SCHEDULE: dict[str, tuple[type, Callable[[Any], bool], str]] = {
+    "every": (Integral, lambda value: value >= 1, "at least 1 rollout"),
+    "drift_threshold": (
+        Real,
+        lambda value: value > 0,
+        "above 0 standard deviations, or None for no refinement because of drift",
+    ),
+    "num_windows": (Integral, lambda value: value >= 1, "at least 1, or None for all"),
+    "heldout_share": (Real, lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
+    "seed": (Integral, lambda value: value >= 0, "at least 0"),
+}
+"""For each number of the schedule: its type, its range, and the range in words."""
 
 
 def require_refinement_config(reward: Any, args: Any) -> None:
@@ -133,30 +148,76 @@ def _require_no_anchors(anchors: Any, comparison: Any, args: RLPRewardConfig) ->
             )
 
 
-def require_schedule(every: int, drift_threshold: float | None, num_windows: int | None, heldout_share: float) -> None:
+def require_schedule(
+    every: int, drift_threshold: float | None, num_windows: int | None, heldout_share: float, seed: int
+) -> None:
     """
     Checks the numbers of the schedule.
 
     Args:
-        every, drift_threshold, num_windows, heldout_share:
+        every, drift_threshold, num_windows, heldout_share, seed:
             As in [`RewardRefinementCallback`].
 
     Raises:
+        TypeError: If one is not a number, or not an integer where it must be.
         ValueError: If one is out of range.
     """
-    values = {
-        "every": (every, every >= 1, "at least 1 rollout"),
-        "drift_threshold": (
-            drift_threshold,
-            drift_threshold is None or drift_threshold > 0,
-            "above 0 standard deviations, or None for no refinement because of drift",
-        ),
-        "num_windows": (num_windows, num_windows is None or num_windows >= 1, "at least 1, or None for all"),
-        "heldout_share": (heldout_share, 0 < heldout_share < 1, "between 0 and 1, both excluded"),
-    }
-    for name, (value, is_valid, expected) in values.items():
-        if not is_valid:
+    values = {"every": every, "heldout_share": heldout_share, "seed": seed}
+    optional = {"drift_threshold": drift_threshold, "num_windows": num_windows}
+    for name, value in {**values, **{name: value for name, value in optional.items() if value is not None}}.items():
+        kind, is_in_range, expected = _SCHEDULE[name]
+        if isinstance(value, bool) or not isinstance(value, kind):
+            raise TypeError(f"`{name}` must be {'an integer' if kind is Integral else 'a number'}, got {value!r}.")
+        if not is_in_range(value):
             raise ValueError(f"`{name}` must be {expected}, got {value}.")
+
+
+def require_start(base_model: Any, peft_config: Any) -> None:
+    """
+    Checks the types of what a refinement starts from.
+
+    Args:
+        base_model, peft_config:
+            As in [`RewardRefinementCallback`].
+
+    Raises:
+        TypeError: If one has the wrong type.
+    """
+    if isinstance(base_model, nn.Module) or not (base_model is None or isinstance(base_model, str | Path | Callable)):
+        raise TypeError(
+            "`base_model` must be a folder, a Hub name, or a function that returns a new model at each call, got "
+            f"`{type(base_model).__name__}`. Pass the folder that the model was loaded from."
+        )
+    if not isinstance(peft_config, PeftConfig | None):
+        raise TypeError(
+            f"`peft_config` must be a `PeftConfig`, got `{type(peft_config).__name__}`. Pass for example "
+            "`LoraConfig(task_type='SEQ_CLS')`."
+        )
+
+
+def require_synthetic_pairs(dataset: Dataset, args: RLPRewardConfig) -> Dataset:
+    """
+    Checks the synthetic preferences of before the run, as text or as token ids.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            What the user passed as `synthetic_dataset`.
+        args ([`RLPRewardConfig`]):
+            Configuration of the reward model's training.
+
+    Returns:
+        `datasets.Dataset`: The preferences.
+
+    Raises:
+        TypeError: If it is not a dataset.
+        ValueError: If it is not used, is empty, or lacks columns.
+    """
+    if not args.uses_synthetic_pairs:
+        raise ValueError(f"`synthetic_dataset` is not used with `args.method`={args.method!r}. Remove it.")
+    dataset = require_columns(dataset, [], "synthetic_dataset")
+    if not {"chosen_ids", "rejected_ids"} <= set(dataset.column_names):
+        dataset = require_preferences(dataset, "synthetic_dataset")
+    return dataset
 
 
 def check_policy_run(
@@ -209,22 +270,44 @@ def _check_one_state(run: PolicyConfig, args: RLPRewardConfig) -> None:
     if args.mixed_precision != run.mixed_precision:
         raise ValueError(
             f"`args` trains the reward model with mixed precision '{args.mixed_precision}', but the policy's run has "
-            f"'{run.mixed_precision}'. Set `bf16` and `fp16` of both to the same values."
+            f"'{run.mixed_precision}'. Pass `bf16={run.bf16}, fp16={run.fp16}` to the `RLPRewardConfig`."
         )
     if args.device != run.device:
         raise ValueError(
-            f"`args` trains the reward model on '{args.device}', but the policy's run is on '{run.device}'. Set "
-            "`use_cpu` of both to the same value."
+            f"`args` trains the reward model on '{args.device}', but the policy's run is on '{run.device}'. Pass "
+            f"`use_cpu={run.use_cpu}` to the `RLPRewardConfig`."
         )
-    distributed = process_state().distributed_type
-    name = UNSUPPORTED.get(distributed)
-    if distributed == DistributedType.FSDP and AcceleratorState().fsdp_plugin.fsdp_version == 1:
-        name = "FSDP1"
+    name = find_unsupported_sharding(run)
     if name is not None:
         raise ValueError(
             f"The policy's run uses {name}, under which no reward model can be refined. Launch the run with DDP or "
             "FSDP2, or remove `RewardRefinementCallback`."
         )
+
+
+def find_unsupported_sharding(run: PolicyConfig) -> str | None:
+    """
+    Finds a way to shard the policy under which no second model can be trained inside its run.
+
+    It reads the configuration and what the launcher has set, because accelerate decides only when the trainer exists.
+
+    Args:
+        run (`GRPOConfig` or `RLOOConfig`):
+            Configuration of the policy's run.
+
+    Returns:
+        `str` or `None`: `"DeepSpeed"`, `"Megatron-LM"` or `"FSDP1"`. `None` if a reward model can be refined.
+    """
+    if run.deepspeed_plugin is not None:
+        return "DeepSpeed"
+    if str_to_bool(os.environ.get("ACCELERATE_USE_MEGATRON_LM", "false")):
+        return "Megatron-LM"
+    version = None
+    if run.fsdp:
+        version = run.fsdp_plugin_args["fsdp_version"]
+    elif str_to_bool(os.environ.get("ACCELERATE_USE_FSDP", "false")):
+        version = int(os.environ.get("FSDP_VERSION", "1"))
+    return "FSDP1" if version == 1 else None
 
 
 def require_known_prompts(
@@ -254,6 +337,26 @@ def require_known_prompts(
         f"None of the {len(dataset)} prompts of `train_dataset` has a row in `anchors`, which has "
         f"{comparison.anchors.num_prompts} other prompts. Make the anchors from samples for the prompts of this run."
     )
+
+
+def require_different_names(states: dict[str, Any] | list[dict[str, Any]]) -> None:
+    """
+    Checks that the rewards of several callbacks in one run have different names, because a checkpoint has a folder for
+    each name.
+
+    Args:
+        states (`dict` or `list[dict]`):
+            What [`RewardRefinementCallback.state`] of the only callback returns, or of each one.
+
+    Raises:
+        ValueError: If two rewards have one name.
+    """
+    names = [state["reward"] for state in states] if isinstance(states, list) else []
+    if len({name.replace("/", "_") for name in names}) < len(names):
+        raise ValueError(
+            f"The `RefinableReward`s of {len(names)} callbacks have the names {names}, but a checkpoint keeps one for "
+            "each name. Set `name` of each to another one."
+        )
 
 
 def require_equal_shapes(model: PreTrainedModel, reward_model: PreTrainedModel) -> None:

@@ -28,8 +28,9 @@ from trl_rlp.rewards.refinable_reward import RefinableReward
 from trl_rlp.storage.device_memory import release_at_end
 from trl_rlp.storage.whole_weights import whole_weights
 from trl_rlp.trainer.callbacks.recorded_samples import have_views, select_equal_counts
+from trl_rlp.trainer.nested_training import quiet_loading
 from trl_rlp.trainer.reward.initial_model import init_reward_model
-from trl_rlp.trainer.reward.refinement_data import PAIR_COLUMNS, select_columns
+from trl_rlp.trainer.reward.refinement_data import HUMAN_COLUMNS, PAIR_COLUMNS, select_columns
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 from trl_rlp.trainer.reward.rlp_reward_trainer import RLPRewardTrainer
 
@@ -40,6 +41,7 @@ BaseModel = str | Path | Callable[[], PreTrainedModel]
 QUIET = {
     "save_strategy": SaveStrategy.NO,
     "eval_strategy": IntervalStrategy.NO,
+    "eval_on_start": False,
     "report_to": [],
     "disable_tqdm": True,
     "load_best_model_at_end": False,
@@ -137,18 +139,36 @@ def build_start_model(base_model: BaseModel | None, reward: RefinableReward, arg
             Configuration of the training.
 
     Returns:
-        [`~transformers.PreTrainedModel`]: The model, all of its weights trainable.
+        [`~transformers.PreTrainedModel`]: The model. All of its weights are trainable, except what the function froze.
+
+    Raises:
+        TypeError: If the function returns something else than a model.
     """
     with whole_weights():
         if base_model is None:
-            model = copy.deepcopy(get_plain_model(reward)).float()
+            model = copy.deepcopy(get_plain_model(reward)).float().requires_grad_(True)
         elif callable(base_model):
             model = base_model()
+            if not isinstance(model, PreTrainedModel):
+                raise TypeError(
+                    f"`base_model` must return a reward model, got `{type(model).__name__}`. Load one at each call, "
+                    "or pass its folder or Hub name as text."
+                )
         else:
             options = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
             model, _ = init_reward_model(base_model, args.seed, options)
     model.config.get_text_config().pad_token_id = reward.model.config.get_text_config().pad_token_id
-    return model.requires_grad_(True)
+    return model
+
+
+class _RefinementTrainer(RLPRewardTrainer):
+    """Keeps the tokenized human pairs, so the next refinement need not tokenize them again."""
+
+    human_pairs: Dataset
+
+    def _prepare_dataset(self, dataset: Dataset, *arguments: Any) -> Dataset:
+        self.human_pairs = super()._prepare_dataset(dataset, *arguments)
+        return self.human_pairs
 
 
 class RewardRefinement:
@@ -203,6 +223,12 @@ class RewardRefinement:
         self.synthetic_pairs = [] if synthetic_dataset is None else [self._tokenize(synthetic_dataset)]
         self.pair_windows: list[Dataset] = []
         self.sample_windows: list[Dataset] = []
+        self._known: tuple[Dataset, np.ndarray] | None = None
+        reward.subscribe(self._forget_known)
+
+    def _forget_known(self, shift: float) -> None:
+        """Forgets the fixed samples and their raw rewards of the current model, because this model has changed."""
+        self._known = None
 
     def _tokenize(self, pairs: Dataset) -> Dataset:
         if not {"chosen_ids", "rejected_ids"} <= set(pairs.column_names):
@@ -320,8 +346,10 @@ class RewardRefinement:
         args = copy.copy(self.args)
         for name, value in QUIET.items():
             setattr(args, name, value)
-        trainer = RLPRewardTrainer(
-            build_start_model(self.base_model, self.reward, self.args),
+        with quiet_loading():  # the check before the run has reported the same
+            start = build_start_model(self.base_model, self.reward, self.args)
+        trainer = _RefinementTrainer(
+            start,
             args,
             train_dataset=self.human_pairs,
             processing_class=copy.deepcopy(self.reward.processing_class),
@@ -329,6 +357,7 @@ class RewardRefinement:
             policy_samples=samples,
             synthetic_dataset=self.gather_pairs() if self.args.uses_synthetic_pairs else None,
         )
+        self.human_pairs = select_columns(trainer.human_pairs, HUMAN_COLUMNS)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
@@ -361,13 +390,18 @@ class RewardRefinement:
         candidate.load_state_dict(weights)
         if not torch.stack([weight.isfinite().all() for weight in candidate.parameters()]).all():
             return Verdict("its weights are NaN or infinite", {})
-        old, new = self._compare(candidate, reference)
+        known = self._known[1] if self._known is not None and self._known[0] is reference else None
+        raw, new = self._compare(candidate, reference, known)
+        self._known = reference, raw
         last_rollout = self.reward.buffer.rows(last=1)
         if not len(last_rollout):  # all of its completions had tool calls
             last_rollout = self.reward.buffer.rows()
-        old_last, new_last = self._compare(candidate, last_rollout)
+        raw_last, new_last = self._compare(candidate, last_rollout)
+        old, old_last = ((each - self.reward.mean) / self.reward.standard_deviation for each in (raw, raw_last))
         if not (np.isfinite(new).all() and np.isfinite(new_last).all()):
             return Verdict("its rewards are NaN or infinite", {})
+        if not (np.isfinite(old).all() and np.isfinite(old_last).all()):
+            return Verdict("the rewards of the old model are NaN or infinite, so they have no scale", {})
         metrics = {"disagreement": disagreement(old_last, new_last)}
         if np.ptp(new) == 0 or np.ptp(old) == 0:
             return Verdict("the rewards of all fixed samples are equal", metrics)
@@ -379,7 +413,7 @@ class RewardRefinement:
             return Verdict(f"its rewards of held-out pairs cannot be compared ({error})", metrics)
         metrics["heldout_accuracy_before"] = comparison["before"]["accuracy"]
         metrics["heldout_accuracy_after"] = comparison["after"]["accuracy"]
-        if fell_beyond_chance(comparison["difference"]):
+        if fell_beyond_chance(comparison):
             accuracies = " to ".join(f"{comparison[name]['accuracy']:.3f}" for name in ("before", "after"))
             return Verdict(
                 f"its accuracy on held-out pairs fell from {accuracies}, more than chance explains", metrics
@@ -387,10 +421,13 @@ class RewardRefinement:
         scale = rescale(old, new)
         shift = float(np.mean((new_last - scale.mean) / scale.standard_deviation) - np.mean(old_last))
         self.reward.replace_weights(weights, *scale, shift)
+        self._known = reference, new
         return Verdict(None, {**metrics, "shift": shift})
 
-    def _compare(self, candidate: PreTrainedModel, samples: Dataset) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the scaled rewards of the current model and the raw rewards of the new one, for each completion."""
+    def _compare(
+        self, candidate: PreTrainedModel, samples: Dataset, known: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the raw rewards of the current model, unless they are known, and of the new one."""
         counts = [len(texts) for texts in samples["completions"]]
         prompts = [prompt for prompt, count in zip(samples["prompt"], counts, strict=True) for _ in range(count)]
         completions, finished = ([*chain.from_iterable(samples[name])] for name in ("completions", "finished"))
@@ -398,11 +435,9 @@ class RewardRefinement:
         rows = batch_scoring_ids(
             self.reward.processing_class, prompts, completions, finished, self.reward.max_length, options
         )
-        old, new = (
-            np.array(score_rows(model, rows, require_finite=False, share_batches=True))
-            for model in (self.reward.model, candidate)
-        )
-        return (old - self.reward.mean) / self.reward.standard_deviation, new
+        models = [candidate] if known is not None else [self.reward.model, candidate]
+        scores = [np.array(score_rows(model, rows, require_finite=False, share_batches=True)) for model in models]
+        return known if known is not None else scores[0], scores[-1]
 
 
 def _shared_columns(pairs: list[Dataset]) -> list[str]:

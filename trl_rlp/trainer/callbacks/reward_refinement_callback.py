@@ -2,6 +2,7 @@
 
 import math
 import time
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,13 @@ from trl_rlp.storage.device_memory import release_at_end
 from trl_rlp.trainer.callbacks.refinement_checks import (
     PolicyConfig,
     check_policy_run,
+    require_different_names,
     require_equal_shapes,
     require_known_prompts,
     require_refinement_config,
     require_schedule,
+    require_start,
+    require_synthetic_pairs,
     resolve_comparison,
 )
 from trl_rlp.trainer.callbacks.refinement_state import find_checkpoint, restore_refinement, save_refinement
@@ -155,10 +159,11 @@ class RewardRefinementCallback(TrainerCallback, ExportableState):
         seed: int = 42,
     ):
         require_refinement_config(reward, args)
-        require_schedule(every, drift_threshold, num_windows, heldout_share)
+        require_schedule(every, drift_threshold, num_windows, heldout_share, seed)
+        require_start(base_model, peft_config)
         comparison = resolve_comparison(anchors, equivalence, comparison, args)
-        if synthetic_dataset is not None and not args.uses_synthetic_pairs:
-            raise ValueError(f"`synthetic_dataset` is not used with `args.method`={args.method!r}. Remove it.")
+        if synthetic_dataset is not None:
+            synthetic_dataset = require_synthetic_pairs(synthetic_dataset, args)
         human, heldout = require_preferences(preference_dataset, "preference_dataset"), eval_preference_dataset
         if heldout is None:
             human, heldout = hold_out(human, heldout_share, seed)
@@ -211,7 +216,8 @@ class RewardRefinementCallback(TrainerCallback, ExportableState):
         if state.global_step > 0:
             self._restore(args, state)
         else:
-            self.reward.buffer.clear()
+            require_different_names(state.stateful_callbacks[type(self).__name__])
+            self._forget_records()
         self._num_seen = self._num_first = self.reward.num_rollouts
         self._first_step = state.global_step
         self._run, self._saved_step = (args, state), None
@@ -226,6 +232,12 @@ class RewardRefinementCallback(TrainerCallback, ExportableState):
                 require_equal_shapes(model, get_plain_model(self.reward))
         options = self.reward.processing_class, refinement.heldout_pairs, self.reward.max_length
         reward_margins(self.reward.model, *options)
+
+    def _forget_records(self) -> None:
+        """Forgets what an earlier run in this program has left."""
+        self.reward.collect()
+        self.reward.buffer.clear()
+        self.reward.pending_metrics = {}
 
     def _announce(self, args: PolicyConfig, state: TrainerState) -> None:
         num_rollouts = self._count_rollouts(args, state)
@@ -255,8 +267,8 @@ class RewardRefinementCallback(TrainerCallback, ExportableState):
             )
         num_new, self._num_seen = self.reward.num_rollouts - self._num_seen, self.reward.num_rollouts
         self._rollouts_since += num_new
-        if self._reference is None and len(self.reward.buffer):
-            self._reference = self.reward.buffer.rows(last=1)
+        if self._reference is None and len(rows := self.reward.buffer.rows(last=1)):
+            self._reference = rows
         is_due = self._has_drifted(num_new) or self._rollouts_since >= self.every
         is_rollout_end = not isinstance(args, PPOConfig) or state.global_step % args.steps_per_rollout == 0
         if is_due and is_rollout_end and self._has_next_rollout(args, state):
@@ -270,9 +282,12 @@ class RewardRefinementCallback(TrainerCallback, ExportableState):
 
     def _has_drifted(self, num_new: int) -> bool:
         """Compares the mean reward of the last rollout with that of the first one since the last refinement."""
-        if self.drift_threshold is None or not len(self.reward.buffer):
+        if self.drift_threshold is None:
             return False
-        rewards = np.concatenate(self.reward.buffer.rows(last=1)["rewards"])
+        rewards = [*chain.from_iterable(self.reward.buffer.rows(last=1)["rewards"])]
+        rewards = [reward for reward in rewards if math.isfinite(reward)]  # NaN became infinity
+        if not rewards:
+            return False
         if self._baseline is None and num_new:
             self._baseline = float(np.mean(rewards)), float(np.std(rewards))
         if self._baseline is None:
@@ -345,16 +360,16 @@ class RewardRefinementCallback(TrainerCallback, ExportableState):
         transformers also calls this before training, when there is nothing to write.
 
         Returns:
-            `dict`: The folder of the checkpoint.
+            `dict`: The folder of the checkpoint, and the name of the reward.
         """
         if self._run is None or self._run[0].save_only_model:
-            return {"folder": None}
+            return {"folder": None, "reward": self.reward.__name__}
         args, state = self._run
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if folder.is_dir() and self._saved_step != state.global_step:
             self._saved_step = state.global_step
             save_refinement(folder, self.reward, *self._pack())
-        return {"folder": str(folder)}
+        return {"folder": str(folder), "reward": self.reward.__name__}
 
     def _pack(self) -> tuple[list[Dataset], dict[str, Any]]:
         """Returns what a checkpoint keeps: datasets, and plain values."""
@@ -375,7 +390,8 @@ class RewardRefinementCallback(TrainerCallback, ExportableState):
 
     def _restore(self, args: PolicyConfig, state: TrainerState) -> None:
         saved = state.stateful_callbacks.get(type(self).__name__)
-        saved = saved[0] if isinstance(saved, list) else saved  # of several callbacks, all in one checkpoint
+        # With several callbacks, transformers appends their states at each checkpoint. The last one is of this one.
+        saved = saved[-1] if isinstance(saved, list) else saved
         if saved is None or saved["folder"] is None:
             raise ValueError(
                 "`resume_from_checkpoint` is a checkpoint of a run without `RewardRefinementCallback`, or of one with "
