@@ -10,6 +10,7 @@ import trl
 from datasets import Dataset
 
 import trl_rlp
+import trl_rlp.trainer.callbacks  # a config that a test replaces would break this import
 from tests.examples.test_notebooks import find_private_imports
 from tests.reward_runs import preferences
 from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
@@ -90,10 +91,11 @@ def test_snippets_run(name, count, tmp_path, monkeypatch):
             {"prompt": ["2 + 2 = "], "completions": [["4", "5"]], "finished": [[True, True]]}
         ),
         "answers": ["4"],
-        "human_pairs": preferences(12),
+        "human_pairs": preferences(50),
         "synthetic_pairs": preferences(4),
     }
     save(names["policy"], tokenizer, "sft_model")
+    save(names["reward_model"], tokenizer, "reward_model")
     snippets = find_snippets((ROOT / "docs" / name).read_text(encoding="utf-8"))
     assert len(snippets) >= count, f"{name} has {len(snippets)} snippets. Adapt the count of this test."
     for snippet in snippets[:count]:

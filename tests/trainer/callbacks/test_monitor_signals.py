@@ -33,6 +33,14 @@ def test_the_log_of_grpo_is_read():
     assert read_log({"kl": 0.1}) == read_log({"train_runtime": 1.0}) == {}
 
 
+def test_a_metric_that_is_always_nan_crosses_its_limit():
+    """GRPO logs None for it."""
+    values = read_log({"kl": None, "completions/mean_length": 20.0, "refinement/disagreement": None})
+    assert math.isnan(values["kl"]) and math.isnan(values["disagreement"]) and values["length"] == 20.0
+    watch = LimitWatch({"kl": 3.0})
+    assert [watch.update({"kl": values["kl"]}) for _ in range(2)] == [[], ["kl"]]
+
+
 def test_the_log_of_ppo_and_of_other_objects_is_read():
     logs = {"objective/kl": 4.0, "kl": 1.0, "completions/mean_length": 20.0}
     assert read_log(logs) == {"kl": 4.0, "length": 20.0}

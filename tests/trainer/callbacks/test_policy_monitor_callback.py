@@ -1,3 +1,4 @@
+import random
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +13,6 @@ from tests.ppo_runs import logged, ppo_trainer, prompts
 from tests.reward_runs import SETTINGS as REWARD_SETTINGS
 from tests.reward_runs import SameText, preferences
 from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
-from tests.trainer.test_two_processes import run_two
 from trl_rlp import RLPRewardConfig
 from trl_rlp.data.anchors import AnchorComparison, SemanticAnchors
 from trl_rlp.rewards.refinable_reward import RefinableReward
@@ -35,7 +35,7 @@ def make_reward(seed: int = 3) -> RefinableReward:
     return RefinableReward(tiny_reward_model(tokenizer, seed=seed), tokenizer, [tokenizer.eos_token_id])
 
 
-def make_pairs(count: int = 20) -> Dataset:
+def make_pairs(count: int = 50) -> Dataset:
     sides = {"chosen": [f"c{row}" for row in range(count)], "rejected": [f"r{row}" for row in range(count)]}
     return Dataset.from_dict({"prompt": [f"p{row}:" for row in range(count)], **sides})
 
@@ -104,6 +104,35 @@ def test_signals_of_recorded_completions_by_hand(tmp_path):
     assert len(monitor.reward.buffer) == 8  # the monitor removes nothing
 
 
+def test_the_judge_is_asked_in_time_if_a_step_has_several_rollouts(tmp_path):
+    """
+    Two rollouts a step, and a judge for every third one: the rollouts 0, 3, 6 and 9 are in the steps 0, 1, 3 and 4.
+
+    References may be messages. What the judge draws does not change the run.
+    """
+    seen = []
+
+    def judge(prompts, firsts, seconds):
+        seen.append((state.global_step, *firsts, *seconds, random.random()))
+        return [0.5]
+
+    prompt, answer = [{"role": "user", "content": "p"}], [{"role": "assistant", "content": "x"}]
+    references = Dataset.from_dict({"prompt": [prompt], "completion": [answer]})
+    monitor = PolicyMonitorCallback(make_reward(), judge=judge, references=references, judge_every=3)
+    args = arguments(tmp_path)
+    state, control = begin(monitor, args)
+    before = random.getstate()
+    for _ in range(5):
+        monitor.on_step_begin(args, state, control)
+        for _ in range(2):
+            monitor.reward._records.append([{"prompt": prompt, "completion": "a", "finished": True, "reward": 0.0}])
+            monitor.reward.num_rollouts += 1
+        monitor.on_optimizer_step(args, state, control)
+        state.global_step += 1
+    assert [row[:3] for row in seen] == [(step, "a", "x") for step in (0, 1, 3, 4)]
+    assert random.getstate() == before
+
+
 def test_signals_of_the_log_by_hand(tmp_path, caplog):
     """10 tokens, then 15: a ratio of 1.5. 0.2 nats a token are 2 and 3 nats a completion."""
     monitor, args = PolicyMonitorCallback(limits={"kl": 2.5, "length_ratio": 1.2}), arguments(tmp_path)
@@ -150,9 +179,9 @@ def test_a_failing_equivalence_leaves_a_signal_out(tmp_path, caplog):
         ({"reward": make_reward(), "judge": str}, ValueError, "`judge` and `references` belong together"),
         ({"judge_every": 0}, ValueError, "`judge_every` must be at least 1 rollout, got 0"),
         (
-            {"reward": make_reward(), "human_pairs": make_pairs(9)},
+            {"reward": make_reward(), "human_pairs": make_pairs(49)},
             ValueError,
-            "`human_pairs` has 9 pairs, but outliers need at least 10",
+            "`human_pairs` has 49 pairs, but outliers need at least 50",
         ),
         ({"limits": {"entropy": 1.0}}, ValueError, "`limits` has the unknown signal 'entropy'"),
     ],
@@ -265,6 +294,22 @@ def test_a_run_resumes_from_the_checkpoint_of_the_trainer(tmp_path):
     assert [row["step"] for row in second.history if "kl" in row] == [3]
 
 
+def test_a_resumed_run_that_stops_keeps_the_checkpoint_that_it_came_from(tmp_path):
+    """Checkpoint 2 is healthy, but its own state names checkpoint 1, which is deleted. Steps 3 and 4 are malformed."""
+    settings = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
+    for is_malformed, max_steps, checkpoint in ((False, 2, None), (True, 6, str(tmp_path / "checkpoint-2"))):
+        monitor = PolicyMonitorCallback(
+            make_reward(),
+            is_malformed=lambda prompt, text, verdict=is_malformed: verdict,
+            limits={"malformed": 0.5} | EXACT,
+            stop=True,
+        )
+        trainer = trl_trainer(tmp_path, "grpo", monitor.reward, [monitor], max_steps=max_steps, **settings)
+        trainer.train(resume_from_checkpoint=checkpoint)
+    assert trainer.state.global_step == 4 and trainer.state.best_model_checkpoint == checkpoint
+    assert list(tmp_path.glob("checkpoint-*")) == [Path(checkpoint)]
+
+
 def test_a_reward_that_the_trainer_does_not_use_is_an_error(tmp_path):
     monitor = PolicyMonitorCallback(make_reward())
     with pytest.raises(ValueError, match="`reward` scored nothing in the first step of the run"):
@@ -366,7 +411,3 @@ def test_an_alert_stops_the_run_and_the_best_checkpoint_is_kept(tmp_path, caplog
     assert list(tmp_path.glob("checkpoint-*")) == [best] and (best / "model.safetensors").exists()
     (message,) = [record.getMessage() for record in caplog.records if "The signal" in record.getMessage()]
     assert message.endswith(f"The run stops. Best checkpoint: {best}")
-
-
-def test_two_processes_decide_alike(tmp_path):
-    run_two("callbacks/two_process_monitor.py", tmp_path)

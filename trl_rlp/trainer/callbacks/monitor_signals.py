@@ -54,7 +54,6 @@ The signals by name:
 - `judge_win_rate`: Win rate against reference completions by a judge, in [0, 1].
 """
 
-
 _LOGGED = {"same_as_anchor": "semantic_anchor/same_share", "disagreement": "refinement/disagreement"}
 """Signals that another object of this package logs, and the name of the metric."""
 
@@ -90,7 +89,8 @@ def read_log(logs: Mapping[str, float], length: float | None = None) -> dict[str
 
     Args:
         logs (`Mapping[str, float]`):
-            What the trainer logs. Metrics of an evaluation have other names and are ignored.
+            What the trainer logs. Metrics of an evaluation have other names and are ignored. `None` is read as NaN,
+            because GRPO logs it for a metric that was NaN in every batch.
         length (`float`, *optional*):
             Mean length of completions, in tokens, for a log that has none.
 
@@ -98,6 +98,7 @@ def read_log(logs: Mapping[str, float], length: float | None = None) -> dict[str
         `dict[str, float]`: The signals that the log has, and `length`, the mean length in tokens.
     """
     values = {}
+    logs = {name: math.nan if value is None else value for name, value in logs.items()}
     length = logs.get("completions/mean_length", length)
     if "completions/mean_length" in logs:
         values["length"] = logs["completions/mean_length"]
@@ -107,13 +108,7 @@ def read_log(logs: Mapping[str, float], length: float | None = None) -> dict[str
         values["kl"] = logs["objective/kl"]
     elif "kl" in logs and length is not None:
         values["kl"] = logs["kl"] * length
-    for signal, name in (
-        ("same_as_anchor", "semantic_anchor/same_share"),
-        ("disagreement", "refinement/disagreement"),
-    ):
-        if name in logs:
-            values[signal] = logs[name]
-    return values
+    return values | {signal: logs[name] for signal, name in _LOGGED.items() if name in logs}
 
 
 def correlate(rewards: Sequence[float], lengths: Sequence[float]) -> float | None:

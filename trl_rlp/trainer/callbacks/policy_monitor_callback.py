@@ -16,9 +16,11 @@ from trl_rlp.data.anchors import AnchorComparison, prompt_key
 from trl_rlp.data.judges import Judge
 from trl_rlp.data.judges.judge import judge_pairs
 from trl_rlp.data.score_inputs import find_score_layers
+from trl_rlp.data.turns import final_text
 from trl_rlp.data.validation import require_columns, require_preferences
 from trl_rlp.evaluation.outliers import MIN_TEXTS, MahalanobisOutliers, represent, represent_pairs
 from trl_rlp.rewards.refinable_reward import RefinableReward
+from trl_rlp.rewards.rollout_buffer import LISTS
 from trl_rlp.storage.processes import run_on_main, share_work
 from trl_rlp.trainer.callbacks.monitor_signals import (
     LimitWatch,
@@ -28,6 +30,7 @@ from trl_rlp.trainer.callbacks.monitor_signals import (
     resolve_limits,
     spread_evenly,
 )
+from trl_rlp.trainer.nested_training import keep_run_state
 
 
 logger = get_logger(__name__)
@@ -45,7 +48,7 @@ class PolicyMonitorCallback(TrainerCallback, ExportableState):
 
     It works with TRL's GRPO and RLOO trainers and with PPO, with and without [`RewardRefinementCallback`]. It measures
     each rollout, compares each signal with its limit, and warns after two measurements in a row outside a limit. It
-    draws no random number and changes no reward, so without `stop` the run is the same as without it.
+    restores the random state and changes no reward, so without `stop` the run is the same as without it.
 
     Without `reward` it reads the trainer's log: KL divergence, length and share of finished completions. The log also
     has the share that means the anchor if there is a [`SemanticAnchorReward`], and the disagreement of old and new
@@ -63,7 +66,7 @@ class PolicyMonitorCallback(TrainerCallback, ExportableState):
             the `comparison` of such a reward, nothing is asked twice.
         is_malformed (`Callable`, *optional*):
             `is_malformed(prompt, completion)` returns whether a completion is malformed. It must always return the
-            same for the same texts.
+            same for the same texts. An error in it ends the run.
         human_pairs ([`~datasets.Dataset`], *optional*):
             Labeled pairs. Completions that the reward model represents unlike these are outliers, see
             [`MahalanobisOutliers`]. At most 1,000 texts of them and 256 completions of a rollout are represented, and
@@ -71,7 +74,7 @@ class PolicyMonitorCallback(TrainerCallback, ExportableState):
         judge (`Callable`, *optional*):
             Held-out judge, see [`Judge`]. The reward model must not be derived from it.
         references ([`~datasets.Dataset`], *optional*):
-            Completions that the judge compares with: columns `prompt` and `completion`.
+            Completions that the judge compares with: columns `prompt` and `completion`, as text or messages.
         judge_every (`int`, *optional*, defaults to `8`):
             Number of rollouts between two calls of the judge. It compares one completion of each prompt that has a
             reference.
@@ -172,6 +175,10 @@ class PolicyMonitorCallback(TrainerCallback, ExportableState):
             attributes = dict(saved["attributes"])
             self._watch.crossings = attributes.pop("crossings")
             vars(self).update(attributes)
+            if self._healthy_checkpoint is not None and not Path(self._healthy_checkpoint).is_dir():
+                self._healthy_checkpoint = None
+            # A checkpoint is written before `on_save`, so it does not know that it is healthy itself.
+            self.on_save(args, state, control)
         self._outliers = None
         if self.reward is not None:
             self.reward.follow(model)
@@ -201,8 +208,11 @@ class PolicyMonitorCallback(TrainerCallback, ExportableState):
         self.reward.collect()
         columns = _flatten(self.reward.buffer.rows(last=num_new))
         if columns:
+            # A judge or another function of the user may draw random numbers.
+            with keep_run_state():
+                values = self._measure(columns, num_new)
             # The step is not counted yet.
-            self._check(self._measure(columns), state.global_step + 1, args, state, control)
+            self._check(values, state.global_step + 1, args, state, control)
         self._num_rollouts += num_new
 
     def on_log(
@@ -242,7 +252,7 @@ class PolicyMonitorCallback(TrainerCallback, ExportableState):
 
     # The signals of a rollout. All processes have the same columns and get the same values
 
-    def _measure(self, columns: dict[str, list]) -> dict[str, float]:
+    def _measure(self, columns: dict[str, list], num_new: int) -> dict[str, float]:
         lengths = [len(text) for text in columns["completion"]]
         values = {"reward_length_correlation": correlate(columns["reward"], lengths)}
         if self.is_malformed is not None:
@@ -253,7 +263,7 @@ class PolicyMonitorCallback(TrainerCallback, ExportableState):
             values["same_as_anchor"] = self._ask("same_as_anchor", lambda: self._compare(columns))
         if self.human_pairs is not None:
             values["outliers"] = self._count_outliers(columns)
-        if self.judge is not None and self._num_rollouts % self.judge_every == 0:
+        if self.judge is not None and -self._num_rollouts % self.judge_every < num_new:
             values["judge_win_rate"] = self._ask("judge_win_rate", lambda: self._judge(columns))
         return {name: value for name, value in values.items() if value is not None}
 
@@ -376,15 +386,15 @@ def _require_human_pairs(human_pairs: Dataset, reward: RefinableReward) -> Datas
 
 def _index_references(references: Dataset) -> dict[str, str]:
     references = require_columns(references, ["prompt", "completion"], "references")
-    return {prompt_key(row["prompt"]): row["completion"] for row in references}
+    return {prompt_key(row["prompt"]): final_text(row["completion"]) for row in references}
 
 
 def _flatten(rows: Dataset) -> dict[str, list]:
     """Returns one value per completion for each column. Empty if there are no completions."""
-    lists = {"completions": "completion", "finished": "finished", "rewards": "reward"}
+    lists = {column: name for name, column in LISTS.items()}
     columns: dict[str, list] = {}
     for row in rows:
         for name, value in row.items():
             values = value if name in lists else [value] * len(row["completions"])
-            columns.setdefault(lists.get(name, name), []).extend(values)
+            columns.setdefault(lists[name] if name in lists else name, []).extend(values)
     return columns
