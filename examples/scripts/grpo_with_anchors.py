@@ -17,6 +17,8 @@ column `prompt`, or a name on the Hub. A tenth of a file is held out for evaluat
 The anchors are saved to `anchors` in the output folder. `--anchors FOLDER` reads them from another folder, for example
 from the command `trl-rlp anchors`.
 
+`--reward_weights` are those of the reward model and of the anchors, by default 1 and 3.
+
 `--scale_rewards` is "none" here. With GRPO's default, "group", advantages are divided by the standard deviation of
 the rewards in their group. The reward weights and `--beta` then mean something else for each prompt.
 """
@@ -66,7 +68,6 @@ class GRPOScriptArguments(ScriptArguments):
     anchor_generations: int = field(
         default=10, metadata={"help": "Completions per prompt that anchors are made from."}
     )
-    anchor_weight: float = field(default=3.0, metadata={"help": "Weight of the anchor reward."})
 
 
 def load_prompts(name: str, config: str | None, seed: int) -> DatasetDict:
@@ -109,11 +110,10 @@ def main(script_args: GRPOScriptArguments, training_args: GRPOConfig, model_args
     reward = RewardFunction(reward_model, reward_tokenizer, eos_token_ids=[tokenizer.eos_token_id])
     standardize([reward], policy, tokenizer, prompts, {"num_generations": 2, **sampling})
     del policy
-    training_args.reward_weights = [1.0, script_args.anchor_weight]
     if training_args.scale_rewards != "none":
         logger.warning(
             f"`scale_rewards` is {training_args.scale_rewards!r}, so advantages are divided by a standard deviation, "
-            'and the anchor weight and `beta` lose their meaning. Leave it at "none".'
+            'and `reward_weights` and `beta` lose their meaning. Leave it at "none".'
         )
 
     # As in TRL
@@ -134,5 +134,5 @@ def main(script_args: GRPOScriptArguments, training_args: GRPOConfig, model_args
 
 if __name__ == "__main__":
     parser = TrlParser((GRPOScriptArguments, GRPOConfig, ModelConfig))
-    parser.set_defaults(scale_rewards="none")
+    parser.set_defaults(scale_rewards="none", reward_weights=[1.0, 3.0])
     main(*parser.parse_args_and_config())

@@ -1,4 +1,5 @@
 import json
+import math
 import runpy
 import sys
 from pathlib import Path
@@ -46,6 +47,17 @@ def test_results_are_written(data, monkeypatch, capsys):
     assert results["in_loop_share_ppo"]["value"] < 1 and results["in_loop_share_grpo"]["value"] < 1
     printed = capsys.readouterr().out
     assert "ppo: a rollout takes" in printed and "grpo: a rollout takes" in printed
+    assert printed.count("a refinement with 8 human pairs and 2 new ones takes") == 2
+
+
+def test_the_period_for_the_goal_by_hand():
+    """
+    A rollout takes 9 s, its anchor rewards 1 s, and a refinement 20 s. For the period k, k + 20 = 0.15 (10 k + 20), so
+    k = 17 / 0.5 = 34. Anchor rewards of 2 s of 10 s alone are above the goal.
+    """
+    find_period = runpy.run_path(str(SCRIPT))["find_period"]
+    assert find_period(9.0, 1.0, 20.0) == 34
+    assert find_period(8.0, 2.0, 20.0) == math.inf
 
 
 def test_questions_are_counted(data):

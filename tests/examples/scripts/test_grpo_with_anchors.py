@@ -43,7 +43,8 @@ def test_the_script_makes_anchors_and_trains(tmp_path, monkeypatch, folders):
     log = run_script(monkeypatch, folders, tmp_path / "grpo", "--anchor_generations", "8")
     anchors = SemanticAnchors.load(tmp_path / "grpo" / "anchors")
     assert 0 < len(anchors) <= anchors.num_prompts == 10
-    assert {"rewards/reward_model/mean", "rewards/semantic_anchor/mean"} <= set(log)
+    rewards = log["rewards/reward_model/mean"], log["rewards/semantic_anchor/mean"]
+    assert log["reward"] == pytest.approx(rewards[0] + 3 * rewards[1], abs=1e-4)
     assert (tmp_path / "grpo" / "model.safetensors").is_file()
 
 
@@ -51,8 +52,10 @@ def test_the_script_loads_anchors_and_warns_about_scaled_rewards(tmp_path, monke
     samples = {"prompt": [f"2 + 2 = ({row}) " for row in range(12)], "completions": [["4", "4"]] * 12}
     samples = Dataset.from_dict({**samples, "finished": [[True] * 2] * 12})
     SemanticAnchors.from_samples(samples, ExactMatch()).save(tmp_path / "anchors")
-    options = ["--anchors", str(tmp_path / "anchors"), "--scale_rewards", "group"]
+    options = ["--anchors", str(tmp_path / "anchors"), "--scale_rewards", "group", "--reward_weights", "1", "0.5"]
     log = run_script(monkeypatch, folders, tmp_path / "grpo", *options)
     assert log["semantic_anchor/anchored_share"] == 1
+    rewards = log["rewards/reward_model/mean"], log["rewards/semantic_anchor/mean"]
+    assert log["reward"] == pytest.approx(rewards[0] + 0.5 * rewards[1], abs=1e-4)
     assert "`scale_rewards` is 'group'" in caplog.text
     assert not (tmp_path / "grpo" / "anchors").exists()
