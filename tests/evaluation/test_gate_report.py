@@ -93,10 +93,10 @@ def test_invalid_settings_raise_an_error(settings, match):
 @pytest.mark.parametrize(
     "pairs, worse, better, expected",
     [
-        (100, 12, 2, True),  # fall .10, z = -10 / sqrt(14) = -2.67
-        (100, 12, 3, False),  # fall .09, z = -9 / sqrt(15) = -2.324
-        (1000, 60, 10, False),  # fall .05, within the tolerance, z = -50 / sqrt(70) = -5.98
-        (1000, 61, 10, True),  # fall .051
+        (80, 14, 4, True),  # fall .125, z = -10 / sqrt(18) = -2.357
+        (80, 15, 5, False),  # fall .125, z = -10 / sqrt(20) = -2.236
+        (1000, 110, 10, False),  # fall .1, within the tolerance, z = -100 / sqrt(120) = -9.13
+        (1000, 111, 10, True),  # fall .101
         (2, 2, 0, False),  # fall 1, z = -2 / sqrt(2) = -1.41
         (1, 1, 0, False),  # a single pair, z = -1
         (6, 6, 0, True),  # z = -6 / sqrt(6) = -2.45

@@ -19,7 +19,7 @@ RewardModel = tuple[PreTrainedModel, PreTrainedTokenizerBase] | str | Path
 """A reward model and its tokenizer, or the folder or Hub name of both."""
 ON_REGRESSION = ("warn", "raise")
 ACCURACY_TOLERANCE = 0.02
-IN_LOOP_TOLERANCE = 0.05
+IN_LOOP_TOLERANCE = 0.1
 """Largest fall of accuracy that a refinement inside a run may cause. It also learns from other labels than D's."""
 
 CHANCE_QUANTILE = 2.326
@@ -132,21 +132,21 @@ def _find_regressions(
 
 def fell_beyond_chance(comparison: dict[str, dict[str, Any]]) -> bool:
     """
-    Checks whether the accuracy of a refined reward model fell by more than .05, and by more than chance explains.
+    Checks whether the accuracy of a refined reward model fell by more than .1, and by more than chance explains.
 
     z = Σ d / √(Σ d²), where d is the change of a pair: -1 if it was right and is wrong now. It is McNemar's test.
 
-    It is the gate of refinements inside a run. There, a refusal leaves the policy with a reward model that it may
-    exploit, and [`gate`] would refuse many good models if there are few held-out pairs. Calibration does not matter,
-    because the rewards are scaled anyway. Each model is compared with the one that it replaces, so small falls of
-    several refinements can add up.
+    It is the gate of refinements inside a run, and refuses broken models only. There, a refusal leaves the policy with
+    a reward model that it may exploit, and accuracy on D can fall because a refinement also fits other labels.
+    Calibration does not matter, because the rewards are scaled anyway. Each model is compared with the one that it
+    replaces, so small falls of several refinements can add up.
 
     Args:
         comparison (`dict[str, dict]`):
             The comparison on one set of pairs, see [`GateReport`].
 
     Returns:
-        `bool`: Whether the accuracy fell by more than .05 and z < -2.326, a test in one direction at 1 %.
+        `bool`: Whether the accuracy fell by more than .1 and z < -2.326, a test in one direction at 1 %.
     """
     pairs, difference = comparison["before"]["pairs"], comparison["difference"]
     fall, error = -difference["accuracy"], difference["standard_error"] or 0.0

@@ -35,12 +35,7 @@ from trl_rlp.trainer.callbacks.refinement_checks import (
     resolve_comparison,
 )
 from trl_rlp.trainer.callbacks.refinement_state import find_checkpoint, restore_refinement, save_refinement
-from trl_rlp.trainer.callbacks.reward_refinement import (
-    BaseModel,
-    RewardRefinement,
-    build_start_model,
-    get_plain_model,
-)
+from trl_rlp.trainer.callbacks.reward_refinement import BaseModel, RewardRefinement, build_start_model
 from trl_rlp.trainer.nested_training import keep_run_state, quiet_datasets
 from trl_rlp.trainer.ppo.ppo_config import PPOConfig
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
@@ -63,7 +58,7 @@ class RewardRefinementCallback(TrainerCallback, ExportableState):
        completions are the views.
     2. It trains a reward model with [`RLPRewardTrainer`] on the human pairs, `synthetic_dataset`, and the windows.
     3. It keeps the old model if the new one has NaN or infinite rewards, or if its accuracy on held-out human pairs
-       fell by more than .05 and by more than chance explains (one-sided, 1 %).
+       fell by more than .1 and by more than chance explains (one-sided, 1 %).
     4. It scales the new rewards to the mean and the standard deviation of the old ones on fixed samples of the first
        policy.
     5. It replaces the weights of the reward function in place. The next rollout is scored by the new model.
@@ -229,7 +224,7 @@ class RewardRefinementCallback(TrainerCallback, ExportableState):
         if refinement.base_model is not None:
             with keep_run_state(), release_at_end():
                 model = build_start_model(refinement.base_model, self.reward, self.args)
-                require_equal_shapes(model, get_plain_model(self.reward))
+                require_equal_shapes(model, self.reward.plain_model)
         options = self.reward.processing_class, refinement.heldout_pairs, self.reward.max_length
         reward_margins(self.reward.model, *options)
 
@@ -332,13 +327,13 @@ class RewardRefinementCallback(TrainerCallback, ExportableState):
                 ) from error
             return self._skip(f"{type(error).__name__}: {error}")
         self._num_failures = 0
-        verdict = refinement.judge(refinement.train(samples), self._reference)
+        outcome = refinement.replace_unless_worse(refinement.train(samples), self._reference)
         self.reward.buffer.clear()
-        if verdict.problem is None:
+        if outcome.problem is None:
             self.num_accepted += 1
         else:
-            logger.warning(f"A refined reward model was refused: {verdict.problem}. The run goes on with the old one.")
-        metrics = {"accepted": float(verdict.problem is None), **verdict.metrics}
+            logger.warning(f"A refined reward model was refused: {outcome.problem}. The run goes on with the old one.")
+        metrics = {"accepted": float(outcome.problem is None), **outcome.metrics}
         if self.args.uses_synthetic_pairs:
             metrics |= {"new_pairs": num_pairs, "pairs": refinement.num_pairs}
         return metrics
