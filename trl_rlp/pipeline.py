@@ -1,6 +1,6 @@
 """Algorithm 1 of RLP, from human preferences to a policy that is retrained against a refined reward model."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -174,13 +174,14 @@ def run_rlp(
         "policy", train_policy, reward_model=reward_model, prompt_dataset=prompt_dataset, **config.policy_arguments()
     )
 
-    # Steps 4 and 5, once in Algorithm 1. Each further round goes on from the last policy and the last reward model.
+    # Steps 4 and 5, once in Algorithm 1. Each further round uses the policy and the reward model of the round before.
     rounds: list[Round] = []
     last_policy, last_reward_model, all_preferences = policy, reward_model, ()
     for number in range(1, config.rounds + 1):
         # Step 4: sample P from the last policy, and retrain the reward model on it.
+        round_run = run.in_round(number)
         refinement = refine_reward_model(
-            run.in_round(number),
+            round_run,
             settings,
             policy=last_policy,
             reward_model=last_reward_model,
@@ -194,7 +195,7 @@ def run_rlp(
         last_reward_model, all_preferences = refinement.reward_model, refinement.all_preferences
 
         # Step 5: retrain the policy, again from π_SFT, against the refined reward model.
-        last_policy = run.in_round(number).stage(
+        last_policy = round_run.stage(
             "retrained_policy",
             train_policy,
             reward_model=last_reward_model,
@@ -206,12 +207,7 @@ def run_rlp(
 
     # Not part of Algorithm 1: compare the policies on held-out prompts.
     if eval_prompt_dataset is not None:
-        policies = {"sft": config.sft_model, "policy": policy}
-        reward_models = {"reward_model": reward_model}
-        for number, entry in enumerate(rounds, start=1):
-            policies[round_name("retrained_policy", number)] = entry.retrained_policy
-            reward_models[round_name("refined_reward_model", number)] = entry.refined_reward_model
-        _run_evaluation(run, config, policies, reward_models, eval_prompt_dataset)
+        _run_evaluation(run, config, reward_model, policy, rounds, eval_prompt_dataset)
     return RLPResult(reward_model, policy, **rounds[-1]._asdict(), stages=run.results(), rounds=rounds)
 
 
@@ -455,10 +451,17 @@ def _run_gate(run: RunFolder, settings: RefinementSettings, **compared: Any) -> 
 def _run_evaluation(
     run: RunFolder,
     config: RLPConfig,
-    policies: Mapping[str, str | Path],
-    reward_models: Mapping[str, str | Path],
+    reward_model: Path,
+    policy: Path,
+    rounds: Sequence[Round],
     prompt_dataset: Dataset,
 ) -> None:
+    """Evaluates π_SFT and the policies of all rounds, also with the reward model of each round."""
+    policies: dict[str, str | Path] = {"sft": config.sft_model, "policy": policy}
+    reward_models = {"reward_model": reward_model}
+    for number, entry in enumerate(rounds, start=1):
+        policies[round_name("retrained_policy", number)] = entry.retrained_policy
+        reward_models[round_name("refined_reward_model", number)] = entry.refined_reward_model
     run.stage(
         "evaluation",
         evaluate_policies,

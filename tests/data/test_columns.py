@@ -5,7 +5,7 @@ import pytest
 import torch
 from datasets import Dataset, Features, Json, List
 
-from trl_rlp.data.columns import add_columns, read_columns, require_sample_columns
+from trl_rlp.data.columns import add_columns, flatten_samples, read_columns, require_sample_columns
 
 
 MESSAGES = [{"role": "user", "content": "a"}]
@@ -86,3 +86,13 @@ def test_rows_that_are_no_samples_raise(columns, error, match):
     columns = {"prompt": ["a"], "completions": [["b"]], "finished": [[True]], **columns}
     with pytest.raises(error, match=match):
         require_sample_columns({name: values for name, values in columns.items() if values is not None}, list(ROWS))
+
+
+def test_samples_are_flattened_in_the_order_of_their_rows():
+    columns = {
+        "prompt": ["a", "b", "c"],
+        "completions": [["1", "2"], [], ["3"]],
+        "finished": [[True, False], [], [True]],
+    }
+    expected = (["a", "a", "c"], ["1", "2", "3"], [True, False, True])
+    assert flatten_samples(columns) == flatten_samples(Dataset.from_dict(columns)) == expected

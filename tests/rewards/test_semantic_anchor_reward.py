@@ -130,8 +130,8 @@ def test_prompts_of_evaluation_need_no_anchors():
     reward, state = SemanticAnchorReward(anchors()["text"], SameLetter()), TrainerState()
     for state.global_step in range(5):
         for number in range(200):
-            reward([f"evaluation {number}"], ["x"], trainer_state=state)
-        reward([f"Q{state.global_step}"], ["x"], trainer_state=state)
+            assert reward([f"evaluation {number}"], ["x"], trainer_state=state) == [None]
+        assert reward([f"Q{state.global_step}"], ["x"], trainer_state=state) == [None]
 
 
 def test_some_unknown_prompts_are_a_warning_with_their_count(caplog):

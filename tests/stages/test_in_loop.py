@@ -8,10 +8,10 @@ from tests.ppo_runs import SETTINGS, prompts
 from tests.reward_runs import SameText, preferences, synthetic_preferences
 from tests.tiny_models import tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.anchors.semantic_anchors import SemanticAnchors
-from trl_rlp.rewards.refinable_reward import RefinableReward
+from trl_rlp.rewards.refinable_reward import DEFAULT_BUFFER_SIZE, RefinableReward
 from trl_rlp.rewards.reward_function import RewardFunction
 from trl_rlp.rewards.semantic_anchor_reward import SemanticAnchorReward
-from trl_rlp.stages.in_loop import DEFAULT_BUFFER_SIZE, InLoop, make_refinable
+from trl_rlp.stages.in_loop import InLoop, make_refinable
 from trl_rlp.stages.loop_checks import count_rollouts
 from trl_rlp.stages.policy import LAST_REWARD_MODEL, POLICY_TRAINERS, train_policy
 from trl_rlp.storage.artifacts import save_data

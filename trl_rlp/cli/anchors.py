@@ -10,7 +10,7 @@ from trl_rlp.cli.model_arguments import InferenceArguments
 from trl_rlp.cli.sampling import SamplingArguments, require_effect
 from trl_rlp.cli.server_arguments import ServerArguments
 from trl_rlp.data.anchors.semantic_anchors import SemanticAnchors, require_key
-from trl_rlp.data.groups.clustering import require_decided_groups
+from trl_rlp.data.groups.clustering import has_groups, require_decided_groups
 from trl_rlp.data.groups.equivalence import Equivalence
 from trl_rlp.data.groups.instruction import require_instruction_column
 from trl_rlp.data.validation import require_samples
@@ -34,9 +34,9 @@ class AnchorArguments:
             Folder for the anchors. It also keeps finished samples and groups. After an interruption, the next call
             resumes from them.
         samples (`str`, *optional*):
-            Samples of the first policy, as written by `trl-rlp sample`.
+            Samples of the initial policy, as written by `trl-rlp sample`.
         model (`str`, *optional*):
-            Folder or Hub name of the first policy, which is sampled. With `base_url`, its name on the server.
+            Folder or Hub name of the initial policy, which is sampled. With `base_url`, its name on the server.
         prompts (`str`, *optional*):
             Prompts for `model`: a JSON Lines, CSV or Parquet file, a folder of `save_to_disk`, or a Hub name.
         threshold (`float`, *optional*, defaults to `0.5`):
@@ -56,13 +56,13 @@ class AnchorArguments:
         }
     )
     samples: str | None = field(
-        default=None, metadata={"help": "Samples of the first policy, as written by `trl-rlp sample`."}
+        default=None, metadata={"help": "Samples of the initial policy, as written by `trl-rlp sample`."}
     )
     model: str | None = field(
         default=None,
         metadata={
             "help": (
-                "Folder or Hub name of the first policy, which is sampled. With `base_url`, its name on the server."
+                "Folder or Hub name of the initial policy, which is sampled. With `base_url`, its name on the server."
             )
         },
     )
@@ -183,16 +183,12 @@ def _require_mergeable(
                     f"`merge` has anchors of the threshold {anchors.threshold}, but `threshold` is "
                     f"{arguments.threshold}. Make all of them with one."
                 )
-        if _has_groups(rows):
+        if has_groups(rows.column_names):
             require_decided_groups(rows, arguments.threshold)
     for name, source in sources:
         require_instruction_column(source, equivalence, name)
         if arguments.key is not None:
             require_key(source, arguments.key, name)
-
-
-def _has_groups(samples: Dataset) -> bool:
-    return {"cluster_ids", "confidence"} <= set(samples.column_names)
 
 
 def _print(anchors: SemanticAnchors, run: RunFolder) -> None:

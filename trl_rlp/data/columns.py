@@ -1,11 +1,12 @@
 """Batches of columns, as `datasets` and Ray Data pass them to callables: reading, checking and extending them."""
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import Features
+from datasets import Dataset, Features
 
 from trl_rlp.data.validation import is_prompt
 
@@ -129,3 +130,20 @@ def _to_plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _to_plain(item) for key, item in value.items()}
     return value
+
+
+def flatten_samples(samples: Dataset | Mapping[str, Sequence]) -> tuple[list, list[str], list[bool]]:
+    """
+    Lists the completions of policy samples one after another.
+
+    Args:
+        samples ([`~datasets.Dataset`] or `Mapping[str, Sequence]`):
+            Policy samples, or their columns. Rows may have different numbers of completions.
+
+    Returns:
+        `tuple[list, list[str], list[bool]]`: Prompt, text and finished flag of each completion.
+    """
+    pairs = zip(samples["prompt"], samples["completions"], strict=True)
+    prompts = [prompt for prompt, completions in pairs for _ in completions]
+    completions, finished = ([*chain.from_iterable(samples[name])] for name in ("completions", "finished"))
+    return prompts, completions, finished

@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from trl_rlp.data.columns import Batch, add_columns, read_columns, require_sample_columns
+from trl_rlp.data.columns import Batch, add_columns, flatten_samples, read_columns, require_sample_columns
 from trl_rlp.data.padding import ensure_pad_token
 from trl_rlp.data.rendering import render_chat, render_text
 from trl_rlp.data.row_scores import require_reward_model, score_rows
@@ -424,9 +424,7 @@ class Score:
         require_reward_model(model)
         rows = batch_scoring_ids(
             processing_class,
-            [prompt for prompt, size in zip(samples["prompt"], sizes, strict=True) for _ in range(size)],
-            [text for completions in samples["completions"] for text in completions],
-            [flag for flags in samples["finished"] for flag in flags],
+            *flatten_samples(samples),
             self.max_length,
             options and [row for row, size in zip(options, sizes, strict=True) for _ in range(size)],
             _pack_ids,

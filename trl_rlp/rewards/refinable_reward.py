@@ -1,4 +1,4 @@
-"""A reward model as a reward function that remembers what it scored, and whose weights can be replaced."""
+"""A reward model as a reward function that records what it scores, and whose weights can be replaced."""
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -19,6 +19,9 @@ from trl_rlp.storage.processes import process_state, share_work
 
 
 logger = logging.get_logger(__name__)
+
+DEFAULT_BUFFER_SIZE = 16384
+"""Maximum number of recorded completions that are kept, if the user sets no other."""
 
 
 class RefinableReward(RewardFunction):
@@ -72,7 +75,7 @@ class RefinableReward(RewardFunction):
         processing_class: PreTrainedTokenizerBase,
         eos_token_ids: Collection[int],
         *,
-        buffer_size: int = 16384,
+        buffer_size: int = DEFAULT_BUFFER_SIZE,
         **options: Any,
     ):
         super().__init__(model, processing_class, eos_token_ids, **options)
@@ -83,6 +86,11 @@ class RefinableReward(RewardFunction):
         self._policy: nn.Module | None = None
         self._listeners: list[Callable[[float], None]] = []
         self._records: list[list[dict[str, Any]]] = []
+
+    @property
+    def plain_model(self) -> PreTrainedModel:
+        """The model without the wrapper of `torch.compile`. It shares its weights with the wrapper."""
+        return extract_model_from_parallel(self.model, keep_torch_compile=False)
 
     def follow(self, policy: nn.Module) -> None:
         """
@@ -208,7 +216,7 @@ class RefinableReward(RewardFunction):
         Raises:
             ValueError: If a name or a shape differs, or `standard_deviation` is not positive.
         """
-        weights = extract_model_from_parallel(self.model, keep_torch_compile=False).state_dict()
+        weights = self.plain_model.state_dict()
         _require_same_weights(weights, state_dict)
         self.set_scale(mean, standard_deviation)
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Semantic anchors as a reward function: whether a completion means what the first policy's majority meant."""
+"""Semantic anchors as a reward function: whether a completion means what the initial policy's majority meant."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ from transformers.utils import logging
 
 from trl_rlp.data.anchors.comparison import AnchorComparison
 from trl_rlp.data.anchors.semantic_anchors import Anchor, SemanticAnchors, prompt_key
-from trl_rlp.data.groups.equivalence import Equivalence, require_equivalence
+from trl_rlp.data.groups.equivalence import Equivalence
 from trl_rlp.data.groups.instruction import list_instruction_columns, require_instruction_column
 from trl_rlp.data.turns import final_text
 
@@ -83,14 +83,8 @@ class SemanticAnchorReward:
         subtract_confidence: bool = False,
         name: str = "semantic_anchor",
     ):
-        if not isinstance(anchors, SemanticAnchors):
-            raise TypeError(
-                f"`anchors` must be `SemanticAnchors`, got `{type(anchors).__name__}`. Make them with "
-                "`SemanticAnchors.from_samples`, or load them with `SemanticAnchors.load`."
-            )
-        require_equivalence(equivalence)
-        self.anchors, self.equivalence = anchors, equivalence
         self.comparison = AnchorComparison(anchors, equivalence)
+        self.anchors, self.equivalence = anchors, equivalence
         self.subtract_confidence = subtract_confidence
         self.__name__ = name
         self._failures_in_a_row = 0

@@ -8,6 +8,7 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from trl_rlp.data.columns import flatten_samples
 from trl_rlp.data.sampling.engines import sample_completions
 from trl_rlp.data.scoring import score
 from trl_rlp.rewards.reward_function import RewardFunction
@@ -60,17 +61,14 @@ def standardize(
     """
     prompts = select_fixed_rows(prompt_dataset).select_columns(["prompt"])
     samples = sample_completions(prompts, policy, processing_class, **sampling)
-    completions, finished = sum(samples["completions"], []), sum(samples["finished"], [])
-    repeated = [prompt for prompt, texts in zip(samples["prompt"], samples["completions"], strict=True) for _ in texts]
+    texts = flatten_samples(samples)
     for function in functions:
         rewards = score(
             function.model,
             function.processing_class,
-            repeated,
-            completions,
-            finished,
+            *texts,
             max_length=function.max_length,
-            template_options=[function.chat_template_kwargs] * len(repeated),
+            template_options=[function.chat_template_kwargs] * len(texts[0]),
             share_batches=True,
         )
         function.set_scale(float(np.mean(rewards)), float(np.std(rewards)))

@@ -12,17 +12,13 @@ from transformers import TrainerCallback
 from trl_rlp.data.anchors.comparison import AnchorComparison
 from trl_rlp.data.anchors.semantic_anchors import SemanticAnchors
 from trl_rlp.data.groups.equivalence import Equivalence
-from trl_rlp.rewards.refinable_reward import RefinableReward
+from trl_rlp.rewards.refinable_reward import DEFAULT_BUFFER_SIZE, RefinableReward
 from trl_rlp.rewards.reward_function import RewardFunction
 from trl_rlp.rewards.semantic_anchor_reward import SemanticAnchorReward
 from trl_rlp.rewards.standardization import select_fixed_rows
 from trl_rlp.storage.artifacts import load_data
 from trl_rlp.trainer.callbacks.reward_refinement_callback import RewardRefinementCallback
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
-
-
-DEFAULT_BUFFER_SIZE = 16384
-"""Smallest number of completions that are remembered between two refinements, the default of [`RefinableReward`]."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +34,8 @@ class InLoop:
         anchors (`Path`, *optional*):
             Folder of [`make_anchors`].
         samples (`Path`):
-            Folder of the samples of π_SFT. A refined reward model keeps mean and spread of the rewards on those of the
-            first 256 prompts.
+            Folder of the samples of π_SFT. On those of the first 256 prompts, a refined reward model keeps the mean
+            and the standard deviation of the rewards.
         equivalence ([`Equivalence`], *optional*):
             Decides whether a completion means what the anchor means.
         base_model (`str` or `Path`):
@@ -149,7 +145,7 @@ def make_refinable(function: RewardFunction, buffer_size: int) -> RefinableRewar
         function ([`RewardFunction`]):
             The reward function.
         buffer_size (`int`):
-            Maximum number of completions that it remembers.
+            Maximum number of completions that it keeps.
 
     Returns:
         [`RefinableReward`]: The same rewards from the same model.

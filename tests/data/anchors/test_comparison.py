@@ -102,7 +102,7 @@ def test_verdicts_may_come_in_any_container(form):
 
 
 def test_a_comparison_equals_the_rule_of_the_clusters():
-    """A completion of the first policy means what the anchor means exactly if it is in the largest group."""
+    """A completion of the initial policy means what the anchor means exactly if it is in the largest group."""
     texts = ["x1", "y1", "x2", "", "x3", "z"]
     rows = {"prompt": ["a"], "completions": [texts], "finished": [[True] * 6]}
     anchors = SemanticAnchors.from_samples(Dataset.from_dict(rows), FirstLetter())
@@ -128,9 +128,11 @@ def test_one_process_shares_with_nobody():
     assert compare(comparison, "a", ["x3"]) == [True] and comparison.num_questions == 2
 
 
-def test_a_wrong_equivalence_is_refused():
+def test_arguments_of_wrong_types_are_refused():
     with pytest.raises(TypeError, match="got the class `ExactMatch`"):
         make_comparison(ExactMatch)
+    with pytest.raises(TypeError, match="`anchors` must be `SemanticAnchors`, got `dict`. Make them with"):
+        AnchorComparison({"a": "x1"}, ExactMatch())
 
 
 def test_two_processes_share_the_questions(tmp_path):

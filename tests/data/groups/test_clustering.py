@@ -12,6 +12,7 @@ from datasets.fingerprint import Hasher
 
 from tests.tiny_models import save, tiny_nli, tiny_tokenizer
 from trl_rlp.data.groups import ExactMatch, Group, NLIEquivalence, cluster, find_largest_group
+from trl_rlp.data.groups.clustering import has_groups
 
 
 def build_samples(completions, prompts=None):
@@ -131,6 +132,7 @@ def test_columns_are_added_or_replaced_and_other_columns_are_kept():
     samples = build_samples([["4", "5", "4."]]).add_column("audit", [7])
     grouped = cluster(samples, ExactMatch())
     assert grouped.column_names == [*samples.column_names, "cluster_ids", "confidence", "confidence_upper"]
+    assert has_groups(grouped.column_names) and not has_groups(samples.column_names)
     again = cluster(grouped, ExactMatch(), threshold=0.9)
     assert again.column_names == grouped.column_names
     assert again[0]["audit"] == 7 and again[0]["confidence"] == 2 / 3 < 0.9

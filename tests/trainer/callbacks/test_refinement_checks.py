@@ -237,8 +237,10 @@ def test_anchors_know_the_prompts_of_the_run(kind):
 
 
 def test_prompts_of_a_stream_are_not_checked():
-    stream = IterableDataset.from_generator(lambda: iter([{"prompt": "other"}]))
+    read = []
+    stream = IterableDataset.from_generator(lambda: iter([{"prompt": read.append(1) or "other"}]))
     module.require_known_prompts(stream, AnchorComparison(anchors(), SameParity()), tiny_tokenizer())
+    assert not read
 
 
 def test_weights_of_a_start_model_that_do_not_fit():

@@ -112,7 +112,7 @@ def interrupt_in(monkeypatch, moment: str, trainer) -> None:
         def on_step_begin(self, args, state, control, **kwargs):
             if state.global_step == 3:
                 owner, name = {
-                    "the training of a refinement": (RewardRefinement, "judge"),
+                    "the training of a refinement": (RewardRefinement, "replace_unless_worse"),
                     "the files of the reward": (refinement_state.parquet, "write_table"),
                     "the end of a checkpoint": (TrainerState, "save_to_json"),
                 }[moment]

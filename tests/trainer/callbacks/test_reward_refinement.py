@@ -92,13 +92,13 @@ def test_twice_the_rewards_are_the_same_rewards_after_scaling(tmp_path, mean, st
     weights, shifts = weights_of(reward), []
     reward.subscribe(shifts.append)
     weights["score.weight"] *= 2
-    verdict = build(tmp_path, reward).judge(weights, reference())
-    assert verdict.problem is None
+    outcome = build(tmp_path, reward).replace_unless_worse(weights, reference())
+    assert outcome.problem is None
     assert (reward.mean, reward.standard_deviation) == pytest.approx((2 * mean, 2 * standard_deviation), abs=1e-5)
     assert torch.equal(reward.model.score.weight, weights["score.weight"])
-    assert shifts == [verdict.metrics["shift"]] and shifts[0] == pytest.approx(0, abs=1e-5)
-    assert verdict.metrics["disagreement"] == 0
-    assert verdict.metrics["heldout_accuracy_before"] == verdict.metrics["heldout_accuracy_after"]
+    assert shifts == [outcome.metrics["shift"]] and shifts[0] == pytest.approx(0, abs=1e-5)
+    assert outcome.metrics["disagreement"] == 0
+    assert outcome.metrics["heldout_accuracy_before"] == outcome.metrics["heldout_accuracy_after"]
 
 
 def test_the_shift_is_measured_on_the_last_rollout(tmp_path):
@@ -110,10 +110,10 @@ def test_the_shift_is_measured_on_the_last_rollout(tmp_path):
     new_model = tiny_reward_model(tiny_tokenizer(), seed=11)
     new, new_fixed = (score(new_model, tiny_tokenizer(), ["ab0:"] * len(t), t) for t in (["2", "none"], TEXTS))
     refined = build(tmp_path, reward, eval_preference_dataset=self_labeled(reward, 1))
-    verdict = refined.judge(new_model.state_dict(), reference())
+    outcome = refined.replace_unless_worse(new_model.state_dict(), reference())
     ratio = np.std(new_fixed) / np.std(fixed)
     expected = (np.mean(new) - np.mean(new_fixed)) / ratio + np.mean(fixed) - np.mean(old)
-    assert verdict.problem is None and verdict.metrics["shift"] == pytest.approx(expected, abs=1e-5)
+    assert outcome.problem is None and outcome.metrics["shift"] == pytest.approx(expected, abs=1e-5)
     scaled = [(raw - reward.mean) / reward.standard_deviation for raw in new_fixed]
     assert np.mean(scaled) == pytest.approx(np.mean(fixed), abs=1e-6)
     assert np.std(scaled) == pytest.approx(np.std(fixed), abs=1e-6)
@@ -129,7 +129,7 @@ def test_a_model_in_bf16_keeps_its_dtypes(tmp_path):
     refined.add_window(0)
     weights = refined.train(None)
     assert {name: tensor.dtype for name, tensor in weights.items()} == dtypes and len(set(dtypes.values())) == 2
-    assert refined.judge(weights, reference()).problem is None
+    assert refined.replace_unless_worse(weights, reference()).problem is None
     assert {name: tensor.dtype for name, tensor in reward.model.state_dict().items()} == dtypes
     assert all(torch.equal(tensor, weights[name]) for name, tensor in reward.model.state_dict().items())
 
@@ -149,8 +149,10 @@ def test_a_bad_model_is_refused(tmp_path, factor, problem):
     before, weights, shifts = weights_of(reward), weights_of(reward), []
     reward.subscribe(shifts.append)
     weights["score.weight"] *= factor
-    verdict = build(tmp_path, reward, eval_preference_dataset=self_labeled(reward)).judge(weights, reference())
-    assert verdict.problem == problem and not shifts
+    outcome = build(tmp_path, reward, eval_preference_dataset=self_labeled(reward)).replace_unless_worse(
+        weights, reference()
+    )
+    assert outcome.problem == problem and not shifts
     assert (reward.mean, reward.standard_deviation) == (0.0, 1.0)
     assert all(torch.equal(tensor, before[name]) for name, tensor in reward.model.state_dict().items())
 
@@ -160,7 +162,9 @@ def test_infinite_rewards_of_finite_weights_are_refused(tmp_path):
     record(reward, "2", "none")
     weights = weights_of(reward)
     weights["score.weight"] = torch.full_like(weights["score.weight"], 3e38) * weights["score.weight"].sign()
-    assert build(tmp_path, reward).judge(weights, reference()).problem == "its rewards are NaN or infinite"
+    assert (
+        build(tmp_path, reward).replace_unless_worse(weights, reference()).problem == "its rewards are NaN or infinite"
+    )
 
 
 def test_a_model_scores_the_fixed_samples_once(tmp_path, monkeypatch):
@@ -174,22 +178,22 @@ def test_a_model_scores_the_fixed_samples_once(tmp_path, monkeypatch):
         calls.append(("current" if model is reward.model else "new", len(rows)))
         return score_rows(model, rows, **options)
 
-    def judge(factor, samples=samples):
+    def replace(factor, samples=samples):
         calls.clear()
         weights = weights_of(reward)
         weights["score.weight"] *= factor
-        verdict = refined.judge(weights, samples)
-        return verdict.problem is None, [call for call in calls if call[1] != 2]
+        outcome = refined.replace_unless_worse(weights, samples)
+        return outcome.problem is None, [call for call in calls if call[1] != 2]
 
     monkeypatch.setattr(module, "score_rows", count)
-    assert judge(-1.0) == (False, [("current", 6), ("new", 6)])
-    assert judge(2.0) == (True, [("new", 6)])
+    assert replace(-1.0) == (False, [("current", 6), ("new", 6)])
+    assert replace(2.0) == (True, [("new", 6)])
     mean, standard_deviation = reward.mean, reward.standard_deviation
-    assert judge(2.0) == (True, [("new", 6)])
+    assert replace(2.0) == (True, [("new", 6)])
     assert (reward.mean, reward.standard_deviation) == pytest.approx((2 * mean, 2 * standard_deviation), abs=1e-5)
-    assert judge(2.0, other) == (True, [("current", 3), ("new", 3)])
+    assert replace(2.0, other) == (True, [("current", 3), ("new", 3)])
     reward.replace_weights(weights_of(reward), 0.0, 1.0, 0.0)
-    assert judge(2.0, other) == (True, [("current", 3), ("new", 3)])
+    assert replace(2.0, other) == (True, [("current", 3), ("new", 3)])
 
 
 def test_human_pairs_are_tokenized_once(tmp_path):
@@ -232,8 +236,8 @@ def test_infinite_rewards_of_the_old_model_have_no_scale(tmp_path, monkeypatch, 
         return np.array([np.inf if is_infinite else 1.0, 2.0]), np.array([1.0, 2.0])
 
     monkeypatch.setattr(refined, "_compare", compare)
-    verdict = refined.judge(weights_of(reward), fixed)
-    assert verdict.problem == "the rewards of the old model are NaN or infinite, so they have no scale" and not shifts
+    outcome = refined.replace_unless_worse(weights_of(reward), fixed)
+    assert outcome.problem == "the rewards of the old model are NaN or infinite, so they have no scale" and not shifts
     assert (reward.mean, reward.standard_deviation) == (0.0, 1.0)
 
 
@@ -245,8 +249,8 @@ def test_rewards_of_heldout_pairs_that_are_infinite_are_refused(tmp_path, monkey
         raise ValueError("The reward of row 0 is nan.")
 
     monkeypatch.setattr(module, "compare_on_sets", fail)
-    verdict = build(tmp_path, reward).judge(weights_of(reward), reference())
-    assert verdict.problem == "its rewards of held-out pairs cannot be compared (The reward of row 0 is nan.)"
+    outcome = build(tmp_path, reward).replace_unless_worse(weights_of(reward), reference())
+    assert outcome.problem == "its rewards of held-out pairs cannot be compared (The reward of row 0 is nan.)"
 
 
 def test_pairs_against_anchors_of_all_windows_or_the_last_ones(tmp_path):

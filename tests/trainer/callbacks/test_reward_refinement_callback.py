@@ -222,7 +222,7 @@ def test_drift_brings_a_refinement_forward(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "every, expected",
     [
-        (4, "`every`=4 rollouts, but this run has 4.*0 refinements will happen by this schedule"),
+        (4, "`every` is 4, but this run has 4 rollouts .*so there are 0 refinements by this schedule"),
         (3, "Refinements of the reward model by this schedule: 1 in 4 rollouts"),
         (1, "Refinements of the reward model by this schedule: 3 in 4 rollouts"),
     ],
@@ -315,7 +315,7 @@ def test_nan_keeps_the_old_model(tmp_path, monkeypatch, caplog):
     trainer = build_trainer(tmp_path / "run", "grpo", [reward], [callback])
     with caplog.at_level(logging.WARNING):
         trainer.train()
-    assert "A refined reward model was refused: its weights are NaN or infinite. The run goes on" in caplog.text
+    assert "A refined reward model was refused: its weights are NaN or infinite. The run continues" in caplog.text
     assert all(torch.equal(weight, before[name]) for name, weight in reward.model.named_parameters())
     assert refinement_logs(trainer)[0]["accepted"] == 0
 
@@ -323,11 +323,11 @@ def test_nan_keeps_the_old_model(tmp_path, monkeypatch, caplog):
 def test_fixed_samples_are_those_of_the_user_or_the_first_rollout(tmp_path, monkeypatch):
     pretend_to_train(monkeypatch)
     seen = []
-    judge = refinement_module.RewardRefinement.judge
+    replace = refinement_module.RewardRefinement.replace_unless_worse
     monkeypatch.setattr(
         refinement_module.RewardRefinement,
-        "judge",
-        lambda self, weights, reference: seen.append(reference) or judge(self, weights, reference),
+        "replace_unless_worse",
+        lambda self, weights, reference: seen.append(reference) or replace(self, weights, reference),
     )
     given = Dataset.from_dict({"prompt": ["a"], "completions": [["x", "y"]], "finished": [[True, False]]})
     for number, reference in enumerate((None, given)):

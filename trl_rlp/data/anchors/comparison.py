@@ -1,4 +1,4 @@
-"""The comparison of completions with anchors: whether a completion means what the first policy's majority means."""
+"""The comparison of completions with anchors: whether a completion means what the initial policy's majority means."""
 
 import functools
 import hashlib
@@ -35,7 +35,7 @@ class AnchorComparison:
 
     A completion means what the anchor means if it equals a member of the anchor's group after `equivalence.normalize`,
     or if the equivalence says that the anchor and the completion mean the same. An empty completion does not. The
-    completions of a prompt are thus compared with the answer of the first policy and never with each other.
+    completions of a prompt are thus compared with the answer of the initial policy and never with each other.
 
     Each text of a prompt is asked about once, also if it was sampled many times. The verdicts are remembered under
     short hashes of the prompt and the normalized text. The oldest are forgotten after a million. Each process
@@ -51,7 +51,7 @@ class AnchorComparison:
         num_questions (`int`): Number of pairs that this process has asked the equivalence about.
 
     Raises:
-        TypeError: If `equivalence` is not an object with the members of [`Equivalence`].
+        TypeError: If `anchors` are not anchors, or `equivalence` is not an object with the members of [`Equivalence`].
 
     Example:
 
@@ -63,6 +63,11 @@ class AnchorComparison:
     """
 
     def __init__(self, anchors: SemanticAnchors, equivalence: Equivalence):
+        if not isinstance(anchors, SemanticAnchors):
+            raise TypeError(
+                f"`anchors` must be `SemanticAnchors`, got `{type(anchors).__name__}`. Make them with "
+                "`SemanticAnchors.from_samples`, or load them with `SemanticAnchors.load`."
+            )
         require_equivalence(equivalence)
         self.anchors = anchors
         self.equivalence = equivalence

@@ -1,4 +1,4 @@
-"""Semantic anchors: the majority answer of each prompt among the completions of the first policy."""
+"""Semantic anchors: the majority answer of each prompt among the completions of the initial policy."""
 
 import json
 from collections import Counter
@@ -20,7 +20,7 @@ from trl_rlp.data.anchors.anchor_rows import (
     pool_rows,
     replace_majorities,
 )
-from trl_rlp.data.groups.clustering import Group, cluster, require_decided_groups
+from trl_rlp.data.groups.clustering import Group, cluster, has_groups, require_decided_groups
 from trl_rlp.data.groups.equivalence import Equivalence, require_equivalence
 from trl_rlp.data.groups.instruction import require_instruction_column
 from trl_rlp.data.turns import Messages
@@ -62,10 +62,10 @@ class Anchor(NamedTuple):
 
 class SemanticAnchors:
     """
-    The anchors of prompts: what the majority of the first policy's completions means, where there is a clear majority.
+    The anchors of prompts: what the majority of the initial policy's completions means, if the majority is clear.
 
     Anchors are ours and not the paper's. Published SPG groups the completions of the current policy. A policy that
-    drifts can then make its own errors the majority. Anchors are made once, from the first policy, and later
+    drifts can then make its own errors the majority. Anchors are made once, from the initial policy, and later
     completions are compared with them. A wrong majority is an anchor too, and what uses the anchor learns it. Prompts
     with many good answers have no majority, and so no anchor.
 
@@ -114,7 +114,7 @@ class SemanticAnchors:
         output_dir: str | Path | None = None,
     ) -> "SemanticAnchors":
         """
-        Makes anchors from policy samples. Call it with samples of the first policy, before any training.
+        Makes anchors from policy samples. Call it with samples of the initial policy, before any training.
 
         A prompt gets an anchor if the largest group of its completions has at least two members and at least a share
         γ of the completions. These are the prompts that SPG accepts. Its completions need not be finished. Rows with
@@ -146,7 +146,7 @@ class SemanticAnchors:
         require_equivalence(equivalence)
         require_instruction_column(samples, equivalence, "samples")
         Group(equivalence, threshold=threshold)  # checks the threshold
-        if {"cluster_ids", "confidence"} <= set(samples.column_names):
+        if has_groups(samples.column_names):
             require_decided_groups(samples, threshold)
         else:
             samples = _group_completions(samples, equivalence, threshold, output_dir)

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -343,6 +343,20 @@ def find_largest_group(cluster_ids: list[int]) -> list[int]:
     sizes = {cluster_id: cluster_ids.count(cluster_id) for cluster_id in sorted(set(cluster_ids) - {-1})}
     largest = max(sizes, key=sizes.get, default=None)
     return [position for position, cluster_id in enumerate(cluster_ids) if cluster_id == largest]
+
+
+def has_groups(columns: Collection[str]) -> bool:
+    """
+    Checks whether samples are grouped.
+
+    Args:
+        columns (`Collection[str]`):
+            Names of their columns.
+
+    Returns:
+        `bool`: Whether they have the columns `cluster_ids` and `confidence` of [`cluster`].
+    """
+    return {"cluster_ids", "confidence"} <= set(columns)
 
 
 def require_decided_groups(samples: Dataset | Mapping[str, list], threshold: float) -> None:

@@ -1,4 +1,4 @@
-"""Preferences from a policy in training, against the anchors of the first policy."""
+"""Preferences from a policy in training, against the anchors of the initial policy."""
 
 import functools
 from collections import Counter
@@ -55,7 +55,7 @@ def pair_with_anchors(
 
     Not part of the paper. Published SPG groups the completions of the current policy. A policy that drifts can then
     make its own errors the majority. Here, each completion is compared with the anchor of its prompt, which comes from
-    the first policy. y_l is drawn uniformly from the completions that do not mean what the anchor means. y_w is the
+    the initial policy. y_l is drawn uniformly from the completions that do not mean what the anchor means. y_w is the
     one with the highest reward among the members of the anchor's group and the completions that mean the same. Only
     finished texts can be y_w. Empty completions can only be y_l.
 

@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rlp.data.columns import Batch, read_columns, require_sample_columns
-from trl_rlp.data.groups.clustering import hold_equivalence
+from trl_rlp.data.groups.clustering import has_groups, hold_equivalence
 from trl_rlp.data.groups.equivalence import Equivalence
 from trl_rlp.data.judges.judge import Judge
 from trl_rlp.data.preferences.completion_rewards import CompletionRewards
@@ -188,8 +188,7 @@ class Label:
         Raises:
             ValueError: If both are missing.
         """
-        has_groups = {"cluster_ids", "confidence"} <= set(columns)
-        if self.method in GROUP_GENERATORS and self._equivalence is None and not has_groups:
+        if self.method in GROUP_GENERATORS and self._equivalence is None and not has_groups(columns):
             raise ValueError(
                 f"`equivalence` is None, but `method`={self.method!r} groups completions by meaning. Pass an "
                 "equivalence from `trl_rlp.data.groups`, or samples that `cluster` has grouped."

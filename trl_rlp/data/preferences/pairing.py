@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from trl_rlp.data.groups.clustering import Group, find_largest_group, require_decided_groups
+from trl_rlp.data.groups.clustering import Group, find_largest_group, has_groups, require_decided_groups
 from trl_rlp.data.judges.judge import TIE, Judge, judge_pairs
 from trl_rlp.data.normalization import normalize_text
 from trl_rlp.data.preferences.completion_rewards import CompletionRewards
@@ -284,7 +284,7 @@ def add_rewards(pairs: list[Pair], rewards: CompletionRewards | None) -> list[Pa
 def _ensure_groups(rows: Sequence[Row], equivalence: Any, threshold: float) -> Sequence[Row]:
     """Returns samples with groups. The decision at this threshold and the largest group are certain."""
     columns = {name: [row[name] for row in rows] for name in rows[0]}
-    if {"cluster_ids", "confidence"} <= set(columns):
+    if has_groups(columns):
         require_decided_groups(columns, threshold)
         return rows
     groups = Group(equivalence, threshold=threshold).group(columns)

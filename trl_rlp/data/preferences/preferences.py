@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from trl_rlp.data.groups.clustering import require_decided_groups
+from trl_rlp.data.groups.clustering import has_groups, require_decided_groups
 from trl_rlp.data.groups.instruction import list_instruction_columns
 from trl_rlp.data.judges.judge import Judge
 from trl_rlp.data.preferences.labeling import Label, build_features
@@ -179,7 +179,7 @@ def _build_label(samples: Dataset, method: str, **options: Any) -> Label:
     label.require_groups(samples.column_names)
     threshold = options["threshold"]
     group_threshold = {"spg": threshold, "select_all": 0.0}.get(method)
-    if _has_groups(samples) and group_threshold is not None:
+    if has_groups(samples.column_names) and group_threshold is not None:
         require_decided_groups(samples, group_threshold)
     num_generations = len(samples[0]["completions"])
     if method == "spg" and threshold * num_generations <= 1:
@@ -190,14 +190,10 @@ def _build_label(samples: Dataset, method: str, **options: Any) -> Label:
     return label
 
 
-def _has_groups(samples: Dataset) -> bool:
-    return {"cluster_ids", "confidence"} <= set(samples.column_names)
-
-
 def _list_columns(samples: Dataset, equivalence: Any) -> list[str]:
     """Lists the columns that decide the pairs."""
     names = ["prompt", "completions", "finished", *TEMPLATE_COLUMNS, "cluster_ids", "confidence", "confidence_upper"]
-    if equivalence is not None and not _has_groups(samples):
+    if equivalence is not None and not has_groups(samples.column_names):
         names += list_instruction_columns(equivalence)
     return [name for name in names if name in samples.column_names]
 

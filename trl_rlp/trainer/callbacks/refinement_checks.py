@@ -100,7 +100,11 @@ def resolve_comparison(
     """
     if equivalence is not None:
         require_equivalence(equivalence)
-    _require_anchor_types(anchors, comparison)
+    if not isinstance(comparison, AnchorComparison | None):
+        raise TypeError(
+            f"`comparison` must be an `AnchorComparison`, got `{type(comparison).__name__}`. Pass the attribute "
+            "`comparison` of the `SemanticAnchorReward`."
+        )
     if anchors is not None and comparison is not None:
         raise ValueError(
             "`anchors` and `comparison` are both given, but a comparison has its own anchors. Remove one."
@@ -124,19 +128,6 @@ def resolve_comparison(
             "`args.redraw_rejected` is True, but pairs against anchors keep one rejected completion. Set it to False."
         )
     return AnchorComparison(anchors, equivalence) if anchors is not None else comparison
-
-
-def _require_anchor_types(anchors: Any, comparison: Any) -> None:
-    if not isinstance(anchors, SemanticAnchors | None):
-        raise TypeError(
-            f"`anchors` must be `SemanticAnchors`, got `{type(anchors).__name__}`. Make them with "
-            "`SemanticAnchors.from_samples`, or load them with `SemanticAnchors.load`."
-        )
-    if not isinstance(comparison, AnchorComparison | None):
-        raise TypeError(
-            f"`comparison` must be an `AnchorComparison`, got `{type(comparison).__name__}`. Pass the attribute "
-            "`comparison` of the `SemanticAnchorReward`."
-        )
 
 
 def _require_no_anchors(anchors: Any, comparison: Any, args: RLPRewardConfig) -> None:

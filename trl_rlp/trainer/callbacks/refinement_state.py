@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import extract_model_from_parallel
 from datasets import Dataset
 from pyarrow import parquet
 from safetensors.torch import load_file, save_file
@@ -45,9 +44,9 @@ def save_refinement(folder: Path, reward: RefinableReward, windows: list[Dataset
     (folder / TRAINER_STATE).unlink(missing_ok=True)
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    model = extract_model_from_parallel(reward.model, keep_torch_compile=False)
     # Copies, because safetensors refuses tensors that share memory.
-    weights = {name: weight.detach().to("cpu", copy=True).contiguous() for name, weight in model.state_dict().items()}
+    state = reward.plain_model.state_dict()
+    weights = {name: weight.detach().to("cpu", copy=True).contiguous() for name, weight in state.items()}
     with name_failed_write(part):
         save_file(weights, part / WEIGHTS)
         for number, window in enumerate(windows):

@@ -2,13 +2,11 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from accelerate.utils import extract_model_from_parallel
 from datasets import Dataset, concatenate_datasets
 from peft import PeftConfig, PeftModel
 from torch.distributed.tensor import DTensor
@@ -16,6 +14,7 @@ from transformers import PreTrainedModel, PrinterCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from trl_rlp.data.anchors.comparison import AnchorComparison
+from trl_rlp.data.columns import flatten_samples
 from trl_rlp.data.groups.clustering import cluster
 from trl_rlp.data.groups.instruction import list_instruction_columns
 from trl_rlp.data.preferences.anchor_pairs import pair_with_anchors
@@ -59,7 +58,7 @@ class Scale(NamedTuple):
     standard_deviation: float
 
 
-class Verdict(NamedTuple):
+class Outcome(NamedTuple):
     """
     What became of a refinement.
 
@@ -111,20 +110,6 @@ def disagreement(old: np.ndarray, new: np.ndarray) -> float:
     return differ / max(1, size * (size - 1) // 2)
 
 
-def get_plain_model(reward: RefinableReward) -> PreTrainedModel:
-    """
-    Returns the model of a reward function, without the wrapper of `torch.compile`.
-
-    Args:
-        reward ([`RefinableReward`]):
-            The reward function.
-
-    Returns:
-        [`~transformers.PreTrainedModel`]: The model. It shares its weights with the wrapper.
-    """
-    return extract_model_from_parallel(reward.model, keep_torch_compile=False)
-
-
 def build_start_model(base_model: BaseModel | None, reward: RefinableReward, args: RLPRewardConfig) -> PreTrainedModel:
     """
     Builds the model that a refinement trains.
@@ -146,7 +131,7 @@ def build_start_model(base_model: BaseModel | None, reward: RefinableReward, arg
     """
     with whole_weights():
         if base_model is None:
-            model = copy.deepcopy(get_plain_model(reward)).float().requires_grad_(True)
+            model = copy.deepcopy(reward.plain_model).float().requires_grad_(True)
         elif callable(base_model):
             model = base_model()
             if not isinstance(model, PreTrainedModel):
@@ -327,6 +312,7 @@ class RewardRefinement:
 
     # Model: training, comparison with the current one, and the swap
 
+    @release_at_end()
     def train(self, samples: Dataset | None) -> dict[str, torch.Tensor]:
         """
         Trains a new reward model on the human pairs and all windows.
@@ -339,10 +325,6 @@ class RewardRefinement:
             `dict[str, torch.Tensor]`: Its plain weights on the CPU, in the dtypes of the current model. The model is
             released.
         """
-        with release_at_end():
-            return self._train(samples)
-
-    def _train(self, samples: Dataset | None) -> dict[str, torch.Tensor]:
         args = copy.copy(self.args)
         for name, value in QUIET.items():
             setattr(args, name, value)
@@ -363,13 +345,14 @@ class RewardRefinement:
         model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
         if isinstance(model, PeftModel):
             model = model.merge_and_unload()
-        dtypes = {name: tensor.dtype for name, tensor in get_plain_model(self.reward).state_dict().items()}
+        dtypes = {name: tensor.dtype for name, tensor in self.reward.plain_model.state_dict().items()}
         return {
             name: (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).to("cpu", dtypes[name], copy=True)
             for name, tensor in model.state_dict().items()
         }
 
-    def judge(self, weights: Mapping[str, torch.Tensor], reference: Dataset) -> Verdict:
+    @release_at_end()
+    def replace_unless_worse(self, weights: Mapping[str, torch.Tensor], reference: Dataset) -> Outcome:
         """
         Compares new weights with the current ones, and replaces the current ones unless the new ones are worse.
 
@@ -377,19 +360,15 @@ class RewardRefinement:
             weights (`Mapping[str, torch.Tensor]`):
                 Result of [`train`].
             reference ([`~datasets.Dataset`]):
-                Fixed samples of the first policy. They decide the scale.
+                Fixed samples of the initial policy. They decide the scale.
 
         Returns:
-            [`Verdict`]: Whether the new weights are in use.
+            [`Outcome`]: Whether the new weights are in use.
         """
-        with release_at_end():
-            return self._judge(weights, reference)
-
-    def _judge(self, weights: Mapping[str, torch.Tensor], reference: Dataset) -> Verdict:
-        candidate = copy.deepcopy(get_plain_model(self.reward))
+        candidate = copy.deepcopy(self.reward.plain_model)
         candidate.load_state_dict(weights)
         if not torch.stack([weight.isfinite().all() for weight in candidate.parameters()]).all():
-            return Verdict("its weights are NaN or infinite", {})
+            return Outcome("its weights are NaN or infinite", {})
         known = self._known[1] if self._known is not None and self._known[0] is reference else None
         raw, new = self._compare(candidate, reference, known)
         self._known = reference, raw
@@ -399,42 +378,38 @@ class RewardRefinement:
         raw_last, new_last = self._compare(candidate, last_rollout)
         old, old_last = ((each - self.reward.mean) / self.reward.standard_deviation for each in (raw, raw_last))
         if not (np.isfinite(new).all() and np.isfinite(new_last).all()):
-            return Verdict("its rewards are NaN or infinite", {})
+            return Outcome("its rewards are NaN or infinite", {})
         if not (np.isfinite(old).all() and np.isfinite(old_last).all()):
-            return Verdict("the rewards of the old model are NaN or infinite, so they have no scale", {})
+            return Outcome("the rewards of the old model are NaN or infinite, so they have no scale", {})
         metrics = {"disagreement": disagreement(old_last, new_last)}
         if np.ptp(new) == 0 or np.ptp(old) == 0:
-            return Verdict("the rewards of all fixed samples are equal", metrics)
+            return Outcome("the rewards of all fixed samples are equal", metrics)
         before, after = ((model, self.reward.processing_class) for model in (self.reward.model, candidate))
         sets = {"human": self.heldout_pairs}
         try:
             comparison = compare_on_sets(before, after, sets, self.reward.max_length)["human"]
         except ValueError as error:
-            return Verdict(f"its rewards of held-out pairs cannot be compared ({error})", metrics)
+            return Outcome(f"its rewards of held-out pairs cannot be compared ({error})", metrics)
         metrics["heldout_accuracy_before"] = comparison["before"]["accuracy"]
         metrics["heldout_accuracy_after"] = comparison["after"]["accuracy"]
         if fell_beyond_chance(comparison):
             accuracies = " to ".join(f"{comparison[name]['accuracy']:.3f}" for name in ("before", "after"))
-            return Verdict(
+            return Outcome(
                 f"its accuracy on held-out pairs fell from {accuracies}, more than chance explains", metrics
             )
         scale = rescale(old, new)
         shift = float(np.mean((new_last - scale.mean) / scale.standard_deviation) - np.mean(old_last))
         self.reward.replace_weights(weights, *scale, shift)
         self._known = reference, new
-        return Verdict(None, {**metrics, "shift": shift})
+        return Outcome(None, {**metrics, "shift": shift})
 
     def _compare(
         self, candidate: PreTrainedModel, samples: Dataset, known: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Returns the raw rewards of the current model, unless they are known, and of the new one."""
-        counts = [len(texts) for texts in samples["completions"]]
-        prompts = [prompt for prompt, count in zip(samples["prompt"], counts, strict=True) for _ in range(count)]
-        completions, finished = ([*chain.from_iterable(samples[name])] for name in ("completions", "finished"))
-        options = [self.reward.chat_template_kwargs] * len(prompts)
-        rows = batch_scoring_ids(
-            self.reward.processing_class, prompts, completions, finished, self.reward.max_length, options
-        )
+        texts = flatten_samples(samples)
+        options = [self.reward.chat_template_kwargs] * len(texts[0])
+        rows = batch_scoring_ids(self.reward.processing_class, *texts, self.reward.max_length, options)
         models = [candidate] if known is not None else [self.reward.model, candidate]
         scores = [np.array(score_rows(model, rows, require_finite=False, share_batches=True)) for model in models]
         return known if known is not None else scores[0], scores[-1]

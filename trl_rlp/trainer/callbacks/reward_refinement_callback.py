@@ -59,8 +59,8 @@ class RewardRefinementCallback(TrainerCallback, ExportableState):
     2. It trains a reward model with [`RLPRewardTrainer`] on the human pairs, `synthetic_dataset`, and the windows.
     3. It keeps the old model if the new one has NaN or infinite rewards, or if its accuracy on held-out human pairs
        fell by more than .1 and by more than chance explains (one-sided, 1 %).
-    4. It scales the new rewards to the mean and the standard deviation of the old ones on fixed samples of the first
-       policy.
+    4. It scales the new rewards to the mean and the standard deviation of the old ones on fixed samples of the
+       initial policy.
     5. It replaces the weights of the reward function in place. The next rollout is scored by the new model.
 
     A policy's run in which all refinements are refused is the same as a run without the callback, step for step.
@@ -82,7 +82,7 @@ class RewardRefinementCallback(TrainerCallback, ExportableState):
             that returns a new reward model at each call. By default, it starts from a copy of the current reward
             model, in fp32 (a warm start).
         anchors ([`SemanticAnchors`], *optional*):
-            Anchors of the first policy. Pairs are then made against them. By default, published SPG groups the
+            Anchors of the initial policy. Pairs are then made against them. By default, published SPG groups the
             recorded completions.
         equivalence ([`Equivalence`], *optional*):
             Decides which completions mean the same. Required with `anchors`, by SPG's groups, and by views of one
@@ -93,7 +93,7 @@ class RewardRefinementCallback(TrainerCallback, ExportableState):
         synthetic_dataset ([`~datasets.Dataset`], *optional*):
             Synthetic preferences of before the run. Every refinement trains on them.
         reference_samples ([`~datasets.Dataset`], *optional*):
-            Fixed samples of the first policy with `prompt`, `completions` and `finished`. Defaults to the first
+            Fixed samples of the initial policy with `prompt`, `completions` and `finished`. Defaults to the first
             rollout.
         eval_preference_dataset ([`~datasets.Dataset`], *optional*):
             Human preferences for the gate. By default, they are held out of `preference_dataset`.
@@ -239,8 +239,8 @@ class RewardRefinementCallback(TrainerCallback, ExportableState):
         number = max(0, self._rollouts_since + num_rollouts - 1) // self.every
         if number == 0:
             logger.warning(
-                f"`every`={self.every} rollouts, but this run has {num_rollouts}, and none follows a refinement after "
-                "the last one. 0 refinements will happen by this schedule. Lower `every`, or train for longer."
+                f"`every` is {self.every}, but this run has {num_rollouts} rollouts and no refinement after the last "
+                "one, so there are 0 refinements by this schedule. Lower `every`, or train longer."
             )
         else:
             logger.info(f"Refinements of the reward model by this schedule: {number} in {num_rollouts} rollouts.")
@@ -332,7 +332,9 @@ class RewardRefinementCallback(TrainerCallback, ExportableState):
         if outcome.problem is None:
             self.num_accepted += 1
         else:
-            logger.warning(f"A refined reward model was refused: {outcome.problem}. The run goes on with the old one.")
+            logger.warning(
+                f"A refined reward model was refused: {outcome.problem}. The run continues with the old one."
+            )
         metrics = {"accepted": float(outcome.problem is None), **outcome.metrics}
         if self.args.uses_synthetic_pairs:
             metrics |= {"new_pairs": num_pairs, "pairs": refinement.num_pairs}

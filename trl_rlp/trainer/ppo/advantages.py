@@ -49,8 +49,10 @@ def build_experience(
     log_probs, ref_log_probs, values = models.evaluate_rollout(tokens)  # (batch, length) each
     scores = shape_scores(scores, finished, args, state, accelerator)
     kl = kl_estimate(log_probs, ref_log_probs, args.kl_estimator).masked_fill(~mask, 0)  # (batch, length)
-    unmoved = scores - state.shaped_value_shift(args)  # (batch,), the scores that the critic knows
-    advantages, returns, value_mask = compute_advantages(unmoved, kl, values, mask, args, state.kl_coef, accelerator)
+    known_scores = scores - state.shaped_value_shift(args)  # (batch,), on the scale that the critic has learned
+    advantages, returns, value_mask = compute_advantages(
+        known_scores, kl, values, mask, args, state.kl_coef, accelerator
+    )
     return Experience(
         prompt_ids=generated["prompt_ids"],
         prompt_mask=generated["prompt_mask"],

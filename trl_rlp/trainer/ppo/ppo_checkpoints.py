@@ -113,7 +113,7 @@ class PPOState:
 
         Args:
             shift (`float`):
-                Mean new score minus mean old score of the same completions. Their spread stays the same.
+                Mean new score minus mean old score of the same completions. Their standard deviation stays the same.
         """
         self.value_shift += shift
         self.score_mean += shift
