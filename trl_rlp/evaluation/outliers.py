@@ -117,7 +117,7 @@ class MahalanobisOutliers:
 
 
 def _divide(squares: np.ndarray, variances: np.ndarray | float) -> np.ndarray:
-    """Divides squares by variances. A direction without any variance has no say."""
+    """Divides squares by variances. A direction without variance gives 0."""
     return np.divide(squares, variances, out=np.zeros_like(squares), where=np.asarray(variances) > 0)
 
 
