@@ -4,7 +4,7 @@ import pytest
 import torch
 from trl import ModelConfig
 
-from trl_rlp.cli import evaluate, model_arguments, prefer, reward, sample
+from trl_rlp.cli import evaluate, model_arguments, prefer, reward, sample, sampling
 from trl_rlp.cli.arguments import EquivalenceArguments
 from trl_rlp.cli.model_arguments import InferenceArguments, require_bitsandbytes
 from trl_rlp.data.groups.nli import NLIEquivalence
@@ -66,7 +66,7 @@ def test_sample_loads_its_policy_with_them(models, tmp_path, write_rows, monkeyp
     def stop(prompts, model, *, model_options, **settings):
         raise Loaded(model, model_options)
 
-    monkeypatch.setattr(sample, "sample_completions", stop)
+    monkeypatch.setattr(sampling, "sample_completions", stop)
     paths = ["--prompts", write_rows("prompts.jsonl", [{"prompt": "a"}]), "--output_dir", str(tmp_path / "out")]
     with pytest.raises(Loaded, match="'dtype': 'bfloat16', 'attn_implementation': 'eager'"):
         sample.main(["--model", models["policy"], *paths, *WORDS])

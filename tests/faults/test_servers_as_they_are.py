@@ -163,7 +163,7 @@ def test_an_interrupt_stops_a_running_cell(fake, tmp_path, is_asyncio_run):
         asyncio.run(cell()) if is_asyncio_run else loop.run_until_complete(cell())
     loop.close()
     assert 36 < len(fake.requests) < 56
-    assert [path.name for path in tmp_path.glob("shard-*.arrow")] == ["shard-00000.arrow"]
+    assert len(list(tmp_path.glob("shard-*.arrow"))) == 1  # either one, because a thread may start late
 
 
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
