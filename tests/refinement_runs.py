@@ -75,7 +75,16 @@ def refinement(folder, reward: RefinableReward, method: str = "spg", **arguments
     return RewardRefinementCallback(reward, data, args, **{"every": 2, "heldout_share": 0.2, **given})
 
 
-def policy_trainer(folder, reward_funcs, kind: str = "grpo", data=None, callbacks=None, eval_dataset=None, **settings):
+def policy_trainer(
+    folder,
+    reward_funcs,
+    kind: str = "grpo",
+    data=None,
+    callbacks=None,
+    eval_dataset=None,
+    peft_config=None,
+    **settings,
+):
     """Builds one of TRL's trainers of policies."""
     trainer_class, config_class = CLASSES[kind]
     tokenizer = tiny_tokenizer()
@@ -87,4 +96,5 @@ def policy_trainer(folder, reward_funcs, kind: str = "grpo", data=None, callback
         eval_dataset=eval_dataset,
         processing_class=tokenizer,
         callbacks=callbacks,
+        peft_config=peft_config,
     )

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 
 import trl_rlp.trainer.callbacks.reward_refinement as refinement_module
-from tests.ppo_runs import ppo_trainer, prompts, weights
+from tests.ppo_runs import has_changed, ppo_trainer, prompts, weights
 from tests.refinement_runs import SameParity, anchors, policy_trainer, refinable_reward, refinement
 from tests.reward_runs import preferences, synthetic_preferences
 from tests.tiny_models import tiny_reward_model, tiny_tokenizer
@@ -81,6 +82,19 @@ def test_the_next_rollout_is_scored_by_the_refined_model(tmp_path, kind):
     assert logged["entry"] == 2 and logged["accepted"] == logged["count"] == 1 and logged["skipped"] == 0
     assert logged["pairs"] == logged["new_pairs"] + 3 and logged["new_pairs"] > 0 and logged["seconds"] > 0
     assert {"shift", "disagreement", "heldout_accuracy_before", "heldout_accuracy_after"} < set(logged)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_policy_may_be_an_adapter_and_the_reward_model_compiled(tmp_path, kind):
+    """Only the reward model's plain weights change, on both sides of the compiled model."""
+    reward = refinable_reward()
+    plain, before = reward.model, weights(reward.model)
+    reward.model = torch.compile(reward.model, backend="eager")
+    adapter = LoraConfig(r=2, task_type="CAUSAL_LM", target_modules=["q_proj"])
+    trainer = build_trainer(tmp_path, kind, [reward], [refinement(tmp_path, reward)], peft_config=adapter)
+    trainer.train()
+    assert has_changed(plain, before) and reward.plain_model is plain
+    assert [row["accepted"] for row in refinement_logs(trainer)] == [1.0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
