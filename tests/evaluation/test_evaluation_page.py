@@ -14,6 +14,7 @@ def test_snippets_run(capsys):
         exec(compile(snippet, str(PAGE), "exec"), {})
     lines = capsys.readouterr().out.split("\n")
     assert [float(lines[0]), float(lines[2])] == [0.3, 0.25] and lines[3].startswith("0.666")
+    assert float(lines[4]) == 1
 
 
 def test_names_on_the_page_exist():

@@ -80,6 +80,9 @@ def test_best_of_n(tmp_path):
     found = load_metric("best_of_n", tmp_path).compute(predictions=rewards, references=values, n=2)
     assert found == best_of_n(rewards, values, 2)
     assert found["value"] == pytest.approx((2 / 3 + 1 / 3) / 2)
+    groups = {"cluster_ids": [[0, 0, 1], [0, 1, 1]], "threshold": 0.6, "num_draws": 2, "seed": 1}
+    found = load_metric("best_of_n", tmp_path).compute(predictions=rewards, references=values, n=2, **groups)
+    assert found == best_of_n(rewards, values, 2, **groups) and "majority_share" in found
 
 
 def test_length_controlled_win_rate(tmp_path):

@@ -12,7 +12,7 @@ from datasets.fingerprint import Hasher
 
 from tests.tiny_models import save, tiny_nli, tiny_tokenizer
 from trl_rlp.data.groups import ExactMatch, Group, NLIEquivalence, cluster, find_largest_group
-from trl_rlp.data.groups.clustering import has_groups
+from trl_rlp.data.groups.clustering import find_majority, has_groups
 
 
 def build_samples(completions, prompts=None):
@@ -103,6 +103,12 @@ def test_empty_completions_lower_the_confidence_and_may_leave_no_group():
     assert grouped["cluster_ids"][:] == [[-1, -1], [0, -1]]
     assert grouped["confidence"][:] == [0.0, 0.5]
     assert find_largest_group([-1, -1]) == []
+
+
+def test_a_majority_needs_two_members_and_the_share():
+    assert find_majority([0, 1, 1, 0, -1], 0.4) == [0, 3]  # 2 of 5, and the group that was opened first
+    assert find_majority([0, 1, 1, 0, -1], 0.5) == []
+    assert find_majority([0, 1], 0.0) == find_majority([-1, -1], 0.0) == []
 
 
 def test_pairs_of_all_prompts_are_compared_in_one_call():

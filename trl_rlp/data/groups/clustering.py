@@ -345,6 +345,31 @@ def find_largest_group(cluster_ids: list[int]) -> list[int]:
     return [position for position, cluster_id in enumerate(cluster_ids) if cluster_id == largest]
 
 
+def find_majority(cluster_ids: list[int], threshold: float) -> list[int]:
+    """
+    Returns the members of the largest group if it is a clear majority, that is, if SPG accepts the prompt.
+
+    Args:
+        cluster_ids (`list[int]`):
+            Group of each completion, as for [`find_largest_group`].
+        threshold (`float`):
+            Smallest share of the completions that is accepted, in [0, 1] (γ in the paper).
+
+    Returns:
+        `list[int]`: Positions of the members, in order. Empty if the largest group has a smaller share, or fewer than
+        two members.
+
+    Example:
+
+    ```python
+    >>> find_majority([0, 1, -1, 1, 0], 0.4), find_majority([0, 1, -1, 1, 0], 0.5)
+    ([0, 4], [])
+    ```
+    """
+    group = find_largest_group(cluster_ids)
+    return group if len(group) >= 2 and len(group) / len(cluster_ids) >= threshold else []
+
+
 def has_groups(columns: Collection[str]) -> bool:
     """
     Checks whether samples are grouped.

@@ -21,6 +21,15 @@ class BestOfN(evaluate.Metric):
         )
 
     def _compute(
-        self, predictions: list[list[float]], references: list[list[float]], n: int, level: float = 0.95
+        self,
+        predictions: list[list[float]],
+        references: list[list[float]],
+        n: int,
+        cluster_ids: list[list[int]] | None = None,
+        threshold: float = 0.5,
+        num_draws: int = 200,
+        seed: int = 0,
+        level: float = 0.95,
     ) -> dict[str, Any]:
-        return best_of_n(predictions, references, n, level=level)
+        groups = {"cluster_ids": cluster_ids, "threshold": threshold, "num_draws": num_draws, "seed": seed}
+        return best_of_n(predictions, references, n, **groups, level=level)
