@@ -66,7 +66,7 @@ def test_all_fenced_python_is_read():
         ("sampling.md", 1),
         ("scale.md", 1),
         ("scoring.md", 1),
-        ("synthetic_preferences.md", 4),
+        ("synthetic_preferences.md", 6),
         ("views.md", 1),
     ],
 )
@@ -78,6 +78,8 @@ def test_snippets_run(name, count, tmp_path, monkeypatch):
         (trl, "RewardConfig"),
         (trl, "GRPOConfig"),
         (trl, "RLOOConfig"),
+        (trl, "SFTConfig"),
+        (trl, "DPOConfig"),
         (trl_rlp, "RLPRewardConfig"),
     ):
         monkeypatch.setattr(module, config, functools.partial(getattr(module, config), **on_cpu))

@@ -112,7 +112,7 @@ def test_other_files_in_the_folder_are_refused(tmp_path, words):
 
 
 def test_an_unknown_generator_is_named_as_the_option(words):
-    match = r"`--generator` must be one of \['reward', 'rlaif', 'select_all', 'spg'\], got 'sgp'"
+    match = r"`--generator` must be one of \['majority_best', 'reward', 'rlaif', 'select_all', 'spg'\], got 'sgp'"
     with pytest.raises(ValueError, match=match):
         main([*words, "--generator", "sgp"])
 
@@ -134,6 +134,27 @@ def test_preferences_and_counts_are_written(tmp_path, models, samples, capsys):
     rows = load_rows(str(tmp_path / "out" / "preferences.jsonl"))
     assert all(row["chosen"].lower().startswith("yes") and row["rejected"] in {"no", ""} for row in rows)
     assert isinstance(json.loads((tmp_path / "out" / "counts.json").read_text()), dict)
+
+
+def test_majority_best_also_writes_its_picks(tmp_path, models, write_rows, capsys):
+    rows = [
+        {"prompt": "a", "completions": ["x", "x", "y", "z"], "finished": [True] * 4},
+        {"prompt": "b", "completions": ["x", "x", "x", "x"], "finished": [False, True, True, True]},
+        {"prompt": "c", "completions": ["x", "y", "z", "w"], "finished": [True] * 4},
+    ]
+    words = ["prefer", "--samples", write_rows("s.jsonl", rows), "--generator", "majority_best"]
+    words += ["--equivalence", "exact", "--output_dir", str(tmp_path / "out")]
+    assert run_command(words) == 2
+    assert "`reward_model` is None, but `generator`='majority_best'" in capsys.readouterr().err
+    words += ["--reward_model", models["reward"]]
+    for _ in range(2):  # the second call loads the shards
+        assert run_command(words) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].startswith("1 preferences of 3 prompts") and lines[1].startswith("2 picks of 3 prompts")
+    pairs, picks = (load_rows(str(tmp_path / "out" / f"{name}.jsonl")) for name in ("preferences", "picks"))
+    assert [(row["prompt"], row["chosen"]) for row in pairs] == [("a", "x")]
+    assert [(row["prompt"], row["completion"]) for row in picks] == [("a", "x"), ("b", "x")]
+    assert picks["confidence"][:] == [0.5, 1.0] and picks["reward"][0] == pairs["chosen_reward"][0]
 
 
 def test_an_nli_model_and_a_judge_can_be_used(tmp_path, models, samples):

@@ -14,7 +14,7 @@ from trl_rlp.cli.option_names import name_options
 COMMANDS = {
     "sample": "sample n completions per prompt from a model or a server",
     "anchors": "make anchors from a model or from samples: the majority answer of each prompt",
-    "prefer": "make synthetic preferences from samples (spg, select_all, reward, rlaif)",
+    "prefer": "make synthetic preferences from samples (spg, select_all, reward, rlaif, majority_best)",
     "reward": "train a reward model, plain or refined on policy samples (uml, spg, uml+spg)",
     "run": "run Algorithm 1 from preferences and prompts to a retrained policy",
     "evaluate": "evaluate model outputs, a reward model, or policy samples",

@@ -10,6 +10,7 @@ from trl_rlp.cli.arguments import EquivalenceArguments, parse
 from trl_rlp.cli.model_arguments import InferenceArguments
 from trl_rlp.data.judges.language_model import language_model_judge
 from trl_rlp.data.preferences.pairing import GENERATORS, GROUP_GENERATORS
+from trl_rlp.data.preferences.picks import collect_picks
 from trl_rlp.data.preferences.preferences import check_synthesis, synthesize_preferences
 from trl_rlp.storage.artifacts import load_policy, load_reward_model
 from trl_rlp.storage.fingerprints import dataset_fingerprint
@@ -28,9 +29,11 @@ class PreferArguments:
             Policy samples, as written by `trl-rlp sample`.
         output_dir (`str`):
             Folder for `preferences.jsonl` (TRL's preference format with audit columns), `counts.json` and the shards.
-            After an interruption, the next call resumes from the shards.
+            After an interruption, the next call resumes from the shards. `majority_best` also writes `picks.jsonl`
+            (TRL's prompt-completion format).
         generator (`str`, *optional*, defaults to `"spg"`):
-            How pairs are made: `spg`, `select_all`, `reward` or `rlaif`.
+            How pairs are made: `spg`, `select_all`, `reward`, `rlaif` or `majority_best`. The last one is not the
+            paper's.
         reward_model (`str`, *optional*):
             Folder or Hub name of the reward model r, which selects the chosen completion. Required unless the
             generator is `rlaif`.
@@ -40,7 +43,8 @@ class PreferArguments:
         threshold (`float`, *optional*, defaults to `0.5`):
             Minimum confidence of an accepted prompt, in [0, 1] (gamma in the paper).
         chosen (`str`, *optional*, defaults to `"reward"`):
-            Which member of the largest group is chosen: `reward` (the one with the highest reward) or `random`.
+            Which member of the largest group is chosen: `reward` (the one with the highest reward) or `random`. Must
+            be `reward` with `majority_best`.
         keep_candidates (`bool`, *optional*, defaults to `False`):
             Whether to keep all candidates for the rejected completion. A collator can then draw a new one in each
             epoch.
@@ -57,12 +61,19 @@ class PreferArguments:
         metadata={
             "help": (
                 "Folder for `preferences.jsonl` (TRL's preference format with audit columns), `counts.json` and the "
-                "shards. After an interruption, the next call resumes from the shards."
+                "shards. After an interruption, the next call resumes from the shards. `majority_best` also writes "
+                "`picks.jsonl` (TRL's prompt-completion format)."
             )
         }
     )
     generator: str = field(
-        default="spg", metadata={"help": "How pairs are made: `spg`, `select_all`, `reward` or `rlaif`."}
+        default="spg",
+        metadata={
+            "help": (
+                "How pairs are made: `spg`, `select_all`, `reward`, `rlaif` or `majority_best`. The last one is not "
+                "the paper's."
+            )
+        },
     )
     reward_model: str | None = field(
         default=None,
@@ -89,7 +100,8 @@ class PreferArguments:
         default="reward",
         metadata={
             "help": (
-                "Which member of the largest group is chosen: `reward` (the one with the highest reward) or `random`."
+                "Which member of the largest group is chosen: `reward` (the one with the highest reward) or `random`. "
+                "Must be `reward` with `majority_best`."
             )
         },
     )
@@ -122,7 +134,7 @@ class PreferArguments:
 
 def main(options: Sequence[str]) -> None:
     """
-    Makes synthetic preferences and writes `preferences.jsonl` and `counts.json`.
+    Makes synthetic preferences and writes `preferences.jsonl` and `counts.json`, and for `majority_best` its picks.
 
     Args:
         options (`Sequence[str]`):
@@ -149,11 +161,16 @@ def main(options: Sequence[str]) -> None:
     check_synthesis(samples, **synthesis)
     run = RunFolder(arguments.output_dir, settings)  # After all checks, so wrong arguments leave the folder free.
     preferences, counts = synthesize_preferences(samples, **synthesis, output_dir=run.path / SHARDS)
+    files = {"preferences": preferences}
+    if arguments.generator == "majority_best":
+        names = ("reward_model", "reward_processing_class", "max_length")
+        files["picks"] = collect_picks(samples, preferences, **{name: synthesis[name] for name in names})
     if run.state.is_main_process:
-        path = run.path / "preferences.jsonl"
-        write_rows(path, preferences)
+        for name, rows in files.items():
+            path = run.path / f"{name}.jsonl"
+            write_rows(path, rows)
+            print(f"{len(rows)} {name} of {len(samples)} prompts, written to {path}")
         write_json(run.path / "counts.json", counts)
-        print(f"{len(preferences)} preferences of {len(samples)} prompts, written to {path}")
         print("\n".join(f"  {reason}: {count}" for reason, count in counts.items()))
 
 

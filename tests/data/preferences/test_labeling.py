@@ -9,7 +9,7 @@ from datasets import Dataset, Features, Json, List
 from tests.tiny_models import save, tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.groups import ExactMatch, cluster
 from trl_rlp.data.preferences import Label, pairing, synthesize_preferences
-from trl_rlp.data.preferences.pairing import GENERATORS
+from trl_rlp.data.preferences.pairing import GENERATORS, GROUP_GENERATORS
 
 
 def prefer_first(prompts, firsts, seconds):
@@ -47,7 +47,7 @@ def get_pairs(rows):
 def test_any_batches_give_the_pairs_of_synthesize_preferences(method, form, reward_model):
     samples = build_samples(form)
     tokenizer = tiny_tokenizer()
-    options = {"judge": prefer_first, "keep_candidates": method in ("spg", "select_all"), "seed": 3}
+    options = {"judge": prefer_first, "keep_candidates": method in GROUP_GENERATORS, "seed": 3}
     expected, counts = synthesize_preferences(
         samples, method, reward_model=tiny_reward_model(tokenizer), reward_processing_class=tokenizer, **options
     )
@@ -138,9 +138,17 @@ def test_batches_without_groups_are_grouped_with_the_equivalence():
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"method": "best"}, r"`method` must be one of \['reward', 'rlaif', 'select_all', 'spg'\], got 'best'"),
+        (
+            {"method": "best"},
+            r"`method` must be one of \['majority_best', 'reward', 'rlaif', 'select_all', 'spg'\], got 'best'",
+        ),
         ({}, "`reward_model` is None, but `method`='spg' with `chosen`='reward' scores completions"),
         ({"method": "rlaif"}, "`judge` is None, but `method`='rlaif' needs a judge"),
+        ({"method": "majority_best"}, "`reward_model` is None, but `method`='majority_best' with `chosen`='reward'"),
+        (
+            {"method": "majority_best", "chosen": "random"},
+            "`chosen` must be 'reward' with `method`='majority_best', which picks by reward, got 'random'",
+        ),
         ({"chosen": "random", "threshold": -1.0}, r"`threshold` is a share .* must be in \[0, 1\], got -1.0"),
         ({"chosen": "random", "seed": -1}, "`seed` must be at least 0, got -1"),
     ],

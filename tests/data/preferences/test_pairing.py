@@ -52,7 +52,7 @@ def build_settings(samples, score_rows=score_by_letter, **overrides):
 
 def test_every_generator_is_in_exactly_one_dict():
     assert list(GENERATORS) == [*GROUP_GENERATORS, *REWARD_GENERATORS, *JUDGE_GENERATORS]
-    assert list(GROUP_GENERATORS) == ["spg", "select_all"]
+    assert list(GROUP_GENERATORS) == ["spg", "select_all", "majority_best"]
 
 
 def test_group_sizes_are_in_the_order_of_opening_and_skip_completions_without_a_group():
@@ -135,7 +135,7 @@ def test_empty_completions_can_only_be_rejected():
     assert (pair.chosen, pair.rejected) == (1, 2)
 
 
-@pytest.mark.parametrize("method", GROUP_GENERATORS)
+@pytest.mark.parametrize("method", ["spg", "select_all"])
 def test_one_call_scores_only_the_members_and_the_rejected_completions(method):
     calls = []
 
@@ -152,6 +152,58 @@ def test_one_call_scores_only_the_members_and_the_rejected_completions(method):
     first = {("prompt 0", "a"), ("prompt 0", "b"), ("prompt 0", "abbcd"[pairs[0].rejected])}
     second = {("prompt 1", "v"), ("prompt 1", "vwxyz"[pairs[-1].rejected])}
     assert scored == (first if method == "spg" else first | second)
+
+
+def test_majority_best_prefers_the_best_member_to_any_completion_with_another_text():
+    # The group is a, d, "d.", c with a share of 4/6. Its best member is d, whose copy "d." is no y_l. The rest are a
+    # and c in the group, and the empty completion and e outside, although the reward of e is higher than that of d.
+    samples = build_samples([[0, 0, -1, 0, 0, 1]], completions=[["a", "d", "", "d.", "c", "e"]])
+    (pair,), rejections = GENERATORS["majority_best"](samples, build_settings(samples))
+    assert pair.chosen == 1 and pair.alternatives == [0, 2, 4, 5] and pair.rejected in pair.alternatives
+    assert pair.cluster_ids == [0, 0, -1, 0, 0, 1] and pair.confidence == 4 / 6 and not rejections
+    (other,), _ = GENERATORS["spg"](samples, build_settings(samples))
+    assert other.chosen == 1 and other.alternatives == [2, 5]
+
+
+def test_majority_best_draws_from_the_rest_uniformly():
+    # 400 prompts have three completions besides the pick. The expected count of each is 133, with a standard deviation
+    # of 9.4.
+    samples = build_samples([[0, 0, 0, 1]] * 400)
+    pairs, _ = GENERATORS["majority_best"](samples, build_settings(samples))
+    counts = Counter(pair.rejected for pair in pairs)
+    assert set(counts) == {0, 1, 3} and all(95 < count < 171 for count in counts.values())
+
+
+def test_majority_best_rejects_each_row_for_the_right_reason():
+    samples = build_samples(
+        [
+            [0, 1, 2, 3],  # The confidence is 0.25.
+            [0, 0, 0, 0],  # All are one text.
+            [0, 0, 0, 0],  # All agree, with two texts. This is a pair.
+            [0, 0, 1, 1],  # The members are unfinished.
+            [0, 0, 1, 2],  # One member is finished.
+        ],
+        completions=[list("abcd"), ["a", "a.", " a", "a"], ["a", "b", "a", "a"], list("abcd"), list("abcd")],
+        finished=[[True] * 4] * 3 + [[False, False, True, True], [True, False, False, False]],
+    )
+    pairs, rejections = GENERATORS["majority_best"](samples, build_settings(samples))
+    assert [(pair.row, pair.chosen) for pair in pairs] == [(2, 1), (4, 0)]
+    assert rejections == {"below_threshold": 1, "all_agree": 1, "nothing_left": 1}
+    single = build_samples([[0, 1]])
+    assert GENERATORS["majority_best"](single, build_settings(single)) == ([], {"single_member": 1})
+
+
+def test_majority_best_scores_all_members_in_one_call():
+    calls = []
+
+    def record_and_score(prompts, completions, finished):
+        calls.append([*zip(prompts, completions, strict=True)] if prompts else None)
+        return score_by_letter(prompts, completions, finished)
+
+    samples = build_samples([[0, 0, 0, 1], [0, 0, 1, 1]], completions=[list("aabc"), list("vwxy")])
+    GENERATORS["majority_best"](samples, build_settings(samples, record_and_score))
+    expected = [("prompt 0", "a"), ("prompt 0", "b"), ("prompt 1", "v"), ("prompt 1", "w")]
+    assert [call for call in calls if call] == [expected]
 
 
 def test_groups_for_another_threshold_raise():

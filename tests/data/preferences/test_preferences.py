@@ -150,18 +150,23 @@ def test_a_result_without_pairs_raises_with_counts_and_remedy(labelers):
         synthesize_preferences(build_samples().select([2]), "spg", **labelers)
 
 
-def test_a_threshold_of_at_most_one_completion_logs_a_warning(labelers, caplog):
+@pytest.mark.parametrize("method", ["spg", "majority_best"])
+def test_a_threshold_of_at_most_one_completion_logs_a_warning(method, labelers, caplog):
     with caplog.at_level(logging.WARNING):
-        synthesize_preferences(build_samples(), "spg", threshold=0.5, **labelers)
+        synthesize_preferences(build_samples(), method, threshold=0.5, **labelers)
         assert not caplog.records
-        synthesize_preferences(build_samples(), "spg", threshold=0.25, **labelers)
+        synthesize_preferences(build_samples(), method, threshold=0.25, **labelers)
     assert "`threshold`=0.25 of 4 completions is at most one completion" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("method", "overrides", "match"),
     [
-        ("best", {}, r"`method` must be one of \['reward', 'rlaif', 'select_all', 'spg'\], got 'best'"),
+        (
+            "best",
+            {},
+            r"`method` must be one of \['majority_best', 'reward', 'rlaif', 'select_all', 'spg'\], got 'best'",
+        ),
         ("spg", {"chosen": "longest"}, r"`chosen` must be one of \['random', 'reward'\], got 'longest'"),
         ("spg", {"threshold": 1.5}, r"`threshold` is a share of the completions and must be in \[0, 1\], got 1.5"),
         ("spg", {"seed": -1}, "`seed` must be at least 0, got -1"),
@@ -169,6 +174,8 @@ def test_a_threshold_of_at_most_one_completion_logs_a_warning(labelers, caplog):
         ("spg", {"reward_model": None}, "`reward_model` is None, but `method`='spg' with `chosen`='reward' scores"),
         ("reward", {"reward_model": None, "chosen": "random"}, "`reward_model` is None, but `method`='reward'"),
         ("rlaif", {"judge": None}, "`judge` is None"),
+        ("majority_best", {"reward_model": None}, "`reward_model` is None, but `method`='majority_best'"),
+        ("majority_best", {"chosen": "random"}, "`chosen` must be 'reward' with `method`='majority_best'"),
         ("spg", {"reward_processing_class": None}, "`reward_processing_class` is None. Pass the tokenizer"),
     ],
 )
@@ -193,7 +200,7 @@ def test_the_dict_of_a_generator_decides_which_arguments_it_needs(kind, missing,
         synthesize_preferences(build_samples(), "new", **{**labelers, **missing})
 
 
-@pytest.mark.parametrize("method", ["spg", "select_all"])
+@pytest.mark.parametrize("method", pairing.GROUP_GENERATORS)
 def test_samples_without_groups_are_clustered(method, labelers):
     ungrouped = build_samples().remove_columns(["cluster_ids", "confidence"])
     pairs, rejections = synthesize_preferences(ungrouped, method, equivalence=ExactMatch(), **labelers)
@@ -203,7 +210,7 @@ def test_samples_without_groups_are_clustered(method, labelers):
     assert pairs.select_columns(compared).to_list() == expected.select_columns(compared).to_list()
     assert rejections == expected_rejections
     # Row 0: two of four completions are "4", with a confidence of 0.5. Row 1: four different names. Row 2: all agree.
-    assert rejections["all_agree"] == 1 and rejections["below_threshold"] == (1 if method == "spg" else 0)
+    assert rejections["all_agree"] == 1 and rejections["below_threshold"] == (0 if method == "select_all" else 1)
 
 
 def test_samples_without_groups_need_an_equivalence(labelers):

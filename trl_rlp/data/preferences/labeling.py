@@ -49,22 +49,22 @@ class Label:
 
     Args:
         reward_model (`str` or `Path` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*):
-            Frozen r_φ of step 2, or its folder or Hub name. Needed by `reward` and by `chosen="reward"`. A loaded
-            model cannot be sent to other processes.
+            Frozen r_φ of step 2, or its folder or Hub name. Needed by `reward`, `majority_best` and
+            `chosen="reward"`. A loaded model cannot be sent to other processes.
         method (`str`, *optional*, defaults to `"spg"`):
             Key of `GENERATORS`, as in [`synthesize_preferences`].
         reward_processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer of a loaded `reward_model`.
         equivalence (*optional*):
-            Decides which completions mean the same, as for [`Group`]. Needed by `spg` and `select_all` if the batches
-            have no groups.
+            Decides which completions mean the same, as for [`Group`]. Needed by `spg`, `select_all` and
+            `majority_best` if the batches have no groups.
         judge (`Callable`, *optional*):
             For `rlaif`, as in [`synthesize_preferences`]. It is pickled as it is, with the weights of a model that it
             holds. For other processes, pass one that asks a server.
         threshold (`float`, *optional*, defaults to `0.5`):
-            Smallest confidence that is accepted, in [0, 1] (γ in the paper). For `spg`.
+            Smallest confidence that is accepted, in [0, 1] (γ in the paper). For `spg` and `majority_best`.
         chosen (`str`, *optional*, defaults to `"reward"`):
-            How y_w is picked from the largest group: `"reward"` or `"random"`.
+            How y_w is picked from the largest group: `"reward"` or, not for `majority_best`, `"random"`.
         keep_candidates (`bool`, *optional*, defaults to `False`):
             Whether to keep all completions that could be y_l.
         allow_unfinished_chosen (`bool`, *optional*, defaults to `False`):
@@ -292,6 +292,10 @@ def _check_options(method: str, chosen: str, threshold: float, keep_candidates: 
         raise ValueError(f"`method` must be one of {sorted(GENERATORS)}, got {method!r}.")
     if chosen not in CHOSEN:
         raise ValueError(f"`chosen` must be one of {sorted(CHOSEN)}, got {chosen!r}.")
+    if method == "majority_best" and chosen != "reward":
+        raise ValueError(
+            f"`chosen` must be 'reward' with `method`='majority_best', which picks by reward, got {chosen!r}."
+        )
     if not 0 <= threshold <= 1:
         raise ValueError(f"`threshold` is a share of the completions and must be in [0, 1], got {threshold}. Try 0.5.")
     if keep_candidates and method not in GROUP_GENERATORS:
@@ -308,7 +312,7 @@ def _check_labelers(method: str, chosen: str, reward_model: Any, judge: Judge | 
     if reward_model is None and needs_rewards:
         raise ValueError(
             f"`reward_model` is None, but `method`={method!r} with `chosen`={chosen!r} scores completions. Pass the "
-            'reward model. Methods with groups also accept `chosen="random"`.'
+            'reward model. `spg` and `select_all` also accept `chosen="random"`.'
         )
     if method in JUDGE_GENERATORS and judge is None:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The methods of the paper's Table 5. They decide which two completions form a pair, and which one is preferred."""
+"""The methods of the paper's Table 5, and one of ours. They decide which completions form a pair, and which wins."""
 
 import hashlib
 import json
@@ -128,6 +128,50 @@ def select_all(rows: Sequence[Row], settings: PairingSettings) -> tuple[list[Pai
     return _pair_by_groups(rows, settings, 0.0, min_group_size=1)
 
 
+def majority_best(rows: Sequence[Row], settings: PairingSettings) -> tuple[list[Pair], Counter]:
+    """
+    Prefers the best member of the clear majority to any completion with another text ("majority, then reward").
+
+    Ours and not the paper's. y_w is the member of the largest group with the highest reward r_φ, the completion that
+    [`best_outputs`] selects with `within="majority"`. y_l is drawn uniformly from all completions with another text
+    than y_w, inside and outside the group.
+
+    Args:
+        rows (`Sequence[dict]`):
+            Policy samples, with or without groups.
+        settings ([`PairingSettings`]):
+            Settings. `threshold` is γ, and `rewards` picks y_w. `chosen` is not used.
+
+    Returns:
+        `tuple[list[Pair], Counter]`: Same as [`spg`].
+
+    Relations:
+        Same prompts and same y_w as [`spg`] with `chosen="reward"`, and also prompts whose completions all mean the
+        same, but differ in text. Another y_l: a pair of [`spg`] teaches what the majority means. A pair within the
+        group teaches what the reward model prefers among completions with the same meaning, such as a style.
+    """
+    drafts, rejections = [], Counter()
+    for number, row in enumerate(_ensure_groups(rows, settings.equivalence, settings.threshold)):
+        group = find_largest_group(row["cluster_ids"])
+        members = [i for i in group if settings.is_eligible(row, i)]
+        other_texts = list({normalize_text(text) for text in row["completions"]})[1:]
+        reason = _find_rejection_reason(row["confidence"], settings.threshold, group, 2, members, other_texts)
+        if reason:
+            rejections[reason] += 1
+        else:
+            drafts.append((number, row, members))
+    settings.rewards.fetch([(number, i) for number, _, members in drafts for i in members])  # scores all in one call
+    return [_pair_with_rest(*draft, settings) for draft in drafts], rejections
+
+
+def _pair_with_rest(number: int, row: Row, members: list[int], settings: PairingSettings) -> Pair:
+    chosen = members[int(np.argmax(settings.rewards.fetch([(number, i) for i in members])))]
+    texts = [normalize_text(text) for text in row["completions"]]
+    rest = [i for i, text in enumerate(texts) if text != texts[chosen]]
+    rejected = int(build_row_generator(settings.seed, row).choice(rest))
+    return Pair(number, chosen, rejected, rest, row["cluster_ids"], row["confidence"])
+
+
 def reward(rows: Sequence[Row], settings: PairingSettings) -> tuple[list[Pair], Counter]:
     """
     Draws two completions with different texts, and labels them with the reward model r_φ.
@@ -178,7 +222,7 @@ def rlaif(rows: Sequence[Row], settings: PairingSettings) -> tuple[list[Pair], C
 
 Generator = Callable[[Sequence[Row], PairingSettings], tuple[list[Pair], Counter]]
 
-GROUP_GENERATORS: dict[str, Generator] = {"spg": spg, "select_all": select_all}
+GROUP_GENERATORS: dict[str, Generator] = {"spg": spg, "select_all": select_all, "majority_best": majority_best}
 """The methods that group completions by meaning. They need groups, or an equivalence."""
 
 REWARD_GENERATORS: dict[str, Generator] = {"reward": reward}
@@ -225,13 +269,13 @@ def _pair_by_groups(
 
 
 def _find_rejection_reason(
-    confidence: float, threshold: float, group: list[int], min_group_size: int, members: list[int], outside: list[int]
+    confidence: float, threshold: float, group: list[int], min_group_size: int, members: list[int], others: list[Any]
 ) -> str | None:
     if confidence < threshold:
         return "below_threshold"
     if group and len(group) < min_group_size:
         return "single_member"
-    if not outside:
+    if not others:
         return "all_agree"
     return None if members else "nothing_left"
 

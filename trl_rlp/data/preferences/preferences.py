@@ -18,7 +18,7 @@ from trl_rlp.data.groups.instruction import list_instruction_columns
 from trl_rlp.data.judges.judge import Judge
 from trl_rlp.data.preferences.labeling import Label, build_features
 from trl_rlp.data.preferences.mixing import mix_preferences
-from trl_rlp.data.preferences.pairing import CHOSEN, GENERATORS, NoPairsError
+from trl_rlp.data.preferences.pairing import CHOSEN, GENERATORS, GROUP_GENERATORS, NoPairsError
 from trl_rlp.data.sampling_settings import require_settings
 from trl_rlp.data.scoring import batch_scoring_ids, cut_prompts, warn_of_cut_prompts
 from trl_rlp.data.template_options import TEMPLATE_COLUMNS, list_template_options
@@ -77,26 +77,29 @@ def synthesize_preferences(
             Policy samples: `prompt`, `completions` and `finished`. If they have `cluster_ids` and `confidence` (from
             [`cluster`]), these groups are used, and `equivalence` is not.
         method (`str`):
-            `spg`, `select_all` (γ = 0), `reward` (two completions, labeled by the reward model) or `rlaif` (two
-            completions, labeled by the judge).
+            `spg`, `select_all` (γ = 0), `reward` (two completions, labeled by the reward model), `rlaif` (two
+            completions, labeled by the judge) or `majority_best` (ours: as `spg`, but y_l is drawn from all
+            completions with another text than y_w, inside and outside the group).
         equivalence (*optional*):
-            Decides which completions mean the same, see `trl_rlp.data.groups`. For `spg` and `select_all`.
+            Decides which completions mean the same, see `trl_rlp.data.groups`. For `spg`, `select_all` and
+            `majority_best`.
         reward_model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*):
-            Frozen r_φ of step 2. It must not be the model in training. Needed by `reward` and by `chosen="reward"`. In
-            other cases it only fills the reward columns.
+            Frozen r_φ of step 2. It must not be the model in training. Needed by `reward`, `majority_best` and
+            `chosen="reward"`. In other cases it only fills the reward columns.
         reward_processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer of `reward_model`.
         judge (`Callable`, *optional*):
             For `rlaif`: `judge(prompts, firsts, seconds)` returns the probabilities in [0, 1] that the first
             completion is better, or `None` to leave a pair out.
         threshold (`float`, *optional*, defaults to `0.5`):
-            Smallest confidence that is accepted, between 0 and 1 (γ in the paper). For `spg`.
+            Smallest confidence that is accepted, between 0 and 1 (γ in the paper). For `spg` and `majority_best`.
         chosen (`str`, *optional*, defaults to `"reward"`):
             How y_w is picked from the largest group. `"reward"` takes the member with the highest reward, as in the
-            paper. `"random"` takes a random member. For `spg` and `select_all`.
+            paper. `"random"` takes a random member. For `spg` and `select_all`. `majority_best` always picks by
+            reward.
         keep_candidates (`bool`, *optional*, defaults to `False`):
             Whether to keep all completions that could be y_l. The collator then draws one of them again in each epoch.
-            For `spg` and `select_all`.
+            For `spg`, `select_all` and `majority_best`.
         allow_unfinished_chosen (`bool`, *optional*, defaults to `False`):
             Whether a completion that stopped at the token limit can be y_w.
         max_length (`int`, *optional*):
@@ -123,7 +126,8 @@ def synthesize_preferences(
         [`Label`] does the same to batches of columns, for `Dataset.map` and Ray Data.
 
     Reference:
-        SPG of [Lang et al. 2024](https://arxiv.org/abs/2403.19279). The other methods are those of its Table 5.
+        SPG of [Lang et al. 2024](https://arxiv.org/abs/2403.19279). The other methods, except for `majority_best`, are
+        those of its Table 5.
     """
     samples = require_samples(samples, "samples")
     shard_size = choose_shard_size(len(samples), SHARD_SIZE) if shard_size is None else shard_size
@@ -177,12 +181,11 @@ def check_synthesis(samples: Dataset, method: str, **options: Any) -> None:
 def _build_label(samples: Dataset, method: str, **options: Any) -> Label:
     label = Label(method=method, **options)
     label.require_groups(samples.column_names)
-    threshold = options["threshold"]
-    group_threshold = {"spg": threshold, "select_all": 0.0}.get(method)
-    if has_groups(samples.column_names) and group_threshold is not None:
-        require_decided_groups(samples, group_threshold)
+    threshold = 0.0 if method == "select_all" else options["threshold"]
+    if has_groups(samples.column_names) and method in GROUP_GENERATORS:
+        require_decided_groups(samples, threshold)
     num_generations = len(samples[0]["completions"])
-    if method == "spg" and threshold * num_generations <= 1:
+    if method in ("spg", "majority_best") and threshold * num_generations <= 1:
         logger.warning(
             f"`threshold`={threshold} of {num_generations} completions is at most one completion, so every prompt "
             "with two completions that agree is accepted. Sample more completions or raise `threshold`."
