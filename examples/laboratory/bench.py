@@ -10,6 +10,7 @@ from settings import Settings
 from task import (
     EVALUATION_QUESTIONS,
     TRAINING_QUESTIONS,
+    SameValue,
     World,
     build_prompts,
     gold_reward,
@@ -19,7 +20,7 @@ from task import (
 )
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from trl_rlp import sample_completions, score_samples
+from trl_rlp import cluster, sample_completions, score_samples
 from trl_rlp.evaluation import best_of_n, describe_outputs, evaluate_reward_model, kl_to_reference, mean_reward
 
 
@@ -67,6 +68,10 @@ class Bench:
     def compute_gold(self, prompt: str, completion: str) -> float:
         """Computes the gold reward of a completion."""
         return gold_reward(self.world, prompt, completion)
+
+    def is_correct(self, prompt: str, completion: str) -> bool:
+        """Checks whether a completion gives the correct value and no other value."""
+        return is_correct(self.world, prompt, completion)
 
     def build_labeled_pairs(self, samples: Dataset) -> Dataset:
         """Pairs the first completion of each prompt with the next one of a different gold reward, in TRL's format."""
@@ -116,7 +121,7 @@ class Bench:
         return {
             "win_rate": float(np.mean(self.compute_wins(samples))),
             "gold": float(np.mean([self.compute_gold(*pair) for pair in pairs])),
-            "right": float(np.mean([is_correct(self.world, *pair) for pair in pairs])),
+            "right": float(np.mean([self.is_correct(*pair) for pair in pairs])),
             "malformed": float(np.mean([not parse(*pair).values for pair in pairs])),
             "proxy": mean_reward(labeler, self.tokenizer, samples),
             "kl": kl_to_reference(policy, sft, self.tokenizer, untempered),
@@ -132,14 +137,23 @@ class Bench:
             wins.append([(reward > bar) + 0.5 * (reward == bar) for reward in rewards])
         return wins
 
-    def evaluate_best_of_n(self, sft: PreTrainedModel, reward_model: PreTrainedModel) -> dict[str, float]:
-        """Evaluates best-of-n of π_SFT by r, at the temperature of every evaluation."""
+    def evaluate_best_of_n(
+        self, sft: PreTrainedModel, reward_model: PreTrainedModel, within_majority: bool
+    ) -> dict[str, float]:
+        """Evaluates best-of-n of π_SFT, at the temperature of every evaluation. Only the majority can win if asked."""
         samples = self.sample(sft, self.evaluation_prompts, self.settings.best_of_samples, 0.7, stream=8)
         rewards = score_samples(reward_model, self.tokenizer, samples)
-        gold = [[self.compute_gold(row["prompt"], completion) for completion in row["completions"]] for row in samples]
+        pairs = [[(row["prompt"], completion) for completion in row["completions"]] for row in samples]
+        gold = [[self.compute_gold(*pair) for pair in row] for row in pairs]
+        right = [[float(self.is_correct(*pair)) for pair in row] for row in pairs]
+        options = {}
+        if within_majority:
+            options = {"cluster_ids": cluster(samples, SameValue(), complete_groups=True)["cluster_ids"][:]}
         n = self.settings.best_of
-        wins, best = (best_of_n(rewards, values, n) for values in (self.compute_wins(samples), gold))
-        return {"win_rate": wins["value"], "gold": best["value"], "kl": best["kl"]}
+        wins, best, correct = (
+            best_of_n(rewards, values, n, **options) for values in (self.compute_wins(samples), gold, right)
+        )
+        return {"win_rate": wins["value"], "gold": best["value"], "right": correct["value"], "kl": best["kl"]}
 
     def evaluate_reward_model(
         self, reward_model: PreTrainedModel, sets: dict[str, Dataset]
@@ -155,7 +169,7 @@ class Bench:
         """
         sides = ("chosen", "rejected")
         gold = [[self.compute_gold(row["prompt"], row[side]) for side in sides] for row in synthetic]
-        correct = [[is_correct(self.world, row["prompt"], row[side]) for side in sides] for row in synthetic]
+        correct = [[self.is_correct(row["prompt"], row[side]) for side in sides] for row in synthetic]
         decided = [chosen for chosen, rejected in correct if chosen != rejected]
         is_better = [(chosen > rejected) + 0.5 * (chosen == rejected) for chosen, rejected in gold]
         return {

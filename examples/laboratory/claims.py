@@ -1,8 +1,13 @@
 """The paper's claims, tested on the seeds of a report."""
 
 import scipy.stats
-from tables import Results, Value, format_table, list_sweep, select_policy_metric, subtract, summarize_seeds
+from tables import Results, Value, collect_values, format_table, list_sweep, select_policy_metric, subtract
 
+from trl_rlp.evaluation import seed_interval
+
+
+Step = tuple[str, str, Value]
+"""A claim, the name of its difference, and the function that computes the difference on one seed."""
 
 CLAIMS: dict[str, list[tuple[str, str, str]]] = {
     "SPG > UML > PPO > best-of-n > SFT (win rate)": [
@@ -31,29 +36,60 @@ def select_claim_metric(method: str, name: str) -> Value:
     return select_policy_metric(method, name)
 
 
-def decide(interval: dict[str, float]) -> str:
+VERDICTS = ("replicated", "reversed", "not replicated")
+"""Verdicts on a claim of the paper: its difference is above 0, below 0, or neither."""
+
+
+def decide(interval: dict[str, float], verdicts: tuple[str, str, str] = VERDICTS) -> str:
     """Decides on the claim that a difference is above 0, from its 95% interval."""
+    above, below, neither = verdicts
     if interval["low"] > 0:
-        return "replicated"
-    return "reversed" if interval["high"] < 0 else "not replicated"
+        return above
+    return below if interval["high"] < 0 else neither
 
 
 def build_claims_table(runs: dict[int, Results], kl_coef: float) -> str:
-    """Builds the table of the claims, one difference per row."""
+    """Builds the table of the paper's claims, one difference per row."""
     steps = [
         (claim, f"{first} − {second}", subtract(select_claim_metric(first, name), select_claim_metric(second, name)))
         for claim, parts in CLAIMS.items()
         for first, second, name in parts
     ]
-    steps += _build_over_optimization_steps(runs, kl_coef)
-    p_values = compute_p_values([[value(run) for run in runs.values()] for *_, value in steps])
+    return format_claims(runs, steps + _build_over_optimization_steps(runs, kl_coef), VERDICTS)
+
+
+def format_claims(runs: dict[int, Results], steps: list[Step], verdicts: tuple[str, str, str]) -> str:
+    """Formats claims with their interval, p and verdict. A row uses the seeds that have its value."""
+    differences = [collect_values(runs, value) for *_, value in steps]
+    p_values = iter(compute_p_values([values for values in differences if len(values) > 1]))
     rows = []
-    for (claim, label, value), p_value in zip(steps, p_values, strict=True):
-        summary = summarize_seeds(runs, value)
-        interval = f"{summary['mean']:+.3f} [{summary['low']:+.3f}, {summary['high']:+.3f}]"
-        rows.append([claim, label, interval, f"{p_value:.3f}", decide(summary)])
+    for (claim, label, _), values in zip(steps, differences, strict=True):
+        if len(values) < len(runs):
+            label = f"{label} ({len(values)} of {len(runs)} seeds)"
+        if len(values) < 2:
+            rows.append([claim, label, "–", "–", verdicts[2]])
+            continue
+        summary = seed_interval(values)
+        rows.append([claim, label, format_difference(summary), f"{next(p_values):.3f}", decide(summary, verdicts)])
     header = ["claim", "difference, claimed above 0", "mean and 95% interval", "p, corrected for all rows", "verdict"]
     return format_table(header, rows)
+
+
+def format_difference(summary: dict[str, float]) -> str:
+    """Formats mean and interval of a difference."""
+    return f"{summary['mean']:+.3f} [{summary['low']:+.3f}, {summary['high']:+.3f}]"
+
+
+DIGITS = 9
+"""Digits by which differences count as equal, since Student's t has no meaning without a spread."""
+
+
+def compute_p_value(differences: list[float]) -> float:
+    """Computes the two-sided p by Student's t. If all differences are equal, it is 1 for 0, and 0 for other values."""
+    rounded = {round(value, DIGITS) for value in differences}
+    if len(rounded) == 1:
+        return 1.0 if rounded == {0.0} else 0.0
+    return float(scipy.stats.ttest_1samp(differences, 0).pvalue)
 
 
 def compute_p_values(differences: list[list[float]]) -> list[float]:
@@ -62,11 +98,10 @@ def compute_p_values(differences: list[list[float]]) -> list[float]:
 
     The correction is that of Benjamini and Yekutieli, because the rows depend on each other.
     """
-    p_values = [scipy.stats.ttest_1samp(values, 0).pvalue for values in differences]
-    return scipy.stats.false_discovery_control(p_values, method="by").tolist()
+    return scipy.stats.false_discovery_control([compute_p_value(row) for row in differences], method="by").tolist()
 
 
-def _build_over_optimization_steps(runs: dict[int, Results], kl_coef: float) -> list[tuple[str, str, Value]]:
+def _build_over_optimization_steps(runs: dict[int, Results], kl_coef: float) -> list[Step]:
     """Builds the rows on over-optimization of a fixed r: with a smaller β the proxy reward rises and gold falls."""
     sweep, default = list_sweep(runs), f"sweep {kl_coef}"
     smaller = sweep[: sweep.index(default)]

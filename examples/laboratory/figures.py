@@ -1,33 +1,40 @@
-"""CSV files of all metrics, and the figure of the training curves with its numbers."""
+"""CSV files of all metrics, the figure of the training curves with its numbers, and the figure of ours against KL."""
 
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from loop_tables import list_refinements
-from tables import METRICS, Results, list_sweep, smooth
+from ours_results import SWEPT, list_betas, list_main, list_references, select_metric
+from tables import METRICS, Results, collect_values, list_policies, list_sweep, smooth
+
+
+KL_TICKS = (0, 0.5, 1, 2, 4, 8, 16, 32)
+
+MARKERS = ("*", "v", "^", "<", ">", "s", "D")
+"""Markers of π_SFT, best-of-n, PPO and SPG in the figure of ours."""
 
 
 def write_csvs(runs: dict[int, Results], folder: Path) -> None:
-    """Writes the numbers of the tables, one row per seed and method."""
+    """Writes the numbers of the tables, one row per seed and method. A file without rows is not written."""
     policies, reward_models, labels = [], [], []
     for seed, run in runs.items():
-        for name, result in run.items():
-            named = {name: result} if "policy" in result else {f"{name} {key}": part for key, part in result.items()}
-            for method, part in named.items():
-                row = {"seed": seed, "method": method}
-                policies.append({**row, **{metric: part["policy"].get(metric) for metric in METRICS}})
-                for pairs, metrics in part.get("reward_model", {}).items():
-                    reward_models.append({**row, "pairs of": pairs, **metrics, **part.get("loss", {})})
-                if "synthetic" in result:
-                    rejections = part["synthetic"]["rejections"]
-                    labels.append({**row, **part["synthetic"], "rejections": json.dumps(rejections)})
+        for method, result in list_policies(run).items():
+            row = {"seed": seed, "method": method}
+            policies.append({**row, **{metric: result["policy"].get(metric) for metric in METRICS}})
+            for pairs, metrics in result.get("reward_model", {}).items():
+                reward_models.append({**row, "pairs of": pairs, **metrics, **result.get("loss", {})})
+            if "synthetic" in result and method in run:
+                rejections = result["synthetic"]["rejections"]
+                labels.append({**row, **result["synthetic"], "rejections": json.dumps(rejections)})
     tables = {"policies": policies, "reward_models": reward_models, "labels": labels}
     for name, rows in (tables | {"refinements": list_refinements(runs)}).items():
-        pd.DataFrame(rows).to_csv(folder / f"{name}.csv", index=False)
+        if rows:
+            pd.DataFrame(rows).to_csv(folder / f"{name}.csv", index=False)
 
 
 def write_curves(runs: dict[int, Results], folder: Path) -> None:
@@ -58,3 +65,31 @@ def write_curves(runs: dict[int, Results], folder: Path) -> None:
         writer = csv.writer(file)
         writer.writerow(["beta", "method", "rollout", "kl", "gold", "proxy"])
         writer.writerows(rows)
+
+
+def write_kl_figure(runs: dict[int, Results], folder: Path) -> None:
+    """Writes win rate and gold reward against KL, means over seeds, for our main methods, PPO and SPG: `kl.png`."""
+    figure, axes = plt.subplots(1, 2, figsize=(12, 5), sharex=True)
+    references = dict.fromkeys(name for name, _ in list_references(runs))
+    styles: dict[str, dict[str, Any]] = {}
+    for name, marker in zip(references, MARKERS, strict=True):
+        fill = "full" if name in SWEPT else "none"
+        styles[name] = {"color": "black", "linestyle": "--", "marker": marker, "fillstyle": fill}
+    colors = plt.get_cmap("tab20").colors
+    styles |= {name: {"color": colors[index % len(colors)], "marker": "o"} for index, name in enumerate(list_main())}
+    for axis, metric, label in zip(axes, ("win_rate", "gold"), ("win rate", "gold reward"), strict=True):
+        for method, style in styles.items():
+            policies = [(method, beta) for beta in list_betas(runs, method)]
+            kl, values = (
+                [np.mean(collect_values(runs, select_metric(*policy, name))) for policy in policies]
+                for name in ("kl", metric)
+            )
+            axis.plot(kl, values, label=method, markersize=5, linewidth=1, **style)
+        axis.set(xlabel="KL to π_SFT, nats (for best-of-n an upper bound)", ylabel=label)
+        axis.set_xscale("symlog", linthresh=1)
+        axis.set_xticks(KL_TICKS, [f"{kl:g}" for kl in KL_TICKS])
+        axis.grid(alpha=0.3)
+    axes[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.tight_layout()
+    figure.savefig(folder / "kl.png", dpi=120)
+    plt.close(figure)

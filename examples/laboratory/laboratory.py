@@ -4,7 +4,8 @@ The laboratory: every method on a task with a known gold reward.
     python examples/laboratory/laboratory.py seed --seed 0          # all methods for one seed
     python examples/laboratory/laboratory.py seeds --seeds 0-9      # many seeds in parallel, resumes if interrupted
     python examples/laboratory/laboratory.py report                 # tables and figures of the finished seeds
-    python examples/laboratory/laboratory.py seed --methods sft "sweep 0.1" anchored     # selected methods only
+    python examples/laboratory/laboratory.py seed --methods sft "anchored, β 0.1"        # selected results only
+    python examples/laboratory/laboratory.py seeds --seeds 400-409 --part ours           # our methods, beside SPG
 
 `--settings smoke` takes about a minute. It only checks that everything runs.
 """
@@ -15,10 +16,10 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
-from methods import LOOP_METHODS, METHODS, list_results
+from methods import PARTS, list_results
+from provenance import describe_settings
 from settings import SETTINGS
 
 
@@ -58,8 +59,7 @@ def run_seed(folder: Path, seed: int, name: str, selected: list[str]) -> None:
 def check_settings(folder: Path, name: str) -> None:
     """Writes the settings and methods to a new folder. Refuses a folder with different ones."""
     folder.mkdir(parents=True, exist_ok=True)
-    methods = {method: asdict(fields) for method, fields in {**METHODS, **LOOP_METHODS}.items()}
-    path, settings = folder / "settings.json", json.loads(json.dumps({**asdict(SETTINGS[name]), "methods": methods}))
+    path, settings = folder / "settings.json", describe_settings(name)
     if not path.exists():
         partial = path.with_suffix(f".{os.getpid()}")  # several seeds may start at the same time
         partial.write_text(json.dumps(settings, indent=1))
@@ -97,14 +97,16 @@ def main() -> None:
     parser.add_argument("--settings", choices=SETTINGS, default="laboratory", help="budget of the runs")
     parser.add_argument("--seed", type=int, default=0, help="the seed of `seed`")
     parser.add_argument("--seeds", type=parse_seeds, default=list(range(10)), help="the seeds of `seeds`, as in 0-9")
-    parser.add_argument("--methods", nargs="+", help="results to compute, by their names in the tables, default: all")
+    parser.add_argument("--part", choices=PARTS, help="the paper's methods or ours, default: both")
+    parser.add_argument("--methods", nargs="+", help="results to compute, by their names, default: all of the part")
     parser.add_argument("--workers", type=int, default=2, help="number of seeds that run at the same time")
     parser.add_argument("--report_dir", type=Path, help="folder for tables and figures, default: output_dir/report")
     arguments = parser.parse_args()
     if arguments.workers < 1:
         parser.error("--workers must be at least 1")
-    results = list_results(SETTINGS[arguments.settings].sweep)
-    selected = arguments.methods or results
+    sweep = SETTINGS[arguments.settings].sweep
+    results = list_results(sweep)
+    selected = arguments.methods or list_results(sweep, arguments.part)
     if unknown := [name for name in selected if name not in results]:
         parser.error(f"--methods has no {unknown[0]!r}. Choose from: {', '.join(results)}")
     if arguments.command == "seed":
@@ -114,7 +116,7 @@ def main() -> None:
     else:
         from report import write_report
 
-        write_report(arguments.output_dir, arguments.report_dir or arguments.output_dir / "report")
+        write_report(arguments.output_dir, arguments.report_dir or arguments.output_dir / "report", arguments.part)
 
 
 if __name__ == "__main__":

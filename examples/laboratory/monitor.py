@@ -51,7 +51,7 @@ def run_policy(run: Any, reward_model: Any, kl_coef: float) -> dict[str, Any]:
     """Trains a policy with the monitor. Returns the signals of each rollout, and the metrics of the policy."""
     import torch
     from task import write_reference_completions
-    from training import train_policy
+    from training import train_by_ppo
 
     from trl_rlp import PolicyMonitorCallback, RefinableReward
 
@@ -68,7 +68,7 @@ def run_policy(run: Any, reward_model: Any, kl_coef: float) -> dict[str, Any]:
         judge_every=JUDGE_EVERY,
     )
     torch.manual_seed(bench.seed)
-    policy, _ = train_policy(bench, reward, kl_coef, callbacks=[monitor])
+    policy, _ = train_by_ppo(bench, [(reward, 1.0)], kl_coef, [monitor])
     return {
         "rollouts": join_measurements(monitor.history),
         "final": bench.evaluate_policy(policy, run.sft, reward_model),

@@ -1,11 +1,21 @@
-"""The report of a folder of runs: all tables and figures."""
+"""The report of a folder of runs: all tables and figures of a part of the laboratory."""
 
-import json
 from pathlib import Path
 
 from claims import build_claims_table
-from figures import write_csvs, write_curves
-from loop_tables import build_loop_table, build_refinement_table
+from figures import write_csvs, write_curves, write_kl_figure
+from loop_tables import build_refinement_table, list_refinements
+from ours_claims import build_best_table, build_goal_table
+from ours_claims import build_claims_table as build_our_claims_table
+from ours_tables import (
+    build_control_table,
+    build_fixed_kl_table,
+    build_malformed_table,
+    build_own_kl_table,
+    build_policy_tables,
+    build_quality_table,
+)
+from provenance import PartRuns, load_parts
 from tables import (
     TABLES,
     build_equal_kl_table,
@@ -15,35 +25,77 @@ from tables import (
     build_spg_table,
     build_sweep_table,
     build_synthetic_table,
-    load_runs,
 )
 
 
-def write_report(folder: Path, target: Path) -> None:
-    """Writes `tables.md`, the training curves, and the data of both as CSV files."""
-    runs, unfinished = load_runs(folder)
-    settings = json.loads((folder / "settings.json").read_text())
-    kl_coef, loop_kl_coef = settings["kl_coef"], settings["loop_kl_coef"]
-    target.mkdir(parents=True, exist_ok=True)
-    seeds = ", ".join(map(str, runs))
-    missing = f" Unfinished seeds, not included: {', '.join(map(str, unfinished))}." if unfinished else ""
-    sections = [
-        f"{len(runs)} seeds: {seeds}.{missing} Each cell is the mean ± half the width of the 95% interval over seeds "
-        "(Student's t)."
-    ]
-    sections += [f"## Claims\n\n{build_claims_table(runs, kl_coef)}"]
-    sections += [f"## Policies: {name}\n\n{build_policy_table(runs, methods)}" for name, methods in TABLES.items()]
-    sections += [
-        f"## In the loop\n\n{build_loop_table(runs, kl_coef, loop_kl_coef)}",
-        f"## Refinements in the loop\n\n{build_refinement_table(runs)}",
-        f"## SPG compared with other methods\n\n{build_spg_table(runs)}",
-        f"## Synthetic preferences\n\n{build_synthetic_table(runs)}",
-        f"## Reward models\n\n{build_reward_table(runs)}",
-        f"## KL weights\n\n{build_sweep_table(runs)}",
-        f"## At equal KL\n\n{build_equal_kl_table(runs)}",
-        f"## Error of interpolating between two β\n\n{build_interpolation_table(runs)}",
-    ]
-    (target / "tables.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
-    write_csvs(runs, target)
-    write_curves(runs, target)
-    print(f"Tables and figures: {target}")
+BEST_NOTE = (
+    "The best β is chosen on the seeds of this report. This favors every row alike, ours and SPG's, except rows with "
+    "fewer β values than SPG. p is corrected for all differences of the table."
+)
+CLAIMS_NOTE = (
+    "The verdict follows from the interval of its row alone. With so many rows, chance takes some intervals away "
+    "from 0. Read it together with the corrected p."
+)
+GOAL_NOTE = (
+    "Win rate and gold are those of each method at the β with its best mean win rate. They are compared with SPG at "
+    "the β with its best mean win rate, and with SPG's sweep. p is two-sided, and corrected for the rows of the "
+    "table. Malformed is the mean over seeds."
+)
+
+
+def write_report(folder: Path, target: Path, part: str | None = None) -> None:
+    """
+    Writes `tables.md`, a figure, and the data of both as CSV files.
+
+    The pages of the paper's methods go to `target`, those of ours to `target/ours`. Without `part`, each part is
+    reported that has two finished seeds.
+    """
+    for loaded in load_parts(folder, part):  # all parts are checked before any is written
+        page, sections, write_figure = (
+            (target, list_paper_sections, write_curves)
+            if loaded.part == "paper"
+            else (target / loaded.part, list_our_sections, write_kl_figure)
+        )
+        page.mkdir(parents=True, exist_ok=True)
+        text = [loaded.describe(), *(f"## {title}\n\n{section}" for title, section in sections(loaded).items())]
+        (page / "tables.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
+        write_csvs(loaded.runs, page)
+        write_figure(loaded.runs, page)
+        print(f"Tables and figures: {page}")
+
+
+def list_paper_sections(loaded: PartRuns) -> dict[str, str]:
+    """Builds the sections on the paper's methods, by title."""
+    runs = loaded.runs
+    return {
+        "Claims": build_claims_table(runs, loaded.settings.kl_coef),
+        **{f"Policies: {name}": build_policy_table(runs, methods) for name, methods in TABLES.items()},
+        "SPG compared with other methods": build_spg_table(runs),
+        "Synthetic preferences": build_synthetic_table(runs),
+        "Reward models": build_reward_table(runs),
+        "KL weights": build_sweep_table(runs),
+        "At equal KL": build_equal_kl_table(runs),
+        "Error of interpolating between two β": build_interpolation_table(runs),
+    }
+
+
+def list_our_sections(loaded: PartRuns) -> dict[str, str]:
+    """Builds the sections on our methods, by title."""
+    runs = loaded.runs
+    sections = {
+        "The goal": f"{build_goal_table(runs)}\n\n{GOAL_NOTE}",
+        "Claims": f"{build_our_claims_table(runs)}\n\n{CLAIMS_NOTE}",
+        **{f"Policies: {name}": table for name, table in build_policy_tables(runs).items()},
+    }
+    for metric, name in (("win_rate", "win rate"), ("gold", "gold")):
+        sections[f"Each method at its best β by {name}, minus SPG"] = (
+            f"{build_best_table(runs, metric)}\n\n{BEST_NOTE}"
+        )
+    sections |= {
+        "At the KL of each policy": build_own_kl_table(runs),
+        "At fixed KL": build_fixed_kl_table(runs),
+        "Malformed completions": build_malformed_table(runs),
+        "Methods that differ in one thing": build_control_table(runs),
+        "Pairs, anchors and picks": build_quality_table(runs),
+    }
+    return sections | ({"Refinements in the loop": build_refinement_table(runs)} if list_refinements(runs) else {})

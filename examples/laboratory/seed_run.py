@@ -5,20 +5,54 @@ import os
 from collections.abc import Callable, Collection
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from bench import Bench
-from datasets import Dataset
-from loop import SPG, LoopStart, train_policy_in_loop
-from methods import HEADS, LOOP_METHODS, METHODS, LoopMethod, Method
+from datasets import Dataset, concatenate_datasets
+from loop import train_policy_in_loop
+from loop_start import SPG, LoopStart, build_start
+from methods import BEST_OF_N, HEADS, LOOP_METHODS, METHODS, LoopMethod, Method, list_loop_results, split_result
+from provenance import read_commit
 from settings import Settings
 from task import SameValue
+from taught import TEACHERS, teach_policy
 from training import train_policy, train_reward_model, train_sft
 from transformers import PreTrainedModel
 
 from trl_rlp import cluster, synthesize_preferences
+from trl_rlp.data.preferences.pairing import NoPairsError
 from trl_rlp.losses.log_probs import token_log_probs
+
+
+Value = TypeVar("Value")
+
+
+class ByHead(dict[str, Value]):
+    """
+    Values for each head of the reward models. Each is made when it is first read.
+
+    Args:
+        make (`Callable`):
+            Makes the value of a head.
+    """
+
+    def __init__(self, make: Callable[[str], Value]):
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, head: str) -> Value:
+        self[head] = value = self._make(head)
+        return value
+
+
+class Round(NamedTuple):
+    """A round of Algorithm 1: r̂, all D̂ so far, and the policy with the metrics of its rollouts."""
+
+    reward_model: PreTrainedModel
+    synthetic: Dataset
+    policy: PreTrainedModel
+    curve: list[dict[str, float]]
 
 
 class SeedRun:
@@ -37,8 +71,10 @@ class SeedRun:
     def __init__(self, folder: Path, seed: int, settings: Settings):
         self.bench = Bench(folder, seed, settings)
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "results.json"
+        self.path, self.commit = folder / "results.json", read_commit()
         self.results: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
+        self._starts: dict[tuple[float, float | None], tuple[LoopStart, dict[str, Any]]] = {}
+        self._rounds: dict[float, list[Round]] = {}
 
     def run(self, selected: Collection[str]) -> None:
         """
@@ -56,17 +92,21 @@ class SeedRun:
         """The function that computes each result."""
         return {
             "sft": lambda: {"policy": self._evaluate_policy(self.sft)},
-            "best-of-n": lambda: {"policy": self.bench.evaluate_best_of_n(self.sft, self.reward_models["log_ratio"])},
+            **{name: partial(self._evaluate_best_of_n, **kind) for name, kind in BEST_OF_N.items()},
             **{name: partial(self._evaluate_head, head) for head, name in HEADS.items()},
             **{name: partial(self._run_method, method) for name, method in METHODS.items()},
-            **{name: partial(self._run_loop_method, method) for name, method in LOOP_METHODS.items()},
+            **{
+                result: partial(self._run_loop_method, result)
+                for name in LOOP_METHODS
+                for result in list_loop_results(name)
+            },
             **{f"sweep {beta}": partial(self._run_sweep, beta) for beta in self.bench.settings.sweep},
         }
 
     def _get_result(self, name: str) -> dict[str, Any]:
         """Returns a result. Computes and saves it if it is not there yet."""
         if name not in self.results:
-            result = self._works[name]()
+            result = {**self._works[name](), "commit": self.commit}
             self.results[name] = result
             unfinished = self.path.with_suffix(".partial")
             unfinished.write_text(json.dumps(self.results, indent=1))
@@ -86,40 +126,35 @@ class SeedRun:
         return self.bench.build_human_pairs(self.sft)
 
     @cached_property
-    def reward_models(self) -> dict[str, PreTrainedModel]:
+    def reward_models(self) -> ByHead[PreTrainedModel]:
         """r for each head."""
-        return {head: train_reward_model(self.bench, self.human, head)[0] for head in HEADS}
+        return ByHead(lambda head: train_reward_model(self.bench, self.human, head)[0])
 
     @cached_property
-    def policies(self) -> dict[str, tuple[PreTrainedModel, list[dict[str, float]]]]:
+    def policies(self) -> ByHead[tuple[PreTrainedModel, list[dict[str, float]]]]:
         """π for each head, and the metrics of its rollouts."""
-        return {head: self._train_policy(model) for head, model in self.reward_models.items()}
+        return ByHead(lambda head: self._train_policy(self.reward_models[head]))
 
     @cached_property
-    def policy_samples(self) -> dict[str, Dataset]:
+    def policy_samples(self) -> ByHead[Dataset]:
         """P for each head."""
         n, prompts = self.bench.settings.num_generations, self.bench.unlabeled
-        return {
-            head: self.bench.sample(policy, prompts, n, 1.0, stream=5) for head, (policy, _) in self.policies.items()
-        }
+        return ByHead(lambda head: self.bench.sample(self.policies[head][0], prompts, n, 1.0, stream=5))
 
     @cached_property
-    def labeled_pairs(self) -> dict[str, dict[str, Dataset]]:
+    def labeled_pairs(self) -> ByHead[dict[str, Dataset]]:
         """Pairs labeled by the gold reward, for each head: completions of π_SFT (`human`) and of π (`policy`)."""
-        human = self.bench.build_labeled_pairs(self._sample_evaluation_prompts(self.sft, stream=3))
-        samples = {
-            head: self._sample_evaluation_prompts(policy, stream=6) for head, (policy, _) in self.policies.items()
-        }
-        return {
-            head: {"human": human, "policy": self.bench.build_labeled_pairs(rows)} for head, rows in samples.items()
-        }
+        return ByHead(
+            lambda head: {
+                name: self.bench.build_labeled_pairs(self._sample_evaluation_prompts(policy, stream))
+                for name, policy, stream in (("human", self.sft, 3), ("policy", self.policies[head][0], 6))
+            }
+        )
 
     @cached_property
-    def heldout_views(self) -> dict[str, Dataset]:
+    def heldout_views(self) -> ByHead[Dataset]:
         """Completions of π for each head, for prompts that are not in U."""
-        return {
-            head: self._sample_evaluation_prompts(policy, stream=10) for head, (policy, _) in self.policies.items()
-        }
+        return ByHead(lambda head: self._sample_evaluation_prompts(self.policies[head][0], stream=10))
 
     def _sample_evaluation_prompts(self, policy: PreTrainedModel, stream: int) -> Dataset:
         return self.bench.sample(policy, self.bench.evaluation_prompts, 4, 1.0, stream=stream)
@@ -144,11 +179,11 @@ class SeedRun:
         return self._evaluate(head, self.reward_models[head], *self.policies[head])
 
     def _run_method(self, method: Method) -> dict[str, Any]:
-        reward_model, metrics = self._refine(method)
+        reward_model, _, metrics = self._refine(method)
         return {**self._evaluate(method.head, reward_model, *self._train_policy(reward_model)), **metrics}
 
-    def _refine(self, method: Method) -> tuple[PreTrainedModel, dict[str, Any]]:
-        """Runs step 4. Returns r̂ and the metrics of D̂ and of the loss."""
+    def _refine(self, method: Method) -> tuple[PreTrainedModel, Dataset | None, dict[str, Any]]:
+        """Runs step 4. Returns r̂, D̂ if the method has it, and the metrics of D̂ and of the loss."""
         samples = self.policy_samples[method.head]
         equivalence = SameValue(self.bench.settings.noise if method.noise else 0.0)
         refinement: dict[str, Any] = {}
@@ -173,7 +208,7 @@ class SeedRun:
         model, metrics["loss"] = train_reward_model(
             self.bench, self.human, method.head, method.reward, epochs, **refinement
         )
-        return model, metrics
+        return model, refinement.get("synthetic_dataset"), metrics
 
     def _match_spg_epochs(self) -> float:
         """Computes the epochs on human pairs that take as many steps as SPG on human and synthetic pairs."""
@@ -201,40 +236,80 @@ class SeedRun:
         return log_probs[0, start - 1 :].mean().item()
 
     @cached_property
-    def spg_reward_model(self) -> PreTrainedModel:
-        """The r̂ of SPG."""
-        return self._refine(METHODS["spg"])[0]
+    def spg(self) -> tuple[PreTrainedModel, Dataset]:
+        """The r̂ of SPG, and its D̂."""
+        reward_model, synthetic, _ = self._refine(METHODS["spg"])
+        return reward_model, synthetic
 
     def _run_sweep(self, beta: float) -> dict[str, Any]:
         """Trains policies for one β, with r and with the r̂ of SPG. The runs at the default β are reused."""
         if beta == self.bench.settings.kl_coef:
             return {name: self._get_result(name) for name in ("ppo", "spg")}
-        reward_models = {"ppo": self.reward_models["log_ratio"], "spg": self.spg_reward_model}
+        reward_models = {"ppo": self.reward_models["log_ratio"], "spg": self.spg[0]}
         return {
             name: self._evaluate("log_ratio", model, *self._train_policy(model, beta))
             for name, model in reward_models.items()
         }
 
-    @cached_property
-    def loop_start(self) -> tuple[LoopStart, dict[str, Any]]:
-        """What the methods in the loop start from, and the metrics of D̂ and of the loss."""
-        bench = self.bench
-        samples = bench.sample(self.sft, bench.unlabeled, bench.settings.num_generations, 1.0, stream=1)
-        synthetic, rejections = synthesize_preferences(
-            samples,
-            method="spg",
-            equivalence=SameValue(),
-            reward_model=self.reward_models["log_ratio"],
-            reward_processing_class=bench.tokenizer,
-            seed=bench.seed,
-        )
-        model, loss = train_reward_model(bench, self.human, "log_ratio", SPG, synthetic_dataset=synthetic)
-        metrics = {"synthetic": {**bench.evaluate_labels(synthetic), "rejections": rejections}, "loss": loss}
-        heldout = bench.build_heldout_pairs(self.sft)
-        reference_samples = bench.sample(self.sft, bench.unlabeled, 2, 1.0, stream=4)
-        return LoopStart(samples, synthetic, model, self.human, heldout, reference_samples), metrics
+    def _evaluate_best_of_n(self, refined: bool, majority: bool) -> dict[str, Any]:
+        reward_model = self._get_start(0.0, None)[0].reward_model if refined else self.reward_models["log_ratio"]
+        return {"policy": self.bench.evaluate_best_of_n(self.sft, reward_model, majority)}
 
-    def _run_loop_method(self, method: LoopMethod) -> dict[str, Any]:
-        start, metrics = self.loop_start
-        policy, curve, reward_model = train_policy_in_loop(self.bench, method, start)
-        return {**self._evaluate("log_ratio", reward_model, policy, curve), **metrics}
+    def _get_start(self, noise: float, wrong_anchors: float | None) -> tuple[LoopStart, dict[str, Any]]:
+        """What our methods start from. Those with the same equivalence and anchors share it."""
+        key = noise, wrong_anchors
+        if key not in self._starts:
+            reward_model = self.reward_models["log_ratio"]
+            self._starts[key] = build_start(self.bench, self.sft, reward_model, self.human, *key)
+        return self._starts[key]
+
+    def _run_loop_method(self, result: str) -> dict[str, Any]:
+        name, beta = split_result(result)
+        method = LOOP_METHODS[name]
+        start, metrics = self._get_start(method.noise, method.wrong_anchors)
+        reward_model = self._get_first_reward_model(method, start)
+        if method.trainer in TEACHERS:
+            policy, taught = teach_policy(self.bench, method, self.sft, reward_model, beta)
+            return {"policy": self._evaluate_policy(policy), **taught}
+        if beta is None:
+            raise ValueError(f"{result!r} has no β, but its policy is trained with one.")
+        if method.trainer == "rounds":
+            return self._run_rounds(method.rounds, beta)
+        policy, curve, last_reward_model = train_policy_in_loop(self.bench, method, start, reward_model, beta)
+        return {**self._evaluate("log_ratio", last_reward_model, policy, curve), **metrics}
+
+    def _get_first_reward_model(self, method: LoopMethod, start: LoopStart) -> PreTrainedModel:
+        if method.reward == "spg":
+            return self.spg[0]
+        return start.reward_model if method.reward == "sft" else self.reward_models["log_ratio"]
+
+    def _run_rounds(self, rounds: int, beta: float) -> dict[str, Any]:
+        """
+        Runs steps 4 and 5 of Algorithm 1 again, each time on samples of the last policy.
+
+        The first round is that of the sweep. Each further r̂ is trained on D and on D̂ of all rounds.
+        """
+        chain = self._rounds.setdefault(beta, [])
+        while len(chain) < rounds:
+            reward_model, synthetic = self._refine_again(chain[-1]) if chain else self.spg
+            chain.append(Round(reward_model, synthetic, *self._train_policy(reward_model, beta)))
+        reached = chain[rounds - 1]
+        return self._evaluate("log_ratio", reached.reward_model, reached.policy, reached.curve)
+
+    def _refine_again(self, last: Round) -> tuple[PreTrainedModel, Dataset]:
+        """Runs step 4 on samples of a retrained policy. Returns r̂ and all D̂. Without new pairs, r̂ stays the same."""
+        bench = self.bench
+        samples = bench.sample(last.policy, bench.unlabeled, bench.settings.num_generations, 1.0, stream=5)
+        try:
+            new, _ = synthesize_preferences(
+                samples,
+                method="spg",
+                equivalence=SameValue(),
+                reward_model=last.reward_model,
+                reward_processing_class=bench.tokenizer,
+                seed=bench.seed,
+            )
+        except NoPairsError:  # The policy is so far gone that no prompt has a majority.
+            return last.reward_model, last.synthetic
+        synthetic = concatenate_datasets([last.synthetic, new])
+        return train_reward_model(bench, self.human, "log_ratio", SPG, synthetic_dataset=synthetic)[0], synthetic

@@ -31,14 +31,16 @@ class Settings:
             β of all tables except the sweep.
         sweep (`tuple[float, ...]`):
             β values of the sweep.
-        loop_kl_coef (`float`):
-            β of the methods in the loop, one of `sweep`.
-        refine_every (`int`):
-            Number of rollouts between two refinements in the loop.
         best_of (`int`):
-            Number n of best-of-n.
+            Number n of best-of-n, and of the samples per prompt that majority-then-reward picks from.
         best_of_samples (`int`):
             Number of samples per prompt for the estimate of best-of-n.
+        taught_copies (`int`):
+            How often majority-then-reward samples each of the 120 training prompts. Each time has its own pick.
+        taught_sft_epochs (`float`), taught_sft_learning_rate (`float`):
+            Training of a policy on picks.
+        taught_dpo_epochs (`float`), taught_dpo_learning_rate (`float`):
+            Training of a policy on pairs of a pick and another completion.
         evaluation_samples (`int`):
             Completions of each of the 80 evaluation prompts, at temperature 0.7.
         noise (`float`):
@@ -60,13 +62,22 @@ class Settings:
     learning_rate: float = 3e-4
     kl_coef: float = 0.4
     sweep: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 0.8)
-    loop_kl_coef: float = 0.1
-    refine_every: int = 8
     best_of: int = 16
     best_of_samples: int = 64
+    taught_copies: int = 8
+    taught_sft_epochs: float = 3
+    taught_sft_learning_rate: float = 1e-3
+    taught_dpo_epochs: float = 3
+    taught_dpo_learning_rate: float = 1e-3
     evaluation_samples: int = 8
     noise: float = 0.15
 
+
+EXPLORED_SEEDS: dict[str, frozenset[int]] = {
+    "paper": frozenset({100, 101}),
+    "ours": frozenset({*range(20), 100, 101, *range(200, 225), 230, 231, *range(300, 304), *range(310, 326)}),
+}
+"""Seeds on which settings of a part were chosen, or that an earlier experiment used. They are never reported."""
 
 LABORATORY = Settings()
 SMOKE = replace(
@@ -81,9 +92,11 @@ SMOKE = replace(
     rollouts=2,
     rollout_size=16,
     sweep=(0.1, 0.4),
-    refine_every=1,
     best_of=2,
     best_of_samples=4,
+    taught_copies=1,
+    taught_sft_epochs=1,
+    taught_dpo_epochs=1,
     evaluation_samples=1,
 )
 SETTINGS = {"laboratory": LABORATORY, "smoke": SMOKE}

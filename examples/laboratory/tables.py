@@ -1,13 +1,11 @@
 """Tables of means and intervals over seeds."""
 
-import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from methods import HEADS, METHODS, list_results
+from methods import HEADS, METHODS
 
 from trl_rlp.evaluation import seed_interval
 
@@ -29,22 +27,15 @@ METRICS = ("win_rate", "gold", "right", "kl", "proxy", "malformed", "characters"
 EQUAL_KL = (0.5, 1.0, 2.0, 4.0)
 
 
-def load_runs(folder: Path) -> tuple[dict[int, Results], list[int]]:
-    """Loads the results of the finished seeds. Also returns the unfinished seeds."""
-    if not (folder / "settings.json").exists():
-        raise SystemExit(f"{folder} contains no runs. Run some seeds with this --output_dir first.")
-    required = set(list_results(json.loads((folder / "settings.json").read_text())["sweep"]))
-    runs, unfinished = {}, []
-    paths = {int(path.parent.name.split("-")[1]): path for path in folder.glob("seed-*/results.json")}
-    for seed, path in sorted(paths.items()):
-        run = json.loads(path.read_text())
-        if required <= set(run):
-            runs[seed] = run
+def list_policies(run: Results) -> dict[str, Results]:
+    """Lists the results that have a policy, by name. An entry of the sweep has one for each method."""
+    policies = {}
+    for name, result in run.items():
+        if "policy" in result:
+            policies[name] = result
         else:
-            unfinished.append(seed)
-    if len(runs) < 2:
-        raise SystemExit(f"{folder} contains {len(runs)} finished seeds, but an interval needs at least two.")
-    return runs, unfinished
+            policies |= {f"{name} {key}": part for key, part in result.items() if isinstance(part, dict)}
+    return policies
 
 
 def list_sweep(runs: dict[int, Results]) -> list[str]:
@@ -53,10 +44,15 @@ def list_sweep(runs: dict[int, Results]) -> list[str]:
     return sorted(names, key=lambda name: float(name[6:]))
 
 
+def collect_values(runs: dict[int, Results], value: Value) -> list[float]:
+    """Collects a value from the seeds that have it."""
+    return [number for run in runs.values() if (number := value(run)) is not None]
+
+
 def summarize_seeds(runs: dict[int, Results], value: Value) -> dict[str, float] | None:
     """Computes mean and interval of a value over seeds. Returns `None` if a seed does not have the value."""
-    values = [value(run) for run in runs.values()]
-    return None if None in values else seed_interval(values)
+    values = collect_values(runs, value)
+    return None if len(values) < len(runs) else seed_interval(values)
 
 
 def select_policy_metric(method: str, name: str) -> Value:
@@ -81,7 +77,12 @@ def interpolate_gold(run: Results, method: str, kl: float, left_out: str = "") -
     Returns `None` if the KL is larger than that of every policy. The entry `left_out` of the sweep is not used.
     """
     policies = [run[name][method]["policy"] for name in run if name.startswith("sweep ") and name != left_out]
-    points = sorted([(0.0, run["sft"]["policy"]["gold"])] + [(policy["kl"], policy["gold"]) for policy in policies])
+    return interpolate(run["sft"]["policy"], policies, kl)
+
+
+def interpolate(sft: Results, policies: Sequence[Results], kl: float) -> float | None:
+    """Interpolates gold reward at a KL, between π_SFT at KL 0 and the policies. `None` above the largest KL."""
+    points = sorted([(0.0, sft["gold"])] + [(policy["kl"], policy["gold"]) for policy in policies])
     kls, golds = zip(*points, strict=True)
     return float(np.interp(kl, kls, golds)) if kl <= kls[-1] else None
 

@@ -1,5 +1,6 @@
 """Training: π_SFT with TRL's `SFTTrainer`, reward models with `RLPRewardTrainer`, policies with `RLPPPOTrainer`."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,27 +10,28 @@ from information import estimate_heldout_information
 from models import make_policy, make_reward_model
 from task import write_demonstrations
 from transformers import PreTrainedModel, TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
-from trl_rlp import (
-    RefinableReward,
-    RLPPPOConfig,
-    RLPPPOTrainer,
-    RLPRewardConfig,
-    RLPRewardTrainer,
-    SemanticAnchorReward,
-)
+from trl_rlp import RLPPPOConfig, RLPPPOTrainer, RLPRewardConfig, RLPRewardTrainer
+from trl_rlp.rewards.standardization import standardize
 from trl_rlp.trainer.reward.representation_log import TERMS
 
 
 CURVE = {"kl": "objective/kl", "proxy": "objective/scores", "gold": "rewards/gold_reward/mean"}
 """Metrics that are kept of each rollout, with their names in the trainer's log."""
 
+GRPO_CURVE = {"kl": "kl", "proxy": "rewards/reward_model/mean", "gold": "rewards/gold_reward/mean"}
+"""The same metrics in the log of GRPO. Its KL is the mean per token."""
+
+NUM_MINI_BATCHES = NUM_EPOCHS = 2
+"""Passes over a rollout, and steps in each pass."""
+
 LOOP_METRICS = ("refinement/", "semantic_anchor/")
 """Beginnings of further metrics that are kept of each rollout, except times, which differ between equal runs."""
 
 
-def _build_common_args(bench: Bench, name: str) -> dict[str, Any]:
+def build_common_args(bench: Bench, name: str) -> dict[str, Any]:
+    """Builds the arguments that all trainers share. Nothing is saved or reported."""
     return {
         "output_dir": str(bench.folder / "trainers" / name),
         "seed": bench.seed,
@@ -53,7 +55,7 @@ def train_sft(bench: Bench) -> PreTrainedModel:
             lr_scheduler_type="cosine",
             per_device_train_batch_size=64,
             max_length=64,
-            **_build_common_args(bench, "sft"),
+            **build_common_args(bench, "sft"),
         )
         data = write_demonstrations(bench.world, settings.demonstrations, bench.seed)
         SFTTrainer(model=policy, args=args, train_dataset=data, processing_class=bench.tokenizer).train()
@@ -71,7 +73,7 @@ def build_reward_args(bench: Bench, fields: dict[str, Any], epochs: float | None
         max_length=64,
         logging_steps=10,
         **fields,
-        **_build_common_args(bench, "reward"),
+        **build_common_args(bench, "reward"),
     )
 
 
@@ -105,15 +107,18 @@ def train_reward_model(
     return model, terms
 
 
-def _build_policy_args(bench: Bench, kl_coef: float, reward_weights: list[float]) -> RLPPPOConfig:
+def _build_policy_args(
+    bench: Bench, kl_coef: float, reward_weights: list[float], num_generations: int
+) -> RLPPPOConfig:
     settings = bench.settings
     return RLPPPOConfig.from_preset(
         "alpacafarm",
         per_device_train_batch_size=settings.rollout_size // 2,
         gradient_accumulation_steps=2,
-        num_mini_batches=2,
-        num_ppo_epochs=2,
+        num_mini_batches=NUM_MINI_BATCHES,
+        num_ppo_epochs=NUM_EPOCHS,
         total_episodes=settings.rollouts * settings.rollout_size,
+        num_generations=num_generations,
         response_length=MAX_NEW_TOKENS,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="constant",
@@ -125,53 +130,129 @@ def _build_policy_args(bench: Bench, kl_coef: float, reward_weights: list[float]
         local_rollout_forward_batch_size=settings.rollout_size,
         num_sample_generations=0,
         logging_steps=1,
-        **_build_common_args(bench, "policy"),
+        **build_common_args(bench, "policy"),
     )
 
 
 def train_policy(
+    bench: Bench, reward_model: PreTrainedModel, kl_coef: float
+) -> tuple[PreTrainedModel, list[dict[str, float]]]:
+    """Trains a policy with PPO from π_SFT against a fixed reward model. Returns the same as [`train_by_ppo`]."""
+    return train_by_ppo(bench, [], kl_coef, [], reward_model=reward_model)
+
+
+def train_by_ppo(
     bench: Bench,
-    reward_model: PreTrainedModel | RefinableReward,
+    functions: Sequence[tuple[Callable[..., Any], float]],
     kl_coef: float,
-    anchor_reward: SemanticAnchorReward | None = None,
-    anchor_weight: float = 0.0,
-    callbacks: list[TrainerCallback] | None = None,
+    callbacks: list[TrainerCallback],
+    num_generations: int = 1,
+    reward_model: PreTrainedModel | None = None,
 ) -> tuple[PreTrainedModel, list[dict[str, float]]]:
     """
     Trains a policy with PPO from π_SFT.
+
+    Args:
+        bench ([`Bench`]):
+            Bench of the seed.
+        functions (`Sequence[tuple[Callable, float]]`):
+            Reward functions with their weights.
+        kl_coef (`float`):
+            β.
+        callbacks (`list[TrainerCallback]`):
+            Callbacks of the trainer.
+        num_generations (`int`, *optional*, defaults to `1`):
+            Completions of each prompt in a rollout.
+        reward_model ([`~transformers.PreTrainedModel`], *optional*):
+            Reward model with weight 1, before the functions.
 
     Returns:
         The policy, and the metrics of each rollout: KL, proxy reward and gold reward. With anchors or refinements also
         their metrics.
     """
-    is_refinable = isinstance(reward_model, RefinableReward)
-    anchor_funcs, anchor_weights = ([], []) if anchor_reward is None else ([anchor_reward], [anchor_weight])
-    args = _build_policy_args(bench, kl_coef, [1.0, *anchor_weights, 0.0])
+    weights = [weight for _, weight in functions]
+    trainer = RLPPPOTrainer(
+        _build_policy_args(bench, kl_coef, [*([] if reward_model is None else [1.0]), *weights, 0.0], num_generations),
+        bench.tokenizer,
+        bench.load_sft(),
+        None,
+        reward_model,
+        train_dataset=Dataset.from_dict({"prompt": bench.unlabeled}),
+        reward_funcs=[*(function for function, _ in functions), build_gold_reward(bench)],
+        callbacks=callbacks or None,
+    )
+    trainer.train()
+    rows = [row for row in trainer.state.log_history if CURVE["kl"] in row]
+    return trainer.model.eval(), [select_curve_metrics(row, CURVE) for row in rows]
+
+
+def train_by_grpo(
+    bench: Bench,
+    functions: Sequence[tuple[Callable[..., Any], float]],
+    kl_coef: float,
+    callbacks: list[TrainerCallback],
+    num_generations: int,
+) -> tuple[PreTrainedModel, list[dict[str, float]]]:
+    """
+    Trains a policy with TRL's `GRPOTrainer` from π_SFT, on as many completions and with as many steps as PPO.
+
+    Advantages are not divided by their standard deviation, so β and the weights mean the same as in PPO. The first
+    function is a [`RefinableReward`], which is standardized on samples of π_SFT.
+
+    Args:
+        bench, functions, kl_coef, callbacks, num_generations:
+            As in [`train_by_ppo`].
+
+    Returns:
+        The same as [`train_by_ppo`].
+    """
+    settings, prompts = bench.settings, Dataset.from_dict({"prompt": bench.unlabeled})
+    sampling = {"num_generations": 2, "max_new_tokens": MAX_NEW_TOKENS, "seed": bench.seed}
+    standardize([functions[0][0]], bench.load_sft(), bench.tokenizer, prompts, sampling)
+    steps_per_rollout = NUM_MINI_BATCHES * NUM_EPOCHS
+    args = GRPOConfig(
+        per_device_train_batch_size=settings.rollout_size // NUM_MINI_BATCHES,
+        steps_per_generation=NUM_MINI_BATCHES,
+        num_iterations=NUM_EPOCHS,
+        num_generations=num_generations,
+        max_steps=settings.rollouts * steps_per_rollout,
+        max_completion_length=MAX_NEW_TOKENS,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="constant",
+        beta=kl_coef,
+        scale_rewards="none",
+        reward_weights=[*(weight for _, weight in functions), 0.0],
+        logging_steps=steps_per_rollout,
+        **build_common_args(bench, "policy"),
+    )
+    trainer = GRPOTrainer(
+        model=str(bench.folder / SFT),
+        reward_funcs=[*(function for function, _ in functions), build_gold_reward(bench)],
+        args=args,
+        train_dataset=prompts,
+        processing_class=bench.tokenizer,
+        callbacks=callbacks or None,
+    )
+    trainer.train()
+    rows = [row for row in trainer.state.log_history if GRPO_CURVE["kl"] in row]
+    return trainer.model.eval(), [select_curve_metrics(row, GRPO_CURVE) for row in rows]
+
+
+TRAINERS = {"ppo": train_by_ppo, "grpo": train_by_grpo}
+"""Trainers of the policies that have reward functions."""
+
+
+def build_gold_reward(bench: Bench) -> Callable[..., list[float]]:
+    """Builds the gold reward as a reward function. Its weight is 0, so it is only logged."""
 
     def gold_reward(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
         return [bench.compute_gold(*pair) for pair in zip(prompts, completions, strict=True)]
 
-    trainer = RLPPPOTrainer(
-        args,
-        bench.tokenizer,
-        bench.load_sft(),
-        None,
-        None if is_refinable else reward_model,
-        train_dataset=Dataset.from_dict({"prompt": bench.unlabeled}),
-        reward_funcs=[
-            *([reward_model] if is_refinable else []),
-            *anchor_funcs,
-            gold_reward,  # weight 0: only logged
-        ],
-        callbacks=callbacks,
-    )
-    trainer.train()
-    rows = [row for row in trainer.state.log_history if CURVE["kl"] in row]
-    return trainer.model.eval(), [select_curve_metrics(row) for row in rows]
+    return gold_reward
 
 
-def select_curve_metrics(row: dict[str, float]) -> dict[str, float]:
+def select_curve_metrics(row: dict[str, float], curve: dict[str, str]) -> dict[str, float]:
     """Selects the metrics of a rollout that are kept. Those of anchors and refinements keep their names."""
-    kept = {short: row[name] for short, name in CURVE.items()}
+    kept = {short: row[name] for short, name in curve.items()}
     loop = [name for name in row if name.startswith(LOOP_METRICS) and not name.endswith("seconds")]
     return kept | {name: row[name] for name in loop}

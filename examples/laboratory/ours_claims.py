@@ -1,0 +1,142 @@
+"""What is claimed of our methods, tested on the seeds of a report, and whether they meet their goal."""
+
+from claims import Step, compute_p_value, compute_p_values, format_claims, format_difference
+from methods import BEST_OF_N, LOOP_METHODS
+from ours_results import choose_beta, compare_at_own_kl, list_betas, list_main, name_policy, select_metric
+from tables import Results, Value, collect_values, format_interval, format_table, subtract, summarize_seeds
+
+from trl_rlp.evaluation import seed_interval
+
+
+VERDICTS = ("confirmed", "reversed", "not decided")
+GAIN = 0.05
+"""Goal for the win rate above that of SPG, at `P_VALUE`."""
+P_VALUE = 0.01
+MALFORMED = {0.1: 0.05, 0.05: 0.1}
+"""Goal for the share of malformed completions: its limit at each β."""
+QUARTER = 0.1
+"""A quarter of the default β."""
+NOISE = 0.15
+"""Share of wrong verdicts in the claim about noise."""
+
+
+def compare_with_best(runs: dict[int, Results], method: str, other: str, metric: str, rule: str) -> tuple[str, Value]:
+    """
+    Compares two methods, each at the β with the best mean of `rule`.
+
+    Returns:
+        The name of the difference, and the function that computes it on one seed.
+    """
+    policies = [(name, choose_beta(runs, name, rule)) for name in (method, other)]
+    first, second = (select_metric(*policy, metric) for policy in policies)
+    return " − ".join(name_policy(*policy) for policy in policies), subtract(first, second)
+
+
+def build_best_table(runs: dict[int, Results], rule: str) -> str:
+    """Builds the table of each method at its best β minus SPG at its best β. The rule is a metric."""
+    methods = ["ppo", *BEST_OF_N, *list_main()]
+    metrics = {"win_rate": "win rate", "gold": "gold"}
+    labels, differences = [], []
+    for method in methods:
+        for metric in metrics:
+            label, value = compare_with_best(runs, method, "spg", metric, rule)
+            labels.append(label)
+            differences.append(collect_values(runs, value))
+    corrected = compute_p_values(differences)
+    rows = []
+    for first in range(0, len(labels), len(metrics)):
+        row = [labels[first]]
+        for index in range(first, first + len(metrics)):
+            values = differences[index]
+            row += [
+                format_difference(seed_interval(values)),
+                f"{compute_p_value(values):.3f}",
+                f"{corrected[index]:.3f}",
+                f"{sum(value < 0 for value in values)} of {len(values)}",
+            ]
+        rows.append(row)
+    header = [f"{name}{part}" for name in metrics.values() for part in ("", ", p", ", p, corrected", ", seeds worse")]
+    return format_table(["difference", *header], rows)
+
+
+def build_claims_table(runs: dict[int, Results]) -> str:
+    """Builds the table of what is claimed of ours, one difference per row."""
+    steps = [step for method in list_main() for step in _build_method_steps(runs, method)]
+    return format_claims(runs, steps + _build_comparison_steps(runs), VERDICTS)
+
+
+def _build_method_steps(runs: dict[int, Results], method: str) -> list[Step]:
+    """Builds the rows of one method: win rate and gold reward compared with SPG, malformed completions, collapse."""
+    label, gain = compare_with_best(runs, method, "spg", "win_rate", "win_rate")
+    beta = choose_beta(runs, method, "win_rate")
+    steps = [
+        ("win rate above SPG", label, gain),
+        (f"win rate above SPG by more than {GAIN:g}", f"{label} − {GAIN:g}", subtract(gain, lambda run: GAIN)),
+        (
+            "gold above SPG at equal KL",
+            f"{name_policy(method, beta)} − spg's sweep",
+            compare_at_own_kl(runs, method, beta),
+        ),
+    ]
+    for at, limit in MALFORMED.items():
+        if at in list_betas(runs, method):
+            below = subtract(lambda run, limit=limit: limit, select_metric(method, at, "malformed"))
+            steps.append((f"malformed below {limit:g}", f"{limit:g} − {name_policy(method, at)}", below))
+    if all(QUARTER in list_betas(runs, name) for name in (method, "ppo")):
+        sides = [(name, QUARTER) for name in (method, "ppo")]
+        value = subtract(*(select_metric(*side, "gold") for side in sides))
+        steps.append(("no collapse: gold", " − ".join(name_policy(*side) for side in sides), value))
+    return steps
+
+
+def _build_comparison_steps(runs: dict[int, Results]) -> list[Step]:
+    """Builds the rows that compare methods of ours with each other, and ways to use the majority."""
+    label, value = compare_with_best(runs, "anchored", "anchor_reward", "win_rate", "win_rate")
+    steps = [("refinement helps: win rate", label, value)]
+    for method in ("refined_in_loop", "anchored"):
+        losses = [compute_noise_loss(name) for name in ("anchor_reward", method)]
+        label = f"loss of anchor_reward − loss of {method}, β {QUARTER:g}"
+        steps.append((f"refinement loses less win rate to {NOISE:.0%} noise", label, subtract(*losses)))
+    for metric, name in (("win_rate", "win rate"), ("gold", "gold")):
+        label, value = compare_with_best(runs, "best-of-n, majority", "best-of-n", metric, metric)
+        steps.append((f"majority, then reward: {name}", label, value))
+    label, value = compare_with_best(runs, "majority_dpo", "spg", "win_rate", "win_rate")
+    return [*steps, ("a policy taught the majority's best: win rate", label, value)]
+
+
+def compute_noise_loss(method: str) -> Value:
+    """Returns the function that computes the win rate that a method loses if its equivalence makes errors."""
+    noisy = next(name for name, other in LOOP_METHODS.items() if other.base == method and other.noise == NOISE)
+    return subtract(*(select_metric(name, QUARTER, "win_rate") for name in (method, noisy)))
+
+
+def build_goal_table(runs: dict[int, Results]) -> str:
+    """Builds the table of the goal: which of our main methods meet which part of it."""
+    methods = list_main()
+    compared = [compare_with_best(runs, method, "spg", "win_rate", "win_rate") for method in methods]
+    gains = [collect_values(runs, value) for _, value in compared]
+    rows = []
+    for method, (label, _), values, p_value in zip(methods, compared, gains, compute_p_values(gains), strict=True):
+        summary = seed_interval(values)
+        is_met: list[bool | None] = [summary["mean"] >= GAIN and p_value < P_VALUE]
+        cells = [format_difference(summary), f"{p_value:.3f}", say(is_met[0])]
+        interval = summarize_seeds(runs, compare_at_own_kl(runs, method, choose_beta(runs, method, "win_rate")))
+        is_met.append(None if interval is None else interval["low"] > 0)
+        cells += ["–" if interval is None else format_difference(interval), say(is_met[1])]
+        for beta, limit in MALFORMED.items():
+            share = None
+            if beta in list_betas(runs, method):
+                share = summarize_seeds(runs, select_metric(method, beta, "malformed"))
+            is_met.append(None if share is None else share["mean"] < limit)
+            cells += [format_interval(share), say(is_met[-1])]
+        rows.append([label, *cells, say(False if False in is_met else None if None in is_met else True)])
+    header = ["difference", "win rate", "p, corrected", f"at least {GAIN:+g} at p < {P_VALUE:g}"]
+    header += ["gold − spg's sweep at the same KL", "above 0"]
+    for beta, limit in MALFORMED.items():
+        header += [f"malformed, β {beta:g}", f"below {limit:g}"]
+    return format_table([*header, "all of it"], rows)
+
+
+def say(is_met: bool | None) -> str:
+    """Writes whether a part of the goal is met, or a dash if it was not measured."""
+    return "–" if is_met is None else "yes" if is_met else "no"

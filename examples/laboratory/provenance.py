@@ -1,0 +1,200 @@
+"""Where results come from: their commit, settings and seeds. Refuses results that cannot be in one table."""
+
+import json
+import subprocess
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from methods import LOOP_METHODS, METHODS, PARTS, list_results
+from settings import EXPLORED_SEEDS, SETTINGS, Settings
+from tables import Results
+
+
+UNKNOWN = "unknown"
+"""Commit of results that were made without git, or before commits were recorded."""
+
+DIRTY = "-dirty"
+"""End of the commit of a tree with changes that are not committed."""
+
+NAMED = 5
+"""Number of differing settings that an error names."""
+
+
+@cache
+def read_commit() -> str:
+    """
+    Reads the commit of this code.
+
+    It is read once per process. Read it when a run starts, because the files may change while the run lasts.
+
+    Returns:
+        `str`: The commit, with `-dirty` if tracked files have changes that are not committed. `"unknown"` without git.
+    """
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        result = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return UNKNOWN
+    return result.stdout.strip()
+
+
+def describe_settings(name: str) -> dict[str, Any]:
+    """Lists the settings of this code and its methods, as they are written to the folder of the runs."""
+    methods = {method: asdict(fields) for method, fields in {**METHODS, **LOOP_METHODS}.items()}
+    return json.loads(json.dumps({**asdict(SETTINGS[name]), "methods": methods}))
+
+
+def identify_settings(folder: Path) -> str:
+    """Returns the name of the settings of a folder. Refuses a folder whose settings are not those of this code."""
+    path = folder / "settings.json"
+    if not path.exists():
+        raise SystemExit(f"{folder} contains no runs. Run some seeds with this --output_dir first.")
+    saved = json.loads(path.read_text())
+    differences = {name: list_differences(saved, describe_settings(name)) for name in SETTINGS}
+    name = min(differences, key=lambda name: len(differences[name]))
+    if differences[name]:
+        listed, hidden = differences[name][:NAMED], len(differences[name]) - NAMED
+        more = f" and {hidden} more" if hidden > 0 else ""
+        raise SystemExit(
+            f"{path} differs from the settings {name!r} of this code in {', '.join(listed)}{more}. Report these "
+            "runs with the code that made them, or run the seeds again with another --output_dir."
+        )
+    return name
+
+
+def list_differences(saved: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    """Lists the settings and methods that differ."""
+    sides = [
+        {**side, "methods": None, **{f"methods.{name}": fields for name, fields in side.get("methods", {}).items()}}
+        for side in (saved, settings)
+    ]
+    return [name for name in dict.fromkeys([*sides[0], *sides[1]]) if sides[0].get(name) != sides[1].get(name)]
+
+
+@dataclass(frozen=True)
+class PartRuns:
+    """
+    The finished seeds of a part of the laboratory.
+
+    Args:
+        part (`str`):
+            Name of the part, one of `PARTS`.
+        runs (`dict[int, Results]`):
+            The results of the part for each finished seed.
+        unfinished (`list[int]`):
+            Seeds that lack a result of the part.
+        settings_name (`str`):
+            Name of the settings, one of `SETTINGS`.
+        commit (`str`):
+            Commit of all results.
+    """
+
+    part: str
+    runs: dict[int, Results]
+    unfinished: list[int]
+    settings_name: str
+    commit: str = UNKNOWN
+
+    @property
+    def settings(self) -> Settings:
+        return SETTINGS[self.settings_name]
+
+    def describe(self) -> str:
+        """Describes the runs in the words of a page of tables."""
+        missing = f" Unfinished seeds, not included: {join(self.unfinished)}." if self.unfinished else ""
+        return (
+            f"{len(self.runs)} seeds: {join(self.runs)}.{missing} Settings: `{self.settings_name}`. Commit: "
+            f"`{self.commit}`. Each cell is the mean ± half the width of the 95% interval over seeds (Student's t)."
+        )
+
+
+def load_parts(folder: Path, part: str | None = None) -> list[PartRuns]:
+    """
+    Loads the finished seeds of a part, or of each part that has two of them. Refuses what cannot be in one table.
+
+    Args:
+        folder (`Path`):
+            Folder of the runs.
+        part (`str`, *optional*):
+            One of `PARTS`.
+    """
+    settings_name = identify_settings(folder)
+    loaded = [load_finished(folder, name, settings_name) for name in ([part] if part else PARTS)]
+    complete = [runs for runs in loaded if len(runs.runs) >= 2]
+    counts = [count_seeds(runs) for runs in loaded if runs not in complete]
+    if not complete:
+        words = f" with --part {part}" if part else ""
+        raise SystemExit(
+            f"{folder} contains {' and '.join(counts)}, but an interval needs at least two. Run more seeds{words} to "
+            "their end."
+        )
+    checked = [check_runs(folder, runs) for runs in complete]
+    for count in counts:
+        print(f"Not reported: {count}. An interval needs at least two.")
+    return checked
+
+
+def count_seeds(loaded: PartRuns) -> str:
+    """Counts the finished seeds of a part in words."""
+    number = len(loaded.runs)
+    return f"{number} finished {'seed' if number == 1 else 'seeds'} of the part {loaded.part!r}"
+
+
+def load_finished(folder: Path, part: str, settings_name: str) -> PartRuns:
+    """Loads the results of a part. A seed is finished if it has all of them."""
+    required = list_results(SETTINGS[settings_name].sweep, part)
+    runs, unfinished = {}, []
+    paths = {int(path.parent.name.split("-")[1]): path for path in folder.glob("seed-*/results.json")}
+    for seed, path in sorted(paths.items()):
+        run = json.loads(path.read_text())
+        if set(required) <= set(run):
+            runs[seed] = {name: run[name] for name in required}
+        else:
+            unfinished.append(seed)
+    return PartRuns(part, runs, unfinished, settings_name)
+
+
+def check_runs(folder: Path, loaded: PartRuns) -> PartRuns:
+    """Refuses explored seeds, different commits and changes that are not committed. Adds the commit to the runs."""
+    is_smoke = loaded.settings_name == "smoke"
+    explored = [seed for seed in loaded.runs if seed in EXPLORED_SEEDS[loaded.part]]
+    if explored and not is_smoke:
+        raise SystemExit(
+            f"{name_seeds(explored)} used to choose the settings of the part {loaded.part!r}. Move the folders of "
+            f"explored seeds out of {folder} and report others, or report another part with --part."
+        )
+    seeds: dict[str, list[int]] = {}
+    for seed, run in loaded.runs.items():
+        for commit in sorted(set().union(*map(list_commits, run.values()))):
+            seeds.setdefault(commit, []).append(seed)
+    if len(seeds) > 1:
+        listed = ", ".join(f"{commit} (seeds {join(numbers)})" for commit, numbers in seeds.items())
+        raise SystemExit(
+            f"The results of the part {loaded.part!r} come from different commits: {listed}. Run all seeds again at "
+            "one commit, with another --output_dir."
+        )
+    commit = next(iter(seeds))
+    if commit.endswith(DIRTY) and loaded.part == "ours" and not is_smoke:
+        raise SystemExit(
+            f"The results of the part 'ours' were made at {commit}, with changes that are not committed. Commit the "
+            "changes and run the seeds again, with another --output_dir."
+        )
+    return PartRuns(loaded.part, loaded.runs, loaded.unfinished, loaded.settings_name, commit)
+
+
+def list_commits(result: dict[str, Any]) -> set[str]:
+    """Lists the commits of a result. An entry of the sweep may contain results with their own commits."""
+    parts = [result, *(part for part in result.values() if isinstance(part, dict))]
+    return {part["commit"] for part in parts if "commit" in part} or {UNKNOWN}
+
+
+def name_seeds(seeds: list[int]) -> str:
+    """Names seeds as the subject of a sentence in the past."""
+    return f"Seed {seeds[0]} was" if len(seeds) == 1 else f"Seeds {join(seeds)} were"
+
+
+def join(seeds: Any) -> str:
+    """Joins seeds by commas."""
+    return ", ".join(map(str, seeds))
