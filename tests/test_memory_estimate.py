@@ -201,6 +201,11 @@ def test_every_round_has_its_stages():
     assert list(loop) == [*anchors, *plain]
     two = {**ON_CPU, "num_generations": 2}
     assert list(estimate(method="uml", refine_every=8, policy_args=two))[:2] == ["anchor_samples", "reward_model"]
+    sft = {"sample_from": "sft", "anchor_weight": 3.0}
+    assert list(estimate(**sft))[:4] == ["policy_samples", "groups", "anchors", "reward_model"]
+    assert list(estimate(sample_from="sft"))[:3] == ["reward_model", "policy_samples", "groups"]
+    assert estimate(rounds=2, **sft) == {name: loop[name] for name in estimate(rounds=2, **sft)}
+    assert loop.keys() - estimate(rounds=2, **sft).keys() == {"anchor_samples", "policy"}
     one_round = list(estimate())
     assert list(plain) == [*one_round, *(f"{name}_2" for name in one_round[2:])]
     assert plain["retrained_policy_2"] == plain["retrained_policy"] == plain["policy"] == loop["policy"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import trl_rlp.pipeline as pipeline
 import trl_rlp.pipeline_checks as pipeline_checks
@@ -13,15 +13,18 @@ import trl_rlp.stages.policy as policy_stage
 import trl_rlp.stages.preferences as preference_stage
 from tests.data.sampling.fakes import FakeVLLM
 from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
+from trl_rlp.data.anchors.semantic_anchors import SemanticAnchors
 from trl_rlp.data.normalization import normalize_text
 from trl_rlp.data.scoring import score
 from trl_rlp.evaluation.gate_report import RewardModelRegression
+from trl_rlp.memory_estimate import RunShape, estimate_memory
 from trl_rlp.pipeline import run_rlp
 from trl_rlp.pipeline_config import RLPConfig
 from trl_rlp.stages.policy import LAST_REWARD_MODEL
 from trl_rlp.stages.reward_model import train_reward_model
 from trl_rlp.storage import artifacts
 from trl_rlp.storage.artifacts import load_data
+from trl_rlp.storage.run_folder import RunFolder
 
 
 TRAINING = {"per_device_train_batch_size": 4, "max_steps": 2, "report_to": "none", "logging_steps": 1, "use_cpu": True}
@@ -531,4 +534,90 @@ def test_grpo_on_chats_has_anchors_and_refinement(tmp_path, sft_model, untrained
     assert metrics["refinement/count"] + metrics["refinement/skipped"] == 1
     total = metrics["rewards/reward_model/mean"] + 3 * metrics["rewards/semantic_anchor/mean"]
     assert metrics["reward"] == pytest.approx(total, abs=1e-5)
+    assert (result.retrained_policy / LAST_REWARD_MODEL / "config.json").is_file()
+
+
+# Samples of π_SFT instead of the policy of step 3
+
+
+def run_recorded(settings, *arguments, **options):
+    """Returns the result, and the names of the stages in the order in which they start."""
+    started = []
+    with RunFolder.on_start(lambda run, name, arguments: started.append(name)):
+        return run_rlp(settings, *arguments, **options), started
+
+
+def test_samples_of_the_sft_policy_make_anchors_and_pairs_and_no_first_policy_is_trained(
+    tmp_path, sft_model, untrained, monkeypatch
+):
+    """π_SFT is sampled once and grouped once. Round 2 samples the policy of round 1. A second run starts no stage."""
+    preferences, prompts = data(chat=False)
+    sampled = []
+    sample_policy = pipeline.sample_policy
+    monkeypatch.setattr(
+        pipeline, "sample_policy", lambda folder, **kw: sampled.append(kw["policy"]) or sample_policy(folder, **kw)
+    )
+    settings = config(tmp_path, sft_model, sample_from="sft", anchor_weight=3.0, refine_every=1, rounds=2)
+    result, started = run_recorded(settings, preferences, prompts, SameParity(), eval_prompt_dataset=prompts)
+    steps = ["synthetic_preferences", "refined_reward_model", "gate", "retrained_policy"]
+    second = [f"{name}_2" for name in ("policy_samples", "groups", *steps)]
+    assert started == ["policy_samples", "groups", "anchors", "reward_model", *steps, *second, "evaluation"]
+    shape = RunShape(*[AutoConfig.from_pretrained(sft_model)] * 2, 8, has_evaluation=True, device=torch.device("cpu"))
+    assert list(estimate_memory(settings, shape)) == started
+    assert sampled == [sft_model, result.rounds[0].retrained_policy]
+    assert result.policy is None and result.rounds[0].policy_samples == tmp_path / "run" / "groups"
+    evaluation = result.stages["evaluation"]["metrics"]
+    assert list(evaluation) == ["sft", "retrained_policy", "retrained_policy_2"]
+    assert "human" in result.stages["gate"]["metrics"]["comparisons"]
+    again, started = run_recorded(settings, preferences, prompts, SameParity(), eval_prompt_dataset=prompts)
+    assert again == result and not started
+
+
+def test_the_anchors_are_those_of_a_run_that_also_trains_the_first_policy(tmp_path, sft_model, untrained):
+    preferences, prompts = data(chat=False)
+    anchors = []
+    for name in ("policy", "sft"):
+        settings = config(tmp_path / name, sft_model, sample_from=name, anchor_weight=3.0)
+        run_rlp(settings, preferences, prompts, SameParity())
+        anchors.append(SemanticAnchors.load(tmp_path / name / "run" / "anchors").dataset.to_list())
+    names = ("prompt", "anchor", "members", "confidence", "reason")
+    first, second = ([{name: row[name] for name in names} for row in rows] for rows in anchors)
+    assert first == second
+
+
+@pytest.mark.parametrize("refine_every", [None, 1])
+def test_views_of_the_sft_policy_need_no_groups(tmp_path, sft_model, untrained, refine_every):
+    """All prompts are sampled, not only the first 256, because the views come from these samples."""
+    preferences, prompts = data(chat=False)
+    settings = config(tmp_path, sft_model, method="uml", sample_from="sft", refine_every=refine_every)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trl_rlp.rewards.standardization.NUM_PROMPTS", 3)
+        result, started = run_recorded(settings, preferences, prompts)
+    order = ["policy_samples", "reward_model"] if refine_every else ["reward_model", "policy_samples"]
+    assert started == [*order, "refined_reward_model", "gate", "retrained_policy"]
+    assert len(load_data(result.policy_samples)) == 8
+
+
+def test_ready_samples_of_the_sft_policy_make_the_anchors(tmp_path, sft_model, untrained):
+    """Half of the six texts begin with a or c and half with b or d, so the confidence is .5."""
+    preferences, prompts = data(chat=False)
+    settings = config(tmp_path, sft_model, sample_from="sft", anchor_weight=3.0)
+    run_rlp(settings, preferences, prompts, SameParity(), policy_samples=ready_samples(prompts["prompt"]))
+    anchors = SemanticAnchors.load(tmp_path / "run" / "anchors")
+    assert anchors.find("question 0").text == "aa" and anchors.mean_confidence == 0.5 and len(anchors) == 8
+
+
+def test_the_preset_of_ours_runs(tmp_path, sft_model):
+    """Two rollouts with a refinement between them."""
+    preferences, prompts = data(chat=False)
+    reward_args, policy_args = {**TRAINING}, {**TRAINING, "num_generations": 2, "num_ppo_epochs": 1}
+    small = {"refine_every": 1, "num_generations": 6, "max_new_tokens": 4, "heldout_share": 0.25}
+    settings = RLPConfig.from_preset(
+        "anchored", str(tmp_path / "run"), sft_model, reward_args=reward_args, policy_args=policy_args, **small
+    )
+    result, started = run_recorded(settings, preferences, prompts, SameParity())
+    assert "policy" not in started and result.policy is None
+    metrics = result.stages["retrained_policy"]["metrics"]
+    assert metrics["refinement/count"] + metrics["refinement/skipped"] == 1
+    assert metrics["semantic_anchor/anchored_share"] > 0
     assert (result.retrained_policy / LAST_REWARD_MODEL / "config.json").is_file()

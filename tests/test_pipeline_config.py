@@ -42,6 +42,7 @@ def test_a_lora_reward_model_keeps_its_score_head():
         ({"temperature": 0.0}, "`temperature` must be above 0, got 0"),
         ({"anchor_weight": -1.0}, "`anchor_weight` must be at least 0, got -1.0"),
         ({"refine_every": 0}, "`refine_every` must be at least 1, got 0"),
+        ({"sample_from": "policies"}, r"`sample_from` must be one of \('policy', 'sft'\), got 'policies'"),
         ({"rounds": 0}, "`rounds` must be at least 1, got 0"),
         (
             {"anchor_weight": 3.0, "policy_args": {"reward_weights": [2.0]}},
@@ -232,6 +233,7 @@ def test_step_4_and_step_5_have_the_settings_of_the_loop():
         False,
     )
     assert (loop.anchor_weight, loop.refine_every, loop.is_in_loop, loop.needs_anchors) == (3.0, 8, True, True)
+    assert plain.trains_first_policy and not config(sample_from="sft").refinement_settings().trains_first_policy
     views = {"method": "uml", "policy_args": {"num_generations": 2}}
     refined = config(refine_every=8, **views).refinement_settings()
     assert refined.is_in_loop and not refined.needs_anchors and not refined.needs_equivalence

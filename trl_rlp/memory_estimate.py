@@ -399,19 +399,19 @@ def estimate_memory(config: RLPConfig, shape: RunShape) -> dict[str, StageMemory
         length = shape.prompt_length + config.max_new_tokens
         num_sequences = max(config.num_generations, (config.tokens_per_batch or 0) // length)
         sampling = inference + estimate_sampling(policy, policy_bytes, num_sequences, length)
-    stages = {
-        "reward_model": _estimate_reward_training(config, shape, trained_reward, uses_views=False),
-        "policy": training,
-    }
     settings, refinement = config.refinement_settings(), config.reward_config()
     groups = _estimate_groups(config, shape)
-    if settings.is_in_loop:
-        anchors = {"anchors": groups} if settings.needs_anchors else {}
-        stages = {"anchor_samples": sampling, **anchors, **stages}
-    refined = _estimate_reward_training(config, shape, trained_reward, refinement.uses_views)
     steps = {"policy_samples": sampling}
     if refinement.needs_groups:
         steps["groups"] = groups
+    stages: dict[str, StageMemory] = {}
+    if settings.is_in_loop:
+        anchors = {"anchors": groups} if settings.needs_anchors else {}
+        stages = {**({"anchor_samples": sampling} if settings.trains_first_policy else steps), **anchors}
+    stages["reward_model"] = _estimate_reward_training(config, shape, trained_reward, uses_views=False)
+    if settings.trains_first_policy:
+        stages["policy"] = training
+    refined = _estimate_reward_training(config, shape, trained_reward, refinement.uses_views)
     if refinement.uses_synthetic_pairs:
         steps["synthetic_preferences"] = scoring
     steps |= {"refined_reward_model": refined, "gate": scoring}

@@ -62,8 +62,8 @@ class RLPResult:
     Args:
         reward_model (`Path`):
             Reward model r_φ, a plain sequence classifier.
-        policy (`Path`):
-            Policy π_θ, a plain causal LM.
+        policy (`Path` or `None`):
+            Policy π_θ, a plain causal LM. `None` with `sample_from="sft"`, which does not train it.
         policy_samples (`Path`):
             Policy samples P, a dataset with `prompt`, `completions` and `finished`. If the samples were grouped, it
             also has `cluster_ids` and `confidence`. Read it with [`load_data`].
@@ -80,7 +80,7 @@ class RLPResult:
     """
 
     reward_model: Path
-    policy: Path
+    policy: Path | None
     policy_samples: Path
     synthetic_preferences: Path | None
     refined_reward_model: Path
@@ -124,7 +124,7 @@ def run_rlp(
             folder, or a function from the prompts U to such a dataset. The function can load the policy of step 3 from
             `output_dir/policy`. Every process calls it. A prompt may be missing, but not be another one. A resumed run
             recognizes a function by its attribute `fingerprint`, or else by its name. They are those of round 1.
-            Further rounds sample with `config.engine`.
+            Further rounds sample with `config.engine`. With `sample_from="sft"`, they are samples of π_SFT.
 
     Returns:
         [`RLPResult`]: Folders and metrics.
@@ -157,7 +157,7 @@ def run_rlp(
 
     # Not part of Algorithm 1, and off by default: anchors for step 5, the clear majorities among samples of π_SFT.
     settings = config.refinement_settings()
-    anchors = sample_anchors(run, settings, config.sft_model, prompt_dataset, equivalence)
+    anchors = sample_anchors(run, settings, config.sft_model, prompt_dataset, equivalence, policy_samples)
 
     # Step 2: train the reward model r on D.
     reward_model = run.stage(
@@ -169,14 +169,17 @@ def run_rlp(
         peft_config=config.lora("reward"),
     )
 
-    # Step 3: train the policy π from π_SFT against r.
-    policy = run.stage(
-        "policy", train_policy, reward_model=reward_model, prompt_dataset=prompt_dataset, **config.policy_arguments()
-    )
+    # Step 3: train the policy π from π_SFT against r. With `sample_from="sft"`, which is ours, nothing needs π.
+    policy = None
+    if settings.trains_first_policy:
+        arguments = config.policy_arguments()
+        policy = run.stage(
+            "policy", train_policy, reward_model=reward_model, prompt_dataset=prompt_dataset, **arguments
+        )
 
     # Steps 4 and 5, once in Algorithm 1. Each further round uses the policy and the reward model of the round before.
     rounds: list[Round] = []
-    last_policy, last_reward_model, all_preferences = policy, reward_model, ()
+    last_policy, last_reward_model, all_preferences = policy or config.sft_model, reward_model, ()
     for number in range(1, config.rounds + 1):
         # Step 4: sample P from the last policy, and retrain the reward model on it.
         round_run = run.in_round(number)
@@ -237,9 +240,12 @@ def sample_anchors(
     policy: str | Path,
     prompt_dataset: Dataset,
     equivalence: Equivalence | None,
+    policy_samples: SampleSource | None = None,
 ) -> Anchors | None:
     """
     Samples π_SFT once, groups the samples and makes anchors from them. This is ours and not the paper's.
+
+    With `sample_from="sft"`, these are the stages `policy_samples` and `groups` of round 1.
 
     Args:
         run ([`RunFolder`]):
@@ -249,9 +255,11 @@ def sample_anchors(
         policy (`str` or `Path`):
             Folder or Hub name of π_SFT.
         prompt_dataset ([`~datasets.Dataset`]):
-            Prompts U. Without anchors, the first 256 are sampled.
+            Prompts U. Without anchors, the first 256 are sampled, or all with `sample_from="sft"`.
         equivalence ([`Equivalence`], *optional*):
             Decides which completions mean the same. Required by anchors.
+        policy_samples ([`~datasets.Dataset`] or `Callable`, *optional*):
+            Samples P instead of sampling. Used with `sample_from="sft"` only.
 
     Returns:
         [`Anchors`] or `None`: Folders of the results. `None` if step 5 has neither anchors nor refinement.
@@ -261,21 +269,24 @@ def sample_anchors(
     """
     if not settings.is_in_loop:
         return None
-    if not settings.needs_anchors:  # then the samples decide the scale of refined reward models only
-        prompt_dataset = select_fixed_rows(prompt_dataset)
-    samples = run.stage(
-        "anchor_samples",
-        sample_policy,
-        policy=policy,
-        prompt_dataset=prompt_dataset,
-        sampling=settings.sampling,
-        columns=list_instruction_columns(equivalence),
-        model_options=settings.model_options,
-    )
+    groups = None
+    if not settings.trains_first_policy:
+        samples = _sample(run, "policy_samples", settings, policy, prompt_dataset, equivalence, policy_samples)
+        groups = _group(run, settings, samples, equivalence)
+    else:
+        if not settings.needs_anchors:  # then the samples decide the scale of refined reward models only
+            prompt_dataset = select_fixed_rows(prompt_dataset)
+        samples = _sample(run, "anchor_samples", settings, policy, prompt_dataset, equivalence)
     if not settings.needs_anchors:
         return Anchors(samples, None)
-    threshold = settings.config.confidence_threshold
-    anchors = run.stage("anchors", make_anchors, samples=samples, equivalence=equivalence, threshold=threshold)
+    anchors = run.stage(
+        "anchors",
+        make_anchors,
+        samples=samples,
+        equivalence=equivalence,
+        threshold=settings.config.confidence_threshold,
+        groups=groups,
+    )
     return Anchors(samples, anchors)
 
 
@@ -329,7 +340,7 @@ def refine_reward_model(
     run: RunFolder,
     settings: RefinementSettings,
     *,
-    policy: Path,
+    policy: str | Path,
     reward_model: Path,
     prompt_dataset: Dataset,
     equivalence: Equivalence | None,
@@ -350,8 +361,8 @@ def refine_reward_model(
             Folder of the stages.
         settings ([`RefinementSettings`]):
             Settings of the refinement.
-        policy (`Path`):
-            Folder of the policy π_θ.
+        policy (`str` or `Path`):
+            Folder of the policy π_θ, or folder or Hub name of π_SFT with `sample_from="sft"`.
         reward_model (`Path`):
             Folder of the reward model r_φ. It chooses y_w, and the gate compares with it.
         prompt_dataset ([`~datasets.Dataset`]):
@@ -377,27 +388,10 @@ def refine_reward_model(
         Step 4 of Algorithm 1, and Eq. 1, of [Lang et al. 2024](https://arxiv.org/abs/2403.19279).
     """
     # Sample: n completions of the policy for each prompt.
-    samples = run.stage(
-        "policy_samples",
-        sample_policy,
-        policy=policy,
-        prompt_dataset=prompt_dataset,
-        sampling=settings.sampling,
-        columns=list_instruction_columns(equivalence),
-        model_options=settings.model_options,
-        policy_samples=policy_samples,
-    )
+    samples = _sample(run, "policy_samples", settings, policy, prompt_dataset, equivalence, policy_samples)
 
     # Group: completions of a prompt that mean the same.
-    if settings.config.needs_groups:
-        samples = run.stage(
-            "groups",
-            group_samples,
-            samples=samples,
-            equivalence=equivalence,
-            threshold=settings.config.confidence_threshold,
-            complete_groups=settings.config.views_share_group,
-        )
+    samples = _group(run, settings, samples, equivalence) or samples
 
     # Prefer (SPG): y_w from the largest group, y_l from the others.
     synthetic = None
@@ -439,6 +433,43 @@ def refine_reward_model(
     return Refinement(samples, synthetic, refined_reward_model, all_preferences)
 
 
+def _sample(
+    run: RunFolder,
+    name: str,
+    settings: RefinementSettings,
+    policy: str | Path,
+    prompt_dataset: Dataset,
+    equivalence: Equivalence | None,
+    policy_samples: SampleSource | None = None,
+) -> Path:
+    return run.stage(
+        name,
+        sample_policy,
+        policy=policy,
+        prompt_dataset=prompt_dataset,
+        sampling=settings.sampling,
+        columns=list_instruction_columns(equivalence),
+        model_options=settings.model_options,
+        policy_samples=policy_samples,
+    )
+
+
+def _group(
+    run: RunFolder, settings: RefinementSettings, samples: Path, equivalence: Equivalence | None
+) -> Path | None:
+    """Groups samples if the method needs groups."""
+    if not settings.config.needs_groups:
+        return None
+    return run.stage(
+        "groups",
+        group_samples,
+        samples=samples,
+        equivalence=equivalence,
+        threshold=settings.config.confidence_threshold,
+        complete_groups=settings.config.views_share_group,
+    )
+
+
 def _run_gate(run: RunFolder, settings: RefinementSettings, **compared: Any) -> None:
     """Raises outside the stage, to keep the metrics of the stage. A later call may set another `on_regression`."""
     compared |= {"max_length": settings.config.max_length, "model_options": settings.model_options}
@@ -452,12 +483,14 @@ def _run_evaluation(
     run: RunFolder,
     config: RLPConfig,
     reward_model: Path,
-    policy: Path,
+    policy: Path | None,
     rounds: Sequence[Round],
     prompt_dataset: Dataset,
 ) -> None:
     """Evaluates π_SFT and the policies of all rounds, also with the reward model of each round."""
-    policies: dict[str, str | Path] = {"sft": config.sft_model, "policy": policy}
+    policies: dict[str, str | Path] = {"sft": config.sft_model}
+    if policy is not None:
+        policies["policy"] = policy
     reward_models = {"reward_model": reward_model}
     for number, entry in enumerate(rounds, start=1):
         policies[round_name("retrained_policy", number)] = entry.retrained_policy

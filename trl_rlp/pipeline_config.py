@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from peft import LoraConfig
 from transformers.utils import logging
@@ -13,6 +13,7 @@ from trl import GRPOConfig, ModelConfig, RLOOConfig, get_peft_config
 from trl_rlp.data.sampling.engines import require_engine
 from trl_rlp.data.sampling_settings import require_shared_ends, require_stop
 from trl_rlp.evaluation.gate_report import ON_REGRESSION
+from trl_rlp.pipeline_presets import apply_preset
 from trl_rlp.stages.loop_checks import require_loop_settings, require_refinable
 from trl_rlp.stages.policy import POLICY_TRAINERS
 from trl_rlp.storage.paths import expand_fields
@@ -28,6 +29,7 @@ from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 logger = logging.get_logger(__name__)
 
 REFINING_METHODS = tuple(name for name in METHODS if name != "none")
+SAMPLE_FROM = ("policy", "sft")
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class RefinementSettings:
             Weight of the anchor reward in step 5, at least 0 (c).
         refine_every (`int`, *optional*):
             Number of rollouts of step 5 after which the reward model is refined again. `None` does not refine it.
+        sample_from (`str`, *optional*, defaults to `"policy"`):
+            Which policy is sampled in step 4 of round 1: `"policy"` (π_θ of step 3) or `"sft"` (π_SFT).
     """
 
     base_model: str | Path
@@ -69,6 +73,12 @@ class RefinementSettings:
     seed: int = 42
     anchor_weight: float = 0.0
     refine_every: int | None = None
+    sample_from: str = "policy"
+
+    @property
+    def trains_first_policy(self) -> bool:
+        """Whether step 3 trains a policy, which step 4 samples. Otherwise, step 4 samples π_SFT."""
+        return self.sample_from == "policy"
 
     @property
     def is_in_loop(self) -> bool:
@@ -131,6 +141,9 @@ class RLPConfig:
             paper does not do this.
         on_regression (`str`, *optional*, defaults to `"warn"`):
             What the gate does if the refined reward model is worse: `warn` or `raise`.
+        sample_from (`str`, *optional*, defaults to `"policy"`):
+            Which policy is sampled in step 4 of round 1: `policy` (that of step 3, as in the paper) or `sft` (the SFT
+            policy, which is ours). With `sft`, there is no step 3, and the anchors come from the same samples.
         anchor_weight (`float`, *optional*, defaults to `0.0`):
             Weight of the anchor reward in step 5, beside the reward model with weight 1, at least 0. A completion that
             means the same as the clear majority of the SFT policy's samples gets this reward. 0 turns it off. The
@@ -265,6 +278,16 @@ class RLPConfig:
         default="warn",
         metadata={"help": "What the gate does if the refined reward model is worse: `warn` or `raise`."},
     )
+    sample_from: str = field(
+        default="policy",
+        metadata={
+            "help": (
+                "Which policy is sampled in step 4 of round 1: `policy` (that of step 3, as in the paper) or `sft` "
+                "(the SFT policy, which is ours). With `sft`, there is no step 3, and the anchors come from the same "
+                "samples."
+            )
+        },
+    )
     anchor_weight: float = field(
         default=0.0,
         metadata={
@@ -377,11 +400,48 @@ class RLPConfig:
         self._check_ranges()
         self._check_mappings()
 
+    @classmethod
+    def from_preset(cls, name: str, output_dir: str, sft_model: str, **overrides: Any) -> Self:
+        """
+        Creates the configuration of the paper, or of ours with anchors and refinement in the loop.
+
+        The equivalence is not part of a preset. That of the paper is `NLIEquivalence()`.
+
+        Args:
+            name (`str`):
+                Key of [`PRESETS`]: `"paper"`, or `"anchored"` (ours). `"anchored"` does not train the policy of step
+                3: it refines the reward model on samples of π_SFT, and trains one policy with the anchor reward and
+                with refinement in the loop. Two of its values depend on the task. The weight of the KL divergence
+                (`kl_coef` in `policy_args`) is a quarter of the laboratory's usual one. Find yours with several
+                trainings. `refine_every` is a number of rollouts: about a fifth of those of step 5.
+            output_dir (`str`):
+                Folder of the run.
+            sft_model (`str`):
+                Folder or Hub name of π_SFT.
+            overrides:
+                Further fields, or other values for fields of the preset. A mapping such as `policy_args` replaces the
+                preset's values of its own keys only.
+
+        Returns:
+            [`RLPConfig`]: The configuration.
+
+        Raises:
+            ValueError: If the name is unknown, or a field has a value that does not fit.
+
+        Example:
+
+        ```python
+        >>> RLPConfig.from_preset("anchored", "runs/anchored", "my-sft-model", policy_args={"kl_coef": 0.2})
+        ```
+        """
+        return cls(**apply_preset(name, {"output_dir": output_dir, "sft_model": sft_model, **overrides}))
+
     def _check_names(self) -> None:
         allowed = {
             "method": REFINING_METHODS,
             "policy_trainer": tuple(POLICY_TRAINERS),
             "on_regression": ON_REGRESSION,
+            "sample_from": SAMPLE_FROM,
         }
         for name, values in allowed.items():
             if getattr(self, name) not in values:
@@ -571,6 +631,7 @@ class RLPConfig:
             seed=self.seed,
             anchor_weight=self.anchor_weight,
             refine_every=self.refine_every,
+            sample_from=self.sample_from,
         )
 
     def sampling(self, **overrides: Any) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 import io
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from trl_rlp.cli import main
 from trl_rlp.cli.arguments import parse
-from trl_rlp.cli.run import Forecast, _build_estimate_table, _build_policy_table, print_result
+from trl_rlp.cli.run import Forecast, RunArguments, _build_estimate_table, _build_policy_table, print_result
 from trl_rlp.memory_estimate import StageMemory
 from trl_rlp.pipeline import RLPResult, Round
 from trl_rlp.pipeline_config import RLPConfig
@@ -58,6 +59,32 @@ def test_the_options_of_rounds_anchors_and_refinement(tmp_path):
     file.write_text("sft_model: sft\nanchor_weight: 3\nrefine_every: '8'\nrounds: 2\n")
     (read,) = parse("run", "", ["--config", str(file), "--output_dir", str(tmp_path)], RLPConfig)
     assert read == config
+
+
+def test_a_preset_is_below_the_file_and_the_file_below_the_command_line(tmp_path):
+    """As without a preset, a mapping on the command line replaces that of the file. The preset's has other keys."""
+
+    def read(*words):
+        names = ("output_dir", "sft_model", "preference_dataset", "prompt_dataset")
+        paths = [word for name in names for word in (f"--{name}", "x")]
+        return parse("run", "", [*paths, *words], RunArguments, RLPConfig)[1]
+
+    preset = RLPConfig.from_preset("anchored", "x", "x")
+    assert read("--preset", "anchored") == preset and read() == RLPConfig("x", "x")
+    file = tmp_path / "config.yaml"
+    file.write_text("preset: anchored\nanchor_weight: 1\npolicy_args:\n  kl_coef: 0.2\n  learning_rate: 1e-4\n")
+    config = read("--config", str(file), "--refine_every", "2", "--reward_args", '{"seed": 7}')
+    assert (config.anchor_weight, config.refine_every, config.sample_from) == (1.0, 2, "sft")
+    assert config.policy_args == {**preset.policy_args, "kl_coef": 0.2, "learning_rate": 1e-4}
+    assert config.reward_args == {**preset.reward_args, "seed": 7}
+    config = read("--config", str(file), "--anchor-weight", "0", '--policy_args={"kl_coef": 0.3}')
+    assert config.anchor_weight == 0.0 and config.policy_args == {**preset.policy_args, "kl_coef": 0.3}
+    assert read("--config", str(file), "--preset", "paper").policy_args["max_steps"] == 80
+    with pytest.raises(ValueError, match="argument --preset: invalid choice: 'ours'"):
+        read("--preset", "ours")
+    file.write_text("preset: ours\n")
+    with pytest.raises(ValueError, match=r"`preset` must be one of \['paper', 'anchored'\] or null, got 'ours'"):
+        read("--config", str(file))
 
 
 def test_the_result_has_the_gate_and_the_models_of_every_round(capsys):

@@ -1,6 +1,8 @@
 """Arguments that several commands share."""
 
+import argparse
 import difflib
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, field, fields
@@ -10,6 +12,7 @@ from trl import TrlParser
 
 from trl_rlp.cli.config_file import read_config
 from trl_rlp.data.groups.equivalence import EmbeddingEquivalence, Equivalence, ExactMatch, NLIEquivalence
+from trl_rlp.pipeline_presets import apply_preset
 from trl_rlp.storage.paths import expand_fields
 from trl_rlp.trainer.field_values import convert_fields
 
@@ -175,6 +178,9 @@ def parse(command: str, description: str, options: Sequence[str], *dataclass_typ
     """
     Parses command-line options and a YAML file (`--config`) as TRL's scripts do.
 
+    If a dataclass has the field `preset`, the preset has the values of options that are neither written on the command
+    line nor in the file. Mappings are merged.
+
     Args:
         command (`str`):
             Name of the command, for the help text.
@@ -197,13 +203,31 @@ def parse(command: str, description: str, options: Sequence[str], *dataclass_typ
     _check_options(prog, words, dataclass_types)
     parser = _CommandParser(list(dataclass_types), prog=prog, description=description)
     words, config = _split_config(words)
-    parser.set_defaults_with_config(**_convert_config(parser, config, dataclass_types))
+    words, config = _add_preset(words, _convert_config(parser, config, dataclass_types), dataclass_types)
+    parser.set_defaults_with_config(**config)
     *parsed, unknown = parser.parse_args_into_dataclasses(args=words, return_remaining_strings=True)
     if unknown:  # an abbreviation of `--config`
         parser.refuse(unknown[0])
     for arguments in parsed:
         expand_fields(arguments)
     return tuple(parsed)
+
+
+def _add_preset(
+    words: list[str], config: dict[str, Any], dataclass_types: Sequence[type]
+) -> tuple[list[str], dict[str, Any]]:
+    """Adds the values of the option `preset` to those of the file. Options in the words have no defaults here."""
+    parser = _CommandParser(list(dataclass_types), add_help=False)
+    names = [entry.name for kind in dataclass_types for entry in fields(kind) if entry.init]
+    parser.set_defaults_with_config(**dict.fromkeys(names, argparse.SUPPRESS))
+    written = vars(parser.parse_known_args(words)[0])
+    preset = {**config, **written}.get("preset")
+    if preset is None:
+        return words, config
+    config = apply_preset(preset, {**config, **written})
+    # A mapping in the words would replace that of the preset, so the merged one comes after it.
+    merged = {name: json.dumps(config[name]) for name in written if isinstance(config[name], dict)}
+    return [*words, *(f"--{name}={text}" for name, text in merged.items())], config
 
 
 def _split_config(words: list[str]) -> tuple[list[str], dict[str, Any]]:

@@ -13,6 +13,7 @@ from trl_rlp.cli.arguments import EquivalenceArguments, parse
 from trl_rlp.memory_estimate import StageMemory, estimate_memory, format_gib, read_run_shape
 from trl_rlp.pipeline import RLPResult, run_rlp
 from trl_rlp.pipeline_config import RLPConfig
+from trl_rlp.pipeline_presets import PRESETS
 from trl_rlp.storage.loading import load_rows
 from trl_rlp.storage.processes import process_state
 from trl_rlp.storage.run_folder import RunFolder, round_name
@@ -21,8 +22,8 @@ from trl_rlp.storage.run_folder import RunFolder, round_name
 @dataclass
 class RunArguments:
     """
-    Datasets of `trl-rlp run`. A dataset is a JSON Lines, CSV or Parquet file, a folder of `save_to_disk`, or a Hub
-    name.
+    Datasets and preset of `trl-rlp run`. A dataset is a JSON Lines, CSV or Parquet file, a folder of `save_to_disk`,
+    or a Hub name.
 
     Args:
         preference_dataset (`str`):
@@ -40,6 +41,9 @@ class RunArguments:
             Prompts to evaluate the policies on. By default, the policies are not evaluated.
         policy_samples (`str`, *optional*):
             Samples P of the policy with `prompt`, `completions` and `finished`, instead of sampling.
+        preset (`str`, *optional*):
+            Settings with a name: `paper`, or `anchored` (ours). Other options and those in `--config` take precedence,
+            and the keys of mappings are merged.
     """
 
     preference_dataset: str = field(metadata={"help": "Human preferences D in TRL's preference format."})
@@ -65,6 +69,16 @@ class RunArguments:
     policy_samples: str | None = field(
         default=None,
         metadata={"help": "Samples P of the policy with `prompt`, `completions` and `finished`, instead of sampling."},
+    )
+    preset: str | None = field(
+        default=None,
+        metadata={
+            "help": (
+                "Settings with a name: `paper`, or `anchored` (ours). Other options and those in `--config` take "
+                "precedence, and the keys of mappings are merged."
+            ),
+            "choices": list(PRESETS),
+        },
     )
 
 

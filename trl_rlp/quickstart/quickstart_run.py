@@ -205,13 +205,14 @@ def _collect_outcome(
 
 
 def _list_models(sft: Path, result: RLPResult) -> dict[str, Path]:
-    return {
+    models = {
         "sft": sft,
         "policy": result.policy,
         "retrained_policy": result.retrained_policy,
         "reward_model": result.reward_model,
         "refined_reward_model": result.refined_reward_model,
     }
+    return {name: folder for name, folder in models.items() if folder is not None}
 
 
 def _collect_seconds(run: RunFolder, result: RLPResult) -> dict[str, float]:
