@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 
-.PHONY: install quickstart test slow vllm laboratory laboratory-smoke style quality
+.PHONY: install quickstart anchors test slow vllm laboratory laboratory-smoke style quality
 
 # Install an exact version of torch first. A plain `pip install torch` downloads gigabytes of CUDA libraries.
 $(VENV)/.installed: pyproject.toml
@@ -17,6 +17,11 @@ install: $(VENV)/.installed
 
 quickstart: install
 	$(BIN)/trl-rlp quickstart
+
+# What is ours on the same model and questions, next to PPO and published SPG, for one seed.
+anchors: install
+	HF_HUB_OFFLINE=1 $(BIN)/python examples/laboratory/real_policies.py run --seeds 0 --kl_coefs 0.1 \
+		--methods ppo spg anchored majority_sft majority_dpo --output_dir laboratory_runs/anchors
 
 # Two processes with one thread each. The models are tiny, and on a busy machine threads wait for each other.
 test: install
@@ -46,8 +51,8 @@ vllm: $(VLLM_VENV)/.installed
 		-s tests/data/sampling/test_engines.py
 
 laboratory: install
-	HF_HUB_OFFLINE=1 $(BIN)/python examples/laboratory/laboratory.py seeds --seeds 0-9
-	$(BIN)/python examples/laboratory/laboratory.py report
+	HF_HUB_OFFLINE=1 $(BIN)/python examples/laboratory/laboratory.py seeds --seeds 0-9 --part paper
+	$(BIN)/python examples/laboratory/laboratory.py report --part paper
 
 laboratory-smoke: install
 	HF_HUB_OFFLINE=1 $(BIN)/python examples/laboratory/laboratory.py seeds --seeds 0,1 --settings smoke \

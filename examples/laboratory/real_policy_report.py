@@ -1,0 +1,240 @@
+"""The report of the experiment with policies on a real model: checks of the runs, and tables over seeds."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from provenance import DIRTY, join, name_seeds
+from real_methods import METHODS, PICK_METHODS, name_result
+from real_seed_table import PARTS
+from real_settings import EXPLORED_SEEDS, SETTINGS, RealSettings
+from real_tables import Runs, format_over_seeds, select_metric
+from tables import Value, format_table, subtract
+
+from trl_rlp.storage.json_files import read_json
+
+
+POLICY_COLUMNS = {
+    "correct, trained questions": (("trained", "right"), 3),
+    "correct, held-out questions": (("heldout", "right"), 3),
+    "KL, nats": (("kl",), 2),
+    "r": (("trained", "proxy"), 2),
+    "finished": (("trained", "finished"), 3),
+    "characters": (("trained", "characters"), 1),
+    "seconds": (("seconds",), 0),
+}
+"""Columns of the table of policies: the keys of the metric, and its digits."""
+
+COLUMNS = {"accuracy": 3, "decided": 0, "pairs": 0}
+"""Metrics of labels, and their digits in a table."""
+
+
+def write_report(folder: Path, settings_name: str) -> str:
+    """Checks the runs of a folder, and writes the page with all tables and the metrics by seed. Returns the page."""
+    runs, commit = load_runs(folder, settings_name)
+    (folder / "policies.json").write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
+    page = build_page(runs, SETTINGS[settings_name], settings_name, commit)
+    (folder / "policies.md").write_text(page + "\n", encoding="utf-8")
+    return page
+
+
+def load_runs(folder: Path, settings_name: str) -> tuple[Runs, str]:
+    """Loads the metrics of all stages by seed, and their commit. Refuses runs that cannot be in one table."""
+    expected = json.loads(json.dumps(asdict(SETTINGS[settings_name])))
+    runs: Runs = {}
+    folders = {int(file.parent.name.split("-")[1]): file.parent for file in folder.glob("seed-*/run.json")}
+    for seed, path in sorted(folders.items()):
+        if read_json(path / "run.json")["settings"] != expected:
+            raise SystemExit(
+                f"{path} was run with other settings than {settings_name!r} of this code. Report it with the code "
+                "that made it, or run the seed again with another --output_dir."
+            )
+        stages = {file.parent.name: read_json(file) for file in sorted(path.glob("*/stage.json"))}
+        runs[seed] = {name: stage["metrics"] | {"seconds": stage["seconds"]} for name, stage in stages.items()}
+    if len(runs) < 2:
+        raise SystemExit(f"{folder} contains {len(runs)} seeds, but an interval needs at least two. Run more seeds.")
+    return runs, check_runs(runs, is_smoke=settings_name == "smoke")
+
+
+def check_runs(runs: Runs, is_smoke: bool) -> str:
+    """Refuses explored seeds, different commits and changes that are not committed. Returns the commit."""
+    explored = sorted(EXPLORED_SEEDS & set(runs))
+    if explored and not is_smoke:
+        raise SystemExit(
+            f"{name_seeds(explored)} used to choose the settings. Move the folders of such seeds away, and report "
+            "seeds that were run after the choice."
+        )
+    seeds: dict[str, list[int]] = {}
+    for seed, run in runs.items():
+        for commit in sorted({metrics["commit"] for metrics in run.values()}):
+            seeds.setdefault(commit, []).append(seed)
+    if len(seeds) > 1:
+        listed = ", ".join(f"{commit} (seeds {join(numbers)})" for commit, numbers in seeds.items())
+        raise SystemExit(
+            f"The results come from different commits: {listed}. Run all seeds again at one commit, with another "
+            "--output_dir."
+        )
+    commit = next(iter(seeds))
+    if commit.endswith(DIRTY) and not is_smoke:
+        raise SystemExit(
+            f"The results were made at {commit}, with changes that are not committed. Commit the changes and run the "
+            "seeds again, with another --output_dir."
+        )
+    return commit
+
+
+def list_finished(runs: Runs, settings: RealSettings) -> list[tuple[str, float | None]]:
+    """Lists the results that every seed has, as pairs of name and β: π_SFT, policies by method and β, and picks."""
+    wanted = [("pi_sft", None), *((name, kl_coef) for name in METHODS for kl_coef in settings.kl_coefs)]
+    wanted += [(name, None) for name in PICK_METHODS]
+    return [pair for pair in wanted if all(name_result(*pair) in run for run in runs.values())]
+
+
+def build_page(runs: Runs, settings: RealSettings, settings_name: str, commit: str) -> str:
+    """Builds the page with all tables."""
+    results = list_finished(runs, settings)
+    return "\n\n".join(
+        [
+            f"{len(runs)} seeds: {join(runs)}. Settings: `{settings_name}`. Commit: `{commit}`. Each cell is the mean "
+            "± half the width of the 95% interval over seeds (Student's t). Differences are paired by seed and by "
+            "question. Only results that every seed has are shown.",
+            f"## Policies\n\n{build_policy_table(runs, results)}",
+            f"## Differences\n\n{build_difference_table(runs, results)}",
+            f"## Selection without training\n\n{build_selection_table(runs, settings)}",
+            f"## Rewards and answers during the training\n\n{build_curve_table(runs, results, settings)}",
+            f"## Verdicts of the anchors\n\n{build_verdict_table(runs, results, settings)}",
+            f"## Synthetic preferences and picks\n\n{build_label_table(runs, results)}",
+        ]
+    )
+
+
+def build_policy_table(runs: Runs, results: list[tuple[str, float | None]]) -> str:
+    """Builds the table of all policies."""
+    rows = []
+    for name, kl_coef in results:
+        result = name_result(name, kl_coef)
+        cells = [
+            format_over_seeds(runs, select_metric(result, *keys), digits) for keys, digits in POLICY_COLUMNS.values()
+        ]
+        rows.append([name, format_kl_coef(kl_coef), *cells])
+    return format_table(["policy", "β", *POLICY_COLUMNS], rows)
+
+
+def build_difference_table(runs: Runs, results: list[tuple[str, float | None]]) -> str:
+    """Builds the table of differences in the share of correct answers from π_SFT, and from PPO and SPG at equal β."""
+    rows = []
+    for name, kl_coef in results:
+        if name == "pi_sft":
+            continue
+        cells = []
+        for part in PARTS:
+            for other in (("pi_sft", None), ("ppo", kl_coef), ("spg", kl_coef)):
+                if other not in results or other == (name, kl_coef):
+                    cells.append("–")
+                    continue
+                sides = [select_metric(name_result(*pair), part, "right") for pair in ((name, kl_coef), other)]
+                cells.append(format_over_seeds(runs, subtract(*sides)))
+        rows.append([name, format_kl_coef(kl_coef), *cells])
+    others = ("π_SFT", "PPO", "SPG")
+    return format_table(["policy", "β", *(f"{text}: − {other}" for text in PARTS.values() for other in others)], rows)
+
+
+def format_kl_coef(kl_coef: float | None) -> str:
+    return "–" if kl_coef is None else f"{kl_coef:g}"
+
+
+def build_selection_table(runs: Runs, settings: RealSettings) -> str:
+    """Builds the table of what π_SFT answers with best-of-n, among all completions and within the majority."""
+    rows = []
+    for part, text in PARTS.items():
+        for picker in ("r", "refined"):
+            key = f"{part}, {picker}"
+            values = {name: select_metric("picks", key, name) for name in ("single", "best", "majority")}
+            cells = [format_over_seeds(runs, value) for value in values.values()]
+            gains = [subtract(values["majority"], values[name]) for name in ("single", "best")]
+            rows.append([text, picker, *cells, *(format_over_seeds(runs, gain) for gain in gains)])
+    header = ["questions", "reward model", "one sample", f"best of {settings.best_of}", "the same within the majority"]
+    return format_table([*header, "majority − one sample", "majority − best"], rows)
+
+
+def build_curve_table(runs: Runs, results: list[tuple[str, float | None]], settings: RealSettings) -> str:
+    """Builds the table of the reward model's score and the share of correct answers, by window of rollouts."""
+    windows = list_windows(settings)
+    rows = []
+    for name, kl_coef in results:
+        if name not in METHODS:
+            continue
+        for text, metric in (("r or r̂", "rewards/reward_model/mean"), ("correct", "rewards/mark_known_answers/mean")):
+            values = [select_curve(name_result(name, kl_coef), metric, window) for window in windows]
+            cells = [format_over_seeds(runs, value) for value in values]
+            if set(cells) != {"–"}:
+                rows.append([name, format_kl_coef(kl_coef), text, *cells])
+    return format_table(["policy", "β", "mean of", *(f"rollouts {first + 1}–{last}" for first, last in windows)], rows)
+
+
+def list_windows(settings: RealSettings) -> list[tuple[int, int]]:
+    """Lists the windows of rollouts, each as its first index and the index after its last."""
+    return [
+        (first, min(first + settings.window, settings.rollouts))
+        for first in range(0, settings.rollouts, settings.window)
+    ]
+
+
+def select_curve(result: str, metric: str, window: tuple[int, int]) -> Value:
+    """Returns the function that averages a metric of one seed over a window of rollouts."""
+
+    def value(run: dict[str, Any]) -> float | None:
+        values = [row[metric] for row in run[result]["curve"] if metric in row][slice(*window)]
+        return sum(values) / len(values) if values else None
+
+    return value
+
+
+def build_verdict_table(runs: Runs, results: list[tuple[str, float | None]], settings: RealSettings) -> str:
+    """Builds the table of how often the known answers contradict an anchor's "same", by window of rollouts."""
+    rows = []
+    for name, kl_coef in results:
+        if not all("verdicts" in run[name_result(name, kl_coef)] for run in runs.values()):
+            continue
+        for text, top, bottom in (
+            ("wrong, of those called the same", "contradicted", "same"),
+            ("called the same, of those with an anchor", "same", "anchored"),
+        ):
+            result, windows = name_result(name, kl_coef), range(len(list_windows(settings)))
+            values = [select_verdicts(result, index, top, bottom) for index in windows]
+            rows.append([name, format_kl_coef(kl_coef), text, *(format_over_seeds(runs, value) for value in values)])
+    header = [f"rollouts {first + 1}–{last}" for first, last in list_windows(settings)]
+    return format_table(["policy", "β", "share", *header], rows)
+
+
+def select_verdicts(result: str, index: int, top: str, bottom: str) -> Value:
+    """Returns the function that divides two counts of a window of one seed, with `None` for a share of nothing."""
+
+    def value(run: dict[str, Any]) -> float | None:
+        counts = run[result]["verdicts"][index]
+        return counts[top] / counts[bottom] if counts[bottom] else None
+
+    return value
+
+
+def build_label_table(runs: Runs, results: list[tuple[str, float | None]]) -> str:
+    """Builds the table of pairs that a policy or a reward model is trained on, compared with the known answers."""
+    sources: dict[str, tuple[str, ...]] = {"D̂ from π_SFT": ("refined", "synthetic")}
+    sources |= {
+        f"D̂ from π, β {kl_coef:g}": (name_result(name, kl_coef), "synthetic")
+        for name, kl_coef in results
+        if name == "spg" and kl_coef is not None
+    }
+    sources |= {f"majority_best, by {picker}": ("picks", f"pairs, {picker}") for picker in ("r", "refined")}
+    rows = [
+        [text, *(format_over_seeds(runs, select_metric(*keys, key), digits) for key, digits in COLUMNS.items())]
+        for text, keys in sources.items()
+    ]
+    for picker in ("r", "refined"):
+        picks = [
+            format_over_seeds(runs, select_metric("picks", f"picks, {picker}", key), digits)
+            for key, digits in (("right", 3), ("picks", 0))
+        ]
+        rows.append([f"picks, by {picker}", picks[0], "–", picks[1]])
+    return format_table(["data", "chosen side or pick correct", "pairs with one correct side", "pairs or picks"], rows)
