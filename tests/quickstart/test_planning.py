@@ -32,25 +32,25 @@ def test_a_free_machine_does_all_the_work(tmp_path):
 
 def test_each_plan_follows_the_last_stages(tmp_path, capsys):
     """The machine is free until step 1, then half as fast: the plan before step 2 shrinks what is left."""
-    planner = build_planner(tmp_path, 450, Console())
+    planner = build_planner(tmp_path, 520, Console())
     finish(planner.run, "sft", ESTIMATES["sft"](Sizes()))
     assert planner.plan("preferences") == Sizes()
     finish(planner.run, "preferences", 2 * ESTIMATES["preferences"](Sizes()))
     sizes = planner.plan("reward_model")
     assert planner.list_plans()["reward_model"]["slowdown"] == pytest.approx(2)
-    assert sizes.preference_questions == 107 and sizes.unlabeled_questions < 105 and sizes.policy_rollouts < 6
-    assert 2 * estimate_remaining_seconds("reward_model", sizes) < 450
-    assert f"{sizes.policy_rollouts} instead of 6 policy rollouts" in capsys.readouterr().out.replace("\n", " ")
+    assert sizes.preference_questions == 107 and sizes.unlabeled_questions < 105 and sizes.policy_rollouts < 12
+    assert 2 * estimate_remaining_seconds("reward_model", sizes) < 520
+    assert f"{sizes.policy_rollouts} instead of 12 policy rollouts" in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_sizes_grow_again_on_a_machine_that_becomes_faster(tmp_path):
     planner = build_planner(tmp_path, 400)
     finish(planner.run, "sft", 2 * ESTIMATES["sft"](Sizes()))
     preferences = planner.plan("preferences")
-    assert preferences.preference_questions < 107 and preferences.policy_rollouts < 6
+    assert preferences.preference_questions < 107 and preferences.policy_rollouts < 12
     finish(planner.run, "preferences", ESTIMATES["preferences"](preferences))
     sizes = planner.plan("reward_model")
-    assert (sizes.preference_questions, sizes.policy_rollouts) == (preferences.preference_questions, 6)
+    assert (sizes.preference_questions, sizes.policy_rollouts) == (preferences.preference_questions, 12)
 
 
 def test_a_policy_trains_for_the_planned_rollouts_and_the_retrained_one_never_longer(tmp_path):
@@ -60,9 +60,9 @@ def test_a_policy_trains_for_the_planned_rollouts_and_the_retrained_one_never_lo
     steps = []
     with RunFolder.on_start(planner.prepare):
         for stage in ("policy", "retrained_policy"):
-            run.stage(stage, lambda folder, args: steps.append(args["max_steps"]), args={"max_steps": 6})
+            run.stage(stage, lambda folder, args: steps.append(args["max_steps"]), args={"max_steps": 12})
             planner.end += 1000
-    assert steps[0] == steps[1] == planner.sizes.policy_rollouts < 6
+    assert steps[0] == steps[1] == planner.sizes.policy_rollouts < 12
 
 
 def test_a_resumed_run_keeps_its_plans(tmp_path):
@@ -73,7 +73,7 @@ def test_a_resumed_run_keeps_its_plans(tmp_path):
 
 
 def test_a_resumed_run_knows_the_plans_of_stages_that_it_skips(tmp_path):
-    """The policy got two rollouts. Without its plan, the retrained policy would get all six."""
+    """The policy got two rollouts. Without its plan, the retrained policy would get all twelve."""
     planner = build_planner(tmp_path, 30)
     finish(planner.run, "sft", ESTIMATES["sft"](Sizes()))
     assert planner.plan("policy").policy_rollouts == 2
@@ -98,5 +98,5 @@ def test_changes_are_described_by_name():
     assert describe_changes(Sizes(), Sizes()) == ""
     changed = Sizes(unlabeled_questions=32, policy_rollouts=2)
     assert (
-        describe_changes(Sizes(), changed) == "32 instead of 105 unlabeled questions, 2 instead of 6 policy rollouts"
+        describe_changes(Sizes(), changed) == "32 instead of 105 unlabeled questions, 2 instead of 12 policy rollouts"
     )

@@ -33,7 +33,7 @@ def test_the_remaining_time_is_the_sum_of_the_stages_that_are_left():
 
 def test_shrinking_keeps_the_sizes_of_the_method_and_the_minimum():
     half = shrink_sizes(Sizes(), 0.5)
-    assert (half.unlabeled_questions, half.policy_rollouts, half.retrained_policy_rollouts) == (52, 3, 3)
+    assert (half.unlabeled_questions, half.policy_rollouts, half.retrained_policy_rollouts) == (52, 6, 6)
     assert (half.num_generations, half.reward_epochs, half.demonstrations) == (10, 3, 72)
     smallest = shrink_sizes(Sizes(), 0.0)
     assert {name: vars(smallest)[name] for name in MINIMUM_SIZES} == MINIMUM_SIZES
@@ -62,12 +62,12 @@ def test_only_open_sizes_shrink_and_only_as_far_as_necessary():
 
 
 def test_the_retrained_policy_gets_fewer_rollouts_than_the_first_only_if_nothing_else_helps():
-    """Before step 5, all work takes 61.5 + 49.2 s. With 16 evaluated questions it takes 61.5 + 20.9 s."""
-    assert fit_sizes("retrained_policy", Sizes(), 90, 1.0).retrained_policy_rollouts == 6
-    fitted = fit_sizes("retrained_policy", Sizes(), 70, 1.0)
-    assert (fitted.policy_rollouts, fitted.retrained_policy_rollouts) == (6, 4)
-    fitted = fit_sizes("policy", Sizes(), 150, 1.0)
-    assert fitted.policy_rollouts == fitted.retrained_policy_rollouts < 6
+    """Before step 5, all work takes 121.0 + 49.2 s. With 16 evaluated questions it takes 121.0 + 20.9 s."""
+    assert fit_sizes("retrained_policy", Sizes(), 150, 1.0).retrained_policy_rollouts == 12
+    fitted = fit_sizes("retrained_policy", Sizes(), 110, 1.0)
+    assert (fitted.policy_rollouts, fitted.retrained_policy_rollouts) == (12, 8)
+    fitted = fit_sizes("policy", Sizes(), 250, 1.0)
+    assert fitted.policy_rollouts == fitted.retrained_policy_rollouts < 12
 
 
 @pytest.mark.parametrize("stage", OPEN_SIZES)

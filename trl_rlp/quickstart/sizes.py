@@ -28,9 +28,9 @@ class Sizes:
             Completions per question when a policy is evaluated.
         reward_epochs (`int`, *optional*, defaults to `3`):
             Epochs of each reward model.
-        policy_rollouts (`int`, *optional*, defaults to `6`):
+        policy_rollouts (`int`, *optional*, defaults to `12`):
             PPO rollouts of the policy π.
-        retrained_policy_rollouts (`int`, *optional*, defaults to `6`):
+        retrained_policy_rollouts (`int`, *optional*, defaults to `12`):
             PPO rollouts of the retrained policy π̂, at most `policy_rollouts`.
         completions_per_rollout (`int`, *optional*, defaults to `32`):
             Completions of a rollout, each for a different question. Must be even.
@@ -45,8 +45,8 @@ class Sizes:
     num_generations: int = 10
     evaluation_generations: int = 4
     reward_epochs: int = 3
-    policy_rollouts: int = 6
-    retrained_policy_rollouts: int = 6
+    policy_rollouts: int = 12
+    retrained_policy_rollouts: int = 12
     completions_per_rollout: int = 32
 
 
