@@ -224,6 +224,7 @@ def test_wrong_selections_raise_before_any_work(grouped, options, match, monkeyp
         (lambda: best_of_n([[1.0, math.nan]], [[1.0, 2.0]], 1, cluster_ids=[[0, 0]]), "`rewards` entry 1 is NaN"),
         (lambda: best_of_n([[1.0]], [[1.0]], 1, cluster_ids=[[0]], threshold=2), r"must be in \[0, 1\], got 2"),
         (lambda: best_of_n([[1.0]], [[1.0]], 1, cluster_ids=[[0]], num_draws=0), "`num_draws` must be at least 1"),
+        (lambda: best_of_n([[1.0]], [[1.0]], 1, cluster_ids=[[0]], seed=-1), "`seed` must be at least 0, got -1"),
     ],
 )
 def test_invalid_input_raises_an_error(call, match):

@@ -60,8 +60,9 @@ def test_a_machine_that_becomes_busy_in_the_middle_costs_rollouts_and_not_the_bu
     slowdowns = {name: 1.0 if number < late else 2.2 for number, name in enumerate(stages)}
     seconds, planner = simulate_run(tmp_path, monkeypatch, slowdowns)
     assert seconds < 720
-    assert planner.sizes.policy_rollouts == 6
-    assert planner.sizes.evaluation_questions < 74 or planner.sizes.retrained_policy_rollouts < 6
+    assert planner.sizes.policy_rollouts == Sizes().policy_rollouts
+    is_shorter = planner.sizes.retrained_policy_rollouts < Sizes().retrained_policy_rollouts
+    assert planner.sizes.evaluation_questions < Sizes().evaluation_questions or is_shorter
 
 
 @pytest.mark.slow

@@ -217,8 +217,10 @@ def _add_preset(
     words: list[str], config: dict[str, Any], dataclass_types: Sequence[type]
 ) -> tuple[list[str], dict[str, Any]]:
     """Adds the values of the option `preset` to those of the file. Options in the words have no defaults here."""
-    parser = _CommandParser(list(dataclass_types), add_help=False)
     names = [entry.name for kind in dataclass_types for entry in fields(kind) if entry.init]
+    if "preset" not in names:
+        return words, config
+    parser = _CommandParser(list(dataclass_types), add_help=False)
     parser.set_defaults_with_config(**dict.fromkeys(names, argparse.SUPPRESS))
     written = vars(parser.parse_known_args(words)[0])
     preset = {**config, **written}.get("preset")

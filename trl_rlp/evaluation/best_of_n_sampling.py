@@ -127,7 +127,7 @@ def best_of_n(
         rows = zip(rewards, values, strict=True)
         expected = [float(best_of_n_weights(row, n) @ np.asarray(row_values, dtype=float)) for row, row_values in rows]
         return _summarize_best(expected, n, level)
-    _require_groups(rewards, cluster_ids, threshold, num_draws)
+    _require_groups(rewards, cluster_ids, threshold, num_draws, seed)
     pairs = [
         _average_majorities(*row, _draw_subsets(len(row[0]), n, num_draws, [seed, number]), threshold)
         for number, row in enumerate(zip(rewards, values, cluster_ids, strict=True))
@@ -192,7 +192,11 @@ def _require_values(rewards: Sequence[Sequence[float]], values: Sequence[Sequenc
 
 
 def _require_groups(
-    rewards: Sequence[Sequence[float]], cluster_ids: Sequence[Sequence[int]], threshold: float, num_draws: int
+    rewards: Sequence[Sequence[float]],
+    cluster_ids: Sequence[Sequence[int]],
+    threshold: float,
+    num_draws: int,
+    seed: int,
 ) -> None:
     if [len(row) for row in rewards] != [len(row) for row in cluster_ids]:
         raise ValueError(
@@ -200,8 +204,9 @@ def _require_groups(
             "Pass one group per sample, -1 for none."
         )
     _require_share(threshold)
-    if num_draws < 1:
-        raise ValueError(f"`num_draws` must be at least 1, got {num_draws}.")
+    for name, value, minimum in (("num_draws", num_draws, 1), ("seed", seed, 0)):
+        if value < minimum:
+            raise ValueError(f"`{name}` must be at least {minimum}, got {value}.")
     for row in rewards:
         _require_rewards(row)
 

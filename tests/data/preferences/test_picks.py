@@ -97,7 +97,9 @@ def test_a_begun_turn_moves_to_the_completion_and_tools_are_kept(models):
 
 @pytest.mark.parametrize("form", ["text", "chat"])
 def test_picks_and_pairs_train_the_trainers_of_trl(form, models, tmp_path):
+    """The rejected completion is unfinished. TRL appends EOS to it."""
     samples, tokenizer = build_samples(form), models["reward_processing_class"]
+    samples = samples.map(lambda row: {"finished": [True, True, False, False]})
     pairs = synthesize(samples, models)
     for name, rows in {"pairs": pairs, "picks": collect_picks(samples, pairs, **models)}.items():
         write_rows(tmp_path / f"{name}.jsonl", rows)
@@ -113,6 +115,8 @@ def test_picks_and_pairs_train_the_trainers_of_trl(form, models, tmp_path):
     args = DPOConfig(str(tmp_path / "dpo"), **common)
     trainer = DPOTrainer(policy, args=args, train_dataset=pairs, processing_class=tokenizer)
     trainer.train()
+    assert pairs["rejected_finished"][:] == [False]
+    assert tokenizer.eos_token_id in trainer.train_dataset[0]["rejected_ids"][-2:]
     # The loss is ln 2, because policy and reference are equal.
     assert trainer.state.log_history[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
 
@@ -123,12 +127,35 @@ def test_picks_and_pairs_train_the_trainers_of_trl(form, models, tmp_path):
         (lambda pairs: pairs.remove_columns("sample_row"), r"`preferences` lacks the columns \['sample_row'\]"),
         (
             lambda pairs: pairs.map(lambda row: {"sample_row": 9}),
-            "has the `sample_row` 9, but `samples` has the rows 0",
+            "a pair of row 9 of its samples, but `samples` has 5",
         ),
-        (lambda pairs: pairs.map(lambda row: {"sample_row": None}), "has the `sample_row` None"),
+        (
+            lambda pairs: pairs.map(lambda row: {"sample_row": 1}),
+            "a pair of row 1 of its .* or another prompt in this",
+        ),
+        (
+            lambda pairs: pairs.map(lambda row: {"sample_row": None}),
+            "`sample_row` is None. Pass .* `with_indices=True`",
+        ),
+        (lambda pairs: pairs.map(lambda row: {"confidence": None}), "`confidence` is None. Its method has no groups"),
     ],
 )
-def test_preferences_of_other_samples_raise(change, match, models):
-    samples = build_samples()
+@pytest.mark.parametrize("form", ["text", "chat"])
+def test_preferences_of_other_samples_raise(form, change, match, models):
+    samples = build_samples(form)
     with pytest.raises(ValueError, match=match):
         collect_picks(samples, change(synthesize(samples, models)), **models)
+
+
+@pytest.mark.parametrize("form", ["text", "chat"])
+def test_preferences_from_a_file_have_the_same_picks(form, models, tmp_path):
+    """A key that only some messages have is None in the others, and missing in the file."""
+    samples = build_samples(form)
+    if form == "chat":
+        prompts = [{**samples[0]["prompt"][0], "name": None}], [{**samples[1]["prompt"][0], "name": "Kim"}]
+        samples = Dataset.from_dict({**samples[:2], "prompt": [*prompts]})
+    pairs = synthesize(samples, models)
+    write_rows(tmp_path / "pairs.jsonl", pairs)
+    files = load_rows(str(tmp_path / "pairs.jsonl"))
+    first, second = (collect_picks(samples, rows, **models).remove_columns("reward") for rows in (pairs, files))
+    assert first.to_list() == second.to_list() and len(first) == 2

@@ -5,17 +5,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, Features
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from trl_rlp.data.anchors.semantic_anchors import prompt_key
 from trl_rlp.data.groups.clustering import find_largest_group, has_groups
 from trl_rlp.data.normalization import normalize_text
 from trl_rlp.data.preferences.completion_rewards import CompletionRewards
+from trl_rlp.data.preferences.labeling import build_features
 from trl_rlp.data.scoring import score
 from trl_rlp.data.template_options import TEMPLATE_COLUMNS
-from trl_rlp.data.turns import build_preference_sides
+from trl_rlp.data.turns import build_preference_sides, split_assistant_prefill
 from trl_rlp.data.validation import require_columns, require_samples
 
 
@@ -48,7 +50,8 @@ def collect_picks(
         samples ([`~datasets.Dataset`]):
             The policy samples that `preferences` were made from.
         preferences ([`~datasets.Dataset`]):
-            The pairs of [`synthesize_preferences`] with the method `majority_best`.
+            All pairs of [`synthesize_preferences`] with the method `majority_best`, from memory or from a file. If a
+            pair is left out, its prompt has no pick.
         reward_model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             The reward model that picked `chosen` (r_φ in the paper).
         reward_processing_class ([`~transformers.PreTrainedTokenizerBase`]):
@@ -63,7 +66,7 @@ def collect_picks(
 
     Raises:
         TypeError, ValueError: If `samples` are not policy samples, or `preferences` lack a column, have no row
-            numbers, or come from other samples.
+            numbers, come from other samples, or were made by a method without groups.
 
     Example:
 
@@ -77,29 +80,54 @@ def collect_picks(
     columns = ["prompt", "chosen", "chosen_finished", "chosen_reward", "confidence", "sample_row"]
     preferences = require_columns(preferences, columns, "preferences")
     _require_same_rows(samples, preferences)
-    template_columns = [name for name in TEMPLATE_COLUMNS if name in preferences.column_names]
-    kept = ["prompt", "chosen", *template_columns, "sample_row", "confidence", "chosen_reward"]
+    kept = [name for name in (*columns, *TEMPLATE_COLUMNS) if name in preferences.column_names]
     pairs = preferences.select(np.flatnonzero(preferences["chosen_finished"][:])).select_columns(kept)
-    pairs = pairs.rename_columns({"chosen": "completion", "chosen_reward": "reward"})
+    records = [{**row, "completion": row["chosen"], "reward": row["chosen_reward"]} for row in pairs]
     agreements = list(_find_agreements(samples, set(preferences["sample_row"])))
     rewards = functools.partial(
         score, reward_model, reward_processing_class, max_length=max_length, share_batches=True
     )
-    records = _pick_best(agreements, CompletionRewards([row for row, _ in agreements], rewards))
-    others = {name: [record.get(name) for record in records] for name in pairs.column_names}
-    picks = concatenate_datasets([pairs, Dataset.from_dict(others, features=pairs.features)])
-    picks = picks.select(np.argsort(picks["sample_row"][:]))
+    records += _pick_best(agreements, CompletionRewards([row for row, _ in agreements], rewards))
+    records.sort(key=lambda record: record["sample_row"])
+    features = _build_features(samples.features)
+    picks = Dataset.from_dict({name: [row.get(name) for row in records] for name in features}, features=features)
     logger.info(f"{len(picks)} of {len(samples)} prompts have a pick.")
     return picks
 
 
+def _build_features(sample_features: Features) -> Features:
+    """Returns the types of the columns. Those of `preferences` from a file may lack keys without any value."""
+    types = build_features(sample_features, keep_candidates=False)
+    types |= {"completion": types["chosen"], "reward": types["chosen_reward"]}
+    names = ["prompt", "completion", *TEMPLATE_COLUMNS, "sample_row", "confidence", "reward"]
+    return Features({name: types[name] for name in names if name in types})
+
+
 def _require_same_rows(samples: Dataset, preferences: Dataset) -> None:
-    wrong = [row for row in preferences["sample_row"] if row is None or not 0 <= row < len(samples)]
+    """Checks that each pair comes from the row of the samples that it names, and from groups."""
+    numbers = preferences["sample_row"][:]
+    for name, remedy in _REMEDIES.items():
+        if None in preferences[name]:
+            raise ValueError(f"`preferences` has a row whose `{name}` is None. {remedy}")
+    wrong = [number for number in numbers if not 0 <= number < len(samples)]
+    if not wrong:
+        prompts = zip(numbers, samples.select(numbers)["prompt"], preferences["prompt"], strict=True)
+        wrong = [
+            number
+            for number, prompt, expected in prompts
+            if prompt_key(split_assistant_prefill(prompt)[0]) != prompt_key(expected)
+        ]
     if wrong:
         raise ValueError(
-            f"`preferences` has the `sample_row` {wrong[0]}, but `samples` has the rows 0 to {len(samples) - 1}. Pass "
-            "the samples that the preferences were made from."
+            f"`preferences` has a pair of row {wrong[0]} of its samples, but `samples` has {len(samples)} rows, or "
+            "another prompt in this one. Pass the samples that the preferences were made from."
         )
+
+
+_REMEDIES = {
+    "sample_row": "Pass the pairs of `synthesize_preferences`, or those of `Label` with `with_indices=True`.",
+    "confidence": 'Its method has no groups. Pass the pairs of the method "majority_best".',
+}
 
 
 def _find_agreements(samples: Dataset, paired: set[int]) -> Iterator[Agreement]:
