@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from loop_tables import list_refinements
-from ours_results import SWEPT, list_betas, list_main, list_references, select_metric
+from ours_results import SWEPT, list_betas, list_main, list_references, select_metric, starts_from_sft
 from tables import METRICS, Results, collect_values, list_policies, list_sweep, smooth
 
 
@@ -28,7 +28,7 @@ def write_csvs(runs: dict[int, Results], folder: Path) -> None:
             policies.append({**row, **{metric: result["policy"].get(metric) for metric in METRICS}})
             for pairs, metrics in result.get("reward_model", {}).items():
                 reward_models.append({**row, "pairs of": pairs, **metrics, **result.get("loss", {})})
-            if "synthetic" in result and method in run:
+            if "synthetic" in result and method in run and starts_from_sft(method):
                 rejections = result["synthetic"]["rejections"]
                 labels.append({**row, **result["synthetic"], "rejections": json.dumps(rejections)})
     tables = {"policies": policies, "reward_models": reward_models, "labels": labels}

@@ -2,7 +2,17 @@
 
 from claims import Step, compute_p_value, compute_p_values, format_claims, format_difference
 from methods import BEST_OF_N, LOOP_METHODS
-from ours_results import choose_beta, compare_at_own_kl, list_betas, list_main, name_policy, select_metric
+from ours_results import (
+    GRPO_SPG,
+    choose_beta,
+    compare_at_own_kl,
+    list_betas,
+    list_main,
+    list_main_grpo,
+    list_other_grpo,
+    name_policy,
+    select_metric,
+)
 from tables import Results, Value, collect_values, format_interval, format_table, subtract, summarize_seeds
 
 from trl_rlp.evaluation import seed_interval
@@ -32,16 +42,32 @@ def compare_with_best(runs: dict[int, Results], method: str, other: str, metric:
     return " − ".join(name_policy(*policy) for policy in policies), subtract(first, second)
 
 
+def compare_with_held_out(runs: dict[int, Results], method: str, other: str, metric: str, rule: str) -> Value:
+    """Compares two methods on each seed, each at the β with the best mean of `rule` over the other seeds."""
+
+    def value(run: Results) -> float | None:
+        others = {seed: other_run for seed, other_run in runs.items() if other_run is not run}
+        return compare_with_best(others, method, other, metric, rule)[1](run)
+
+    return value
+
+
 def build_best_table(runs: dict[int, Results], rule: str) -> str:
-    """Builds the table of each method at its best β minus SPG at its best β. The rule is a metric."""
-    methods = ["ppo", *BEST_OF_N, *list_main()]
+    """
+    Builds the table of each method at its best β minus SPG at its best β. The rule is a metric.
+
+    Our methods by GRPO have another row, minus SPG by GRPO.
+    """
+    pairs = [(method, "spg") for method in ("ppo", *BEST_OF_N, *list_main(), *list_other_grpo())]
+    pairs += [(method, GRPO_SPG) for method in list_main_grpo()]
     metrics = {"win_rate": "win rate", "gold": "gold"}
-    labels, differences = [], []
-    for method in methods:
+    labels, differences, held_out = [], [], []
+    for pair in pairs:
         for metric in metrics:
-            label, value = compare_with_best(runs, method, "spg", metric, rule)
+            label, value = compare_with_best(runs, *pair, metric, rule)
             labels.append(label)
             differences.append(collect_values(runs, value))
+            held_out.append(collect_values(runs, compare_with_held_out(runs, *pair, metric, rule)))
     corrected = compute_p_values(differences)
     rows = []
     for first in range(0, len(labels), len(metrics)):
@@ -53,20 +79,22 @@ def build_best_table(runs: dict[int, Results], rule: str) -> str:
                 f"{compute_p_value(values):.3f}",
                 f"{corrected[index]:.3f}",
                 f"{sum(value < 0 for value in values)} of {len(values)}",
+                format_difference(seed_interval(held_out[index])),
             ]
         rows.append(row)
-    header = [f"{name}{part}" for name in metrics.values() for part in ("", ", p", ", p, corrected", ", seeds worse")]
+    parts = ("", ", p", ", p, corrected", ", seeds worse", ", β chosen on the other seeds")
+    header = [f"{name}{part}" for name in metrics.values() for part in parts]
     return format_table(["difference", *header], rows)
 
 
 def build_claims_table(runs: dict[int, Results]) -> str:
     """Builds the table of what is claimed of ours, one difference per row."""
     steps = [step for method in list_main() for step in _build_method_steps(runs, method)]
-    return format_claims(runs, steps + _build_comparison_steps(runs), VERDICTS)
+    return format_claims(runs, steps + _build_comparison_steps(runs), VERDICTS, marks_uncorrected=True)
 
 
 def _build_method_steps(runs: dict[int, Results], method: str) -> list[Step]:
-    """Builds the rows of one method: win rate and gold reward compared with SPG, malformed completions, collapse."""
+    """Builds the rows of one method: win rate and gold compared with SPG, malformed completions, low β."""
     label, gain = compare_with_best(runs, method, "spg", "win_rate", "win_rate")
     beta = choose_beta(runs, method, "win_rate")
     steps = [
@@ -78,14 +106,22 @@ def _build_method_steps(runs: dict[int, Results], method: str) -> list[Step]:
             compare_at_own_kl(runs, method, beta),
         ),
     ]
+    if method in list_main_grpo():
+        label, gain = compare_with_best(runs, method, GRPO_SPG, "win_rate", "win_rate")
+        steps.append(("win rate above SPG by GRPO", label, gain))
     for at, limit in MALFORMED.items():
         if at in list_betas(runs, method):
             below = subtract(lambda run, limit=limit: limit, select_metric(method, at, "malformed"))
             steps.append((f"malformed below {limit:g}", f"{limit:g} − {name_policy(method, at)}", below))
-    if all(QUARTER in list_betas(runs, name) for name in (method, "ppo")):
-        sides = [(name, QUARTER) for name in (method, "ppo")]
-        value = subtract(*(select_metric(*side, "gold") for side in sides))
-        steps.append(("no collapse: gold", " − ".join(name_policy(*side) for side in sides), value))
+    is_kl_weight = LOOP_METHODS[method].trainer != "dpo"  # β of DPO is not on the scale of the KL weight
+    if is_kl_weight and all(QUARTER in list_betas(runs, name) for name in (method, "ppo")):
+        for claim, at in (
+            ("gold above PPO at a quarter of β", QUARTER),
+            ("no collapse: gold at a quarter of β above the best of PPO", choose_beta(runs, "ppo", "gold")),
+        ):
+            sides = ((method, QUARTER), ("ppo", at))
+            value = subtract(*(select_metric(*side, "gold") for side in sides))
+            steps.append((claim, " − ".join(name_policy(*side) for side in sides), value))
     return steps
 
 

@@ -15,16 +15,40 @@ MAIN = "ours"
 SWEPT_BASES = {"rounds": "spg", "grpo": "ppo"}
 """What a method without a base of ours is compared with at the same β, by its trainer."""
 
+SINGLE_PARTS = {"anchored": ("anchor_reward", "refined_in_loop"), "anchored, grpo": ("anchor_reward, grpo",)}
+"""Methods that have two things, and the methods that have only one of them."""
 
-def find_base(name: str) -> str | None:
-    """Finds the method that differs from a method of ours in one thing."""
+GRPO_SPG = "spg, grpo"
+"""SPG by GRPO. Our methods by GRPO are also compared with it."""
+
+
+def list_bases(name: str) -> list[str]:
+    """Lists the methods that a method of ours is compared with at the same β: its base, and those of its parts."""
     method = LOOP_METHODS[name]
-    return method.base or SWEPT_BASES.get(method.trainer)
+    base = method.base or SWEPT_BASES.get(method.trainer)
+    parts = [part for part in SINGLE_PARTS.get(name, ()) if part in LOOP_METHODS]
+    return [*([] if base is None else [base]), *parts]
 
 
 def list_main() -> list[str]:
     """Lists our main methods."""
     return [name for name, method in LOOP_METHODS.items() if method.table == MAIN]
+
+
+def list_other_grpo() -> list[str]:
+    """Lists what is trained by GRPO for comparison."""
+    return [name for name, method in LOOP_METHODS.items() if method.trainer == "grpo" and method.table != MAIN]
+
+
+def list_main_grpo() -> list[str]:
+    """Lists our main methods by GRPO, if SPG by GRPO is there to compare them with."""
+    return [name for name in list_main() if LOOP_METHODS[name].trainer == "grpo" and GRPO_SPG in LOOP_METHODS]
+
+
+def starts_from_sft(result: str) -> bool:
+    """Checks whether a result uses its pairs and anchors. Results of GRPO for comparison list them without use."""
+    name = split_result(result)[0]
+    return name not in LOOP_METHODS or LOOP_METHODS[name].reward == "sft"
 
 
 def list_betas(runs: dict[int, Results], method: str) -> list[float | None]:
@@ -37,7 +61,7 @@ def list_betas(runs: dict[int, Results], method: str) -> list[float | None]:
 
 
 def has_curve(runs: dict[int, Results], method: str) -> bool:
-    """Checks whether a method has policies at two β values or more, so that its gold reward can be interpolated."""
+    """Checks whether a method has policies at two β values or more, so that its metrics can be interpolated."""
     return len(list_betas(runs, method)) > 1
 
 
@@ -67,23 +91,23 @@ def choose_beta(runs: dict[int, Results], method: str, metric: str) -> float | N
     return max(means, key=lambda beta: means[beta])
 
 
-def interpolate_sweep(runs: dict[int, Results], method: str, kl: float) -> Value:
-    """Returns the function that interpolates a method's gold reward at a KL, over its β values."""
+def interpolate_sweep(runs: dict[int, Results], method: str, kl: float, metric: str = "gold") -> Value:
+    """Returns the function that interpolates a metric of a method at a KL, over its β values."""
     betas = list_betas(runs, method)
 
     def value(run: Results) -> float | None:
-        return interpolate(run["sft"]["policy"], [read_policy(run, method, beta) for beta in betas], kl)
+        return interpolate(run["sft"]["policy"], [read_policy(run, method, beta) for beta in betas], kl, metric)
 
     return value
 
 
-def compare_at_own_kl(runs: dict[int, Results], method: str, beta: float | None, base: str = "spg") -> Value:
-    """Returns the function that computes a policy's gold reward minus that of the sweep of `base` at its KL."""
+def compare_at_own_kl(runs: dict[int, Results], method: str, beta: float | None, metric: str = "gold") -> Value:
+    """Returns the function that computes a metric of a policy minus that of SPG's sweep at its KL."""
 
     def value(run: Results) -> float | None:
         policy = read_policy(run, method, beta)
-        expected = interpolate_sweep(runs, base, policy["kl"])(run)
-        return None if expected is None else policy["gold"] - expected
+        expected = interpolate_sweep(runs, "spg", policy["kl"], metric)(run)
+        return None if expected is None else policy[metric] - expected
 
     return value
 

@@ -4,13 +4,14 @@ from methods import LOOP_METHODS, list_loop_results
 from ours_results import (
     SWEPT,
     compare_at_own_kl,
-    find_base,
     has_curve,
     interpolate_sweep,
+    list_bases,
     list_betas,
     list_references,
     name_policy,
     select_metric,
+    starts_from_sft,
 )
 from tables import (
     EQUAL_KL,
@@ -35,6 +36,9 @@ COLUMNS = {
     "characters": "characters",
 }
 """Metrics of the tables, and the names of their columns."""
+
+INTERPOLATED = {"gold": "gold", "win_rate": "win rate"}
+"""Metrics that are compared at equal KL, and their names."""
 
 
 def format_seeds(runs: dict[int, Results], value: Value) -> str:
@@ -69,24 +73,26 @@ def build_policy_tables(runs: dict[int, Results]) -> dict[str, str]:
 
 
 def build_own_kl_table(runs: dict[int, Results]) -> str:
-    """Builds the table of gold reward minus that of SPG's sweep, at the KL of each policy."""
+    """Builds the table of gold reward and win rate minus those of SPG's sweep, at the KL of each policy."""
     rows = []
     for method in ["ppo", *LOOP_METHODS]:
         for beta in list_betas(runs, method):
-            kl, gain = select_metric(method, beta, "kl"), compare_at_own_kl(runs, method, beta)
-            rows.append([name_policy(method, beta), format_seeds(runs, kl), format_reached(runs, gain)])
-    return format_table(["method", "KL, nats", "gold − spg's sweep at the same KL"], rows)
+            gains = [compare_at_own_kl(runs, method, beta, metric) for metric in INTERPOLATED]
+            kl = format_seeds(runs, select_metric(method, beta, "kl"))
+            rows.append([name_policy(method, beta), kl, *(format_reached(runs, gain) for gain in gains)])
+    header = [f"{name} − spg's sweep at the same KL" for name in INTERPOLATED.values()]
+    return format_table(["method", "KL, nats", *header], rows)
 
 
-def build_fixed_kl_table(runs: dict[int, Results]) -> str:
-    """Builds the table of gold reward at fixed KL: that of SPG's sweep, and each other sweep minus it."""
-    base = {kl: interpolate_sweep(runs, "spg", kl) for kl in EQUAL_KL}
+def build_fixed_kl_table(runs: dict[int, Results], metric: str) -> str:
+    """Builds the table of a metric at fixed KL: that of SPG's sweep, and each other sweep minus it."""
+    base = {kl: interpolate_sweep(runs, "spg", kl, metric) for kl in EQUAL_KL}
     rows = [["spg", *(format_reached(runs, value) for value in base.values())]]
     for method in ["ppo", *LOOP_METHODS]:
         if has_curve(runs, method):
-            gains = [subtract(interpolate_sweep(runs, method, kl), value) for kl, value in base.items()]
+            gains = [subtract(interpolate_sweep(runs, method, kl, metric), value) for kl, value in base.items()]
             rows.append([f"{method} − spg", *(format_reached(runs, gain) for gain in gains)])
-    return format_table(["gold at a KL of", *(f"{kl:g} nats" for kl in EQUAL_KL)], rows)
+    return format_table([f"{INTERPOLATED[metric]} at a KL of", *(f"{kl:g} nats" for kl in EQUAL_KL)], rows)
 
 
 def build_malformed_table(runs: dict[int, Results]) -> str:
@@ -104,12 +110,9 @@ def build_malformed_table(runs: dict[int, Results]) -> str:
 
 
 def build_control_table(runs: dict[int, Results]) -> str:
-    """Builds the table of each method minus the method that differs from it in one thing, at the same β."""
+    """Builds the table of each method minus the methods that differ from it in one thing, at the same β."""
     rows = []
-    for name in LOOP_METHODS:
-        base = find_base(name)
-        if base is None:
-            continue
+    for name, base in [(method, other) for method in LOOP_METHODS for other in list_bases(method)]:
         for beta in [beta for beta in list_betas(runs, name) if beta in list_betas(runs, base)]:
             gains = [subtract(*(select_metric(side, beta, metric) for side in (name, base))) for metric in COLUMNS]
             label = f"{name_policy(name, beta)} − {name_policy(base, beta)}"
@@ -132,7 +135,7 @@ QUALITY = {
 def build_quality_table(runs: dict[int, Results]) -> str:
     """Builds the table of pairs, anchors and picks that methods start with. Methods with equal ones share a row."""
     methods: dict[tuple[str, ...], list[str]] = {}
-    for method in LOOP_METHODS:
+    for method in filter(starts_from_sft, LOOP_METHODS):
         name = list_loop_results(method)[0]
         cells = tuple(
             format_interval(

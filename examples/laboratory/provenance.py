@@ -1,25 +1,31 @@
 """Where results come from: their commit, settings and seeds. Refuses results that cannot be in one table."""
 
 import json
+import math
 import subprocess
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from methods import LOOP_METHODS, METHODS, PARTS, list_results
+from methods import BEST_OF_N, LOOP_METHODS, METHODS, PARTS, list_results
 from settings import EXPLORED_SEEDS, SETTINGS, Settings
-from tables import Results
+from tables import Results, list_policies
+
+import trl_rlp
 
 
 UNKNOWN = "unknown"
 """Commit of results that were made without git, or before commits were recorded."""
 
 DIRTY = "-dirty"
-"""End of the commit of a tree with changes that are not committed."""
+"""Mark of the commit of a tree with changes that are not committed."""
 
 NAMED = 5
 """Number of differing settings that an error names."""
+
+REQUIRED = ("win_rate", "gold", "kl", "right", "malformed")
+"""Metrics that each policy must have. Best-of-n needs only the first three."""
 
 
 @cache
@@ -31,10 +37,17 @@ def read_commit() -> str:
 
     Returns:
         `str`: The commit, with `-dirty` if tracked files have changes that are not committed. `"unknown"` without git.
+        If the package comes from another place with another commit, that of the package follows.
     """
+    own, package = (describe_commit(Path(module).parent) for module in (__file__, str(trl_rlp.__file__)))
+    return own if package == own else f"{own} with trl_rlp at {package}"
+
+
+def describe_commit(folder: Path) -> str:
+    """Returns the commit of the repository that contains a folder, as in [`read_commit`]."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        result = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return UNKNOWN
     return result.stdout.strip()
@@ -157,31 +170,82 @@ def load_finished(folder: Path, part: str, settings_name: str) -> PartRuns:
 
 
 def check_runs(folder: Path, loaded: PartRuns) -> PartRuns:
-    """Refuses explored seeds, different commits and changes that are not committed. Adds the commit to the runs."""
+    """Refuses explored seeds, copies, broken results, and results without one known commit. Adds the commit."""
     is_smoke = loaded.settings_name == "smoke"
+    if not is_smoke:
+        check_seeds(folder, loaded)
+    check_metrics(folder, loaded)
+    commit = find_commit({seed: set().union(*map(list_commits, run.values())) for seed, run in loaded.runs.items()})
+    if loaded.part == "ours" and not is_smoke:
+        require_known(commit)
+    return PartRuns(loaded.part, loaded.runs, loaded.unfinished, loaded.settings_name, commit)
+
+
+def check_seeds(folder: Path, loaded: PartRuns) -> None:
+    """Refuses seeds that were used to choose the settings, and a seed whose results are those of another seed."""
     explored = [seed for seed in loaded.runs if seed in EXPLORED_SEEDS[loaded.part]]
-    if explored and not is_smoke:
+    if explored:
         raise SystemExit(
             f"{name_seeds(explored)} used to choose the settings of the part {loaded.part!r}. Move the folders of "
             f"explored seeds out of {folder} and report others, or report another part with --part."
         )
-    seeds: dict[str, list[int]] = {}
+    first: dict[str, int] = {}
     for seed, run in loaded.runs.items():
-        for commit in sorted(set().union(*map(list_commits, run.values()))):
+        original = first.setdefault(json.dumps(run["sft"], sort_keys=True), seed)
+        if original != seed:
+            raise SystemExit(
+                f"Seed {seed} in {folder} has the results of seed {original}, so one is a copy of the other. Remove "
+                "the copy."
+            )
+
+
+def check_metrics(folder: Path, loaded: PartRuns) -> None:
+    """Refuses policies that lack a metric of the tables, or whose metric is not a finite number."""
+    for seed, run in loaded.runs.items():
+        policies = list_policies(run)
+        for name in run:
+            for policy in [f"{name} ppo", f"{name} spg"] if name.startswith("sweep ") else [name]:
+                metrics = policies.get(policy, {}).get("policy", {})
+                for metric in REQUIRED[:3] if name in BEST_OF_N else REQUIRED:
+                    if not is_finite(metrics.get(metric)):
+                        raise SystemExit(
+                            f"Seed {seed} has no finite {metric!r} of {policy!r}, but {metrics.get(metric)}. Remove "
+                            f"{name!r} from its results.json in {folder}, and run the seed again."
+                        )
+
+
+def is_finite(value: Any) -> bool:
+    """Checks whether a metric is a finite number."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def find_commit(commits: dict[int, set[str]]) -> str:
+    """Returns the only commit of the results of all seeds. Refuses different ones."""
+    seeds: dict[str, list[int]] = {}
+    for seed, names in commits.items():
+        for commit in sorted(names):
             seeds.setdefault(commit, []).append(seed)
     if len(seeds) > 1:
         listed = ", ".join(f"{commit} (seeds {join(numbers)})" for commit, numbers in seeds.items())
         raise SystemExit(
-            f"The results of the part {loaded.part!r} come from different commits: {listed}. Run all seeds again at "
-            "one commit, with another --output_dir."
+            f"The results come from different commits: {listed}. Run all seeds again at one commit, with another "
+            "--output_dir."
         )
-    commit = next(iter(seeds))
-    if commit.endswith(DIRTY) and loaded.part == "ours" and not is_smoke:
+    return next(iter(seeds))
+
+
+def require_known(commit: str) -> None:
+    """Refuses results from code that nobody can find again."""
+    if DIRTY in commit:
         raise SystemExit(
-            f"The results of the part 'ours' were made at {commit}, with changes that are not committed. Commit the "
-            "changes and run the seeds again, with another --output_dir."
+            f"The results were made at {commit}, with changes that are not committed. Commit the changes and run the "
+            "seeds again, with another --output_dir."
         )
-    return PartRuns(loaded.part, loaded.runs, loaded.unfinished, loaded.settings_name, commit)
+    if UNKNOWN in commit:
+        raise SystemExit(
+            f"The commit of the results is {commit!r}, so the code that made them is not known. Run the seeds "
+            "again in a clone of the repository, with another --output_dir."
+        )
 
 
 def list_commits(result: dict[str, Any]) -> set[str]:

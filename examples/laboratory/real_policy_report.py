@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from provenance import DIRTY, join, name_seeds
+from provenance import UNKNOWN, find_commit, join, name_seeds, require_known
 from real_methods import METHODS, PICK_METHODS, name_result
 from real_seed_table import PARTS
 from real_settings import EXPLORED_SEEDS, SETTINGS, RealSettings
@@ -26,6 +26,15 @@ POLICY_COLUMNS = {
 }
 """Columns of the table of policies: the keys of the metric, and its digits."""
 
+DIFFERENCE_NOTE = (
+    "The intervals are not corrected for their number. Without any effect, one in twenty would exclude 0. "
+    "`known_answers` is trained with the answers of the trained questions, so it is a ceiling there and not a method."
+)
+SELECTION_NOTE = (
+    "The samples are drawn at T = 1, and the policies above answer at T = .7. Compare the columns of this table with "
+    "each other, and not with the policies."
+)
+
 COLUMNS = {"accuracy": 3, "decided": 0, "pairs": 0}
 """Metrics of labels, and their digits in a table."""
 
@@ -43,52 +52,61 @@ def load_runs(folder: Path, settings_name: str) -> tuple[Runs, str]:
     """Loads the metrics of all stages by seed, and their commit. Refuses runs that cannot be in one table."""
     expected = json.loads(json.dumps(asdict(SETTINGS[settings_name])))
     runs: Runs = {}
-    folders = {int(file.parent.name.split("-")[1]): file.parent for file in folder.glob("seed-*/run.json")}
-    for seed, path in sorted(folders.items()):
-        if read_json(path / "run.json")["settings"] != expected:
+    for path in sorted(file.parent for file in folder.glob("seed-*/run.json")):
+        run = read_json(path / "run.json")
+        if path.name != f"seed-{run['seed']}":
+            raise SystemExit(f"{path} contains a run of seed {run['seed']}. Restore its name, or remove it.")
+        if run["settings"] != expected:
             raise SystemExit(
                 f"{path} was run with other settings than {settings_name!r} of this code. Report it with the code "
                 "that made it, or run the seed again with another --output_dir."
             )
         stages = {file.parent.name: read_json(file) for file in sorted(path.glob("*/stage.json"))}
-        runs[seed] = {name: stage["metrics"] | {"seconds": stage["seconds"]} for name, stage in stages.items()}
+        if stages:
+            runs[run["seed"]] = {
+                name: stage["metrics"] | {"seconds": stage["seconds"]} for name, stage in stages.items()
+            }
     if len(runs) < 2:
         raise SystemExit(f"{folder} contains {len(runs)} seeds, but an interval needs at least two. Run more seeds.")
     return runs, check_runs(runs, is_smoke=settings_name == "smoke")
 
 
 def check_runs(runs: Runs, is_smoke: bool) -> str:
-    """Refuses explored seeds, different commits and changes that are not committed. Returns the commit."""
+    """Refuses explored seeds, and results without one known commit. Returns the commit."""
     explored = sorted(EXPLORED_SEEDS & set(runs))
     if explored and not is_smoke:
         raise SystemExit(
             f"{name_seeds(explored)} used to choose the settings. Move the folders of such seeds away, and report "
             "seeds that were run after the choice."
         )
-    seeds: dict[str, list[int]] = {}
-    for seed, run in runs.items():
-        for commit in sorted({metrics["commit"] for metrics in run.values()}):
-            seeds.setdefault(commit, []).append(seed)
-    if len(seeds) > 1:
-        listed = ", ".join(f"{commit} (seeds {join(numbers)})" for commit, numbers in seeds.items())
-        raise SystemExit(
-            f"The results come from different commits: {listed}. Run all seeds again at one commit, with another "
-            "--output_dir."
-        )
-    commit = next(iter(seeds))
-    if commit.endswith(DIRTY) and not is_smoke:
-        raise SystemExit(
-            f"The results were made at {commit}, with changes that are not committed. Commit the changes and run the "
-            "seeds again, with another --output_dir."
-        )
+    commit = find_commit(
+        {seed: {metrics.get("commit", UNKNOWN) for metrics in run.values()} for seed, run in runs.items()}
+    )
+    if not is_smoke:
+        require_known(commit)
     return commit
 
 
 def list_finished(runs: Runs, settings: RealSettings) -> list[tuple[str, float | None]]:
     """Lists the results that every seed has, as pairs of name and β: π_SFT, policies by method and β, and picks."""
-    wanted = [("pi_sft", None), *((name, kl_coef) for name in METHODS for kl_coef in settings.kl_coefs)]
-    wanted += [(name, None) for name in PICK_METHODS]
-    return [pair for pair in wanted if all(name_result(*pair) in run for run in runs.values())]
+    return [pair for pair in list_all(settings) if all(name_result(*pair) in run for run in runs.values())]
+
+
+def list_all(settings: RealSettings) -> list[tuple[str, float | None]]:
+    """Lists all results in the order of the tables, as pairs of name and β."""
+    with_kl_coef = [(name, kl_coef) for name in METHODS for kl_coef in settings.kl_coefs]
+    return [("pi_sft", None), *with_kl_coef, *((name, None) for name in PICK_METHODS)]
+
+
+def describe_missing(runs: Runs, settings: RealSettings) -> str:
+    """Names the results that only some seeds have, with these seeds."""
+    missing = []
+    for pair in list_all(settings):
+        name = name_result(*pair)
+        present = [seed for seed, run in runs.items() if name in run]
+        if 0 < len(present) < len(runs):
+            missing.append(f"`{name}` (seeds {join(present)})")
+    return f" Not shown, because some seeds lack them: {', '.join(missing)}." if missing else ""
 
 
 def build_page(runs: Runs, settings: RealSettings, settings_name: str, commit: str) -> str:
@@ -98,10 +116,10 @@ def build_page(runs: Runs, settings: RealSettings, settings_name: str, commit: s
         [
             f"{len(runs)} seeds: {join(runs)}. Settings: `{settings_name}`. Commit: `{commit}`. Each cell is the mean "
             "± half the width of the 95% interval over seeds (Student's t). Differences are paired by seed and by "
-            "question. Only results that every seed has are shown.",
+            f"question.{describe_missing(runs, settings)}",
             f"## Policies\n\n{build_policy_table(runs, results)}",
-            f"## Differences\n\n{build_difference_table(runs, results)}",
-            f"## Selection without training\n\n{build_selection_table(runs, settings)}",
+            f"## Differences\n\n{build_difference_table(runs, results)}\n\n{DIFFERENCE_NOTE}",
+            f"## Selection without training\n\n{build_selection_table(runs, settings)}\n\n{SELECTION_NOTE}",
             f"## Rewards and answers during the training\n\n{build_curve_table(runs, results, settings)}",
             f"## Verdicts of the anchors\n\n{build_verdict_table(runs, results, settings)}",
             f"## Synthetic preferences and picks\n\n{build_label_table(runs, results)}",

@@ -22,7 +22,7 @@ from real_rewards import (
     summarize_verdicts,
 )
 from real_settings import RealSettings
-from real_stages import evaluate_labels, mark_correct, sample_questions
+from real_stages import evaluate_labels, sample_questions
 from real_training import PolicyTraining
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -110,11 +110,15 @@ class RealRun:
             args={**DEMONSTRATIONS, "num_train_epochs": 2, "seed": seed},
             lora=lora(self.base_model, 1 / 2),
         )
-        labeled = {"train": self.questions["preferences"], "heldout": self.questions["heldout"]}
         pairs = self._stage(
-            "preferences", collect_preferences, sft_model=self.sft, questions=labeled, sampling=sampling, seed=seed
+            "preferences",
+            collect_preferences,
+            sft_model=self.sft,
+            questions={"train": self.questions["preferences"]},
+            sampling=sampling,
+            seed=seed,
         )
-        self.human, self.heldout_pairs = (load_data(pairs / part).remove_columns("is_flipped") for part in labeled)
+        self.human = load_data(pairs / "train").remove_columns("is_flipped")
         self.reward_models = {"r": self._stage("r", self._train_reward_model)}
         unlabeled = self.questions["unlabeled"]
         candidates = {"num_generations": settings.best_of, "seed": seed + 2000}
@@ -181,13 +185,13 @@ class RealRun:
                 plain = best_outputs(rows, model, processing_class)
                 within = best_outputs(rows, model, processing_class, within="majority", equivalence=ExactMatch())
                 metrics[f"{part}, {picker}"] = {
-                    "single": float(np.mean(mark_correct(samples))),
+                    "single": float(np.mean(compute_accuracies(samples, samples["answers"][:]))),
                     "best": compute_share(plain, samples),
                     "majority": compute_share(within, samples),
                 }
                 if part == "trained":
                     picks = select_majorities(within)
-                    save_data(picks, folder / picker / "sft")
+                    save_data(picks.remove_columns("finished"), folder / picker / "sft")
                     metrics[f"picks, {picker}"] = {"picks": len(picks), "right": compute_share(picks, samples)}
             pairs, rejections = self._synthesize(self.candidates["trained"], "majority_best", picker)
             save_data(pairs.select_columns(["prompt", "chosen", "rejected"]), folder / picker / "dpo")
@@ -255,6 +259,7 @@ class RealRun:
     def _build_refinement(
         self, folder: Path, reward: RefinableReward, anchor_reward: SemanticAnchorReward
     ) -> RewardRefinementCallback:
+        """Builds the callback. Its gate holds out a part of D, because held-out questions are for evaluation only."""
         args = RLPRewardConfig(str(folder / "refinement"), bf16=False, use_cpu=True, **self._build_reward_args("spg"))
         return RewardRefinementCallback(
             reward,
@@ -264,7 +269,6 @@ class RealRun:
             comparison=anchor_reward.comparison,
             synthetic_dataset=self.synthetic,
             reference_samples=self.reference_samples.remove_columns("answers"),
-            eval_preference_dataset=self.heldout_pairs,
             every=self.settings.refine_every,
             peft_config=build_reward_lora(self.base_model),
             seed=self.seed,
@@ -327,14 +331,13 @@ def select_curve_metrics(row: dict[str, float]) -> dict[str, float]:
 
 
 def select_majorities(outputs: Dataset) -> Dataset:
-    """Selects the finished picks of prompts with a clear majority, in TRL's prompt-completion format."""
+    """Selects the finished picks of prompts with a clear majority."""
     kept = [row for row, has in enumerate(outputs["has_majority"]) if has and outputs["finished"][row]]
-    return outputs.select(kept).select_columns(["prompt", "completion"])
+    return outputs.select(kept).select_columns(["prompt", "completion", "finished"])
 
 
 def compute_share(outputs: Dataset, samples: Dataset) -> float:
-    """Computes the share of correct completions, one per prompt."""
+    """Computes the share of correct completions, one per prompt. An unfinished one is never correct."""
     answers = dict(zip(samples["prompt"], samples["answers"], strict=True))
-    return float(
-        np.mean(mark_known_answers(outputs["completion"][:], [answers[prompt] for prompt in outputs["prompt"]]))
-    )
+    marks = mark_known_answers(outputs["completion"][:], [answers[prompt] for prompt in outputs["prompt"]])
+    return float(np.mean(np.multiply(marks, outputs["finished"][:])))

@@ -8,6 +8,7 @@ from loop_tables import build_refinement_table, list_refinements
 from ours_claims import build_best_table, build_goal_table
 from ours_claims import build_claims_table as build_our_claims_table
 from ours_tables import (
+    INTERPOLATED,
     build_control_table,
     build_fixed_kl_table,
     build_malformed_table,
@@ -29,17 +30,24 @@ from tables import (
 
 
 BEST_NOTE = (
-    "The best β is chosen on the seeds of this report. This favors every row alike, ours and SPG's, except rows with "
-    "fewer β values than SPG. p is corrected for all differences of the table."
+    "The best β is chosen on the seeds of this report, for ours and for SPG. How much this favors a row depends on "
+    "its number of β values and on their spread. The columns 'β chosen on the other seeds' are free of it: on each "
+    "seed, both methods have the β that is best on all other seeds. p is corrected for all differences of the table."
 )
 CLAIMS_NOTE = (
-    "The verdict follows from the interval of its row alone. With so many rows, chance takes some intervals away "
-    "from 0. Read it together with the corrected p."
+    "The verdict follows from the interval of its row. 'Before correction only' means that the p that is corrected "
+    "for all rows does not support it at .05."
 )
 GOAL_NOTE = (
     "Win rate and gold are those of each method at the β with its best mean win rate. They are compared with SPG at "
     "the β with its best mean win rate, and with SPG's sweep. p is two-sided, and corrected for the rows of the "
-    "table. Malformed is the mean over seeds."
+    "table. Malformed is the mean over seeds. Rows by GRPO differ from SPG in their trainer too. The tables of the "
+    "best β also compare them with SPG by GRPO. The β of `majority_dpo` is that of DPO, and not a KL weight."
+)
+KL_NOTE = (
+    "Between two β values, the sweep is a line. A difference means nothing if it is not clearly larger than the error "
+    "of this line, which a table below shows for SPG. Where SPG's next larger KL is far away, it can be far off. "
+    "Below the smallest KL of a method, the line starts at π_SFT, and is mostly too low."
 )
 
 
@@ -92,8 +100,12 @@ def list_our_sections(loaded: PartRuns) -> dict[str, str]:
             f"{build_best_table(runs, metric)}\n\n{BEST_NOTE}"
         )
     sections |= {
-        "At the KL of each policy": build_own_kl_table(runs),
-        "At fixed KL": build_fixed_kl_table(runs),
+        "At the KL of each policy": f"{build_own_kl_table(runs)}\n\n{KL_NOTE}",
+        **{
+            f"At fixed KL: {name}": f"{build_fixed_kl_table(runs, metric)}\n\n{KL_NOTE}"
+            for metric, name in INTERPOLATED.items()
+        },
+        "Error of interpolating SPG between two β": build_interpolation_table(runs, "spg"),
         "Malformed completions": build_malformed_table(runs),
         "Methods that differ in one thing": build_control_table(runs),
         "Pairs, anchors and picks": build_quality_table(runs),

@@ -80,11 +80,11 @@ def interpolate_gold(run: Results, method: str, kl: float, left_out: str = "") -
     return interpolate(run["sft"]["policy"], policies, kl)
 
 
-def interpolate(sft: Results, policies: Sequence[Results], kl: float) -> float | None:
-    """Interpolates gold reward at a KL, between π_SFT at KL 0 and the policies. `None` above the largest KL."""
-    points = sorted([(0.0, sft["gold"])] + [(policy["kl"], policy["gold"]) for policy in policies])
-    kls, golds = zip(*points, strict=True)
-    return float(np.interp(kl, kls, golds)) if kl <= kls[-1] else None
+def interpolate(sft: Results, policies: Sequence[Results], kl: float, metric: str = "gold") -> float | None:
+    """Interpolates a metric at a KL, between π_SFT at KL 0 and the policies. `None` above the largest KL."""
+    points = sorted([(0.0, sft[metric])] + [(policy["kl"], policy[metric]) for policy in policies])
+    kls, values = zip(*points, strict=True)
+    return float(np.interp(kl, kls, values)) if kl <= kls[-1] else None
 
 
 def compare_with_sweep(method: str, base: str = "ppo") -> Value:
@@ -100,12 +100,12 @@ def compare_with_sweep(method: str, base: str = "ppo") -> Value:
     return value
 
 
-def compute_interpolation_error(name: str) -> Value:
-    """Returns the function that computes plain PPO's gold reward at one β minus its interpolation from the others."""
+def compute_interpolation_error(name: str, method: str = "ppo") -> Value:
+    """Returns the function that computes a method's gold reward at one β minus its interpolation from the others."""
 
     def value(run: Results) -> float | None:
-        policy = run[name]["ppo"]["policy"]
-        interpolated = interpolate_gold(run, "ppo", policy["kl"], left_out=name)
+        policy = run[name][method]["policy"]
+        interpolated = interpolate_gold(run, method, policy["kl"], left_out=name)
         return None if interpolated is None else policy["gold"] - interpolated
 
     return value
@@ -245,14 +245,14 @@ def build_equal_kl_table(runs: dict[int, Results]) -> str:
     return format_table(["KL, nats", "gold, PPO", "gold, SPG", "SPG − PPO", "seeds that reach this KL"], rows)
 
 
-def build_interpolation_table(runs: dict[int, Results]) -> str:
-    """Builds the table of the interpolation error: each inner β of plain PPO is predicted from the other values."""
+def build_interpolation_table(runs: dict[int, Results], method: str = "ppo") -> str:
+    """Builds the table of the interpolation error: each inner β of a sweep is predicted from the other values."""
     inner = list_sweep(runs)[1:]
     rows = [
         [
             name.removeprefix("sweep "),
-            format_interval(summarize_seeds(runs, lambda run, name=name: run[name]["ppo"]["policy"]["kl"])),
-            format_interval(summarize_seeds(runs, compute_interpolation_error(name))),
+            format_interval(summarize_seeds(runs, lambda run, name=name: run[name][method]["policy"]["kl"])),
+            format_interval(summarize_seeds(runs, compute_interpolation_error(name, method))),
         ]
         for name in inner
     ]

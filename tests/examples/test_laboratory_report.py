@@ -63,7 +63,7 @@ def read_rows(table):
 
 
 def write_runs(folder, commits, settings="laboratory", part="ours"):
-    """Writes a folder of runs from the commit of each seed."""
+    """Writes a folder of runs from the commit of each seed. π_SFT differs by seed."""
     from provenance import describe_settings
     from settings import SETTINGS
 
@@ -72,7 +72,9 @@ def write_runs(folder, commits, settings="laboratory", part="ours"):
     for seed, commit in commits.items():
         path = folder / f"seed-{seed}" / "results.json"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(make_run(SETTINGS[settings].sweep, part, commit)))
+        run = make_run(SETTINGS[settings].sweep, part, commit)
+        run["sft"]["policy"]["proxy"] = seed / 1000
+        path.write_text(json.dumps(run))
     return folder
 
 
@@ -103,7 +105,9 @@ def test_explored_seeds_are_refused(tmp_path):
 
 def test_results_of_different_commits_are_refused(tmp_path):
     folder = write_runs(tmp_path, {400: "abc", 401: "def", 402: "abc"})
-    check_refusal(folder, "ours' come from different commits: abc \\(seeds 400, 402\\), def \\(seeds 401\\). Run all")
+    check_refusal(
+        folder, "The results come from different commits: abc \\(seeds 400, 402\\), def \\(seeds 401\\). Run all"
+    )
     folder = write_runs(tmp_path, {400: "abc", 401: "abc", 402: "abc"})
     path = folder / "seed-402" / "results.json"
     run = json.loads(path.read_text())
@@ -117,9 +121,45 @@ def test_changes_that_are_not_committed_are_refused_for_ours(tmp_path):
     from provenance import load_parts
 
     folder = write_runs(tmp_path / "ours", {400: "abc-dirty", 401: "abc-dirty"})
-    check_refusal(folder, "'ours' were made at abc-dirty, with changes that are not committed. Commit the changes and")
+    check_refusal(
+        folder, "results were made at abc-dirty, with changes that are not committed. Commit the changes and"
+    )
     paper = write_runs(tmp_path / "paper", {10: "abc-dirty", 11: "abc-dirty"}, part="paper")
     assert load_parts(paper)[0].describe().startswith("2 seeds: 10, 11. Settings: `laboratory`. Commit: `abc-dirty`.")
+
+
+def test_results_of_an_unknown_commit_are_refused_for_ours(tmp_path):
+    from provenance import load_parts
+
+    check_refusal(write_runs(tmp_path / "ours", {400: "unknown", 401: "unknown"}), "is 'unknown', so the code that")
+    mixed = "abc with trl_rlp at unknown"
+    check_refusal(write_runs(tmp_path / "mixed", {400: mixed, 401: mixed}), f"is '{mixed}', so")
+    assert load_parts(write_runs(tmp_path / "paper", {10: "unknown", 11: "unknown"}, part="paper"))
+
+
+def test_a_copy_of_a_seed_is_refused(tmp_path):
+    folder = write_runs(tmp_path, {400: "abc", 401: "abc"})
+    (folder / "seed-402").mkdir()
+    (folder / "seed-402" / "results.json").write_text((folder / "seed-400" / "results.json").read_text())
+    check_refusal(folder, "Seed 402 in .* has the results of seed 400, so one is a copy of the other")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None, "0.5"])
+def test_a_metric_that_is_not_a_finite_number_is_refused(tmp_path, value):
+    folder = write_runs(tmp_path, {400: "abc", 401: "abc"})
+    path = folder / "seed-401" / "results.json"
+    run = json.loads(path.read_text())
+    run["sweep 0.1"]["spg"]["policy"]["kl"] = value
+    path.write_text(json.dumps(run))
+    check_refusal(folder, f"Seed 401 has no finite 'kl' of 'sweep 0.1 spg', but {value}. Remove 'sweep 0.1' from")
+
+
+@pytest.mark.parametrize("result", [{}, {"policy": {"win_rate": 0.5}}])
+def test_a_result_without_its_metrics_is_refused(tmp_path, result):
+    folder = write_runs(tmp_path, {400: "abc", 401: "abc"})
+    path = folder / "seed-401" / "results.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"majority_sft": {**result, "commit": "abc"}}))
+    check_refusal(folder, "Seed 401 has no finite '(win_rate|gold)' of 'majority_sft', but None")
 
 
 def test_smoke_settings_allow_any_seed_and_changes(tmp_path):
@@ -149,7 +189,7 @@ def test_nothing_is_written_if_a_part_is_refused(tmp_path):
 
     folder = write_runs(tmp_path / "runs", {10: "abc", 220: "abc"}, part="paper")
     for path in folder.glob("seed-*/results.json"):
-        path.write_text(json.dumps(json.loads(path.read_text()) | make_run((0.05, 0.1, 0.2, 0.4, 0.8))))
+        path.write_text(json.dumps(make_run((0.05, 0.1, 0.2, 0.4, 0.8)) | json.loads(path.read_text())))
     with pytest.raises(SystemExit, match="Seeds 10, 220 were used to choose the settings of the part 'ours'"):
         write_report(folder, tmp_path / "report")
     assert not (tmp_path / "report").exists()
@@ -164,6 +204,7 @@ def test_the_commit_says_whether_the_tree_has_changes(tmp_path, monkeypatch):
 
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     monkeypatch.setattr(provenance, "__file__", str(tmp_path / "provenance.py"))
+    monkeypatch.setattr(provenance.trl_rlp, "__file__", str(tmp_path / "__init__.py"))
     read = provenance.read_commit.__wrapped__
     assert read() == "unknown"
     git("init")
@@ -173,6 +214,10 @@ def test_the_commit_says_whether_the_tree_has_changes(tmp_path, monkeypatch):
     assert re.fullmatch("[0-9a-f]{12}", clean := read())
     (tmp_path / "file").write_text("b")
     assert read() == f"{clean}-dirty"
+    (tmp_path.parent / "package").mkdir()
+    monkeypatch.setattr(provenance.trl_rlp, "__file__", str(tmp_path.parent / "package" / "__init__.py"))
+    assert read() == f"{clean}-dirty with trl_rlp at unknown"
+    monkeypatch.setattr(provenance.trl_rlp, "__file__", str(tmp_path / "__init__.py"))
     monkeypatch.setenv("PATH", "")
     assert read() == "unknown"
 
@@ -215,7 +260,11 @@ def make_sweep_runs():
 
 
 def test_gold_is_compared_at_equal_kl(few_methods):
-    """SPG has gold 2 at KL 1. At KL 2, `anchored` has 2.25 on the first seed and 2.375 on the second, and SPG 3."""
+    """
+    SPG has gold 2 at KL 1. At KL 2, `anchored` has 2.25 on the first seed and 2.375 on the second, and SPG 3.
+
+    Win rate: that of SPG at KL 1 is .4, between .3 and .5, and that of `anchored` is .6.
+    """
     from ours_tables import build_fixed_kl_table, build_own_kl_table
 
     own = read_rows(build_own_kl_table(make_sweep_runs()))
@@ -224,9 +273,12 @@ def test_gold_is_compared_at_equal_kl(few_methods):
         "method": "anchored, β 0.2",
         "KL, nats": "1.000 ± 0.000",
         column: "0.500 ± 0.000",
+        "win rate − spg's sweep at the same KL": "0.200 ± 0.000",
     }
     assert own["anchored, β 0.1"][column] == "–"  # only one seed is within SPG's KL
-    fixed = read_rows(build_fixed_kl_table(make_sweep_runs()))
+    win_rate = read_rows(build_fixed_kl_table(make_sweep_runs(), "win_rate"))
+    assert win_rate["anchored − spg"]["1 nats"] == "0.200 ± 0.000"
+    fixed = read_rows(build_fixed_kl_table(make_sweep_runs(), "gold"))
     assert fixed["spg"]["2 nats"] == "3.000 ± 0.000" and fixed["anchored − spg"]["1 nats"] == "0.500 ± 0.000"
     assert fixed["anchored − spg"]["2 nats"].startswith("-0.688 ± ") and fixed["anchored − spg"]["4 nats"] == "–"
     assert fixed["ppo − spg"]["1 nats"] == "-0.500 ± 0.000" and "majority_dpo − spg" not in fixed
@@ -260,7 +312,8 @@ def test_a_method_is_compared_with_its_base_at_the_same_beta(few_methods):
     rows = read_rows(build_control_table(runs))
     assert rows["anchored, 15% noise, β 0.1 − anchored, β 0.1"]["win rate"].startswith("-0.075 ± ")
     assert rows["spg, 2 rounds, β 0.4 − spg, β 0.4"]["win rate"] == "0.200 ± 0.000"
-    assert len(rows) == 4
+    assert rows["anchored, β 0.2 − refined_in_loop, β 0.2"]["win rate"] == "0.100 ± 0.000"  # .6 − .5
+    assert len(rows) == 8
 
 
 def test_methods_with_equal_pairs_share_a_row(few_methods):
@@ -306,6 +359,8 @@ def test_claims_of_ours_by_hand(few_methods):
     A difference with the mean m and values m − d, m, m + d has the standard error d / √3. t is 4.303 with 2 degrees.
 
     Win rate above SPG: .09 ± 4.303 · .01 / √3 = .09 ± .025. Loss under noise: .2 − .05 = .15 ± .248.
+
+    Its p is .004 for the row alone, and above .05 after the correction for all rows. Gold is 2 for PPO at its best β.
     """
     from ours_claims import build_claims_table
 
@@ -316,12 +371,14 @@ def test_claims_of_ours_by_hand(few_methods):
         return row["mean and 95% interval"], row["verdict"]
 
     win = "anchored, β 0.2 − spg, β 0.4"
-    assert read(f"win rate above SPG | {win}") == ("+0.090 [+0.065, +0.115]", "confirmed")
-    assert read(f"win rate above SPG by more than 0.05 | {win} − 0.05") == ("+0.040 [+0.015, +0.065]", "confirmed")
+    assert read(f"win rate above SPG | {win}") == ("+0.090 [+0.065, +0.115]", "confirmed before correction only")
+    assert read(f"win rate above SPG by more than 0.05 | {win} − 0.05")[0] == "+0.040 [+0.015, +0.065]"
     gold = "gold above SPG at equal KL | anchored, β 0.2 − spg's sweep"
-    assert read(gold) == ("+0.500 [+0.252, +0.748]", "confirmed")
+    assert read(gold) == ("+0.500 [+0.252, +0.748]", "confirmed before correction only")
     assert read("malformed below 0.05 | 0.05 − anchored, β 0.1") == ("+0.020 [-0.005, +0.045]", "not decided")
-    assert read("no collapse: gold | anchored, β 0.1 − ppo, β 0.1") == ("+1.600 [+1.352, +1.848]", "confirmed")
+    assert read("gold above PPO at a quarter of β | anchored, β 0.1 − ppo, β 0.1")[0] == "+1.600 [+1.352, +1.848]"
+    best = "no collapse: gold at a quarter of β above the best of PPO | anchored, β 0.1 − ppo, β 0.4"
+    assert read(best) == ("-0.400 [-0.648, -0.152]", "reversed before correction only")
     noise = "refinement loses less win rate to 15% noise | loss of anchor_reward − loss of anchored, β 0.1"
     assert read(noise) == ("+0.150 [-0.098, +0.398]", "not decided")
     assert read("majority, then reward: win rate") == ("+0.010 [-0.040, +0.060]", "not decided")
@@ -352,6 +409,67 @@ def test_each_method_is_compared_with_spg_at_the_best_beta_of_both(few_methods):
     assert row["win rate, seeds worse"] == "0 of 3" and row["gold, seeds worse"] == "3 of 3"
     assert float(row["win rate, p, corrected"]) > 0.004
     assert "ppo, β 0.4 − spg, β 0.4" in read_rows(build_best_table(make_claim_runs(), "gold"))
+
+
+def test_a_verdict_needs_no_mark_if_the_corrected_p_supports_it():
+    """The gains .08, .09 and .10 have p = .004. In a table of one row, this is also the corrected p."""
+    from claims import format_claims
+    from ours_claims import VERDICTS
+
+    runs = {seed: {"gain": gain} for seed, gain in enumerate((0.08, 0.09, 0.1))}
+    table = format_claims(runs, [("claim", "gain", lambda run: run["gain"])], VERDICTS, marks_uncorrected=True)
+    assert table.endswith("| 0.004 | confirmed |")
+
+
+def test_the_beta_of_a_seed_can_be_chosen_on_the_other_seeds(few_methods):
+    """
+    At β .1 the win rates are .9, .4 and .4, and at β .2 always .5. SPG has .5.
+
+    The first seed gets β .2, since the others have .4 and .5, and gains 0. The others get β .1 and lose .1.
+    """
+    from ours_claims import build_best_table, compare_with_held_out
+
+    runs = {
+        seed: make_run(**{"anchored, β 0.1": make_policy(win_rate), "anchored, β 0.2": make_policy(0.5)})
+        for seed, win_rate in enumerate((0.9, 0.4, 0.4))
+    }
+    value = compare_with_held_out(runs, "anchored", "spg", "win_rate", "win_rate")
+    assert [value(run) for run in runs.values()] == pytest.approx([0.0, -0.1, -0.1])
+    row = read_rows(build_best_table(runs, "win_rate"))["anchored, β 0.1 − spg, β 0.4"]
+    assert row["win rate"].startswith("+0.067 ")
+    assert row["win rate, β chosen on the other seeds"].startswith("-0.067 ")
+
+
+def test_methods_by_grpo_are_also_compared_with_spg_by_grpo(few_methods, monkeypatch):
+    """SPG has a win rate of .5 by PPO and .6 by GRPO. `anchored, grpo` has .7. GRPO's start is not that of ours."""
+    from methods import LOOP_METHODS, LoopMethod
+    from ours_claims import build_best_table, build_claims_table
+    from ours_tables import build_quality_table
+
+    for name, fields in {
+        "spg, grpo": {"table": "by GRPO", "reward": "spg"},
+        "anchored, grpo": {"table": "ours", "base": "anchored"},
+    }.items():
+        monkeypatch.setitem(LOOP_METHODS, name, LoopMethod(trainer="grpo", kl_coefs=(0.1,), **fields))
+    runs = {
+        seed: make_run(**{"spg, grpo, β 0.1": make_policy(0.6), "anchored, grpo, β 0.1": make_policy(0.7)})
+        for seed in (0, 1)
+    }
+    rows = read_rows(build_best_table(runs, "win_rate"))
+    assert rows["anchored, grpo, β 0.1 − spg, β 0.4"]["win rate"].startswith("+0.200 ")
+    assert rows["anchored, grpo, β 0.1 − spg, grpo, β 0.1"]["win rate"].startswith("+0.100 ")
+    assert rows["spg, grpo, β 0.1 − spg, β 0.4"]["win rate"].startswith("+0.100 ")
+    monkeypatch.setitem(LOOP_METHODS, "majority_dpo", LoopMethod("ours", trainer="dpo", kl_coefs=(0.1,)))
+    for run in runs.values():
+        run["majority_dpo, β 0.1"] = make_policy()
+    claims = build_claims_table(runs)
+    assert "anchored, grpo, β 0.1 − ppo, β 0.1" in claims and "majority_dpo, β 0.1 − ppo" not in claims
+    claim = read_rows(claims)["win rate above SPG by GRPO"]
+    assert claim["difference, claimed above 0"] == "anchored, grpo, β 0.1 − spg, grpo, β 0.1"
+    for run in runs.values():
+        for name in ("spg, grpo", "anchored, grpo"):
+            run[f"{name}, β 0.1"]["synthetic"] = {"accuracy": 0.9, "right": 0.9, "pairs": 20}
+    assert list(read_rows(build_quality_table(runs))) == ["anchored, grpo"]
 
 
 def test_the_goal_needs_all_of_its_parts(few_methods, monkeypatch):
@@ -405,7 +523,7 @@ def test_the_report_of_ours_is_written(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines() == [skipped, f"Tables and figures: {page}"]
     text = (page / "tables.md").read_text()
     assert text.startswith("2 seeds: 400, 401. Settings: `laboratory`. Commit: `abc`. Each cell is the mean")
-    for title in ("The goal", "Claims", "At fixed KL", "Malformed completions", "Refinements in the loop"):
+    for title in ("The goal", "Claims", "At fixed KL: gold", "Malformed completions", "Refinements in the loop"):
         assert f"\n\n## {title}\n\n|" in text
     assert f"| {first} | 2 | 1.000 | – |" in text and f"| {second} | 1 | – | 3.000 |" in text
     names = {"kl.png", "labels.csv", "policies.csv", "refinements.csv", "reward_models.csv", "tables.md"}

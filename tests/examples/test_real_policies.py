@@ -51,6 +51,10 @@ def test_all_methods_run_resume_and_appear_in_the_report(tmp_path, call, capsys)
     table = (runs / "seed-0" / "policies.md").read_text()
     assert table.strip() in capsys.readouterr().out and "| anchored 0.02 |" in table
     shutil.copytree(runs / "seed-0", runs / "seed-1")
+    with pytest.raises(SystemExit, match="seed-1 contains a run of seed 0. Restore its name, or remove it"):
+        call("report")
+    manifest = json.loads((runs / "seed-1" / "run.json").read_text())
+    write_json(runs / "seed-1" / "run.json", {**manifest, "seed": 1})
     capsys.readouterr()
     call("report")
     page = (runs / "policies.md").read_text()
@@ -151,6 +155,11 @@ def test_the_curve_is_averaged_by_window():
         ({400: "a", 401: "b"}, True, r"different commits: a \(seeds 400\), b \(seeds 401\)"),
         ({400: "a-dirty", 401: "a-dirty"}, False, "made at a-dirty, with changes that are not committed"),
         ({90: "a", 401: "a"}, False, "Seed 90 was used to choose the settings"),
+        (
+            {400: "unknown", 401: "unknown"},
+            False,
+            "The commit of the results is 'unknown', so the code that made them",
+        ),
     ],
 )
 def test_runs_that_cannot_be_in_one_table_are_refused(commits, is_smoke, message):
@@ -160,6 +169,32 @@ def test_runs_that_cannot_be_in_one_table_are_refused(commits, is_smoke, message
         check_runs({seed: {"pi_sft": {"commit": commit}} for seed, commit in commits.items()}, is_smoke)
 
 
+def test_stages_without_a_commit_do_not_mix_with_others():
+    from real_policy_report import check_runs
+
+    with pytest.raises(SystemExit, match=r"different commits: a \(seeds 400\), unknown \(seeds 401\)"):
+        check_runs({400: {"pi_sft": {"commit": "a"}}, 401: {"pi_sft": {}}}, True)
+
+
+def test_results_that_only_some_seeds_have_are_named():
+    from real_policy_report import describe_missing
+    from real_settings import RealSettings
+
+    runs = {400: {"pi_sft": {}, "ppo 0.1": {}}, 401: {"pi_sft": {}}}
+    settings = RealSettings(kl_coefs=(0.1,))
+    assert describe_missing(runs, settings) == " Not shown, because some seeds lack them: `ppo 0.1` (seeds 400)."
+    assert describe_missing({400: runs[400]}, settings) == ""
+
+
+def test_unfinished_completions_are_never_correct_picks():
+    """Two picks equal the known answer. One of them is not finished."""
+    from real_policy_run import compute_share
+
+    outputs = Dataset.from_dict({"prompt": ["a", "b"], "completion": ["4", "5"], "finished": [True, False]})
+    samples = Dataset.from_dict({"prompt": ["a", "b"], "answers": [["4"], ["5"]]})
+    assert compute_share(outputs, samples) == 0.5
+
+
 def test_fewer_than_two_seeds_and_other_settings_are_refused(tmp_path):
     from real_policy_report import load_runs
     from real_settings import SETTINGS
@@ -167,9 +202,12 @@ def test_fewer_than_two_seeds_and_other_settings_are_refused(tmp_path):
     settings = asdict(SETTINGS["smollm2"])
     for seed in (400, 401):
         RunFolder(tmp_path / f"seed-{seed}", {"seed": seed, "settings": settings})
+    with pytest.raises(SystemExit, match="contains 0 seeds"):  # no stage is finished
+        load_runs(tmp_path, "smollm2")
     with pytest.raises(SystemExit, match="seed-400 was run with other settings than 'smoke'"):
         load_runs(tmp_path, "smoke")
-    shutil.rmtree(tmp_path / "seed-401")
+    (tmp_path / "seed-400" / "pi_sft").mkdir()
+    write_json(tmp_path / "seed-400" / "pi_sft" / "stage.json", {"metrics": {"commit": "a"}, "seconds": 1.0})
     with pytest.raises(SystemExit, match="contains 1 seeds"):
         load_runs(tmp_path, "smollm2")
 
