@@ -138,11 +138,18 @@ class Bench:
         return wins
 
     def evaluate_best_of_n(
-        self, sft: PreTrainedModel, reward_model: PreTrainedModel, within_majority: bool
+        self, sft: PreTrainedModel, reward_model: PreTrainedModel | None, within_majority: bool
     ) -> dict[str, float]:
-        """Evaluates best-of-n of π_SFT, at the temperature of every evaluation. Only the majority can win if asked."""
+        """
+        Evaluates best-of-n of π_SFT, at the temperature of every evaluation.
+
+        Only the majority can win if asked. Without a reward model, each member of the majority wins equally often.
+        """
         samples = self.sample(sft, self.evaluation_prompts, self.settings.best_of_samples, 0.7, stream=8)
-        rewards = score_samples(reward_model, self.tokenizer, samples)
+        if reward_model is None:
+            rewards = [[0.0] * len(row["completions"]) for row in samples]
+        else:
+            rewards = score_samples(reward_model, self.tokenizer, samples)
         pairs = [[(row["prompt"], completion) for completion in row["completions"]] for row in samples]
         gold = [[self.compute_gold(*pair) for pair in row] for row in pairs]
         right = [[float(self.is_correct(*pair)) for pair in row] for row in pairs]

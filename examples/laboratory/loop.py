@@ -11,6 +11,7 @@ from loop_start import SPG, LoopStart
 from methods import LoopMethod
 from models import make_reward_model
 from settings import LABORATORY
+from task import parse
 from training import TRAINERS, build_reward_args
 from transformers import PreTrainedModel
 
@@ -47,10 +48,17 @@ def train_policy_in_loop(
         functions.append((SemanticAnchorReward(start.anchors, start.equivalence), method.anchor_weight))
     if method.length_weight:
         functions.append((build_length_penalty(start.anchors), method.length_weight))
+    if method.form_weight:
+        functions.append((reward_form, method.form_weight))
     callbacks = [build_refinement(bench, reward, method, start)] if method.is_refined else []
     torch.manual_seed(bench.seed)
     policy, curve = TRAINERS[method.trainer](bench, functions, kl_coef, callbacks, method.num_generations)
     return policy, curve, reward.model
+
+
+def reward_form(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
+    """Returns 1 for each completion that is an answer, right or wrong, and 0 for a malformed one."""
+    return [float(bool(parse(*pair).values)) for pair in zip(prompts, completions, strict=True)]
 
 
 def build_length_penalty(anchors: SemanticAnchors) -> Callable[..., list[float]]:

@@ -64,12 +64,15 @@ METHODS: dict[str, Method] = {
 """Methods by their name in the tables. `uml` is `mib` of Table 4, and `spg` is `spg` of Table 5."""
 
 BEST_OF_N = {
-    "best-of-n": {"refined": False, "majority": False},
-    "best-of-n, r̂": {"refined": True, "majority": False},
-    "best-of-n, majority": {"refined": False, "majority": True},
-    "best-of-n, majority, r̂": {"refined": True, "majority": True},
+    "best-of-n": {"reward": "r", "within_majority": False},
+    "best-of-n, r̂": {"reward": "sft", "within_majority": False},
+    "best-of-n, majority": {"reward": "r", "within_majority": True},
+    "best-of-n, majority, r̂": {"reward": "sft", "within_majority": True},
+    "majority vote": {"reward": None, "within_majority": True},
 }
-"""Kinds of best-of-n: whether the reward model is r or the first r̂, and whether only the majority can win."""
+"""
+Kinds of best-of-n: the reward model (r, the first r̂ of our methods, or none), and whether only the majority can win.
+"""
 
 HEADS = {"log_ratio": "ppo", "last_token": "ppo, last token"}
 """Heads of reward models, and the name of plain PPO against a reward model with that head."""
@@ -77,6 +80,10 @@ HEADS = {"log_ratio": "ppo", "last_token": "ppo, last token"}
 
 BETAS = (0.05, 0.1, 0.2, 0.4)
 """β values of our main methods. The controls of ours run at β = .1, a quarter of the default."""
+
+
+FINER = (0.15, 0.3)
+"""β values that the part of ours adds to the sweep, so that PPO and SPG are not judged on a coarse grid."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +109,8 @@ class LoopMethod:
             Weight of the anchor reward. The reward model has weight 1.
         length_weight (`float`, *optional*, defaults to `0.0`):
             Weight of the penalty on completions that are longer than the members of their anchor.
+        form_weight (`float`, *optional*, defaults to `0.0`):
+            Weight of a reward for completions that are an answer, whatever they say.
         is_refined (`bool`, *optional*, defaults to `False`):
             Whether the reward model is refined in the loop.
         refine_every (`int`, *optional*, defaults to `8`):
@@ -119,6 +128,8 @@ class LoopMethod:
         picks (`str`, *optional*, defaults to `"majority"`):
             What a policy is taught: the best completion within the `"majority"` or of `"all"`, or a `"random"` one
             of the majority.
+        copies (`int`, *optional*):
+            How often a taught policy's prompts are sampled, instead of `taught_copies` of the settings.
         rounds (`int`, *optional*, defaults to `1`):
             Number of rounds of published SPG. Only for `trainer="rounds"`.
     """
@@ -131,6 +142,7 @@ class LoopMethod:
     num_generations: int = 1
     anchor_weight: float = 0.0
     length_weight: float = 0.0
+    form_weight: float = 0.0
     is_refined: bool = False
     refine_every: int = 8
     chosen: str = "reward"
@@ -139,6 +151,7 @@ class LoopMethod:
     noise: float = 0.0
     wrong_anchors: float | None = None
     picks: str = "majority"
+    copies: int | None = None
     rounds: int = 1
 
 
@@ -149,17 +162,27 @@ ANCHOR_REWARD = {"anchor_weight": 3.0}
 REFINED = {"is_refined": True}
 GRPO = {"trainer": "grpo", "num_generations": 8}
 ANCHORED = {**ANCHOR_REWARD, **REFINED}
+EIGHT = {"num_generations": 8}
 BASES = {"anchor_reward": ANCHOR_REWARD, "refined_in_loop": REFINED, "anchored": ANCHORED}
 
 LOOP_METHODS: dict[str, LoopMethod] = {
-    **{name: LoopMethod("ours", **fields) for name, fields in BASES.items()},
+    "anchor_reward": LoopMethod("ours", base="first r̂", **ANCHOR_REWARD),
+    "refined_in_loop": LoopMethod("ours", base="first r̂", **REFINED),
+    "anchored": LoopMethod("ours", **ANCHORED),
     "anchored, length": LoopMethod("ours", base="anchored", **ANCHORED, length_weight=0.3),
     "majority_sft": LoopMethod("ours", kl_coefs=(), trainer="sft"),
-    "majority_dpo": LoopMethod("ours", trainer="dpo"),
+    "majority_dpo": LoopMethod("ours", kl_coefs=(0.1, 0.4), trainer="dpo"),
     "grpo": LoopMethod("by GRPO", **GRPO, reward="r"),
     "spg, grpo": LoopMethod("by GRPO", base="grpo", **GRPO, reward="spg"),
     "anchor_reward, grpo": LoopMethod("ours", base="anchor_reward", **GRPO, **ANCHOR_REWARD),
     "anchored, grpo": LoopMethod("ours", base="anchored", **GRPO, **ANCHORED),
+    "first r̂": LoopMethod("controls of ours"),
+    "first r̂, form": LoopMethod(base="first r̂", **CONTROL, form_weight=3.0),
+    "anchor_reward, r": LoopMethod(base="anchor_reward", **CONTROL, **ANCHOR_REWARD, reward="r"),
+    "refined_in_loop, 8 completions": LoopMethod(base="refined_in_loop", **CONTROL, **REFINED, **EIGHT),
+    "anchored, 8 completions": LoopMethod(base="anchored", **CONTROL, **ANCHORED, **EIGHT),
+    "majority_sft, r": LoopMethod(base="majority_sft", **TAUGHT_CONTROL, reward="r"),
+    "majority_sft, 2 copies": LoopMethod(base="majority_sft", **TAUGHT_CONTROL, copies=2),
     "best_sft": LoopMethod(base="majority_sft", **TAUGHT_CONTROL, picks="all"),
     "random_sft": LoopMethod(base="majority_sft", **TAUGHT_CONTROL, picks="random"),
     "anchor_reward, c 1": LoopMethod(base="anchor_reward", **CONTROL, anchor_weight=1.0),
@@ -167,7 +190,7 @@ LOOP_METHODS: dict[str, LoopMethod] = {
     "anchored, random y_w": LoopMethod(base="anchored", **CONTROL, **ANCHORED, chosen="random"),
     "anchored, fewer human pairs": LoopMethod(base="anchored", **CONTROL, **ANCHORED, human_share=0.2),
     "groups of the current policy": LoopMethod(
-        base="refined_in_loop", **CONTROL, **REFINED, uses_anchors=False, num_generations=8
+        base="refined_in_loop, 8 completions", **CONTROL, **REFINED, **EIGHT, uses_anchors=False
     ),
     **{
         f"{name}, {noise:.0%} noise": LoopMethod(base=name, **CONTROL, **fields, noise=noise)
@@ -210,11 +233,20 @@ def split_result(result: str) -> tuple[str, float | None]:
     return (name, float(beta)) if separator else (result, None)
 
 
+def list_sweep_results(sweep: Sequence[float]) -> list[str]:
+    """Lists the names of the entries of a sweep over β, in increasing order."""
+    return [f"sweep {beta}" for beta in sorted(sweep)]
+
+
 def list_results(sweep: Sequence[float], part: str | None = None) -> list[str]:
     """Lists the names of the results of a seed, or of one part of them, in the order in which they are computed."""
-    sweep_names = [f"sweep {beta}" for beta in sweep]
     parts = {
-        "paper": ["sft", "best-of-n", *HEADS.values(), *METHODS, *sweep_names],
-        "ours": ["sft", *BEST_OF_N, *sweep_names, *chain.from_iterable(map(list_loop_results, LOOP_METHODS))],
+        "paper": ["sft", "best-of-n", *HEADS.values(), *METHODS, *list_sweep_results(sweep)],
+        "ours": [
+            "sft",
+            *BEST_OF_N,
+            *list_sweep_results([*sweep, *FINER]),
+            *chain.from_iterable(map(list_loop_results, LOOP_METHODS)),
+        ],
     }
     return list(dict.fromkeys(chain(*parts.values()) if part is None else parts[part]))

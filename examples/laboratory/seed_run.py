@@ -12,7 +12,7 @@ from bench import Bench
 from datasets import Dataset, concatenate_datasets
 from loop import train_policy_in_loop
 from loop_start import SPG, LoopStart, build_start
-from methods import BEST_OF_N, HEADS, LOOP_METHODS, METHODS, LoopMethod, Method, list_loop_results, split_result
+from methods import BEST_OF_N, FINER, HEADS, LOOP_METHODS, METHODS, Method, list_loop_results, split_result
 from provenance import read_commit
 from settings import Settings
 from task import SameValue
@@ -100,7 +100,7 @@ class SeedRun:
                 for name in LOOP_METHODS
                 for result in list_loop_results(name)
             },
-            **{f"sweep {beta}": partial(self._run_sweep, beta) for beta in self.bench.settings.sweep},
+            **{f"sweep {beta}": partial(self._run_sweep, beta) for beta in (*self.bench.settings.sweep, *FINER)},
         }
 
     def _get_result(self, name: str) -> dict[str, Any]:
@@ -251,9 +251,10 @@ class SeedRun:
             for name, model in reward_models.items()
         }
 
-    def _evaluate_best_of_n(self, refined: bool, majority: bool) -> dict[str, Any]:
-        reward_model = self._get_start(0.0, None)[0].reward_model if refined else self.reward_models["log_ratio"]
-        return {"policy": self.bench.evaluate_best_of_n(self.sft, reward_model, majority)}
+    def _evaluate_best_of_n(self, reward: str | None, within_majority: bool) -> dict[str, Any]:
+        start, _ = self._get_start(0.0, None)
+        reward_model = None if reward is None else self._get_first_reward_model(reward, start)
+        return {"policy": self.bench.evaluate_best_of_n(self.sft, reward_model, within_majority)}
 
     def _get_start(self, noise: float, wrong_anchors: float | None) -> tuple[LoopStart, dict[str, Any]]:
         """What our methods start from. Those with the same equivalence and anchors share it."""
@@ -267,7 +268,7 @@ class SeedRun:
         name, beta = split_result(result)
         method = LOOP_METHODS[name]
         start, metrics = self._get_start(method.noise, method.wrong_anchors)
-        reward_model = self._get_first_reward_model(method, start)
+        reward_model = self._get_first_reward_model(method.reward, start)
         if method.trainer in TEACHERS:
             policy, taught = teach_policy(self.bench, method, self.sft, reward_model, beta)
             return {"policy": self._evaluate_policy(policy), **taught}
@@ -278,10 +279,10 @@ class SeedRun:
         policy, curve, last_reward_model = train_policy_in_loop(self.bench, method, start, reward_model, beta)
         return {**self._evaluate("log_ratio", last_reward_model, policy, curve), **metrics}
 
-    def _get_first_reward_model(self, method: LoopMethod, start: LoopStart) -> PreTrainedModel:
-        if method.reward == "spg":
+    def _get_first_reward_model(self, reward: str, start: LoopStart) -> PreTrainedModel:
+        if reward == "spg":
             return self.spg[0]
-        return start.reward_model if method.reward == "sft" else self.reward_models["log_ratio"]
+        return start.reward_model if reward == "sft" else self.reward_models["log_ratio"]
 
     def _run_rounds(self, rounds: int, beta: float) -> dict[str, Any]:
         """

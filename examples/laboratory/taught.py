@@ -45,7 +45,7 @@ def teach_policy(
     Returns:
         The policy, and the metrics of its training data.
     """
-    prompts = bench.training_prompts * bench.settings.taught_copies
+    prompts = bench.training_prompts * (method.copies or bench.settings.taught_copies)
     samples = bench.sample(sft, prompts, bench.settings.best_of, 1.0, stream=11)
     torch.manual_seed(bench.seed)
     if beta is None:
