@@ -15,7 +15,7 @@ from tables import METRICS, Results, collect_values, list_policies, list_sweep, 
 
 KL_TICKS = (0, 0.5, 1, 2, 4, 8, 16, 32)
 
-MARKERS = ("*", "v", "^", "<", ">", "s", "D")
+MARKERS = ("*", "v", "^", "<", ">", "P", "s", "D")
 """Markers of π_SFT, best-of-n, PPO and SPG in the figure of ours."""
 
 

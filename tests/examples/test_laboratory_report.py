@@ -33,9 +33,11 @@ def make_run(sweep=(0.1, 0.4), part="ours", commit="abc", **policies):
 
 @pytest.fixture
 def few_methods(monkeypatch):
-    """Replaces our methods: three at β .1 and .2, each also with noise, rounds of SPG, and one without β."""
+    """Replaces our methods: three at β .1 and .2, each also with noise, rounds, one without β. No finer β values."""
+    import methods
     from methods import LOOP_METHODS, LoopMethod
 
+    monkeypatch.setattr(methods, "FINER", ())
     for name in list(LOOP_METHODS):
         monkeypatch.delitem(LOOP_METHODS, name)
     for name in ("anchor_reward", "refined_in_loop", "anchored"):
