@@ -40,8 +40,6 @@ METHODS = {
 PICK_METHODS = {
     "majority_sft": ("sft", "r"),
     "majority_dpo": ("dpo", "r"),
-    "majority_sft_refined": ("sft", "refined"),
-    "majority_dpo_refined": ("dpo", "refined"),
 }
 """Methods that train on the best completion within the majority: the trainer, and the reward model that picks."""
 

@@ -15,6 +15,8 @@ from trl_rlp import PPOConfig, PPOTrainer, load_policy
 from trl_rlp.quickstart.quickstart_config import COMMON, MAX_NEW_TOKENS, lora
 
 
+DPO_LOSS = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 1.0]}
+"""DPO with the likelihood of the chosen completion as a second term, as in the laboratory."""
 STEPS_PER_EPOCH = 2
 """Optimizer steps in a pass over a rollout."""
 PASSES = 2
@@ -91,7 +93,7 @@ class PolicyTraining:
         }
         if trainer == "sft":
             return self._train(SFTTrainer(args=SFTConfig(**args), **shared))
-        return self._train(DPOTrainer(args=DPOConfig(beta=settings.dpo_beta, **args), **shared))
+        return self._train(DPOTrainer(args=DPOConfig(beta=settings.dpo_beta, **DPO_LOSS, **args), **shared))
 
     def _train(self, run: Trainer) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Trains, and merges the adapter into the policy."""
