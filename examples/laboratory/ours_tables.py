@@ -1,5 +1,6 @@
 """Tables of our methods beside PPO and published SPG: means and paired differences over seeds."""
 
+from loop_tables import COLUMNS
 from methods import LOOP_METHODS, list_loop_results
 from ours_results import (
     SWEPT,
@@ -26,16 +27,6 @@ from tables import (
 
 from trl_rlp.evaluation import seed_interval
 
-
-COLUMNS = {
-    "win_rate": "win rate",
-    "gold": "gold",
-    "right": "correct",
-    "malformed": "malformed",
-    "kl": "KL, nats",
-    "characters": "characters",
-}
-"""Metrics of the tables, and the names of their columns."""
 
 INTERPOLATED = {"gold": "gold", "win_rate": "win rate"}
 """Metrics that are compared at equal KL, and their names."""

@@ -106,7 +106,7 @@ def teach_by_dpo(
     """
     Trains π_SFT on pairs of a pick and another completion of the prompt with TRL's `DPOTrainer`.
 
-    The loss has the likelihood of the pick as a second term. Without it, completions become malformed.
+    The loss has the likelihood of the pick as a second term.
     """
     pairs, rejections = synthesize_preferences(
         samples,
