@@ -11,8 +11,8 @@ command resumes an interrupted run after its last finished stage, and prints a t
 `policies.md` and `policies.json`, with intervals over seeds.
 
 The settings were chosen on seeds 90 and 91, with the known answers or r as the reward. Only the learning rate on picks
-was chosen with methods of ours: of two values, tried with SFT and DPO on seed 91, the smaller one hardly changed the
-policy. The report refuses both seeds.
+was chosen with methods of ours: it is the larger of two values that were tried with SFT and DPO on seed 91. The report
+refuses both seeds.
 `--settings smoke` only checks that everything runs.
 """
 
