@@ -163,20 +163,29 @@ def test_the_selection_is_within_the_majority_if_it_is_clear(form, models):
     assert everywhere.to_list()[1] == ungrouped.select_columns(names[:4]).to_list()[1]
 
 
-def test_a_majority_without_a_best_completion_keeps_the_others_out(models, monkeypatch):
-    """The rewards say the opposite of the majority."""
-    rewards = [[1.0, 9.0, 3.0, 8.0, 2.0], [1.0, 9.0, 3.0, 8.0, 2.0]]
-    monkeypatch.setattr("trl_rlp.evaluation.best_of_n_sampling.score_samples", lambda *_, **__: rewards)
+@pytest.fixture
+def scored(monkeypatch):
+    """The rewards say the opposite of the majority. Returns the list that gets the scored completions."""
+    rewards, texts = {"x": 1.0, "y": 9.0, "x.": 3.0, "z": 3.0, "zz": 8.0, " x": 2.0, "yy": 2.0}, []
+
+    def score_rows(model, tokenizer, prompts, completions, finished, **options):
+        texts.extend(completions)
+        return [rewards[text] for text in completions]
+
+    monkeypatch.setattr("trl_rlp.evaluation.best_of_n_sampling.score", score_rows)
+    return texts
+
+
+def test_a_majority_without_a_best_completion_keeps_the_others_out(models, scored):
     options = {"within": "majority", "equivalence": ExactMatch()}
     best = best_outputs(build_samples(), *models, **options)
     assert best["completion"][:] == ["x.", "y"] and best["reward"][:] == [3.0, 9.0]
+    assert scored == ["x", "x.", " x", "x", "y", "z", "zz", "yy"]  # only those that can be selected
     assert best_outputs(build_samples(), *models, **options, threshold=0.7)["completion"][:] == ["y", "y"]
     assert best_outputs(build_samples(), *models)["completion"][:] == ["y", "y"]
 
 
-def test_an_unfinished_completion_is_selected_only_if_no_other_one_can_be(models, monkeypatch):
-    rewards = [[1.0, 9.0, 3.0, 8.0, 2.0], [1.0, 9.0, 3.0, 8.0, 2.0]]
-    monkeypatch.setattr("trl_rlp.evaluation.best_of_n_sampling.score_samples", lambda *_, **__: rewards)
+def test_an_unfinished_completion_is_selected_only_if_no_other_one_can_be(models, scored):
     samples = build_samples().remove_columns("finished")
     options = {"within": "majority", "equivalence": ExactMatch()}
     some = samples.add_column("finished", [[True, True, False, True, True], [True, False, True, False, True]])
@@ -198,7 +207,7 @@ def test_an_unfinished_completion_is_selected_only_if_no_other_one_can_be(models
     ],
 )
 def test_wrong_selections_raise_before_any_work(grouped, options, match, monkeypatch):
-    monkeypatch.setattr("trl_rlp.evaluation.best_of_n_sampling.score_samples", lambda *_, **__: pytest.fail("scored"))
+    monkeypatch.setattr("trl_rlp.evaluation.best_of_n_sampling.score", lambda *_, **__: pytest.fail("scored"))
     samples = cluster(build_samples(), ExactMatch(), threshold=0.6) if grouped else build_samples()
     with pytest.raises(ValueError, match=match):
         best_outputs(samples, None, None, **options)

@@ -1,5 +1,6 @@
 """Best-of-n: takes the completion with the highest reward among n samples or their majority. It trains nothing."""
 
+import functools
 import math
 from collections.abc import Sequence
 from itertools import combinations
@@ -12,7 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rlp.data.groups.clustering import cluster, find_majority, has_groups, require_decided_groups
 from trl_rlp.data.groups.equivalence import Equivalence
-from trl_rlp.data.scoring import score_samples
+from trl_rlp.data.preferences.completion_rewards import CompletionRewards
+from trl_rlp.data.scoring import score
 from trl_rlp.data.validation import require_samples
 from trl_rlp.evaluation.intervals import bootstrap_interval
 from trl_rlp.evaluation.reward_metrics import standard_error
@@ -318,18 +320,22 @@ def best_outputs(
     _require_selection(samples, within, equivalence, threshold)
     if within == "majority" and not has_groups(samples.column_names):
         samples = cluster(samples, equivalence, threshold=threshold)
-    rewards = score_samples(reward_model, processing_class, samples, max_length=max_length)
-    if within is None:
-        best = np.argmax(rewards, axis=1)  # (prompts,)
-        majorities = {}
-    else:
+    majorities = {}
+    groups = [[] for _ in range(len(samples))]
+    if within == "majority":
         groups = [find_majority(row, threshold) for row in samples["cluster_ids"]]
-        best = [_find_best(*row) for row in zip(rewards, samples["finished"], groups, strict=True)]
         majorities = {"confidence": samples["confidence"][:], "has_majority": [bool(group) for group in groups]}
+    finished = samples["finished"][:]
+    candidates = [_find_candidates(*row, within=within) for row in zip(finished, groups, strict=True)]
+    score_rows = functools.partial(score, reward_model, processing_class, max_length=max_length, share_batches=True)
+    rewards = CompletionRewards(samples, score_rows)
+    rewards.fetch([(row, i) for row, members in enumerate(candidates) for i in members])
+    chosen = [_find_best(rewards, row, members) for row, members in enumerate(candidates)]
+    best, best_rewards = zip(*chosen, strict=True)
     columns = {
         "completion": [row[i] for row, i in zip(samples["completions"], best, strict=True)],
-        "finished": [row[i] for row, i in zip(samples["finished"], best, strict=True)],
-        "reward": [row[i] for row, i in zip(rewards, best, strict=True)],
+        "finished": [row[i] for row, i in zip(finished, best, strict=True)],
+        "reward": list(best_rewards),
         **majorities,
     }
     selected = samples.select_columns(["prompt"])
@@ -357,7 +363,16 @@ def _require_selection(
         )
 
 
-def _find_best(rewards: list[float], finished: list[bool], group: list[int]) -> int:
-    """Returns the completion with the highest reward in the group, or of all without one. Finished ones come first."""
-    candidates = group or range(len(rewards))
-    return max(candidates, key=lambda index: (finished[index], rewards[index]))  # the first of equal ones
+def _find_candidates(finished: list[bool], group: list[int], *, within: str | None) -> list[int]:
+    """Returns the completions to select from: the group, or all without one. Within the majority, finished first."""
+    candidates = group or list(range(len(finished)))
+    if within is None:
+        return candidates
+    return [i for i in candidates if finished[i]] or candidates
+
+
+def _find_best(rewards: CompletionRewards, row: int, candidates: list[int]) -> tuple[int, float]:
+    """Returns the candidate with the highest reward, the first of equal ones, and its reward."""
+    values = rewards.fetch([(row, i) for i in candidates])
+    best = int(np.argmax(values))
+    return candidates[best], values[best]
