@@ -610,7 +610,7 @@ def test_ready_samples_of_the_sft_policy_make_the_anchors(tmp_path, sft_model, u
 def test_the_preset_of_ours_runs(tmp_path, sft_model):
     """Two rollouts with a refinement between them."""
     preferences, prompts = data(chat=False)
-    reward_args, policy_args = {**TRAINING}, {**TRAINING, "num_generations": 2, "num_ppo_epochs": 1}
+    reward_args, policy_args = {**TRAINING}, {**TRAINING, "num_generations": 2}
     small = {"refine_every": 1, "num_generations": 6, "max_new_tokens": 4, "heldout_share": 0.25}
     settings = RLPConfig.from_preset(
         "anchored", str(tmp_path / "run"), sft_model, reward_args=reward_args, policy_args=policy_args, **small

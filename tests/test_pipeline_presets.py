@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from trl import GRPOConfig
 
 from trl_rlp.pipeline_config import RLPConfig
 from trl_rlp.pipeline_presets import PRESETS, apply_preset
@@ -42,24 +43,24 @@ def test_the_preset_of_ours_trains_one_policy_with_anchors_and_refinement_in_the
     assert (config.method, config.num_generations, config.temperature) == ("spg", 10, 1.0)
     assert config.standardize_rewards and config.reward_config().confidence_threshold == 0.5
     policy = config.policy_config()
-    assert (policy.kl_coef, policy.kl_estimator, policy.gamma, policy.lam) == (0.1, "clamped", 1.0, 1.0)
-    assert (policy.whiten_rewards, policy.unbiased_whitening) == (True, False)
+    assert isinstance(policy, GRPOConfig)
+    assert (policy.beta, policy.num_generations, policy.scale_rewards) == (0.1, 8, "none")
 
 
 def test_the_page_has_the_values_of_the_preset_of_ours():
     preset, page = PRESETS["anchored"], PAGE.read_text()
     for name in ("anchor_weight", "refine_every"):
         assert f"| `{name}` | {preset[name]} |" in page
-    assert f"| `policy_args` | `kl_coef` {preset['policy_args']['kl_coef']}, and ".replace(" 0.", " .") in page
+    assert f"| `policy_args` | `beta` {preset['policy_args']['beta']}, ".replace(" 0.", " .") in page
     assert all(f"`{name}`" in page for name in [*preset["policy_args"], "sample_from", "standardize_rewards"])
 
 
-@pytest.mark.parametrize("policy_args", [{"kl_coef": 0.2, "learning_rate": 1e-4}, '{"kl_coef": 0.2}', {}, None])
+@pytest.mark.parametrize("policy_args", [{"beta": 0.2, "learning_rate": 1e-4}, '{"beta": 0.2}', {}, None])
 def test_an_override_of_one_key_keeps_the_others(policy_args):
     config = RLPConfig.from_preset("anchored", "run", "sft", refine_every=2, policy_args=policy_args)
     assert (config.refine_every, config.anchor_weight) == (2, 3.0)
-    assert config.policy_args["kl_coef"] == (0.2 if policy_args else 0.1)
-    assert config.policy_args["kl_estimator"] == "clamped"
+    assert config.policy_args["beta"] == (0.2 if policy_args else 0.1)
+    assert config.policy_args["scale_rewards"] == "none"
     assert ("learning_rate" in config.policy_args) == (isinstance(policy_args, dict) and bool(policy_args))
     assert config.reward_args == PRESETS["anchored"]["reward_args"]
 
@@ -75,6 +76,7 @@ def test_a_field_that_no_preset_has_is_kept():
         ("ours", {}, r"`name` must be one of \['paper', 'anchored'\], got 'ours'"),
         ("paper", {"policy_trainer": "grpo"}, "`policy_trainer` is 'grpo', but the `policy_args` of the preset 'pap"),
         ("paper", {"policy_args": "{kl"}, "`policy_args` is not JSON"),
+        ("anchored", {"policy_trainer": "ppo"}, "are for 'grpo'. Leave it out"),
         ("paper", {"policy_args": {"kl": 1}}, r"`policy_args` has \['kl'\], which PPOConfig does not have"),
     ],
 )

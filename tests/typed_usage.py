@@ -65,7 +65,7 @@ def train_a_policy(prompts: Dataset, preferences: Dataset) -> PPOTrainer:
 
 
 def run_algorithm_1(preferences: Dataset, prompts: Dataset) -> Dataset:
-    config: RLPConfig = RLPConfig.from_preset("anchored", "run", "sft", policy_args={"kl_coef": 0.2})
+    config: RLPConfig = RLPConfig.from_preset("anchored", "run", "sft", policy_args={"beta": 0.2})
     print(run_rlp(config, preferences, prompts, NLIEquivalence()).rounds)
     result: RLPResult = run_rlp(RLPConfig("run", "sft", method="uml"), preferences, prompts)
     print(result.retrained_policy / "config.json")

@@ -410,9 +410,9 @@ class RLPConfig:
         Args:
             name (`str`):
                 Key of [`PRESETS`]: `"paper"`, or `"anchored"` (ours). `"anchored"` does not train the policy of step
-                3: it refines the reward model on samples of π_SFT, and trains one policy with the anchor reward and
-                with refinement in the loop. Two of its values depend on the task. The weight of the KL divergence
-                (`kl_coef` in `policy_args`) is a quarter of the laboratory's usual one. Find yours with several
+                3: it refines the reward model on samples of π_SFT, and trains one policy by GRPO with the anchor
+                reward and with refinement in the loop. Two of its values depend on the task. The weight of the KL
+                divergence (`beta` in `policy_args`) is the best one of the laboratory. Find yours with several
                 trainings. `refine_every` is a number of rollouts: about a fifth of those of step 5.
             output_dir (`str`):
                 Folder of the run.
@@ -431,7 +431,7 @@ class RLPConfig:
         Example:
 
         ```python
-        >>> RLPConfig.from_preset("anchored", "runs/anchored", "my-sft-model", policy_args={"kl_coef": 0.2})
+        >>> RLPConfig.from_preset("anchored", "runs/anchored", "my-sft-model", policy_args={"beta": 0.2})
         ```
         """
         return cls(**apply_preset(name, {"output_dir": output_dir, "sft_model": sft_model, **overrides}))

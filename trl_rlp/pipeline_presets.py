@@ -33,7 +33,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "max_steps": 80,  # AlpacaFarm's README: best between 20 and 80 rollouts
         },
     },
-    # The laboratory's method `anchored` (examples/laboratory/methods.py), at a quarter of the laboratory's β of .4.
+    # The laboratory's method `anchored, grpo` (examples/laboratory/methods.py) at its best β.
     "anchored": {
         "method": "spg",
         "sample_from": "sft",
@@ -42,15 +42,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "standardize_rewards": True,  # c and β are relative to a reward with standard deviation 1
         "anchor_weight": 3.0,
         "refine_every": 8,  # of 40 rollouts
-        "policy_trainer": "ppo",
+        "policy_trainer": "grpo",
         "reward_args": {"confidence_threshold": 0.5},
         "policy_args": {
-            "kl_coef": 0.1,
-            # AlpacaFarm's, like all of the laboratory's PPO. They decide how strong the same β is.
-            "kl_estimator": "clamped",
-            "whiten_rewards": True,
-            "unbiased_whitening": False,
-            "lam": 1.0,
+            "beta": 0.1,
+            "num_generations": 8,
+            "scale_rewards": "none",  # otherwise, β and c have another meaning for each prompt
         },
     },
 }

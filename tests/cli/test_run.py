@@ -72,14 +72,16 @@ def test_a_preset_is_below_the_file_and_the_file_below_the_command_line(tmp_path
     preset = RLPConfig.from_preset("anchored", "x", "x")
     assert read("--preset", "anchored") == preset and read() == RLPConfig("x", "x")
     file = tmp_path / "config.yaml"
-    file.write_text("preset: anchored\nanchor_weight: 1\npolicy_args:\n  kl_coef: 0.2\n  learning_rate: 1e-4\n")
+    file.write_text("preset: anchored\nanchor_weight: 1\npolicy_args:\n  beta: 0.2\n  learning_rate: 1e-4\n")
     config = read("--config", str(file), "--refine_every", "2", "--reward_args", '{"seed": 7}')
     assert (config.anchor_weight, config.refine_every, config.sample_from) == (1.0, 2, "sft")
-    assert config.policy_args == {**preset.policy_args, "kl_coef": 0.2, "learning_rate": 1e-4}
+    assert config.policy_args == {**preset.policy_args, "beta": 0.2, "learning_rate": 1e-4}
     assert config.reward_args == {**preset.reward_args, "seed": 7}
-    config = read("--config", str(file), "--anchor-weight", "0", '--policy_args={"kl_coef": 0.3}')
-    assert config.anchor_weight == 0.0 and config.policy_args == {**preset.policy_args, "kl_coef": 0.3}
-    assert read("--config", str(file), "--preset", "paper").policy_args["max_steps"] == 80
+    config = read("--config", str(file), "--anchor-weight", "0", '--policy_args={"beta": 0.3}')
+    assert config.anchor_weight == 0.0 and config.policy_args == {**preset.policy_args, "beta": 0.3}
+    file.write_text("preset: anchored\nnum_generations: 4\n")
+    config = read("--config", str(file), "--preset", "paper")
+    assert config.policy_args["max_steps"] == 80 and config.num_generations == 4
     with pytest.raises(ValueError, match="argument --preset: invalid choice: 'ours'"):
         read("--preset", "ours")
     file.write_text("preset: ours\n")
@@ -91,13 +93,15 @@ def test_the_result_has_the_gate_and_the_models_of_every_round(capsys):
     model = {"pairs": 3, "accuracy": 1.0, "calibration_error": 0.0, "margin": 1.0, "length_accuracy": 0.5}
     gate = {"metrics": {"comparisons": {"human": {"before": model, "after": model}}}}
     rounds = [Round(*(Path(f"{name}{number}") for name in ("p", "d", "r", "pi"))) for number in ("", "_2")]
-    result = RLPResult(Path("r"), Path("pi"), *rounds[-1], stages={"gate": gate, "gate_2": gate}, rounds=rounds)
+    stages = {"gate": gate, "gate_2": gate}
+    result = RLPResult(Path("my run") / "r", Path("pi"), *rounds[-1], stages=stages, rounds=rounds)
     print_result(result, {})
     output = capsys.readouterr().out
     assert [line.strip() for line in output.splitlines() if line.strip().startswith("gate")] == ["gate", "gate_2"]
     assert all(
         f"refined reward model: r{number}\nretrained policy:     pi{number}\n" in output for number in ("", "_2")
     )
+    assert output.endswith("trl-rlp report 'my run'\n")
 
 
 def test_names_of_several_rounds_are_not_cut():
