@@ -20,6 +20,7 @@ from trl_rlp.evaluation.gate_report import RewardModelRegression
 from trl_rlp.memory_estimate import RunShape, estimate_memory
 from trl_rlp.pipeline import run_rlp
 from trl_rlp.pipeline_config import RLPConfig
+from trl_rlp.report.run_contents import read_contents
 from trl_rlp.stages.policy import LAST_REWARD_MODEL
 from trl_rlp.stages.reward_model import train_reward_model
 from trl_rlp.storage import artifacts
@@ -122,7 +123,12 @@ def test_algorithm_1_saves_plain_models_data_and_metrics(tmp_path, sft_model, me
     assert set(stages["evaluation"]["metrics"]) == {"sft", "policy", "retrained_policy"}
     assert stages["evaluation"]["metrics"]["sft"]["kl"] == pytest.approx(0, abs=1e-6)
     assert stages["evaluation"]["metrics"]["policy"]["kl"] > 0
+    contents = read_contents(tmp_path / "run")  # what the report of the run shows
+    assert contents.missing == [] and list(contents.stages)[-1] == "evaluation" and set(contents.stages) == set(stages)
+    assert {"reward_model", "policy", "refined_reward_model", "retrained_policy"} == set(contents.logs)
+    assert contents.rounds[0].answers == prompts["answers"][:] and set(contents.rewards) == set(contents.policies)
     if "spg" in method:
+        assert contents.rounds[0].threshold == 0.5 and len(contents.rounds[0].pairs) > 0
         synthetic = load_data(result.synthetic_preferences)
         assert len(synthetic) == stages["synthetic_preferences"]["metrics"]["accepted"] > 0
         assert {"prompt", "chosen", "rejected", "confidence"} <= set(synthetic.column_names)

@@ -20,6 +20,7 @@ ROOMS = [
     "trl_rlp.evaluation",
     "trl_rlp.losses",
     "trl_rlp.quickstart",
+    "trl_rlp.report",
     "trl_rlp.rewards",
     "trl_rlp.rlp_ppo",
     "trl_rlp.storage",

@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from trl_rlp.data.anchors import SemanticAnchors
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from trl_rlp.evaluation import GateReport, RewardModelRegression, gate
     from trl_rlp.pipeline import RLPResult, run_rlp
     from trl_rlp.pipeline_config import RLPConfig
+    from trl_rlp.report import write_report
     from trl_rlp.rewards import RefinableReward, RewardFunction, SemanticAnchorReward
     from trl_rlp.rlp_ppo import RLPPPOConfig, RLPPPOTrainer
     from trl_rlp.storage import load_data, load_policy, load_reward_model, save_data
@@ -45,6 +46,7 @@ _MODULES = {
     "trl_rlp.evaluation": ["GateReport", "RewardModelRegression", "gate"],
     "trl_rlp.pipeline": ["RLPResult", "run_rlp"],
     "trl_rlp.pipeline_config": ["RLPConfig"],
+    "trl_rlp.report": ["write_report"],
     "trl_rlp.rewards": ["RefinableReward", "RewardFunction", "SemanticAnchorReward"],
     "trl_rlp.rlp_ppo": ["RLPPPOConfig", "RLPPPOTrainer"],
     "trl_rlp.storage": ["load_data", "load_policy", "load_reward_model", "save_data"],
@@ -93,6 +95,7 @@ __all__ = [
     "score_samples",
     "synthesize_preferences",
     "tokenize_preferences",
+    "write_report",
 ]
 
 

@@ -15,7 +15,7 @@ def test_no_command_and_an_unknown_command_exit_with_2(capsys):
     assert main([]) == 2
     assert main(["trian"]) == 2
     assert (
-        "unknown command 'trian'. Choose one of sample, anchors, prefer, reward, run, evaluate, quickstart"
+        "unknown command 'trian'. Choose one of sample, anchors, prefer, reward, run, evaluate, report, quickstart"
         in capsys.readouterr().err
     )
 

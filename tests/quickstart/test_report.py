@@ -1,41 +1,49 @@
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from tests.report.run_folders import write_run
 from trl_rlp.quickstart.questions import WRONG_MAJORITY_KINDS
 from trl_rlp.quickstart.report import (
+    build_page,
     collect_comparisons,
-    describe_difference,
     describe_reductions,
     find_wrong_kinds,
     format_share,
+    is_quickstart_run,
     print_summary,
-    write_page,
+    rewrite_page,
 )
+from trl_rlp.report.elements import Section, Text
+from trl_rlp.report.page import render_page
 
 
 OUTCOME = json.loads((Path(__file__).parent / "outcome.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    return write_page(OUTCOME, tmp_path_factory.mktemp("page") / "report.html").read_text(encoding="utf-8")
+def page():
+    return render_page(*build_page(OUTCOME, {}))[0]
 
 
 def get_text(html):
     return " ".join(re.sub(r"<[^>]+>", " ", html).split())
 
 
+def read_questions(page):
+    data = json.loads(re.search(r'id="rows-questions">(.*?)</script>', page)[1])
+    return [column[0] for column in data["columns"]], data["rows"]
+
+
 @pytest.mark.parametrize(
     "text",
     [
-        "0.411 0.301 – 0.521 0.990 0.0000",  # policies
+        "0.411 0.301 – 0.521 0.990 0.000",  # policies
         "0.433 0.323 – 0.543 0.970 0.0246",
-        "π̂ (against r̂) minus π (against r): -0.057 ± 0.012: worse",
+        "π̂ (against r̂) minus π (against r) -0.057 ± 0.012: worse",
         "human, no label flipped 81 0.654 0.765 +0.111 ± 0.040: better 0.111 0.122 0.444",  # reward models
         "human, as labeled (gates) 81 0.601 0.512 -0.089 ± 0.050: worse, within two standard errors of no difference",
         "The gate warned: human pairs: accuracy fell from 0.601 to 0.512",
@@ -43,12 +51,10 @@ def get_text(html):
         "select_all 3 2 – 1",
         "2 accepted, 1 below γ, of 3 questions",
         "20 of 81 labels are flipped, and a model that knows every answer would reach 0.753",
-        "What is 9 minus 4? 0.60 13 ✗ 7 ✗ 5",
-        "Who wrote Emma? 0.20 below γ Emma ✗ Jane Austen",
         "129 pairs, 31 with a flipped label",
         "(seed 2403). Training and sampling use seed 7.",
         "taken 2.3 times as long as two free cores. The rest of the work was changed",
-        "432 s",
+        "whole call 432",
         "not evidence",
         "simulated from the known answers",
     ],
@@ -60,31 +66,49 @@ def test_the_page_shows_the_metrics(page, text):
 def test_the_page_lists_the_kinds_with_a_wrong_majority(page):
     text = get_text(page)
     kept = ", ".join(WRONG_MAJORITY_KINDS)
-    assert "kept on purpose , although the majority of the model's completions was mostly wrong" in text
+    assert "kept on purpose, although the majority of the model&#39;s completions was mostly wrong" in text
     assert f"in earlier runs: {kept}. For these kinds" in text
     assert "In this run the majority was wrong at least as often as right for: who, minus" in text
     assert find_wrong_kinds(OUTCOME["kinds"][:1]) == []
 
 
-def test_the_page_has_no_scripts_and_no_external_files(page):
-    class SourceFinder(HTMLParser):
-        found = []
-
-        def handle_starttag(self, tag, attributes):
-            values = dict(attributes)
-            self.found += [tag] if tag in {"script", "link", "img", "iframe"} else []
-            self.found += [values["src"]] if "src" in values else []
-
-    parser = SourceFinder()
-    parser.feed(page)
-    assert parser.found == []
-    assert "@import" not in page and "url(http" not in page
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
-    assert page.count("<svg") == 3
+def test_the_page_lists_every_question_with_its_pair(page):
+    names, rows = read_questions(page)
+    assert names == ["question", "kind", "confidence", "status", "majority", "chosen", "rejected", "known answer"]
+    assert rows == [
+        ["What is 2 plus 2?", "sum", 0.7, "accepted", "4 ✓", "4 ✓", "<script>alert(1)</script> ✗", "4"],
+        ["What is 9 minus 4?", "minus", 0.6, "accepted", "13 ✗", "13 ✗", "7 ✗", "5"],
+        ["Who wrote Emma?", "who", 0.2, "below γ", "Emma ✗", None, None, "Jane Austen"],
+    ]
+    assert "alert(1)" in page and "<script>alert(1)" not in page
+    assert page.count('<img alt="') == 4
 
 
-def test_equal_outcomes_give_equal_pages(page, tmp_path):
-    assert write_page(OUTCOME, tmp_path / "again.html").read_text(encoding="utf-8") == page
+def test_the_sections_of_a_report_come_after_the_own_ones():
+    sections = {name: Section(name, [Text(f"of {name}")]) for name in ("run", "policies", "prompts", "samples")}
+    titles = [section.title for section in build_page(OUTCOME, sections)[2]]
+    assert titles == [
+        "Steps",
+        "Policies",
+        "Reward model before and after refinement",
+        "Synthetic preferences",
+        "Kinds of question",
+        "All questions",
+        "samples",
+        "run",
+        "Time and machine",
+    ]
+
+
+def test_a_finished_run_can_be_written_again(tmp_path):
+    assert not is_quickstart_run(tmp_path)
+    write_run(tmp_path)
+    (tmp_path / "outcome.json").write_text(json.dumps(OUTCOME), encoding="utf-8")
+    assert is_quickstart_run(tmp_path)
+    page = rewrite_page(tmp_path)
+    assert page == tmp_path / "report.html"
+    text = page.read_text(encoding="utf-8")
+    assert "not evidence" in text and "Samples side by side" in text and 'id="rows-questions"' in text
 
 
 def test_the_summary_shows_the_same_metrics(tmp_path):
@@ -105,12 +129,7 @@ def test_the_summary_shows_the_same_metrics(tmp_path):
         assert text in summary, text
 
 
-def test_differences_within_two_standard_errors_are_marked():
-    assert describe_difference(0.05, 0.02) == "+0.050 ± 0.020: better"
-    assert describe_difference(-0.05, 0.02) == "-0.050 ± 0.020: worse"
-    assert describe_difference(0.03, 0.02).endswith("better, within two standard errors of no difference")
-    assert describe_difference(0.0, 0.0).endswith("no difference")
-    assert describe_difference(1.0, None) == "+1.000: on a single pair"
+def test_an_unknown_share_is_a_dash():
     assert format_share(None) == "–" and format_share(0.12345) == "0.123"
 
 

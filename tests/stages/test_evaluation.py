@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 from datasets import Dataset
 
@@ -6,6 +7,7 @@ from trl_rlp.data.sampling.engines import sample_completions
 from trl_rlp.evaluation.policy_metrics import describe_outputs, kl_to_reference, mean_reward
 from trl_rlp.stages.evaluation import evaluate_policies
 from trl_rlp.storage.artifacts import load_data, load_policy, load_reward_model
+from trl_rlp.storage.json_files import read_json
 
 
 PROMPTS = Dataset.from_dict({"prompt": ["what is it?", "2?"], "answers": [["a"], ["b"]]})
@@ -27,6 +29,8 @@ def test_every_reward_model_scores_the_samples_of_every_policy(
         samples = sample_completions(PROMPTS.select_columns(["prompt"]), policy, tokenizer, **SAMPLING)
         assert load_data(tmp_path / "out" / name).to_list() == samples.to_list()
         reward = mean_reward(*load_reward_model(reward_model), samples, max_length)
+        saved = read_json(tmp_path / "out" / name / "rewards.json")
+        assert np.mean(saved["first"]) == pytest.approx(reward, abs=1e-6) and np.shape(saved["opposite"]) == (2, 2)
         assert metrics[name].pop("reward/first") == pytest.approx(reward, abs=1e-6)
         assert metrics[name].pop("reward/opposite") == pytest.approx(-reward, abs=1e-6)
         assert metrics[name].pop("kl") == pytest.approx(

@@ -4,7 +4,7 @@ from datasets import Dataset
 from trl_rlp.evaluation.gate_report import gate
 from trl_rlp.evaluation.policy_pairs import answer_pairs
 from trl_rlp.stages.gate import compare_reward_models
-from trl_rlp.storage.artifacts import load_reward_model, save_data
+from trl_rlp.storage.artifacts import load_data, load_reward_model, save_data
 
 
 HUMAN = Dataset.from_dict(
@@ -50,7 +50,7 @@ def test_the_report_is_that_of_gate(folders, reward_model, opposite_reward_model
     assert report != gate(*models, *pairs, max_length=None if max_length else 4).as_dict()
     default_seed = HUMAN, answer_pairs(SAMPLES, ANSWERS), SYNTHETIC
     assert report != gate(*models, *default_seed, max_length=max_length).as_dict()
-    assert not list((folders / "gate").iterdir())
+    assert load_data(folders / "gate").to_dict() == {"answers": ANSWERS}
 
 
 def test_pairs_that_are_not_given_are_not_compared(folders, reward_model, opposite_reward_model):
@@ -58,6 +58,7 @@ def test_pairs_that_are_not_given_are_not_compared(folders, reward_model, opposi
     models = load_reward_model(reward_model), load_reward_model(opposite_reward_model)
     expected = gate(*models, HUMAN).as_dict()
     assert compare(folders, reward_model, opposite_reward_model) == expected
+    assert not list((folders / "gate").iterdir())
     assert compare(folders, reward_model, opposite_reward_model, answers=[["no"], ["no"]]) == expected
 
 

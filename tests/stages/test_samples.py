@@ -72,7 +72,7 @@ GROUPS = Dataset.from_dict(
 def test_the_accepted_share_counts_prompts_at_or_above_the_threshold(tmp_path, threshold, accepted):
     save_data(GROUPS, tmp_path / "samples")
     metrics = group_samples(tmp_path / "groups", tmp_path / "samples", SameText(), threshold, complete_groups=True)
-    assert metrics == {"accepted": pytest.approx(accepted)}
+    assert metrics == {"accepted": pytest.approx(accepted), "threshold": threshold}
 
 
 @pytest.mark.parametrize("complete_groups", [True, False])

@@ -18,6 +18,7 @@ COMMANDS = {
     "reward": "train a reward model, plain or refined on policy samples (uml, spg, uml+spg)",
     "run": "run Algorithm 1 from preferences and prompts to a retrained policy",
     "evaluate": "evaluate model outputs, a reward model, or policy samples",
+    "report": "write one HTML file about a run, a training, samples or preferences",
     "quickstart": "run Algorithm 1 on SmolLM2-135M in ten minutes, without a GPU, an account or the Hub",
 }
 # safetensors has its own error for a checkpoint that cannot be written, as on a full disk.

@@ -1,6 +1,7 @@
 """The command `trl-rlp run`."""
 
 import functools
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -168,7 +169,8 @@ def main(options: Sequence[str]) -> None:
 
 def print_result(result: RLPResult, estimates: Mapping[str, StageMemory]) -> None:
     """
-    Prints the metrics of a run, the time and the memory of its stages, and the folders of its models.
+    Prints the metrics of a run, the time and the memory of its stages, the folders of its models, and the command that
+    writes its report.
 
     Args:
         result ([`RLPResult`]):
@@ -186,6 +188,8 @@ def print_result(result: RLPResult, estimates: Mapping[str, StageMemory]) -> Non
     for entry in result.rounds:
         console.print(f"refined reward model: {entry.refined_reward_model}", soft_wrap=True)
         console.print(f"retrained policy:     {entry.retrained_policy}", soft_wrap=True)
+    folder = shlex.quote(str(result.reward_model.parent))
+    console.print(f"For one HTML file about this run: trl-rlp report {folder}", soft_wrap=True)
 
 
 def _build_estimate_table(stages: Mapping[str, StageMemory]) -> Table:

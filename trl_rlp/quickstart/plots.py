@@ -1,35 +1,16 @@
-"""Plots of a quickstart run, as SVG elements for an HTML page."""
+"""Plots that only a quickstart run has: the known answers of its questions, and the accuracy of its policies."""
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from trl_rlp.report.elements import Image
+from trl_rlp.report.plots import BLUE, GRAY, ORANGE, WIDE, create_axes, render_svg
 
 
-BLUE, ORANGE, GRAY = "#3b6fb6", "#d9822b", "#9aa3ad"
 POLICY_NAMES = {"sft": "π_SFT", "policy": "π  (against r)", "retrained_policy": "π̂  (against r̂)"}
 
 
-def _render_svg(figure: Figure, description: str) -> str:
-    """Renders a figure as an `<svg>` element. Equal figures give equal text."""
-    buffer = io.StringIO()
-    with rc_context({"svg.hashsalt": description, "svg.fonttype": "none"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Title": description})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{description}"', 1)
-
-
-def _create_axes(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def plot_confidence(questions: Sequence[dict[str, Any]], num_generations: int, threshold: float) -> str:
+def plot_confidence(questions: Sequence[dict[str, Any]], num_generations: int, threshold: float) -> Image:
     """
     Plots a histogram of the questions' confidence, split by whether the majority is right.
 
@@ -42,9 +23,9 @@ def plot_confidence(questions: Sequence[dict[str, Any]], num_generations: int, t
             Threshold γ, shown as a dashed line.
 
     Returns:
-        `str`: An SVG element.
+        [`Image`]: The plot.
     """
-    figure, axes = _create_axes(6.4, 2.9)
+    figure, axes = create_axes(WIDE)
     positions = [count / num_generations for count in range(num_generations + 1)]
     bottom = [0] * len(positions)
     for is_right, color, label in ((True, BLUE, "majority right"), (False, ORANGE, "majority wrong")):
@@ -65,38 +46,10 @@ def plot_confidence(questions: Sequence[dict[str, Any]], num_generations: int, t
     axes.set(xlabel="confidence (share of the largest group)", ylabel="questions")
     axes.set_ylim(0, 1.18 * max(max(bottom), 1))
     axes.legend(frameon=False, loc="upper left", fontsize=9)
-    return _render_svg(figure, "Confidence of the questions and whether the majority is right")
+    return render_svg(figure, "Confidence of the questions and whether the majority is right")
 
 
-def plot_reward_models(comparisons: dict[str, dict[str, Any]]) -> str:
-    """
-    Plots the accuracy of the reward model before and after refinement, on each set of labeled pairs.
-
-    Args:
-        comparisons (`dict`):
-            By name of the set, `before` and `after`, each with `accuracy` and `pairs`.
-
-    Returns:
-        `str`: An SVG element. The error bars are plus and minus one binomial standard error.
-    """
-    figure, axes = _create_axes(6.4, 0.9 + 0.62 * len(comparisons))
-    labels = []
-    for row, (name, comparison) in enumerate(comparisons.items()):
-        labels.append(f"{name}\n({comparison['before']['pairs']} pairs)")
-        for shift, side, color in ((-0.18, "before", GRAY), (0.18, "after", BLUE)):
-            accuracy, pairs = comparison[side]["accuracy"], comparison[side]["pairs"]
-            error = (accuracy * (1 - accuracy) / pairs) ** 0.5
-            label = {"before": "r, before", "after": "r̂, after"}[side] if row == 0 else None
-            axes.barh(row + shift, accuracy, 0.32, xerr=error, color=color, ecolor="black", label=label)
-    axes.axvline(0.5, color="black", linestyle=":", linewidth=1)
-    axes.set_yticks(range(len(labels)), labels, fontsize=9)
-    axes.invert_yaxis()
-    axes.set(xlim=(0, 1), xlabel="accuracy (dotted line: chance)")
-    axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
-    return _render_svg(figure, "Accuracy of the reward model before and after refinement")
-
-
-def plot_policies(policies: dict[str, dict[str, Any]]) -> str:
+def plot_policies(policies: dict[str, dict[str, Any]]) -> Image:
     """
     Plots the accuracy of each policy with its confidence interval.
 
@@ -105,9 +58,9 @@ def plot_policies(policies: dict[str, dict[str, Any]]) -> str:
             By name of the policy, `accuracy` and `interval`.
 
     Returns:
-        `str`: An SVG element.
+        [`Image`]: The plot.
     """
-    figure, axes = _create_axes(6.4, 2.0)
+    figure, axes = create_axes((6.4, 2.0))
     for row, metrics in enumerate(policies.values()):
         low, high = metrics["interval"]
         accuracy = metrics["accuracy"]
@@ -117,4 +70,4 @@ def plot_policies(policies: dict[str, dict[str, Any]]) -> str:
     axes.set_yticks(range(len(policies)), [POLICY_NAMES[name] for name in policies])
     axes.set_ylim(len(policies) - 0.5, -0.7)
     axes.set(xlim=(0, 1), xlabel="accuracy on held-out questions, 95% interval")
-    return _render_svg(figure, "Accuracy of the three policies on held-out questions")
+    return render_svg(figure, "Accuracy of the three policies on held-out questions")

@@ -11,6 +11,7 @@ from trl_rlp.data.groups.clustering import cluster, find_largest_group
 from trl_rlp.data.groups.equivalence import ExactMatch
 from trl_rlp.evaluation.policy_pairs import is_correct
 from trl_rlp.quickstart.model_outcome import compute_accuracies
+from trl_rlp.report.acceptance import find_right_sides
 
 
 def label_accuracy(preferences: Dataset, answers: Sequence[Sequence[str]]) -> dict[str, float | None]:
@@ -32,10 +33,8 @@ def label_accuracy(preferences: Dataset, answers: Sequence[Sequence[str]]) -> di
         - `neither_right`: Number of pairs without a right side, which the answers cannot decide.
         - `chosen_right`: Share of all pairs whose chosen side is right.
     """
-    sides = [
-        tuple(is_correct(row[side], answers[row["sample_row"]]) for side in ("chosen", "rejected"))
-        for row in preferences
-    ]
+    pairs = list(preferences)
+    sides = find_right_sides(pairs, [answers[pair["sample_row"]] for pair in pairs])
     decided = [chosen for chosen, rejected in sides if chosen != rejected]
     return {
         "pairs": len(sides),

@@ -33,17 +33,14 @@ from trl_rlp.quickstart.quickstart_config import (
     build_sampling_args,
     lora,
 )
-from trl_rlp.quickstart.report import print_summary, write_page
+from trl_rlp.quickstart.report import OUTCOME, print_summary, write_page
 from trl_rlp.quickstart.simulation import LABEL_NOISE, restore_labels
 from trl_rlp.quickstart.sizes import Sizes
 from trl_rlp.quickstart.smollm2 import load_smollm2
+from trl_rlp.report.run_report import PAGE
 from trl_rlp.storage.artifacts import load_data, require_causal_lm
 from trl_rlp.storage.json_files import write_json
 from trl_rlp.storage.run_folder import RunFolder
-
-
-PAGE = "report.html"
-OUTCOME = "outcome.json"
 
 
 def quickstart(config: QuickstartConfig, sizes: Sizes | None = None, console: Console | None = None) -> Path:
@@ -97,7 +94,7 @@ def quickstart(config: QuickstartConfig, sizes: Sizes | None = None, console: Co
     }
     outcome["seconds"]["whole call"] = time.perf_counter() - start
     write_json(run.path / OUTCOME, outcome)
-    page = write_page(outcome, run.path / PAGE)
+    page = write_page(outcome, run.path / PAGE, run.path)
     print_summary(outcome, console)
     console.print(f"Page: {page}", soft_wrap=True)
     return page

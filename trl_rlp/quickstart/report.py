@@ -1,26 +1,34 @@
 """The HTML page and the console summary of a quickstart run. Both show the same numbers."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
 
 from trl_rlp.quickstart.narration import STAGE_TITLES
-from trl_rlp.quickstart.plots import POLICY_NAMES, plot_confidence, plot_policies, plot_reward_models
+from trl_rlp.quickstart.plots import POLICY_NAMES, plot_confidence, plot_policies
 from trl_rlp.quickstart.questions import WRONG_MAJORITY_KINDS
-from trl_rlp.storage.json_files import write_text
+from trl_rlp.report import elements
+from trl_rlp.report.elements import Column, Figure, RowTable, Section, Text
+from trl_rlp.report.model_sections import build_reward_model_section, describe_difference, format_difference
+from trl_rlp.report.page import render_page
+from trl_rlp.report.run_contents import read_contents
+from trl_rlp.report.run_report import PAGE, build_sections, save_page
+from trl_rlp.storage.json_files import read_json
+from trl_rlp.storage.paths import expand_path
+from trl_rlp.storage.run_folder import MANIFEST
 
 
-TEMPLATE = Path(__file__).parent / "report.html"
+OUTCOME = "outcome.json"
 CAUTION = (
     "A demonstration on one small model with one seed. It is not evidence for or against the method. The human "
     "preferences are simulated from the known answers, with a quarter of the labels flipped."
 )
+_REPLACED = ("policies", "reward_models", "prompts")
+"""Sections of a report that the quickstart's page has with more in them."""
 
 
 def format_share(value: float | None) -> str:
@@ -35,45 +43,6 @@ def format_share(value: float | None) -> str:
         `str`: The number, or a dash for `None`.
     """
     return "–" if value is None else f"{value:.3f}"
-
-
-def format_difference(difference: float, standard_error: float | None) -> str:
-    """
-    Formats a difference with its standard error.
-
-    Args:
-        difference (`float`):
-            After minus before.
-        standard_error (`float` or `None`):
-            Standard error of the difference. `None` for a single pair.
-
-    Returns:
-        `str`: For example `+0.050 ± 0.020`.
-    """
-    return f"{difference:+.3f}" + ("" if standard_error is None else f" ± {standard_error:.3f}")
-
-
-def describe_difference(difference: float, standard_error: float | None) -> str:
-    """
-    Formats a paired difference and adds whether it is better or worse.
-
-    Args:
-        difference (`float`):
-            After minus before.
-        standard_error (`float` or `None`):
-            Standard error of the difference. `None` for a single pair.
-
-    Returns:
-        `str`: For example `+0.050 ± 0.020: better`. Differences within two standard errors of 0 are marked.
-    """
-    text = format_difference(difference, standard_error)
-    if difference == 0:
-        return f"{text}: no difference"
-    if standard_error is None:
-        return f"{text}: on a single pair"
-    direction = "better" if difference > 0 else "worse"
-    certainty = "" if abs(difference) > 2 * standard_error else ", within two standard errors of no difference"
-    return f"{text}: {direction}{certainty}"
 
 
 def collect_comparisons(outcome: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -156,44 +125,248 @@ def describe_reductions(outcome: dict[str, Any]) -> list[str]:
     return sentences
 
 
-def write_page(outcome: dict[str, Any], path: Path) -> Path:
+def is_quickstart_run(folder: str | Path) -> bool:
     """
-    Writes the HTML page. It is one file with its plots inside, without scripts or external files.
+    Checks whether a folder is that of a finished quickstart run.
+
+    Args:
+        folder (`str` or `Path`):
+            Any folder.
+
+    Returns:
+        `bool`.
+    """
+    path = Path(expand_path(folder))
+    return (path / OUTCOME).is_file() and (path / MANIFEST).is_file()
+
+
+def rewrite_page(folder: str | Path, output: str | Path | None = None) -> Path:
+    """
+    Writes the page of a finished quickstart run again.
+
+    Args:
+        folder (`str` or `Path`):
+            Folder of the run.
+        output (`str` or `Path`, *optional*):
+            The file. Defaults to `report.html` in the folder.
+
+    Returns:
+        `Path`: The file.
+
+    Raises:
+        ValueError: If a file in the folder is damaged.
+    """
+    path = Path(expand_path(folder))
+    return write_page(read_json(path / OUTCOME), path / PAGE if output is None else Path(expand_path(output)), path)
+
+
+def write_page(outcome: dict[str, Any], path: Path, folder: Path) -> Path:
+    """
+    Writes the HTML page: the sections of the quickstart, and those of a report of its folder.
 
     Args:
         outcome (`dict`):
             Content of `outcome.json`.
         path (`Path`):
             File to write.
+        folder (`Path`):
+            Folder of the run.
 
     Returns:
         `Path`: The same path.
     """
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters["share"] = format_share
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    questions = sorted(outcome["questions"], key=lambda row: -row["confidence"])
-    comparisons = collect_comparisons(outcome)
-    page = template.render(
-        outcome=outcome,
-        caution=CAUTION,
-        reductions=describe_reductions(outcome),
-        comparisons=comparisons,
-        describe_difference=describe_difference,
-        names=POLICY_NAMES,
-        accepted=[row for row in questions if row["status"] == "accepted"],
-        rejected=[row for row in questions if row["status"] != "accepted"],
-        statuses=count_statuses(questions),
-        kept_kinds=WRONG_MAJORITY_KINDS,
-        wrong_kinds=find_wrong_kinds(outcome["kinds"]),
-        confidence_plot=Markup(
-            plot_confidence(questions, outcome["sizes"]["num_generations"], outcome["settings"]["threshold"])
-        ),
-        reward_model_plot=Markup(plot_reward_models(comparisons)),
-        policy_plot=Markup(plot_policies(outcome["policies"]["policies"])),
-    )
-    write_text(path, page)
+    page, samples = render_page(*build_page(outcome, build_sections(read_contents(folder))))
+    save_page(path, page, samples)
     return path
+
+
+def build_page(outcome: dict[str, Any], report: Mapping[str, Section]) -> tuple[str, list[Text], list[Section]]:
+    """
+    Builds the page.
+
+    Args:
+        outcome (`dict`):
+            Content of `outcome.json`.
+        report (`Mapping[str, Section]`):
+            Sections of the report of the folder, by name.
+
+    Returns:
+        `tuple`: Title, paragraphs and sections, the arguments of [`render_page`].
+    """
+    settings = outcome["settings"]
+    model = settings["model"] or "SmolLM2-135M-Instruct (4-bit weights, dequantized)"
+    lead = [
+        Text(
+            f"Reward learning on policy (arXiv 2403.19279): all of Algorithm 1 on {model}, method "
+            f"{settings['method']}."
+        ),
+        Text(f"{CAUTION} All results are shown.", is_caution=True),
+        *(Text(text, is_caution=True) for text in describe_reductions(outcome)),
+    ]
+    own = [
+        _build_steps(outcome),
+        _build_policies(outcome),
+        _build_reward_models(outcome),
+        _build_synthetic(outcome),
+        _build_kinds(outcome),
+        _build_questions(outcome["questions"]),
+    ]
+    others = [section for name, section in report.items() if name not in (*_REPLACED, "run")]
+    return (
+        "RLP quickstart",
+        lead,
+        [*own, *others, *([report["run"]] if "run" in report else []), _build_machine(outcome)],
+    )
+
+
+def _build_steps(outcome: dict[str, Any]) -> Section:
+    sizes, preferences, settings = outcome["sizes"], outcome["preferences"], outcome["settings"]
+    heldout = format_share(preferences["heldout"]["accuracy"])
+    rollouts = (sizes["policy_rollouts"], sizes["retrained_policy_rollouts"])
+    questions = f"{sizes['unlabeled_questions']} unlabeled questions"
+    rows = [
+        (
+            "0 · fine-tuning",
+            f"{sizes['demonstrations']} demonstrations",
+            f"π_SFT, accuracy {heldout} on held-out questions at T = 1",
+        ),
+        (
+            "1 · preferences D",
+            f"{sizes['preference_questions']} questions",
+            f"{preferences['train']['pairs']} pairs, {preferences['train']['flipped']} with a flipped label",
+        ),
+        ("2 · reward model", "D", "r"),
+        ("3 · policy", f"{questions}, {rollouts[0]} rollouts of PPO", "π"),
+        (
+            "4 · refinement",
+            f"{sizes['num_generations']} completions of π for each of these questions",
+            f"{outcome['synthetic']['spg']['pairs']} synthetic pairs D̂, r̂",
+        ),
+        ("5 · retrained policy", f"the same questions, starting from π_SFT, {rollouts[1]} rollouts of PPO", "π̂"),
+        ("evaluation", f"{outcome['policies']['questions']} held-out questions", "see below"),
+    ]
+    text = (
+        f"The package has {sizes['all_questions']} questions. The split depends on their kind and never on the model "
+        f"(seed {settings['question_seed']}). Training and sampling use seed {settings['seed']}. A completion is "
+        "right if it equals an accepted answer after normalization of case, outer punctuation and white space."
+    )
+    return Section("Steps", [elements.Table(("step", "data", "result"), rows), Text(text)])
+
+
+def _build_policies(outcome: dict[str, Any]) -> Section:
+    evaluation = outcome["policies"]
+    rows = []
+    for name, row in evaluation["policies"].items():
+        interval = " – ".join(map(format_share, row["interval"]))
+        rows.append([POLICY_NAMES[name], row["accuracy"], interval, row["finished"], row["kl"]])
+    differences = []
+    for name, row in evaluation["comparisons"].items():
+        after, before = name.split(" - ")
+        text = describe_difference(row["difference"], row["standard_error"])
+        differences.append([f"{POLICY_NAMES[after]} minus {POLICY_NAMES[before]}", text])
+    figure = Figure(
+        [plot_policies(evaluation["policies"])],
+        f"The accuracy of each policy on {evaluation['questions']} held-out questions, "
+        f"{evaluation['completions_per_question']} samples each at T = "
+        f"{outcome['settings']['evaluation_temperature']}.",
+        "The interval is binomial (Wilson), and its trials are the questions, because samples of one question are not "
+        "independent. It does not cover other seeds.",
+    )
+    columns = ("policy", "accuracy", "95% interval", "finished", "KL to π_SFT, nats")
+    paired = elements.Table(("difference, paired by question", ""), differences)
+    return Section("Policies", [figure, elements.Table(columns, rows), paired])
+
+
+def _build_reward_models(outcome: dict[str, Any]) -> Section:
+    heldout = outcome["preferences"]["heldout"]
+    gate = outcome["stages"]["gate"]["metrics"]
+    section = build_reward_model_section(
+        collect_comparisons(outcome), gate, "Reward model before and after refinement"
+    )
+    text = (
+        f"The human pairs are on held-out questions. As labeled, {heldout['flipped']} of {heldout['pairs']} labels "
+        "are flipped, and a model that knows every answer would reach "
+        f"{format_share(1 - heldout['flipped'] / heldout['pairs'])}. A policy pair is a right and a wrong completion "
+        "of π for one question. On the unlabeled questions, r̂ was trained on synthetic pairs, but never on the "
+        "answers. Neither model was trained on the held-out questions (T = "
+        f"{outcome['settings']['evaluation_temperature']})."
+    )
+    return Section(section.title, [*section.elements, Text(text)])
+
+
+def _build_synthetic(outcome: dict[str, Any]) -> Section:
+    questions, threshold = outcome["questions"], outcome["settings"]["threshold"]
+    statuses = ", ".join(f"{count} {status}" for status, count in count_statuses(questions).items())
+    figure = Figure(
+        [plot_confidence(questions, outcome["sizes"]["num_generations"], threshold)],
+        "The confidence of each unlabeled question, and whether its majority is right.",
+        "The known answers were used neither for training nor for selection. It is one draw of completions.",
+    )
+    rows = [
+        [name, row["pairs"], row["decided"], row["accuracy"], row["neither_right"]]
+        for name, row in outcome["synthetic"].items()
+    ]
+    return Section(
+        "Synthetic preferences",
+        [
+            figure,
+            Text(
+                f"{statuses}, of {len(questions)} questions at γ = {threshold}. If all completions agree, there is "
+                "nothing to reject."
+            ),
+            elements.Table(("method", "pairs", "decided", "accuracy on these", "neither side right"), rows),
+            Text("The known answers decide a pair if exactly one side is right."),
+        ],
+    )
+
+
+def _build_kinds(outcome: dict[str, Any]) -> Section:
+    wrong = find_wrong_kinds(outcome["kinds"])
+    text = (
+        "Some kinds were kept on purpose, although the majority of the model's completions was mostly wrong in "
+        f"earlier runs: {', '.join(WRONG_MAJORITY_KINDS)}. For these kinds, agreement gives wrong labels. In this run "
+        f"the majority was wrong at least as often as right for: {', '.join(wrong) if wrong else 'no kind'}."
+    )
+    names = ("kind", "questions", "accuracy", "confidence", "majority_right", "accepted", "accepted_right")
+    columns = [name.replace("_right", ", majority right").replace("majority, ", "") for name in names]
+    rows = [[row[name] for name in names] for row in outcome["kinds"]]
+    return Section("Kinds of question", [Text(text), elements.Table(columns, rows)])
+
+
+def _build_questions(questions: Sequence[dict[str, Any]]) -> Section:
+    rows = sorted(questions, key=lambda row: -row["confidence"])
+    columns = [
+        Column("question"),
+        Column("kind", "choice"),
+        Column("confidence", "number"),
+        Column("status", "choice"),
+    ]
+    columns += [Column(name) for name in ("majority", "chosen", "rejected", "known answer")]
+
+    def read(numbers: Sequence[int]) -> list[list[Any]]:
+        return [_build_question_cells(rows[number]) for number in numbers]
+
+    text = "✓ and ✗ mark texts that are right and wrong by the known answers."
+    return Section("All questions", [Text(text), RowTable("questions", columns, len(rows), read)])
+
+
+def _build_question_cells(row: dict[str, Any]) -> list[Any]:
+    sides = [
+        f"{row[side]} {'✓' if row[f'{side}_right'] else '✗'}" if side in row else None
+        for side in ("majority", "chosen", "rejected")
+    ]
+    return [row["question"], row["kind"], row["confidence"], row["status"], *sides, row["answer"]]
+
+
+def _build_machine(outcome: dict[str, Any]) -> Section:
+    machine = outcome["machine"]
+    rows = [[name, round(seconds)] for name, seconds in outcome["seconds"].items()]
+    threads = f"{' or '.join(map(str, machine['threads']))} of " if machine["threads"] else ""
+    text = (
+        f"{threads}{machine['cores']} cores ({machine['processor']}), torch {machine['torch']}, time budget "
+        f"{outcome['settings']['minutes']} minutes."
+    )
+    return Section("Time and machine", [elements.Table(("step", "seconds"), rows), Text(text)])
 
 
 def print_summary(outcome: dict[str, Any], console: Console) -> None:

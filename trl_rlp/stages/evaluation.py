@@ -3,11 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 
-from trl_rlp.evaluation.policy_metrics import mean_reward
+from trl_rlp.data.scoring import score_samples
 from trl_rlp.evaluation.policy_report import describe_policies
 from trl_rlp.storage.artifacts import load_reward_model
+from trl_rlp.storage.json_files import write_json
+from trl_rlp.storage.processes import process_state
 
 
 def evaluate_policies(
@@ -24,7 +27,8 @@ def evaluate_policies(
 
     Args:
         folder (`Path`):
-            Folder for the samples. Each policy gets a subfolder with its name.
+            Folder for the samples. Each policy gets a subfolder with its name. Its `rewards.json` has the rewards
+            of its completions by reward model, for the report of the run.
         policies (`dict[str, str]`):
             Folder or Hub name of each policy. The policy `"sft"` is the reference of the KL divergence.
         reward_models (`dict[str, str]`):
@@ -45,15 +49,20 @@ def evaluate_policies(
     metrics, samples = describe_policies(
         folder, policies, prompt_dataset, sampling, reference="sft", model_options=model_options
     )
+    rewards: dict[str, dict[str, list[list[float]]]] = {name: {} for name in policies}
     for reward_name, path in reward_models.items():
-        for name, reward in _score_policies(path, samples, max_length, model_options or {}).items():
-            metrics[name][f"reward/{reward_name}"] = reward
+        for name, values in _score_policies(path, samples, max_length, model_options or {}).items():
+            rewards[name][reward_name] = values
+            metrics[name][f"reward/{reward_name}"] = float(np.mean(values))
+    if process_state().is_main_process:
+        for name, values in rewards.items():
+            write_json(folder / name / "rewards.json", values)
     return metrics
 
 
 def _score_policies(
     path: str | Path, samples: dict[str, Dataset], max_length: int | None, model_options: dict[str, Any]
-) -> dict[str, float]:
-    """Returns the mean reward of each policy. The reward model leaves the memory before the next one is loaded."""
+) -> dict[str, list[list[float]]]:
+    """Returns the rewards of each policy. The reward model leaves the memory before the next one is loaded."""
     reward_model = load_reward_model(path, **model_options)
-    return {name: mean_reward(*reward_model, rows, max_length) for name, rows in samples.items()}
+    return {name: score_samples(*reward_model, rows, max_length=max_length) for name, rows in samples.items()}

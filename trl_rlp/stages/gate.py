@@ -7,7 +7,7 @@ from datasets import Dataset
 
 from trl_rlp.evaluation.gate_report import gate
 from trl_rlp.evaluation.policy_pairs import answer_pairs
-from trl_rlp.storage.artifacts import load_data
+from trl_rlp.storage.artifacts import load_data, save_data
 
 
 def compare_reward_models(
@@ -27,7 +27,7 @@ def compare_reward_models(
 
     Args:
         folder (`Path`):
-            Folder of the stage. Nothing but the metrics is written to it.
+            Folder of the stage. With `answers`, they are saved in `data`, for the report of the run.
         before (`str` or `Path`):
             Folder or Hub name of the reward model r_φ.
         after (`str` or `Path`):
@@ -51,7 +51,10 @@ def compare_reward_models(
     Returns:
         `dict`: Result of [`GateReport.as_dict`].
     """
-    policy_pairs = None if answers is None else answer_pairs(load_data(samples), answers, seed)
+    policy_pairs = None
+    if answers is not None:
+        policy_pairs = answer_pairs(load_data(samples), answers, seed)
+        save_data(Dataset.from_dict({"answers": answers}), folder)
     report = gate(
         before,
         after,

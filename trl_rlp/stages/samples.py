@@ -79,7 +79,7 @@ def group_samples(
             Whether to complete all groups. Views from one group need this.
 
     Returns:
-        `dict[str, float]`: `accepted`, the share of prompts whose confidence is at least γ.
+        `dict[str, float]`: `accepted`, the share of prompts whose confidence is at least γ, and `threshold`, γ.
     """
     with release_after(equivalence):
         groups = cluster(
@@ -90,4 +90,4 @@ def group_samples(
             output_dir=str(folder / SHARDS),
         )
     save_data(groups, folder)
-    return {"accepted": float(np.mean(np.array(groups["confidence"]) >= threshold))}
+    return {"accepted": float(np.mean(np.array(groups["confidence"]) >= threshold)), "threshold": threshold}

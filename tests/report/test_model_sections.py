@@ -1,0 +1,129 @@
+from pathlib import Path
+
+import pytest
+
+from tests.report.run_folders import compare
+from trl_rlp.report.elements import Figure, RowTable, Table, Text
+from trl_rlp.report.model_sections import (
+    build_completion_section,
+    build_length_section,
+    build_policy_section,
+    build_reward_model_section,
+    build_sample_section,
+    describe_difference,
+    format_difference,
+    list_logged_rewards,
+    name_gate_sets,
+)
+from trl_rlp.report.rows import Rows
+from trl_rlp.report.run_contents import Round, RunContents
+
+
+def test_differences_within_two_standard_errors_are_marked():
+    assert format_difference(0.05, 0.02) == "+0.050 ± 0.020" and format_difference(0.05, None) == "+0.050"
+    assert describe_difference(0.05, 0.02) == "+0.050 ± 0.020: better"
+    assert describe_difference(-0.05, 0.02) == "-0.050 ± 0.020: worse"
+    assert describe_difference(0.03, 0.02).endswith("better, within two standard errors of no difference")
+    assert describe_difference(0.0, 0.0).endswith("no difference")
+    assert describe_difference(1.0, None) == "+1.000: on a single pair"
+
+
+@pytest.mark.parametrize(
+    ("gate", "text"),
+    [
+        ({"passed": True, "problems": []}, "The gate passed."),
+        ({"passed": False, "problems": ["a", "b"]}, "The gate warned: a; b."),
+    ],
+)
+def test_the_gate_has_accuracy_calibration_and_a_decision(gate, text):
+    section = build_reward_model_section(name_gate_sets({"human": compare(0.6, 0.65)}), gate, "Reward model")
+    figure, table, decision = section.elements
+    assert len(figure.images) == 2 and figure.shows and figure.limits
+    assert table.rows == [["human, held out (decides)", 40, 0.6, 0.65, "+0.050 ± 0.020: better", 0.1, 0.1, 0.5]]
+    assert decision.text.startswith(text)
+
+
+def test_policies_have_a_gold_curve_only_with_known_answers():
+    metrics = {
+        "sft": {"kl": 0.0, "reward/r": 0.1, "accuracy": 0.5},
+        "policy": {"kl": 1.0, "reward/r": 0.3, "accuracy": 0.4},
+    }
+    figure, table = build_policy_section(metrics).elements
+    assert [image.title.split(" against")[0] for image in figure.images] == [
+        "proxy: reward of r",
+        "gold: accuracy by known answers",
+    ]
+    assert table.columns == ("metric", "sft", "policy") and ["accuracy", 0.5, 0.4] in table.rows
+    for values in metrics.values():
+        del values["accuracy"]
+    figure, _ = build_policy_section(metrics).elements
+    assert "No gold measure was recorded" in figure.limits
+
+
+def test_without_kl_there_is_a_table_only():
+    (table,) = build_policy_section({"sft": {"kl": None, "accuracy": None}}).elements
+    assert isinstance(table, Table)
+
+
+def build_contents(**parts):
+    return RunContents(Path("run"), **parts)
+
+
+def build_policy_rows(text, size=2):
+    return Rows([{"prompt": f"p{row}", "completions": [f"{text}{row}"], "finished": [True]} for row in range(size)])
+
+
+def test_samples_of_every_policy_can_stand_side_by_side():
+    policies = {"sft": build_policy_rows("a"), "policy": build_policy_rows("b")}
+    section = build_sample_section(build_contents(policies=policies, rewards={"policy": {"r": [[0.5], [1.0]]}}))
+    (table,) = (element for element in section.elements if isinstance(element, RowTable))
+    assert [(column.name, column.place) for column in table.columns] == [
+        ("prompt", "cell"),
+        ("sft", "option"),
+        ("policy", "option"),
+    ]
+    assert table.read([1]) == [["p1", [["a1", ""]], [["b1", "r 1.000"]]]]
+
+
+def test_one_policy_or_different_prompts_cannot_stand_side_by_side():
+    assert build_sample_section(build_contents(policies={"sft": build_policy_rows("a")})) is None
+    policies = {"sft": build_policy_rows("a", 2), "policy": build_policy_rows("b", 3)}
+    (text,) = build_sample_section(build_contents(policies=policies)).elements
+    assert isinstance(text, Text) and text.is_caution
+
+
+def test_rewards_against_length_come_from_pairs_policies_and_logged_completions():
+    """The rewards of the chosen sides grow with the length, and those of the policy fall."""
+    pairs = Rows(
+        [
+            {"chosen": "a" * size, "rejected": "b", "chosen_reward": size / 10, "rejected_reward": None}
+            for size in (1, 2, 3)
+        ]
+    )
+    policies = {"policy": Rows([{"prompt": "p", "completions": ["a", "aa", "aaa"]}])}
+    completions = Rows(
+        [{"step": 1, "prompt": "p", "completion": "a" * size, "r": 1.0, "advantage": 0.5} for size in (1, 2)]
+    )
+    contents = build_contents(
+        rounds=[Round(pairs=pairs)],
+        policies=policies,
+        rewards={"policy": {"r̂": [[3.0, 2.0, 1.0]]}},
+        completions=completions,
+    )
+    figure, table = build_length_section(contents).elements
+    assert isinstance(figure, Figure) and len(figure.images) == 3
+    assert [row[:3] for row in table.rows] == [
+        ["reward of r on the pairs D̂", "chosen", 3],
+        ["r̂ on held-out prompts", "policy", 3],
+        ["r, logged in training", "completions", 2],
+    ]
+    assert [row[3] for row in table.rows] == [pytest.approx(1), pytest.approx(-1), None]
+    assert build_length_section(build_contents()) is None
+
+
+def test_logged_completions_are_listed_with_their_rewards():
+    rows = Rows([{"step": 5, "prompt": "p", "completion": "c", "r": 0.5, "advantage": 1.0, "note": "x"}])
+    assert list_logged_rewards(rows) == ["r"]
+    section = build_completion_section(build_contents(completions=rows))
+    assert section.elements[1].read([0]) == [[5, "p", "c", 0.5]]
+    assert build_completion_section(build_contents()) is None

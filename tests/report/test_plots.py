@@ -1,0 +1,62 @@
+from xml.etree import ElementTree
+
+import pytest
+
+from trl_rlp.report.acceptance import sweep_thresholds
+from trl_rlp.report.plots import (
+    name_label,
+    plot_acceptance,
+    plot_against_kl,
+    plot_curves,
+    plot_label_accuracy,
+    plot_lengths,
+    plot_reward_models,
+)
+
+
+HOSTILE = "$\\frac{1}$ <b>\x1b\u202e\ud83d"
+ACCEPTANCE = sweep_thresholds([1.0, 0.4], [1.0, 0.45], [1.0], [(True, False)])
+
+
+def get_texts(image):
+    return [element.text for element in ElementTree.fromstring(image.svg).iter() if element.tag.endswith("text")]
+
+
+def test_equal_data_give_equal_plots_with_the_threshold():
+    image = plot_acceptance(ACCEPTANCE, 0.5)
+    assert any("γ = 0.5" in text for text in get_texts(image)) and image.svg.startswith("<svg")
+    assert image == plot_acceptance(ACCEPTANCE, 0.5)
+
+
+@pytest.mark.parametrize("threshold", [None, 0.5])
+def test_label_accuracy_is_plotted_also_if_nothing_is_known(threshold):
+    assert "label accuracy" in get_texts(plot_label_accuracy(ACCEPTANCE, threshold))
+    assert get_texts(plot_label_accuracy(sweep_thresholds([1.0], [1.0], []), threshold))
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "calibration_error"])
+def test_each_set_of_pairs_and_its_size_is_plotted(metric):
+    metrics = {side: {metric: 0.6, "pairs": 40} for side in ("before", "after")}
+    found = get_texts(plot_reward_models({"human": metrics, "policy": metrics}, metric, "axis"))
+    assert {"human", "policy", "(40 pairs)", "r, before", "r̂, after", "axis"} <= set(found)
+
+
+def test_every_training_has_a_curve():
+    found = get_texts(plot_curves("loss", {"first": [(1, 0.5), (2, 0.4)]}, {"first": [(1, 0.6)], "second": [(1, 1)]}))
+    assert {"loss", "first", "first, evaluation", "second, evaluation"} <= set(found)
+
+
+def test_names_of_a_run_are_plain_labels():
+    label = name_label("a$b\n" + "x" * 100)
+    assert label == "a\\$b " + "x" * 52
+    for image in (
+        plot_against_kl(HOSTILE, {HOSTILE: (0.1, 0.5, 0.1)}),
+        plot_curves(HOSTILE, {HOSTILE: [(1, 1.0)]}),
+        plot_lengths(HOSTILE, {HOSTILE: ([1, 2], [0.1, 0.2])}),
+    ):
+        assert "$\\frac{1}$ <b>⟨U+001B⟩⟨U+202E⟩⟨U+D83D⟩" in get_texts(image)
+
+
+def test_a_plot_of_many_points_stays_small():
+    many = list(range(50_000))
+    assert len(plot_lengths("rewards", {"a": (many, many), "b": (many, many)}).svg) < 300_000

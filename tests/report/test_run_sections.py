@@ -1,0 +1,44 @@
+from tests.report.run_folders import log_policy, write_json_settings, write_lines, write_log, write_run
+from trl_rlp.report.elements import Table, Text
+from trl_rlp.report.run_contents import read_contents
+from trl_rlp.report.run_sections import build_run_section
+
+
+def read_section(folder):
+    elements = build_run_section(read_contents(folder)).elements
+    tables = [element for element in elements if isinstance(element, Table)]
+    return tables, " ".join(element.text for element in elements if isinstance(element, Text))
+
+
+def test_stages_have_their_times_and_results(tmp_path):
+    (stages, metrics, settings), text = read_section(write_run(tmp_path / "run"))
+    rows = {row[0]: row[1:] for row in stages.rows}
+    result = "3 optimizer steps, reward 0.300 in the last log, KL 0.600 in the last log"
+    assert rows["policy"] == ["step 3: policy π against r", 2, None, result]
+    assert rows["policy_samples"][3] == "24 completions, 100% finished" and rows["gate"][3] == "passed"
+    assert rows["groups"][3] == "80% of the prompts reach γ"
+    assert rows["synthetic_preferences"][3].endswith("pairs of 6 prompts")
+    assert rows["all stages"][1] == 2 * (len(rows) - 1)
+    assert ["gate", "comparisons · human · after · pairs", 40] in metrics.rows
+    assert ["method", "spg"] in settings.rows and ["rounds", "1"] in settings.rows
+    assert "wall time" in text and "not finished" not in text
+
+
+def test_what_is_missing_comes_first_and_is_highlighted(tmp_path):
+    write_json_settings(tmp_path, rounds=2)
+    first = build_run_section(read_contents(tmp_path)).elements[0]
+    assert first.is_caution and "These stages are missing" in first.text
+
+
+def test_a_trainer_has_its_time_and_the_settings_of_its_state(tmp_path):
+    write_log(tmp_path, log_policy())
+    (settings,), text = read_section(tmp_path)
+    assert settings.rows == [["global_step", "4"], ["max_steps", "3"]]
+    assert "took 12 s" in text and "training_args.bin" in text
+    write_log(tmp_path, log_policy()[:-1])
+    assert "The trainer logged no time" in read_section(tmp_path)[1]
+
+
+def test_samples_have_no_time(tmp_path):
+    write_lines(tmp_path / "samples.jsonl", [{"prompt": "a", "completions": ["b"]}])
+    assert read_section(tmp_path) == ([], "No time was recorded in this folder.")

@@ -1,0 +1,42 @@
+import pytest
+
+from trl_rlp.report.visible_text import cut_text, plain_text, show_hidden
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plain\ttext\nzwei Ümläute 中文 עברית", "plain\ttext\nzwei Ümläute 中文 עברית"),
+        ("\x1b[31m\x00\r\x7f", "⟨U+001B⟩[31m⟨U+0000⟩⟨U+000D⟩⟨U+007F⟩"),
+        ("\x85\xad", "⟨U+0085⟩⟨U+00AD⟩"),
+        ("\u202eevil\u2069", "⟨U+202E⟩evil⟨U+2069⟩"),
+        ("\u2028\u200b\ufeff", "⟨U+2028⟩⟨U+200B⟩⟨U+FEFF⟩"),
+        ("\ud83d", "⟨U+D83D⟩"),
+        ("\U000e0041", "⟨U+E0041⟩"),
+        ("👩\u200d🔬", "👩\u200d🔬"),  # the joiner of an emoji
+    ],
+)
+def test_characters_that_nobody_sees_become_visible(text, expected):
+    shown = show_hidden(text)
+    assert shown == expected
+    shown.encode()  # valid Unicode
+
+
+def test_a_long_text_is_cut_with_its_length():
+    assert cut_text("abc", 3) == "abc"
+    assert cut_text("abcd" * 500, 3) == "abc … [cut here: 2,000 characters]"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("a", "a"),
+        (None, ""),
+        ([{"role": "user", "content": "a"}], "a"),
+        ([{"role": "system", "content": "a"}, {"role": "user", "content": "b"}], "system: a\nuser: b"),
+        ([1, "ü"], '[1, "ü"]'),
+        ({"a": 1}, '{"a": 1}'),
+    ],
+)
+def test_any_value_becomes_text(value, expected):
+    assert plain_text(value) == expected

@@ -1,0 +1,329 @@
+"""What the folder of a run holds, and what it lacks."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trl_rlp.report.rows import Rows, explain_damage, read_file_rows, read_parquet, read_shards, read_stage_rows
+from trl_rlp.report.training_log import TrainingLog, read_training_log
+from trl_rlp.storage.json_files import read_json
+from trl_rlp.storage.paths import expand_path
+from trl_rlp.storage.run_folder import MANIFEST, RESULT, SHARDS, round_name
+
+
+RLP_FOLDER = "rlp"
+REWARDS = "rewards.json"
+STAGES = {
+    "sft": "π_SFT by fine-tuning on demonstrations",
+    "preferences": "simulated human preferences D",
+    "initial_policy": "π_SFT, the policy that the trainer was given",
+    "anchor_samples": "samples of π_SFT for anchors",
+    "anchors": "anchors: clear majorities of π_SFT",
+    "reward_model": "step 2: reward model r on D",
+    "policy": "step 3: policy π against r",
+    "policy_samples": "step 4: samples P of the policy",
+    "groups": "step 4: groups of equal meaning",
+    "synthetic_preferences": "step 4: synthetic preferences D̂",
+    "refined_reward_model": "step 4: refined reward model r̂",
+    "gate": "step 4: gate, r̂ against r",
+    "retrained_policy": "step 5: policy π̂ against r̂",
+    "evaluation": "evaluation of the policies",
+    "outcome": "evaluation of policies and reward models",
+}
+"""What each stage does, in the order of the stages. Further rounds add a number to the name."""
+
+_WHAT_TO_PASS = (
+    "Pass the output folder of `trl-rlp run`, `sample`, `prefer`, `anchors` or `quickstart`, or the `output_dir` of a "
+    "trainer."
+)
+_PARTIAL = ".partial"
+
+
+@dataclass
+class Round:
+    """
+    The data of one round of step 4, or those of a command.
+
+    Args:
+        number (`int`):
+            Number of the round, from 1.
+        prompts ([`Rows`], *optional*):
+            Prompts with their completions, and with groups if they were grouped.
+        pairs ([`Rows`], *optional*):
+            Synthetic preferences. Rows of shards also have the prompts without a pair, with a `reason`.
+        answers (`list`, *optional*):
+            Known answers of each prompt.
+        counts (`dict[str, int]`):
+            Number of prompts without a pair, by reason.
+        threshold (`float`, *optional*):
+            Threshold γ.
+    """
+
+    number: int = 1
+    prompts: Rows | None = None
+    pairs: Rows | None = None
+    answers: list[Any] | None = None
+    counts: dict[str, int] = field(default_factory=dict)
+    threshold: float | None = None
+
+
+@dataclass
+class RunContents:
+    """
+    What a folder holds.
+
+    Args:
+        folder (`Path`):
+            The folder.
+        settings (`dict[str, dict]`):
+            Settings by the name of their file.
+        stages (`dict[str, dict]`):
+            `metrics`, `seconds` and `peak_memory_gib` of each finished stage, in their order.
+        logs (`dict[str, TrainingLog]`):
+            Log of each training, by the name of its stage. That of the folder's own trainer is called "trainer".
+        rounds (`list[Round]`):
+            Samples and preferences.
+        anchors ([`Rows`], *optional*):
+            Anchors of the command `trl-rlp anchors`.
+        policies (`dict[str, Rows]`):
+            Samples of each evaluated policy on the same prompts.
+        rewards (`dict[str, dict[str, list]]`):
+            Rewards of these samples, by policy and by reward model.
+        completions ([`Rows`], *optional*):
+            Completions that the folder's own trainer logged.
+        missing (`list[str]`):
+            Sentences about what the folder lacks.
+    """
+
+    folder: Path
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    logs: dict[str, TrainingLog] = field(default_factory=dict)
+    rounds: list[Round] = field(default_factory=list)
+    anchors: Rows | None = None
+    policies: dict[str, Rows] = field(default_factory=dict)
+    rewards: dict[str, dict[str, list[list[float]]]] = field(default_factory=dict)
+    completions: Rows | None = None
+    missing: list[str] = field(default_factory=list)
+
+
+def read_contents(folder: str | Path) -> RunContents:
+    """
+    Reads what the folder of a run holds.
+
+    Args:
+        folder (`str` or `Path`):
+            Output folder of a command or of a trainer.
+
+    Returns:
+        [`RunContents`]: Everything that a report can show.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If the folder is empty, holds no run, or a file in it is damaged.
+    """
+    path = Path(expand_path(folder))
+    if not path.is_dir():
+        raise FileNotFoundError(f"There is no folder '{folder}'. {_WHAT_TO_PASS}")
+    if not any(path.iterdir()):
+        raise ValueError(f"The folder '{folder}' is empty. {_WHAT_TO_PASS}")
+    contents = RunContents(path)
+    roots = [root for root in (path, path / RLP_FOLDER) if (root / MANIFEST).is_file()]
+    for root in roots:
+        _read_stages(contents, root)
+    _read_trainer(contents)
+    _read_command(contents)
+    for root in roots:
+        contents.missing += _find_missing_stages(root, contents)
+    found = (contents.stages, contents.logs, contents.rounds, contents.anchors, contents.missing)
+    if not any(part is not None and len(part) for part in found):
+        raise ValueError(_explain_foreign(path))
+    return contents
+
+
+def _explain_foreign(path: Path) -> str:
+    if (path / "training_args.bin").is_file():
+        return (
+            f"The folder '{path}' holds a model but no log of its training. Call `trainer.save_state()` after "
+            "`trainer.train()`, or save checkpoints (`save_strategy`)."
+        )
+    return f"The folder '{path}' holds no run that a report can show. {_WHAT_TO_PASS}"
+
+
+def _read_object(path: Path, remedy: str) -> dict[str, Any]:
+    return explain_damage(path, remedy, lambda: dict(read_json(path)))
+
+
+def _read_stages(contents: RunContents, root: Path) -> None:
+    """Reads the settings and the stages of a run."""
+    manifest = (root / MANIFEST).relative_to(contents.folder).as_posix()
+    settings = _read_object(root / MANIFEST, "Without its settings, the run cannot be resumed. Start it again.")
+    contents.settings[manifest] = settings
+    remedy = "Delete the folder of this stage, and run the same command again."
+    found = {file.parent.name: _read_object(file, remedy) for file in root.glob(f"*/{RESULT}")}
+    for name in sorted(found, key=_order):
+        stage = {"metrics": {}, "seconds": None, "peak_memory_gib": None, **found[name]}
+        contents.stages[name] = stage
+    for folder in sorted(root.iterdir(), key=lambda entry: _order(entry.name)):
+        is_stage = folder.is_dir() and folder.name.removesuffix(_PARTIAL) in found or folder.name.endswith(_PARTIAL)
+        log = read_training_log(folder) if is_stage else None
+        if log is not None:
+            contents.logs[folder.name.replace(_PARTIAL, " (unfinished)")] = log
+    contents.rounds += _read_rounds(root, contents.stages)
+    _read_policies(contents, root)
+
+
+def _order(name: str) -> tuple[int, int, str]:
+    """Sorts stages by round, and then by their order in a round. The evaluation comes last."""
+    base, _, number = name.removesuffix(_PARTIAL).rpartition("_")
+    is_round = number.isdigit()
+    names, stage = list(STAGES), base if is_round else name.removesuffix(_PARTIAL)
+    place = names.index(stage) if stage in names else len(names)
+    return (99 if stage in ("evaluation", "outcome") else int(number) if is_round else 1), place, name
+
+
+def _read_rounds(root: Path, stages: dict[str, dict[str, Any]]) -> Iterator[Round]:
+    number = 1
+    while True:
+        names = {
+            name: round_name(name, number) for name in ("policy_samples", "groups", "synthetic_preferences", "gate")
+        }
+        read = {name: read_stage_rows(root / folder) for name, folder in names.items()}
+        prompts = read["groups"] or read["policy_samples"]
+        if prompts is None:
+            return
+        metrics = {name: stages.get(folder, {}).get("metrics", {}) for name, folder in names.items()}
+        counts = {name: count for name, count in metrics["synthetic_preferences"].items() if name != "accepted"}
+        answers = read["gate"].column("answers") if read["gate"] and "answers" in read["gate"].names else None
+        yield Round(
+            number, prompts, read["synthetic_preferences"], answers, counts, metrics["groups"].get("threshold")
+        )
+        number += 1
+
+
+def _read_policies(contents: RunContents, root: Path) -> None:
+    for stage in ("evaluation", "outcome"):
+        policies = {path.name: path for path in (root / stage).glob("*") if path.is_dir()}
+        for name in sorted(policies, key=lambda name: (name != "sft", *_order(name))):
+            rows = read_stage_rows(policies[name])
+            if rows is not None and {"prompt", "completions"} <= rows.names:
+                contents.policies[name] = rows
+                file = policies[name] / REWARDS
+                if file.is_file():
+                    remedy = "Delete the folder of this stage, and run the same command again."
+                    contents.rewards[name] = _read_object(file, remedy)
+
+
+def _read_trainer(contents: RunContents) -> None:
+    """Reads what a trainer wrote to its `output_dir`."""
+    log = read_training_log(contents.folder)
+    if log is not None:
+        contents.logs["trainer"] = log
+        contents.settings[log.path.relative_to(contents.folder).as_posix()] = log.settings
+    contents.completions = read_parquet(contents.folder / "completions")
+    for folder in sorted((contents.folder / "_refinement").glob("pairs-*")):
+        pairs = read_shards(folder)
+        if pairs is not None:
+            contents.rounds.append(Round(len(contents.rounds) + 1, pairs=pairs, counts=count_reasons(pairs)))
+
+
+def _read_command(contents: RunContents) -> None:
+    """Reads what `trl-rlp sample`, `prefer` and `anchors` write."""
+    folder = contents.folder
+    if (folder / "anchors.json").is_file():
+        contents.anchors = read_stage_rows(folder)
+        contents.settings["anchors.json"] = _read_object(folder / "anchors.json", "Make the anchors again.")
+    samples = read_file_rows(folder / "samples.jsonl")
+    if samples is not None:
+        _require_samples(samples, folder / "samples.jsonl")
+        answers = samples.column("answers") if "answers" in samples.names else None
+        contents.rounds.append(Round(prompts=samples, answers=answers))
+    settings = contents.settings.get(MANIFEST, {})
+    if "generator" in settings:
+        pairs = read_shards(folder / SHARDS) or read_file_rows(folder / "preferences.jsonl")
+        if pairs is not None:
+            uses_threshold = settings["generator"] in ("spg", "majority_best")
+            threshold = settings.get("threshold") if uses_threshold else None
+            counts = count_reasons(pairs)
+            contents.rounds.append(Round(pairs=pairs, counts=counts, threshold=threshold))
+        if not (folder / "preferences.jsonl").is_file():
+            contents.missing.append(
+                "`trl-rlp prefer` has not finished. The same command goes on after the last finished shard."
+            )
+    elif samples is None and (folder / SHARDS / "samples.json").is_file() and not contents.stages:
+        shards = len(list((folder / SHARDS).glob("shard-*.arrow")))
+        contents.missing.append(
+            f"`trl-rlp sample` has not finished ({shards} finished shards, which do not hold the prompts). The same "
+            "command goes on after the last finished shard."
+        )
+
+
+def _require_samples(samples: Rows, path: Path) -> None:
+    for number, row in enumerate(samples.take(range(min(len(samples), 100)))):
+        if "prompt" not in row or not isinstance(row.get("completions"), list):
+            raise ValueError(
+                f"'{path}' row {number} has no `prompt` or no list of `completions`, so these are not policy samples. "
+                "Write them with `trl-rlp sample`."
+            )
+
+
+def count_reasons(pairs: Rows) -> dict[str, int]:
+    """
+    Counts the prompts without a pair by reason.
+
+    Args:
+        pairs ([`Rows`]):
+            Preferences.
+
+    Returns:
+        `dict[str, int]`: Empty if the rows have no reasons.
+    """
+    counts: dict[str, int] = {}
+    for reason in pairs.column("reason") if "reason" in pairs.names else []:
+        if reason:
+            counts[reason] = counts.get(reason, 0) + 1
+    return counts
+
+
+def _find_missing_stages(root: Path, contents: RunContents) -> list[str]:
+    """Returns sentences about the stages that the settings ask for and that have not finished."""
+    settings = contents.settings[(root / MANIFEST).relative_to(contents.folder).as_posix()]
+    missing = [name for name in list_expected_stages(settings) if not (root / name / RESULT).is_file()]
+    if not missing:
+        return []
+    started = [name for name in missing if (root / f"{name}{_PARTIAL}").is_dir()]
+    text = f"The run has not finished. These stages are missing: {', '.join(missing)}."
+    if started:
+        text += f" Of these, {', '.join(started)} has started."
+    return [f"{text} The same command goes on after the last finished stage."]
+
+
+def list_expected_stages(settings: dict[str, Any]) -> list[str]:
+    """
+    Lists the main stages of a finished run of Algorithm 1.
+
+    Args:
+        settings (`dict`):
+            Settings of the run, from its manifest.
+
+    Returns:
+        `list[str]`: Names of stages. Empty for the settings of something else.
+    """
+    is_trainer = "args.rlp_method" in settings
+    if not is_trainer and not {"sft_model", "rounds", "method"} <= settings.keys():
+        return []
+    method = settings["args.rlp_method"] if is_trainer else settings["method"]
+    rounds = settings["args.rlp_rounds"] if is_trainer else settings["rounds"]
+    stages = ["reward_model"]
+    if is_trainer or settings.get("sample_from") != "sft":
+        stages.append("policy")
+    for number in range(1, rounds + 1):
+        names = ["policy_samples", *(["groups", "synthetic_preferences"] if "spg" in method else [])]
+        names += ["refined_reward_model", "gate"]
+        if not is_trainer or number < rounds:
+            names.append("retrained_policy")
+        stages += [round_name(name, number) for name in names]
+    if settings.get("eval_prompt_dataset"):
+        stages.append("evaluation")
+    return stages

@@ -1,0 +1,93 @@
+"""The log of a trainer, read from the state that it saved."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trl_rlp.report.rows import explain_damage
+from trl_rlp.storage.json_files import read_json
+
+
+STATE = "trainer_state.json"
+_STATE_SETTINGS = ("global_step", "max_steps", "num_train_epochs", "train_batch_size", "logging_steps")
+_REMEDY = "Delete this checkpoint to read an older one, or save the state again with `trainer.save_state()`."
+
+
+@dataclass(frozen=True)
+class TrainingLog:
+    """
+    What a trainer logged.
+
+    Args:
+        path (`Path`):
+            The file.
+        entries (`list[dict]`):
+            Metrics of each logged step.
+        settings (`dict`):
+            Steps, epochs and batch size.
+    """
+
+    path: Path
+    entries: list[dict[str, Any]]
+    settings: dict[str, Any]
+
+    def curve(self, key: str) -> list[tuple[float, float]]:
+        """
+        Collects the values of a metric.
+
+        Args:
+            key (`str`):
+                Name of the metric.
+
+        Returns:
+            `list[tuple[float, float]]`: Steps and values. Values that are not finite are left out.
+        """
+        points: list[tuple[Any, Any]] = [(entry.get("step"), entry.get(key)) for entry in self.entries]
+        return [(step, value) for step, value in points if _is_finite(step) and _is_finite(value)]
+
+    def keys(self) -> set[str]:
+        """Returns the names of all metrics."""
+        return set().union(*self.entries)
+
+    def last(self, key: str) -> float | None:
+        """Returns the last value of a metric, or `None`."""
+        return next((value for _, value in reversed(self.curve(key))), None)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and value == value and abs(value) != float("inf")
+
+
+def read_training_log(folder: Path) -> TrainingLog | None:
+    """
+    Reads the log of the trainer whose `output_dir` or stage is a folder.
+
+    The state that the trainer saved at its end comes first, then that of the last checkpoint.
+
+    Args:
+        folder (`Path`):
+            The folder.
+
+    Returns:
+        [`TrainingLog`] or `None`: The log. `None` if there is no state.
+
+    Raises:
+        ValueError: If the state is damaged.
+    """
+    checkpoints = [path for parent in (folder, folder / "checkpoints") for path in parent.glob("checkpoint-*")]
+    checkpoints = [path for path in checkpoints if re.fullmatch(r"checkpoint-\d+", path.name)]
+    checkpoints.sort(key=lambda path: -int(path.name.split("-")[1]))
+    for candidate in (folder, *checkpoints):
+        path = candidate / STATE
+        if path.is_file():
+            return explain_damage(path, _REMEDY, lambda path=path: _parse(path))
+    return None
+
+
+def _parse(path: Path) -> TrainingLog:
+    state = read_json(path)
+    entries = state["log_history"]
+    if not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError("`log_history` is not a list of objects")
+    return TrainingLog(path, entries, {name: state[name] for name in _STATE_SETTINGS if name in state})
