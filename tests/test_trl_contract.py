@@ -33,6 +33,7 @@ OVERRIDDEN = {
     "_save_checkpoint",
     "_save_rng_state",
     "compute_loss",
+    "create_model_card",
     "log",
     "train",
 }
@@ -48,6 +49,7 @@ PPO_OVERRIDDEN = {
     "_generate_and_score_completions": ["self", "inputs"],
     "_save_checkpoint": ["self", "model", "trial"],
     "_save_rng_state": ["self", "output_dir"],
+    "create_model_card": ["self", "model_name", "dataset_name", "tags"],
     "create_scheduler": ["self", "num_training_steps", "optimizer"],
     "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
     "log": ["self", "logs", "start_time"],
@@ -102,7 +104,16 @@ def test_the_reward_trainer_has_these_arguments():
 
 
 @pytest.mark.parametrize(
-    "name", ["_init_training_state", "_save_checkpoint", "_save_rng_state", "compute_loss", "log", "train"]
+    "name",
+    [
+        "_init_training_state",
+        "_save_checkpoint",
+        "_save_rng_state",
+        "compute_loss",
+        "create_model_card",
+        "log",
+        "train",
+    ],
 )
 def test_overridden_methods_have_the_same_signature(name):
     assert parameters(vars(RLPRewardTrainer)[name]) == parameters(inspect.getattr_static(RewardTrainer, name))
@@ -258,12 +269,16 @@ def test_model_outputs_can_be_shortened():
     assert outputs["logits"].shape == (2, 1)
 
 
-def test_the_model_card_names_the_paper(tmp_path):
-    trainer = rlp_trainer(tmp_path, method="none")
-    trainer.create_model_card(model_name="refined")
+def test_the_card_of_trl_has_the_parts_that_ours_takes_over(tmp_path, monkeypatch):
+    """The front matter, the link to the paper, the badges of trackers, and the citations."""
+    monkeypatch.setattr("trl.trainer.base_trainer.get_trackio_space_url", lambda: "https://huggingface.co/spaces/o/t")
+    trl_trainer(tmp_path).create_model_card(model_name="refined")
     card = (tmp_path / "README.md").read_text()
-    assert "trained with RLP, a method introduced in [Fine-Tuning Language Models with Reward Learning" in card
-    assert "papers/2403.19279" in card
+    assert card.startswith("---\n") and "\nmodel_name: refined\n" in card and "\n- trl\n" in card
+    assert "\n[<img " in card and card.count("```bibtex\n") >= 1
+    rlp_trainer(tmp_path, method="none").create_model_card(model_name="refined")
+    card = (tmp_path / "README.md").read_text()
+    assert "- Method: [Fine-Tuning Language Models with Reward Learning" in card and "papers/2403.19279" in card
 
 
 def test_our_ppo_overrides_these_names_of_the_grpo_trainer_and_no_others():

@@ -27,7 +27,14 @@ from trl_rlp.stages.samples import group_samples, sample_policy
 from trl_rlp.storage.artifacts import load_data
 from trl_rlp.storage.fingerprints import dataset_fingerprint
 from trl_rlp.storage.run_folder import RunFolder, round_name
+from trl_rlp.trainer.model_card import add_to_model_card
 
+
+GATE_TEXT = (
+    "The gate compares this reward model (`after`) with the one that it replaces (`before`): on held-out human pairs, "
+    "on pairs of policy samples if their answers are known, and on the synthetic preferences that it was trained on."
+)
+EVALUATION_TEXT = "Completions of held-out prompts, and their mean rewards by each reward model of the run."
 
 _NO_SETTINGS = ("engine", "engine_args", "on_regression", "output_dir", "tokens_per_batch")
 """Fields of RLPConfig that a resumed run may change. The shards of a stage keep the engine that sampled them."""
@@ -475,6 +482,7 @@ def _run_gate(run: RunFolder, settings: RefinementSettings, **compared: Any) -> 
     compared |= {"max_length": settings.config.max_length, "model_options": settings.model_options}
     run.stage("gate", compare_reward_models, seed=settings.seed, **compared)
     report = run.metrics("gate")
+    add_to_model_card(compared["after"], "Gate", GATE_TEXT, {"passed": report["passed"], **report["comparisons"]})
     if settings.on_regression == "raise" and not report["passed"]:
         raise RewardModelRegression(f"The gate refused {compared['after']}: {'; '.join(report['problems'])}")
 
@@ -505,6 +513,9 @@ def _run_evaluation(
         max_length=config.reward_config().max_length,
         model_options=config.model_options(),
     )
+    for name, path in policies.items():
+        if name != "sft":  # the user's
+            add_to_model_card(Path(path), "Evaluation", EVALUATION_TEXT, run.metrics("evaluation")[name])
 
 
 def _open_run_folder(

@@ -207,7 +207,7 @@ def test_the_model_card_names_the_paper(tmp_path):
     trainer = ppo_trainer(tmp_path, trainer_class=module.RLPPPOTrainer, config_class=RLPPPOConfig)
     trainer.create_model_card(model_name="policy")
     card = (tmp_path / "README.md").read_text()
-    assert "trained with RLP-PPO, a method introduced in [Fine-Tuning Language Models with Reward Learning" in card
+    assert "trained with RLP-PPO" in card and "- Method: [Fine-Tuning Language Models with Reward Learning" in card
 
 
 def test_refined_reward_model_is_standardized_and_the_first_arguments_are_released(tmp_path):

@@ -20,11 +20,12 @@ from trl_rlp.rlp_ppo.run_settings import (
 # The refinement
 
 
-def test_the_refinement_inherits_seed_and_device_from_the_policy_trainer(tmp_path):
+def test_the_refinement_inherits_seed_device_and_tracker_from_the_policy_trainer(tmp_path):
     settings = {"seed": 7, "gradient_checkpointing": False, "rlp_method": "uml", "rlp_reward_args": {"max_steps": 3}}
-    args = ppo_config(tmp_path, RLPPPOConfig, **settings)
+    args = ppo_config(tmp_path, RLPPPOConfig, project="tried", run_name="first", **settings)
     config = build_reward_config(args)
     assert (config.seed, config.use_cpu, config.gradient_checkpointing, config.max_steps) == (7, True, False, 3)
+    assert (config.project, config.run_name) == ("tried", "first")
     args.rlp_reward_args = {"seed": 8, "use_cpu": True}
     assert build_reward_config(args).seed == 8
     args.rlp_reward_args = {"bf16": True}

@@ -1,3 +1,4 @@
+import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -118,12 +119,16 @@ def test_a_missing_checkpoint_is_an_error(tmp_path):
 
 def test_a_stopped_stage_resumes(tmp_path):
     """The second call finds the checkpoint of the last rollout, so it does not train."""
-    settings = {"save_strategy": "steps", "save_steps": 1, "total_episodes": 8}
+    settings = {"save_strategy": "steps", "save_steps": 1, "total_episodes": 8, "run_name": "mine"}
     metrics = train_to_end(ppo_trainer(tmp_path / CHECKPOINTS, **settings), tmp_path)
     assert metrics["episode"] == 8 and (tmp_path / "model.safetensors").is_file()
+    state = (tmp_path / "trainer_state.json").read_text()
     second = ppo_trainer(tmp_path / CHECKPOINTS, **settings)
     second.compute_loss = None
     assert train_to_end(second, tmp_path)["objective/kl"] == metrics["objective/kl"]
+    log = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    assert log == [entry for entry in json.loads(state)["log_history"] if "train_runtime" not in entry]
+    assert second.args.run_name == f"mine-{tmp_path.name}"
 
 
 @pytest.mark.parametrize("num_steps, num_epochs", [(3, 2), (4, 2), (6, 1), (7, 1), (8, 2)])

@@ -167,6 +167,7 @@ def main(options: Sequence[str]) -> None:
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     metrics = trainer.evaluate() if eval_path else None
     save_trained_model(trainer, config.output_dir)
+    trainer.create_model_card(model_name=Path(config.output_dir).name)
     if process_state().is_main_process:
         if eval_path:
             print(metrics)

@@ -23,7 +23,17 @@ from trl_rlp.trainer.ppo.ppo_config import DERIVED_SIZES
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 
 
-INHERITED = ("seed", "use_cpu", "bf16", "gradient_checkpointing", "report_to", "disable_tqdm")
+INHERITED = (
+    "seed",
+    "use_cpu",
+    "bf16",
+    "gradient_checkpointing",
+    "report_to",
+    "run_name",
+    "project",
+    "trackio_space_id",
+    "disable_tqdm",
+)
 """Fields that the trainer of the refined reward model inherits unless `rlp_reward_args` sets them."""
 
 IRRELEVANT_PREFIXES = (
@@ -31,6 +41,7 @@ IRRELEVANT_PREFIXES = (
     "run_name",
     "report_to",
     "project",
+    "trackio_",
     "hub_",
     "push_",
     "log_",

@@ -12,6 +12,8 @@ from trl_rlp.storage.artifacts import save_trained_model
 from trl_rlp.storage.json_files import read_json
 from trl_rlp.storage.paths import expand_path
 from trl_rlp.storage.processes import process_state, share_work
+from trl_rlp.trainer.model_card import save_model_card
+from trl_rlp.trainer.tracking import stage_run
 
 
 logger = logging.get_logger(__name__)
@@ -199,7 +201,7 @@ def no_extra_step(trainer: Trainer, checkpoint: str | None) -> Iterator[None]:
 
 def train_to_end(trainer: Trainer, folder: Path) -> dict[str, float]:
     """
-    Trains a stage's model to the end and saves it as a plain model.
+    Trains a stage's model to the end and saves it as a plain model with its model card and the state of the trainer.
 
     Training resumes from the last checkpoint if there is one. A checkpoint of the last step is only loaded.
 
@@ -218,16 +220,20 @@ def train_to_end(trainer: Trainer, folder: Path) -> dict[str, float]:
     output_dir = trainer.args.output_dir
     checkpoint = _find_on_all_processes(lambda: last_checkpoint(output_dir), output_dir)
     resumed = None if checkpoint is None else load_state(checkpoint)
-    with no_extra_step(trainer, checkpoint):
+    with no_extra_step(trainer, checkpoint), stage_run(trainer, folder.name.removesuffix(".partial")):
         trainer.train(resume_from_checkpoint=checkpoint)
     state = trainer.state
     if state.global_step < state.max_steps:
         _require_finished(trainer)
     save_trained_model(trainer, folder)
+    save_model_card(trainer, folder)
     # `train()` logs a summary at the end. It is about no step if the last step was taken before.
     is_loaded_only = resumed is not None and resumed.global_step >= state.max_steps
+    state = resumed if is_loaded_only else state
+    if trainer.is_world_process_zero():
+        state.save_to_json(str(folder / TRAINER_STATE))
     metrics = {}
-    for entry in (resumed if is_loaded_only else state).log_history:
+    for entry in state.log_history:
         metrics |= {key: value for key, value in entry.items() if isinstance(value, (int, float))}
     return metrics
 

@@ -1,4 +1,7 @@
-"""The paper that model cards cite."""
+"""What model cards cite: the paper and this package."""
+
+from trl_rlp import __version__
+
 
 PAPER = {
     "title": "Fine-Tuning Language Models with Reward Learning on Policy",
@@ -7,3 +10,9 @@ PAPER = {
     "author={Lang, Hao and Huang, Fei and Li, Yongbin}, booktitle={NAACL}, year={2024}}",
 }
 """[Lang et al. 2024](https://arxiv.org/abs/2403.19279), in the format of the `_paper` attribute of TRL's trainers."""
+
+PACKAGE = (
+    "@software{trl_rlp, title={trl_rlp: Reward Learning on Policy for TRL}, author={{The trl_rlp contributors}}, "
+    f"version={{{__version__}}}, license={{Apache-2.0}}, year={{2026}}}}"
+)
+"""This package, as a BibTeX entry. CITATION.cff says the same."""

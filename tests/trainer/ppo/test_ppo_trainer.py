@@ -437,7 +437,7 @@ def test_saved_model_is_a_plain_policy(tmp_path):
 def test_model_card_names_the_paper(tmp_path):
     ppo_trainer(tmp_path).create_model_card(model_name="policy")
     card = (tmp_path / "README.md").read_text()
-    assert "trained with PPO, a method introduced in [Proximal Policy Optimization Algorithms" in card
+    assert "trained with PPO" in card and "- Method: [Proximal Policy Optimization Algorithms](" in card
 
 
 def test_evaluation_does_not_change_the_statistics_of_the_run(tmp_path):

@@ -182,6 +182,7 @@ class RewardRefinement:
 
     Attributes:
         pair_windows (`list[datasets.Dataset]`): Token ids of the pairs of each window.
+        new_pairs (`datasets.Dataset` or `None`): The pairs of the last window with their texts and audit columns.
         sample_windows (`list[datasets.Dataset]`): Completions of each window, for views.
     """
 
@@ -207,6 +208,7 @@ class RewardRefinement:
         self.num_windows, self.seed = num_windows, seed
         self.synthetic_pairs = [] if synthetic_dataset is None else [self._tokenize(synthetic_dataset)]
         self.pair_windows: list[Dataset] = []
+        self.new_pairs: Dataset | None = None
         self.sample_windows: list[Dataset] = []
         self._known: tuple[Dataset, np.ndarray] | None = None
         reward.subscribe(self._forget_known)
@@ -273,6 +275,7 @@ class RewardRefinement:
             pairs, _ = pair_with_anchors(window, self.comparison, **options)
         else:
             pairs = self._pair_by_groups(window, options)
+        self.new_pairs = pairs
         pairs = self._tokenize(pairs)
         if not len(pairs):
             raise NoPairsError(f"All pairs are equal on both sides after truncation to {self.args.max_length} tokens.")

@@ -39,6 +39,7 @@ from trl_rlp.trainer.callbacks.reward_refinement import BaseModel, RewardRefinem
 from trl_rlp.trainer.nested_training import keep_run_state, quiet_datasets
 from trl_rlp.trainer.ppo.ppo_config import PPOConfig
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
+from trl_rlp.trainer.tracking import log_preferences
 
 
 logger = get_logger(__name__)
@@ -327,6 +328,8 @@ class RewardRefinementCallback(TrainerCallback, ExportableState):
                 ) from error
             return self._skip(f"{type(error).__name__}: {error}")
         self._num_failures = 0
+        if refinement.new_pairs is not None:
+            log_preferences(refinement.new_pairs, self.reward.processing_class, *self._run)
         outcome = refinement.replace_unless_worse(refinement.train(samples), self._reference)
         self.reward.buffer.clear()
         if outcome.problem is None:

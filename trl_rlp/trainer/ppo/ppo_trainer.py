@@ -28,6 +28,7 @@ from trl_rlp.storage.precision import dtype_option
 from trl_rlp.storage.whole_weights import whole_weights
 from trl_rlp.trainer.checkpoints import no_extra_step, resolve_checkpoint
 from trl_rlp.trainer.hub_options import hub_options
+from trl_rlp.trainer.model_card import complete_model_card, describe_prompts
 from trl_rlp.trainer.ppo.advantages import build_experience
 from trl_rlp.trainer.ppo.critic_optimizer import CriticOptimizer
 from trl_rlp.trainer.ppo.experience import Experience, MicroBatch, Rollout
@@ -52,6 +53,7 @@ from trl_rlp.trainer.ppo.sample_generations import SampleGenerations, print_tabl
 from trl_rlp.trainer.ppo.sharding import on_device, prepare_reference
 from trl_rlp.trainer.ppo.token_models import Critic, TokenModels, join_tokens
 from trl_rlp.trainer.term_log import TermLog
+from trl_rlp.trainer.tracking import log_table, start_trackio_run
 
 
 class PPOTrainer(GRPOTrainer):
@@ -396,6 +398,7 @@ class PPOTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Experience | dict[str, Any]:
         """Returns the experience of a rollout. In evaluation, returns minus the objective as the loss."""
+        start_trackio_run(self)
         rows = add_prompts(inputs, self.processing_class, self._vocabulary_size)
         with default_generation_config(self.model):
             generated = super()._generate_and_score_completions(rows)
@@ -563,11 +566,30 @@ class PPOTrainer(GRPOTrainer):
         if self._checkpoints.save(self.args, self.state):
             super()._save_checkpoint(model, trial)
 
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """
+        Writes a model card to `args.output_dir`: what the model is, how to load it, its data, metrics and limits.
+
+        Args:
+            model_name (`str`, *optional*):
+                Name of the model.
+            dataset_name (`str`, *optional*):
+                Name of the dataset on the Hub.
+            tags (`str` or `list[str]`, *optional*):
+                Further tags.
+        """
+        super().create_model_card(model_name, dataset_name, tags)
+        summary = f"A policy: a causal LM that was trained with {self._name} against a reward model."
+        complete_model_card(self, summary, describe_prompts(self.train_dataset))
+
     @torch.no_grad()
     def generate_completions(self, sampling: bool = False) -> None:
         """
         Prints completions of the evaluation prompts with their scores. They are sampled at a temperature of 0.01. With
-        several evaluation datasets, the first one is used.
+        several evaluation datasets, the first one is used. Weights & Biases and Trackio show them as the table
+        `eval/completions`.
 
         Args:
             sampling (`bool`, *optional*, defaults to `False`):
@@ -575,6 +597,7 @@ class PPOTrainer(GRPOTrainer):
         """
         if self.eval_dataset is None or self.use_vllm:
             return
+        start_trackio_run(self)
         was_training, temperature = self.model.training, self.generation_config.temperature
         self.model.eval()
         self.generation_config.temperature = self.generation_kwargs["temperature"] = 0.01
@@ -589,6 +612,7 @@ class PPOTrainer(GRPOTrainer):
                     break
             if self.accelerator.is_main_process:
                 print_table(self._printed_rows)
+                log_table("eval/completions", self._printed_rows, self.args, self.state)
         finally:
             self._printed_rows, self._logs = None, logs
             self._metrics["eval"].clear()

@@ -24,6 +24,7 @@ from trl_rlp.data.validation import remove_format
 from trl_rlp.trainer.checkpoints import no_extra_step, open_checkpoint, resolve_checkpoint
 from trl_rlp.trainer.citation import PAPER
 from trl_rlp.trainer.frozen_weights import require_trainable
+from trl_rlp.trainer.model_card import complete_model_card, count_rows
 from trl_rlp.trainer.reward.refinement_data import (
     HUMAN_COLUMNS,
     add_groups,
@@ -39,6 +40,7 @@ from trl_rlp.trainer.reward.representation_term import RepresentationTerm
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 from trl_rlp.trainer.reward.stream_passes import find_stream_position
 from trl_rlp.trainer.score_head import add_score_head, has_frozen_score_head, keep_trained_head_in_fp32
+from trl_rlp.trainer.tracking import PreferenceTableCallback
 
 
 logger = get_logger(__name__)
@@ -47,6 +49,19 @@ EvaluationData = Dataset | IterableDataset | DatasetDict | IterableDatasetDict |
 
 VIEW_TENSORS = ("input_ids", "attention_mask", "prompt_indices")
 """Tensors of the views in a batch. The collator adds `view_` before each name."""
+
+SUMMARY = (
+    "A reward model: a sequence classifier with one label. It scores a completion of a prompt, and higher is better. "
+    "It was trained "
+)
+SUMMARIES = {
+    "none": "on human preferences, with the loss of `trl.RewardTrainer`.",
+    "uml": "on human preferences, with a multi-view loss on completions of a policy (RLP-UML).",
+    "spg": "on human preferences and on synthetic preferences between completions of a policy (RLP-SPG).",
+    "uml+spg": "on human preferences and on synthetic preferences between completions of a policy, with a multi-view "
+    "loss on these completions (RLP-UML and RLP-SPG).",
+}
+"""What a model card says about each method."""
 
 
 class RLPRewardTrainer(RewardTrainer):
@@ -206,6 +221,7 @@ class RLPRewardTrainer(RewardTrainer):
 
     def _add_terms(self, inputs: RefinementInputs, data_collator: DataCollator | None) -> None:
         """Adds the terms of the method to the data, the collator and the loss, after TRL's constructor has run."""
+        self._data_lines = [f"Human preferences: {count_rows(self.train_dataset)} pairs"]
         if self.args.method == "none":
             return
         samples = inputs.policy_samples
@@ -216,12 +232,16 @@ class RLPRewardTrainer(RewardTrainer):
             if synthetic is None:
                 labeler = inputs.labeling_reward_model, inputs.labeling_processing_class
                 synthetic = synthesize_pairs(samples, inputs.equivalence, *labeler, self.args, self.accelerator.device)
+            self._data_lines.append(f"Synthetic preferences: {count_rows(synthetic)} pairs of policy samples (SPG)")
             self.train_dataset = add_synthetic_pairs(self.train_dataset, synthetic, self.processing_class, self.args)
+            self.add_callback(PreferenceTableCallback(synthetic, self.processing_class))
         elif data_collator is None:
             self.train_dataset = select_columns(self.train_dataset, HUMAN_COLUMNS)
         self.train_dataset = add_record_numbers(self.train_dataset, self.accelerator)
         if data_collator is None:
             view_samples = samples if self.args.uses_views else None
+            if view_samples is not None:
+                self._data_lines.append(f"Views: two completions of each of {count_rows(samples)} prompts (UML)")
             self.data_collator = build_collator(view_samples, self.processing_class, self.args)
         if isinstance(self.data_collator, SyntheticPreferenceCollator):
             self._connect_collator(self.data_collator)
@@ -339,6 +359,23 @@ class RLPRewardTrainer(RewardTrainer):
         """Waits for the files of all processes, because the main process marks the checkpoint as complete next."""
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """
+        Writes a model card to `args.output_dir`: what the model is, how to load it, its data, metrics and limits.
+
+        Args:
+            model_name (`str`, *optional*):
+                Name of the model.
+            dataset_name (`str`, *optional*):
+                Name of the dataset on the Hub.
+            tags (`str` or `list[str]`, *optional*):
+                Further tags.
+        """
+        super().create_model_card(model_name, dataset_name, tags)
+        complete_model_card(self, SUMMARY + SUMMARIES[self.args.method], self._data_lines)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any | None) -> None:
         """Writes the heads first, because TRL's part marks a checkpoint as complete and may be pushed at once."""
