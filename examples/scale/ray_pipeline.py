@@ -1,3 +1,9 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#     "trl-rlp[ray]",
+# ]
+# ///
 """
 Makes preferences on Ray: from prompts to samples, groups and pairs, as Parquet files.
 

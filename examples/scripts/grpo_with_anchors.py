@@ -1,3 +1,9 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#     "trl-rlp",
+# ]
+# ///
 """
 Trains a policy with TRL's GRPO, a reward model and semantic anchors as a second reward.
 

@@ -1,3 +1,9 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#     "trl-rlp",
+# ]
+# ///
 """
 Trains a policy with PPO. The script looks like those for the PPOTrainer that TRL removed in 1.13.
 

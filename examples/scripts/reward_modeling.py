@@ -1,3 +1,9 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#     "trl-rlp",
+# ]
+# ///
 """
 Trains a reward model like TRL's own script. Two lines differ: the import of `trl_rlp` and `policy_samples=`.
 

