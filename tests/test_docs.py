@@ -63,11 +63,14 @@ def test_all_fenced_python_is_read():
         ("gate.md", 1),
         ("monitor.md", 1),
         ("refinement_in_the_loop.md", 1),
+        ("report.md", 1),
         ("sampling.md", 1),
         ("scale.md", 1),
         ("scoring.md", 1),
         ("synthetic_preferences.md", 6),
+        ("tracking.md", 2),
         ("views.md", 1),
+        ("which_part.md", 9),
     ],
 )
 def test_snippets_run(name, count, tmp_path, monkeypatch):
@@ -80,6 +83,7 @@ def test_snippets_run(name, count, tmp_path, monkeypatch):
         (trl, "RLOOConfig"),
         (trl, "SFTConfig"),
         (trl, "DPOConfig"),
+        (trl_rlp, "RLPPPOConfig"),
         (trl_rlp, "RLPRewardConfig"),
     ):
         monkeypatch.setattr(module, config, functools.partial(getattr(module, config), **on_cpu))

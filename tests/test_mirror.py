@@ -15,7 +15,7 @@ TESTED_ELSEWHERE = {
     "evaluation/metrics/length_controlled_win_rate/length_controlled_win_rate.py": "evaluation/test_metrics.py",
     "evaluation/metrics/preference_accuracy/preference_accuracy.py": "evaluation/test_metrics.py",
     "evaluation/metrics/win_rate/win_rate.py": "evaluation/test_metrics.py",
-    "trainer/citation.py": "text only, rlp_ppo/test_rlp_ppo_trainer.py reads it in a model card",
+    "trainer/citation.py": "text only, test_packaging.py compares it with CITATION.cff",
     "trainer/reward/methods.py": "tables only, trainer/reward/test_rlp_reward_config.py tests every method and field",
 }
 """Files of the package without a test file of their own, and the tests that cover them."""
@@ -23,8 +23,12 @@ TESTED_ELSEWHERE = {
 OTHER_TESTS = {
     "test_architecture.py": "the package and docs/architecture.md",
     "test_floors.py": "the imports of the package",
+    "test_migrating.py": "docs/migrating.md",
     "test_mirror.py": "the names of test files",
+    "test_packaging.py": "what is installed: version, requirements, extras, workflows, headers of scripts",
     "test_public_names.py": "what the package exports",
+    "test_site.py": "the site: its reference and the hooks of .mkdocs",
+    "test_skill.py": "the skill for coding assistants",
     "test_trl_contract.py": "the names of TRL that the package uses",
     "test_docs.py": "the pages",
     "test_help_texts.py": "help texts and docstrings of all configurations",

@@ -155,3 +155,4 @@ class ExactMatch:
 
 
 EQUIVALENCES = {"nli": NLIEquivalence, "embedding": EmbeddingEquivalence, "exact": ExactMatch}
+"""Equivalences by the name that the command line has for them."""

@@ -60,6 +60,7 @@ def does_not_contradict(label: str) -> bool:
 
 
 RULES = {"strict": entails, "no_contradiction": does_not_contradict}
+"""Rules that decide from two NLI labels whether two completions mean the same, by name."""
 
 
 class NLIEquivalence:
