@@ -307,7 +307,7 @@ def test_the_gate_names_the_reward_model_of_the_round(tmp_path, sft_model, untra
 
     def refuse_the_second(folder, **compared):
         is_second = "_2" in folder.name
-        return {"passed": not is_second, "problems": ["accuracy fell"] * is_second}
+        return {"passed": not is_second, "problems": ["accuracy fell"] * is_second, "comparisons": {}}
 
     monkeypatch.setattr(pipeline, "compare_reward_models", refuse_the_second)
     settings = config(tmp_path, sft_model, method="uml", rounds=2, on_regression="raise")

@@ -62,7 +62,7 @@ def test_a_stage_of_a_run_starts_with_nothing_and_holds_no_model_that_it_does_no
     spy(monkeypatch, gate_report, "reward_margins", record)
     spy(monkeypatch, policy_report, "sample_completions", record)
     spy(monkeypatch, policy_report, "kl_to_reference", record)
-    spy(monkeypatch, evaluation_stage, "mean_reward", record)
+    spy(monkeypatch, evaluation_stage, "score_samples", record)
     tokenizer = tiny_tokenizer()
     equivalence = Parity(save(tiny_nli(tokenizer), tokenizer, tmp_path / "nli"))
     spy(monkeypatch, Parity, "are_equivalent", record)
@@ -77,7 +77,7 @@ def test_a_stage_of_a_run_starts_with_nothing_and_holds_no_model_that_it_does_no
     assert seen.pop("sample_completions") == [[]] * 3  # it loads the policy itself
     assert {name: set(map(tuple, models)) for name, models in seen.items()} == {
         "reward_margins": {(CLASSIFIER,)},
-        "mean_reward": {(CLASSIFIER,)},
+        "score_samples": {(CLASSIFIER,)},
         "are_equivalent": {(), ("BertForSequenceClassification",)},  # the first call loads it
     }
     assert live.names() == []
