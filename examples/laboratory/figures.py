@@ -1,6 +1,7 @@
 """CSV files of all metrics, the figure of the training curves with its numbers, and the figure of ours against KL."""
 
 import csv
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tables import METRICS, Results, collect_values, list_policies, list_sweep, 
 
 KL_TICKS = (0, 0.5, 1, 2, 4, 8, 16, 32)
 
-MARKERS = ("*", "v", "^", "<", ">", "P", "s", "D")
+MARKERS = ("*", "v", "^", "<", ">", "P", "X", "s", "D")
 """Markers of π_SFT, best-of-n, PPO and SPG in the figure of ours."""
 
 
@@ -72,7 +73,7 @@ def write_kl_figure(runs: dict[int, Results], folder: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(12, 5), sharex=True)
     references = dict.fromkeys(name for name, _ in list_references(runs))
     styles: dict[str, dict[str, Any]] = {}
-    for name, marker in zip(references, MARKERS, strict=True):
+    for name, marker in zip(references, itertools.cycle(MARKERS), strict=False):
         fill = "full" if name in SWEPT else "none"
         styles[name] = {"color": "black", "linestyle": "--", "marker": marker, "fillstyle": fill}
     colors = plt.get_cmap("tab20").colors
