@@ -10,14 +10,34 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from loop_tables import list_refinements
-from ours_results import SWEPT, list_betas, list_main, list_references, select_metric, starts_from_sft
-from tables import METRICS, Results, collect_values, list_policies, list_sweep, smooth
+from ours_results import (
+    GRPO_SPG,
+    SWEPT,
+    choose_beta,
+    list_betas,
+    list_main,
+    list_references,
+    select_metric,
+    starts_from_sft,
+)
+from tables import METRICS, Results, collect_values, list_policies, list_sweep, smooth, summarize_seeds
 
 
 KL_TICKS = (0, 0.5, 1, 2, 4, 8, 16, 32)
 
 MARKERS = ("*", "v", "^", "<", ">", "P", "X", "s", "D")
 """Markers of π_SFT, best-of-n, PPO and SPG in the figure of ours."""
+
+COMPARED = {
+    "ppo": ("PPO, a fixed reward model", {"color": "#7a7f87", "marker": "X", "linestyle": ":"}),
+    "spg": ("RLP-SPG as published (PPO)", {"color": "black", "marker": "s", "linestyle": "--"}),
+    GRPO_SPG: ("RLP-SPG by GRPO", {"color": "#3b6fb6", "marker": "D", "linestyle": "-."}),
+    "anchored, grpo": ("anchors + refinement in the loop (ours, GRPO)", {"color": "#d9480f", "marker": "o"}),
+}
+"""Label and style of the methods in the figure against β."""
+
+LEVELS = {"majority_dpo": ("taught the majority's best (ours, DPO)", "#2b8a3e"), "sft": ("π_SFT", "#b0b5bc")}
+"""Label and color of the policies without a KL weight in the figure against β."""
 
 
 def write_csvs(runs: dict[int, Results], folder: Path) -> None:
@@ -93,4 +113,33 @@ def write_kl_figure(runs: dict[int, Results], folder: Path) -> None:
     axes[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
     figure.savefig(folder / "kl.png", dpi=120)
+    plt.close(figure)
+
+
+def write_beta_figure(runs: dict[int, Results], folder: Path) -> None:
+    """Writes win rate and share of malformed completions against β, with intervals over seeds: `beta.png`."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharex=True)
+    for axis, metric in zip(axes, ("win_rate", "malformed"), strict=True):
+        for method, (label, style) in COMPARED.items():
+            betas = list_betas(runs, method)
+            summaries = [summarize_seeds(runs, select_metric(method, beta, metric)) for beta in betas]
+            means = np.array([summary["mean"] for summary in summaries])
+            ends = [[summary["low"] for summary in summaries], [summary["high"] for summary in summaries]]
+            axis.errorbar(
+                betas, means, abs(np.array(ends) - means), label=label, markersize=5, linewidth=1.4, capsize=3, **style
+            )
+        axis.set_xscale("log", base=2)
+        ticks = sorted({beta for method in COMPARED for beta in list_betas(runs, method)})
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=8)
+        axis.set_xlabel("KL weight β")
+        axis.grid(alpha=0.3)
+    for method, (label, color) in LEVELS.items():
+        level = summarize_seeds(runs, select_metric(method, choose_beta(runs, method, "win_rate"), "win_rate"))
+        axes[0].axhspan(level["low"], level["high"], color=color, alpha=0.2, linewidth=0)
+        axes[0].axhline(level["mean"], color=color, linewidth=1.4, label=label)
+    axes[0].set(ylabel="win rate", ylim=(0, None))
+    axes[1].set(ylabel="share of malformed completions", ylim=(0, 1.02))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="upper center", ncols=3, fontsize=9, frameon=False)
+    figure.tight_layout(rect=(0, 0, 1, 0.87))
+    figure.savefig(folder / "beta.png", dpi=120)
     plt.close(figure)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from claims import build_claims_table
-from figures import write_csvs, write_curves, write_kl_figure
+from figures import write_beta_figure, write_csvs, write_curves, write_kl_figure
 from loop_tables import build_refinement_table, list_refinements
 from ours_claims import build_best_table, build_goal_table
 from ours_claims import build_claims_table as build_our_claims_table
@@ -53,22 +53,23 @@ KL_NOTE = (
 
 def write_report(folder: Path, target: Path, part: str | None = None) -> None:
     """
-    Writes `tables.md`, a figure, and the data of both as CSV files.
+    Writes `tables.md`, the figures, and the data of both as CSV files.
 
     The pages of the paper's methods go to `target`, those of ours to `target/ours`. Without `part`, each part is
     reported that has two finished seeds.
     """
     for loaded in load_parts(folder, part):  # all parts are checked before any is written
-        page, sections, write_figure = (
-            (target, list_paper_sections, write_curves)
+        page, sections, figures = (
+            (target, list_paper_sections, [write_curves])
             if loaded.part == "paper"
-            else (target / loaded.part, list_our_sections, write_kl_figure)
+            else (target / loaded.part, list_our_sections, [write_kl_figure, write_beta_figure])
         )
         page.mkdir(parents=True, exist_ok=True)
         text = [loaded.describe(), *(f"## {title}\n\n{section}" for title, section in sections(loaded).items())]
         (page / "tables.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
         write_csvs(loaded.runs, page)
-        write_figure(loaded.runs, page)
+        for write_figure in figures:
+            write_figure(loaded.runs, page)
         print(f"Tables and figures: {page}")
 
 

@@ -528,9 +528,9 @@ def test_the_report_of_ours_is_written(tmp_path, capsys):
     for title in ("The goal", "Claims", "At fixed KL: gold", "Malformed completions", "Refinements in the loop"):
         assert f"\n\n## {title}\n\n|" in text
     assert f"| {first} | 2 | 1.000 | – |" in text and f"| {second} | 1 | – | 3.000 |" in text
-    names = {"kl.png", "labels.csv", "policies.csv", "refinements.csv", "reward_models.csv", "tables.md"}
+    names = {"beta.png", "kl.png", "labels.csv", "policies.csv", "refinements.csv", "reward_models.csv", "tables.md"}
     assert {path.name for path in page.iterdir()} == names
-    assert (page / "kl.png").stat().st_size > 10_000
+    assert all((page / name).stat().st_size > 10_000 for name in ("beta.png", "kl.png"))
     assert len((page / "policies.csv").read_text().splitlines()) == 1 + 2 * len(list_policies_of(folder))
 
 
