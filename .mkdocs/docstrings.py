@@ -16,6 +16,7 @@ class TransformersDocstrings(griffe.Extension):
         paths = {}
         for room in list_rooms(pkg):
             paths |= {str(name): f"{room.path}.{name}" for name in room.exports or ()}
+            room.docstring = None  # the page of a room introduces it
         for docstring in list_docstrings(pkg):
             text = re.sub(r"^(?:Parameters:\n)?    > (Parameters .*)\n\n", r"Args: \1\n", docstring.value, flags=re.M)
             text = re.sub(r" \\\n +", " ", text)

@@ -85,6 +85,37 @@ def test_formulas_become_mathml():
     assert text.startswith('<span class="formula"><math') and "<msub>" in text and "arithmatex" not in text
 
 
+def test_words_in_formulas_are_upright():
+    hook = load_hook("formulas")
+    latex = r"\max clip(x_{ij}) \pi_{old} KL \text{ and } \mathcal{L}"
+    expected = r"\max \text{clip}(x_{ij}) \pi_{\text{old}} \text{KL} \text{ and } \mathcal{L}"
+    assert hook.WORD.sub(hook.set_word, latex) == expected
+
+
+def test_symbols_in_text_get_subscripts_and_code_stays():
+    def convert(text):
+        return load_hook("formulas").on_page_content(text, page=None, config=None, files=None)
+
+    assert convert("<p>y_w and (π_SFT)</p>") == "<p>y<sub>w</sub> and (π<sub>SFT</sub>)</p>"
+    unchanged = '<a href="a.html#y_w"><code>y_w</code></a> <pre><code>y_l --a trl-rlp</code></pre> policy_l, y_word'
+    assert convert(unchanged) == unchanged
+
+
+def test_names_in_code_and_intervals_stay_on_one_line():
+    text = load_hook("formulas").on_page_content(
+        "<code>trl-rlp run --engine_args x</code> .1 ± .2 [-.1, +.2]", page=None, config=None, files=None
+    )
+    whole = '<code><span class="whole">trl-rlp</span> run <span class="whole">--engine_args</span> x</code>'
+    assert text == f"{whole} .1\u00a0±\u00a0.2 [-.1,\u00a0+.2]"
+
+
+def test_pages_of_tables_have_an_introduction():
+    """A page that a script writes begins with the seeds, so the site puts a sentence before it."""
+    introductions = load_hook("table_pages").INTRODUCTIONS
+    pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs/laboratory").rglob("*.md")}
+    assert set(introductions) == pages
+
+
 def test_llms_txt_describes_a_page_by_its_first_two_sentences():
     find = load_hook("llms_txt").find_description
     page = "# Title\n\n```python\nx\n```\n\n**The [first](a.md)\none (Eq. 1).** A second. A third.\n"

@@ -5,6 +5,7 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
+import trl_rlp
 from tests.ppo_runs import SETTINGS, prompts
 from tests.reward_runs import preferences
 from tests.rlp_ppo.test_rlp_ppo_trainer import RLP, SameParity, rlp_trainer
@@ -38,10 +39,9 @@ def test_snippet_refines_the_reward_model(tmp_path, monkeypatch):
     """The snippet runs with fewer episodes, another equivalence, and values for the names that it assumes."""
     monkeypatch.chdir(tmp_path)
     tokenizer, small = tiny_tokenizer(), {**SETTINGS, **RLP, "total_episodes": 4}
+    monkeypatch.setattr(trl_rlp, "RLPPPOConfig", lambda folder, **fields: RLPPPOConfig(folder, **{**fields, **small}))
+    monkeypatch.setattr(trl_rlp, "NLIEquivalence", SameParity)
     names = {
-        "RLPPPOConfig": lambda folder, **fields: RLPPPOConfig(folder, **{**fields, **small}),
-        "RLPPPOTrainer": RLPPPOTrainer,
-        "NLIEquivalence": SameParity,
         "tokenizer": tokenizer,
         "policy": tiny_causal_lm(tokenizer),
         "reward_model": tiny_reward_model(tokenizer, seed=3),
