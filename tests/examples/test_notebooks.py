@@ -1,4 +1,4 @@
-"""Every notebook runs with tiny settings and imports only public names."""
+"""Every notebook is committed with its outputs, runs with tiny settings, and imports only public names."""
 
 import ast
 import importlib
@@ -68,6 +68,7 @@ PRINTED = {
     ],
     "06_your_own_data.ipynb": ["finished", "equal meaning: ", "pairs of 3 prompts", "readable verdict"],
 }
+LOCAL_FOLDERS = re.compile(r"/tmp/|/home/|/root/|/Users/|/var/folders/|[A-Z]:\\")
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 
 
@@ -133,6 +134,19 @@ def test_notebook_runs_from_top_to_bottom(path, models, kernel, tmp_path, monkey
     assert plots
     explained = {number for number, cell in enumerate(notebook.cells) if "**What you should see.**" in cell.source}
     assert {number + 1 for number in plots} - explained == set()
+
+
+@each_notebook
+def test_notebook_is_committed_with_outputs(path):
+    """The outputs are those of one run from top to bottom, without errors, warnings and folders of a machine."""
+    notebook = read(path)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == [*range(1, len(cells) + 1)], "run `make notebooks`"
+    assert notebook == execute_script.clean(nbformat.from_dict(notebook))
+    assert execute_script.find_problems(notebook, []) == []
+    outputs = [output for _, output in execute_script.list_outputs(notebook)]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert not any(LOCAL_FOLDERS.search(execute_script.read_text(output)) for output in outputs)
 
 
 @each_notebook
