@@ -21,6 +21,7 @@ from tests.ppo_runs import ppo_trainer
 from tests.reward_runs import SETTINGS, rlp_trainer, trl_trainer
 from tests.tiny_models import tiny_causal_lm, tiny_tokenizer
 from trl_rlp.rlp_ppo.rlp_ppo_trainer import RLPPPOTrainer
+from trl_rlp.trainer.model_card import ModelCardMixin
 from trl_rlp.trainer.ppo.fused_head import KNOWN_CHANGES
 from trl_rlp.trainer.ppo.ppo_trainer import PPOTrainer
 from trl_rlp.trainer.reward.rlp_reward_trainer import RLPRewardTrainer
@@ -30,6 +31,7 @@ OVERRIDDEN = {
     "__init__",
     "_init_training_state",
     "_prepare_dataset",
+    "_save",
     "_save_checkpoint",
     "_save_rng_state",
     "compute_loss",
@@ -38,7 +40,14 @@ OVERRIDDEN = {
     "train",
 }
 CLASS_ATTRIBUTES = {"_tag_names", "_name", "_paper"}
-OWN_METHODS = {"_prepare_score_head", "_add_terms", "_connect_collator"}
+OWN_NAMES = {
+    "_prepare_score_head",
+    "_add_terms",
+    "_connect_collator",
+    "_describe_model",
+    "_take_card_names",
+    "representation_term",
+}
 PPO_OVERRIDDEN = {
     "__init__": ["self", "model", "reward_funcs", "args", "train_dataset", "eval_dataset", "processing_class"],
     "_get_train_sampler": ["self", "dataset"],
@@ -47,6 +56,7 @@ PPO_OVERRIDDEN = {
     "_get_per_token_logps_and_entropies": ["self"],
     "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
     "_generate_and_score_completions": ["self", "inputs"],
+    "_save": ["self", "output_dir", "state_dict"],
     "_save_checkpoint": ["self", "model", "trial"],
     "_save_rng_state": ["self", "output_dir"],
     "create_model_card": ["self", "model_name", "dataset_name", "tags"],
@@ -59,6 +69,8 @@ PPO_OVERRIDDEN = {
 """Methods of GRPO's trainer that our PPO overrides, with their first parameters."""
 
 PPO_OWN = {
+    "_describe_model",
+    "_take_card_names",
     "policy_model",
     "value_model",
     "generate_completions",
@@ -89,11 +101,12 @@ def parameters(function) -> list[str]:
 
 
 def test_our_trainer_overrides_these_names_and_no_others():
-    own = {name for name in vars(RLPRewardTrainer) if not name.startswith("__") or name == "__init__"}
-    assert own == OVERRIDDEN | CLASS_ATTRIBUTES | OWN_METHODS
+    names = {*vars(ModelCardMixin), *vars(RLPRewardTrainer)}
+    own = {name for name in names if not name.startswith("__") or name == "__init__"}
+    assert own == OVERRIDDEN | CLASS_ATTRIBUTES | OWN_NAMES
     for name in OVERRIDDEN | CLASS_ATTRIBUTES:
         assert hasattr(RewardTrainer, name), f"TRL's RewardTrainer no longer has `{name}`"
-    for name in OWN_METHODS:
+    for name in OWN_NAMES:
         assert not hasattr(RewardTrainer, name), f"TRL's RewardTrainer now has its own `{name}`"
 
 
@@ -116,7 +129,8 @@ def test_the_reward_trainer_has_these_arguments():
     ],
 )
 def test_overridden_methods_have_the_same_signature(name):
-    assert parameters(vars(RLPRewardTrainer)[name]) == parameters(inspect.getattr_static(RewardTrainer, name))
+    ours, theirs = (inspect.getattr_static(trainer, name) for trainer in (RLPRewardTrainer, RewardTrainer))
+    assert ours is not theirs and parameters(ours) == parameters(theirs)
 
 
 def test_the_loss_is_a_mean_that_the_trainer_divides_by_the_accumulation_steps():
@@ -276,14 +290,14 @@ def test_the_card_of_trl_has_the_parts_that_ours_takes_over(tmp_path, monkeypatc
     card = (tmp_path / "README.md").read_text()
     assert card.startswith("---\n") and "\nmodel_name: refined\n" in card and "\n- trl\n" in card
     assert "\n[<img " in card and card.count("```bibtex\n") >= 1
-    rlp_trainer(tmp_path, method="none").create_model_card(model_name="refined")
+    rlp_trainer(tmp_path, method="uml").create_model_card(model_name="refined")
     card = (tmp_path / "README.md").read_text()
     assert "- Method: [Fine-Tuning Language Models with Reward Learning" in card and "papers/2403.19279" in card
 
 
 def test_our_ppo_overrides_these_names_of_the_grpo_trainer_and_no_others():
     own = {}
-    for cls in (PPOTrainer, RLPPPOTrainer):
+    for cls in (ModelCardMixin, PPOTrainer, RLPPPOTrainer):
         own |= {name: value for name, value in vars(cls).items() if callable(value) or isinstance(value, property)}
     own = {name for name in own if not name.startswith("__") or name == "__init__"}
     assert own == set(PPO_OVERRIDDEN) | PPO_OWN

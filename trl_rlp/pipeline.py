@@ -27,7 +27,7 @@ from trl_rlp.stages.samples import group_samples, sample_policy
 from trl_rlp.storage.artifacts import load_data
 from trl_rlp.storage.fingerprints import dataset_fingerprint
 from trl_rlp.storage.run_folder import RunFolder, round_name
-from trl_rlp.trainer.model_card import add_to_model_card
+from trl_rlp.trainer.model_card import METHOD_TAG, add_to_model_card
 
 
 GATE_TEXT = (
@@ -211,6 +211,7 @@ def run_rlp(
             reward_model=last_reward_model,
             prompt_dataset=prompt_dataset,
             in_loop=build_in_loop(settings, anchors, all_preferences, equivalence, preferences, heldout),
+            tags=[METHOD_TAG],
             **config.policy_arguments(),
         )
         rounds.append(Round(refinement.samples, refinement.synthetic_preferences, last_reward_model, last_policy))

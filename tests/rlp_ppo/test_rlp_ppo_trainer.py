@@ -204,8 +204,7 @@ def test_the_adapter_configurations_of_the_user_do_not_change(tmp_path):
 
 
 def test_the_model_card_names_the_paper(tmp_path):
-    trainer = ppo_trainer(tmp_path, trainer_class=module.RLPPPOTrainer, config_class=RLPPPOConfig)
-    trainer.create_model_card(model_name="policy")
+    rlp_trainer(tmp_path, "uml").create_model_card(model_name="policy")
     card = (tmp_path / "README.md").read_text()
     assert "trained with RLP-PPO" in card and "- Method: [Fine-Tuning Language Models with Reward Learning" in card
 

@@ -11,9 +11,9 @@ from trl_rlp.data.anchors.semantic_anchors import SemanticAnchors
 from trl_rlp.rewards.refinable_reward import DEFAULT_BUFFER_SIZE, RefinableReward
 from trl_rlp.rewards.reward_function import RewardFunction
 from trl_rlp.rewards.semantic_anchor_reward import SemanticAnchorReward
-from trl_rlp.stages.in_loop import InLoop, make_refinable
+from trl_rlp.stages.in_loop import LAST_REWARD_MODEL, InLoop, make_refinable
 from trl_rlp.stages.loop_checks import count_rollouts
-from trl_rlp.stages.policy import LAST_REWARD_MODEL, POLICY_TRAINERS, train_policy
+from trl_rlp.stages.policy import POLICY_TRAINERS, train_policy
 from trl_rlp.storage.artifacts import save_data
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 
@@ -134,6 +134,8 @@ def test_every_trainer_gets_the_anchor_reward_and_refines(tmp_path, sft_model, r
     if policy_trainer != "ppo":
         total = metrics["rewards/reward_model/mean"] + 3 * metrics["rewards/semantic_anchor/mean"]
         assert metrics["reward"] == pytest.approx(total, abs=1e-5)
+    card = (folder / LAST_REWARD_MODEL / "README.md").read_text()
+    assert f"replaced the reward model: {metrics['refinement/count']:.0f}." in card
     last, first = (
         AutoModelForSequenceClassification.from_pretrained(path).state_dict()
         for path in (folder / LAST_REWARD_MODEL, reward_model)

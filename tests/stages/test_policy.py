@@ -89,7 +89,7 @@ def arguments(monkeypatch):
 
     for name, (_, config_class) in list(POLICY_TRAINERS.items()):
         monkeypatch.setitem(POLICY_TRAINERS, name, (Recorder, config_class))
-    monkeypatch.setattr(module, "train_to_end", lambda trainer, folder: {})
+    monkeypatch.setattr(module, "train_to_end", lambda trainer, folder, tags: {})
     return captured
 
 

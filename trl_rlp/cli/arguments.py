@@ -243,7 +243,8 @@ def _split_config(words: list[str]) -> tuple[list[str], dict[str, Any]]:
     config = read_config(path)
     variables = config.pop("env", {})
     if not isinstance(variables, dict):
-        raise TypeError(f"`env` in `--config` must be a mapping, got {variables!r}. Write `env:` and `NAME: value`.")
+        kind = type(variables).__name__  # the values may be secret
+        raise TypeError(f"`env` in `--config` must be a mapping, got `{kind}`. Write `env:` and `NAME: value`.")
     os.environ.update({str(name): str(value) for name, value in variables.items()})
     return words, config
 

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from trl_rlp.storage.paths import expand_path
+from trl_rlp.storage.redaction import hide_secrets
 
 
 EXAMPLE = "Write `name: value`, one per line."
@@ -59,16 +60,11 @@ def read_config(path: str) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         tabs = " Indent with spaces, because YAML allows no tabs." if r"'\t'" in str(error) else ""
         reason = str(error).replace('in "<byte string>", ', "in ")  # the file is named already
-        raise ValueError(f"`--config` {path} is not YAML ({_hide_key(reason)}). {EXAMPLE}{tabs}") from error
+        raise ValueError(f"`--config` {path} is not YAML ({hide_secrets(reason)}). {EXAMPLE}{tabs}") from error
     if not isinstance(config, dict):
-        kind = "is empty" if config is None else f"is not a mapping, but holds {_hide_key(str(config)[:60])!r}"
+        kind = "is empty" if config is None else f"is not a mapping, but holds {hide_secrets(str(config))[:60]!r}"
         raise ValueError(f"`--config` {path} {kind}. {EXAMPLE}")
     names = [key for key in config if not isinstance(key, str)]
     if names:
         raise ValueError(f"`--config` {path} has the key {names[0]!r}, which is not the name of an option. {EXAMPLE}")
     return config
-
-
-def _hide_key(text: str) -> str:
-    """Replaces an API key in a line of the file."""
-    return re.sub(r"\b(api_key['\"]?(?::\s*|\s+))\S+", r"\1***", text)

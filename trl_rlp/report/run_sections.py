@@ -6,6 +6,7 @@ from typing import Any
 
 from trl_rlp.report.elements import Element, Section, Table, Text
 from trl_rlp.report.run_contents import STAGES, RunContents
+from trl_rlp.storage.redaction import remove_secrets
 
 
 def build_run_section(contents: RunContents) -> Section:
@@ -46,7 +47,7 @@ def build_run_section(contents: RunContents) -> Section:
     elif not rows:
         elements.append(Text("No time was recorded in this folder."))
     for name, settings in contents.settings.items():
-        table = [[key, _format_setting(value)] for key, value in settings.items()]
+        table = [[key, _format_setting(value)] for key, value in remove_secrets(settings).items()]
         elements.append(Table(("setting", "value"), table, f"Settings ({name})"))
     if trainer is not None:
         elements.append(

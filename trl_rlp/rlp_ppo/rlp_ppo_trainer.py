@@ -30,13 +30,13 @@ from trl_rlp.rlp_ppo.rlp_checks import require_rlp_arguments
 from trl_rlp.rlp_ppo.rlp_ppo_config import RLPPPOConfig, drop_rlp_fields
 from trl_rlp.rlp_ppo.run_settings import build_refinement_settings, build_reward_config, describe_run
 from trl_rlp.stages.in_loop import InLoop
-from trl_rlp.stages.policy import LAST_REWARD_MODEL
 from trl_rlp.storage.artifacts import load_reward_model, save_model
 from trl_rlp.storage.precision import is_quantized
 from trl_rlp.storage.run_folder import CHECKPOINTS, RunFolder
 from trl_rlp.storage.whole_weights import whole_weights
 from trl_rlp.trainer.checkpoints import resolve_checkpoint, train_to_end
 from trl_rlp.trainer.citation import PAPER
+from trl_rlp.trainer.model_card import METHOD_TAG
 from trl_rlp.trainer.ppo.ppo_checks import require_config, require_fit
 from trl_rlp.trainer.ppo.ppo_setup import prepare_policy
 from trl_rlp.trainer.ppo.ppo_trainer import PPOTrainer
@@ -165,7 +165,9 @@ class RLPPPOTrainer(PPOTrainer):
             "value_peft_config": value_peft_config,
         }
         self._has_rlp = args.rlp_method != "none"
-        if self._has_rlp:
+        if not self._has_rlp:
+            self._take_card_names(PPOTrainer)
+        else:
             self._prepare_rlp(args, model, processing_class, preference_dataset, equivalence, arguments)
         super().__init__(args, processing_class, model, optimizers=optimizers, **arguments)
 
@@ -319,9 +321,9 @@ class RLPPPOTrainer(PPOTrainer):
             callbacks=[*(first["callbacks"] or []), *callbacks],
         )
         with release_after(self._equivalence):
-            metrics = train_to_end(trainer, folder)
-        if callbacks:
-            save_model(folder / LAST_REWARD_MODEL, reward.model, reward.processing_class)
+            metrics = train_to_end(trainer, folder, [METHOD_TAG])
+        for callback in callbacks:
+            self._in_loop.save_reward_model(folder, trainer, callback)
         return metrics
 
     def _build_stage_trainer(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from datasets import Dataset, concatenate_datasets
 from peft import LoraConfig
-from transformers import TrainerCallback
+from transformers import Trainer
 
 from trl_rlp.data.anchors.comparison import AnchorComparison
 from trl_rlp.data.anchors.semantic_anchors import SemanticAnchors
@@ -16,9 +16,15 @@ from trl_rlp.rewards.refinable_reward import DEFAULT_BUFFER_SIZE, RefinableRewar
 from trl_rlp.rewards.reward_function import RewardFunction
 from trl_rlp.rewards.semantic_anchor_reward import SemanticAnchorReward
 from trl_rlp.rewards.standardization import select_fixed_rows
-from trl_rlp.storage.artifacts import load_data
+from trl_rlp.storage.artifacts import load_data, save_model
 from trl_rlp.trainer.callbacks.reward_refinement_callback import RewardRefinementCallback
+from trl_rlp.trainer.model_card import ModelDescription, count_rows, save_refined_model_card
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
+from trl_rlp.trainer.reward.rlp_reward_trainer import SUMMARIES, SUMMARY, RLPRewardTrainer, list_card_settings
+
+
+LAST_REWARD_MODEL = "last_reward_model"
+"""Subfolder of a policy's folder, for the reward model after its last refinement in the loop."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ class InLoop:
 
     def extend_rewards(
         self, reward: RewardFunction, rollout_size: int, folder: Path
-    ) -> tuple[list[Callable[..., list]], list[TrainerCallback]]:
+    ) -> tuple[list[Callable[..., list]], list[RewardRefinementCallback]]:
         """
         Builds the reward functions and the callbacks of a policy's trainer.
 
@@ -89,7 +95,7 @@ class InLoop:
         if self.anchors is not None and self.equivalence is not None:
             anchor_reward = SemanticAnchorReward(SemanticAnchors.load(self.anchors), self.equivalence)
         functions: list[Callable[..., list]] = [reward]
-        callbacks: list[TrainerCallback] = []
+        callbacks: list[RewardRefinementCallback] = []
         if self.refine_every is not None:
             # The buffer holds all rollouts between two refinements.
             size = max(DEFAULT_BUFFER_SIZE, self.refine_every * rollout_size)
@@ -113,6 +119,46 @@ class InLoop:
             `list[float]`: The weights.
         """
         return [*reward_weights, self.anchor_weight] if self.anchor_weight else list(reward_weights)
+
+    def save_reward_model(self, folder: Path, trainer: Trainer, callback: RewardRefinementCallback) -> None:
+        """
+        Saves the reward model after its last refinement in the subfolder [`LAST_REWARD_MODEL`], with a model card.
+
+        Args:
+            folder (`Path`):
+                Folder of the policy, with its model card.
+            trainer (`transformers.Trainer`):
+                The trainer of the policy, after `train()`.
+            callback ([`RewardRefinementCallback`]):
+                The callback that refined the reward model.
+        """
+        reward, folder = callback.reward, folder / LAST_REWARD_MODEL
+        save_model(folder, reward.model, reward.processing_class)
+        data = [f"Human preferences: {count_rows(self.preference_dataset)} pairs"]
+        if self.config.uses_synthetic_pairs:
+            data.append("Synthetic preferences: pairs of policy samples, also of those from the policy's training")
+        if self.config.uses_views:
+            data.append("Views: two completions of a prompt from the policy's training (UML)")
+        save_refined_model_card(
+            folder,
+            trainer,
+            self.config,
+            description=ModelDescription(
+                self._summarize(callback.num_accepted), data, list_card_settings(self.config)
+            ),
+            base_model=str(self.base_model),
+            processing_class=reward.processing_class,
+            preferences=self.preference_dataset,
+            tags=RLPRewardTrainer._tag_names,
+        )
+
+    def _summarize(self, num_accepted: int) -> str:
+        return (
+            f"{SUMMARY}{SUMMARIES[self.config.method]} While a policy was trained against it, it was refined every "
+            f"{self.refine_every} rollouts. Refinement in the loop is an addition of trl_rlp and not the paper's. "
+            f"Number of refinements that replaced the reward model: {num_accepted}. The metrics are those of the last "
+            "refinement, also if it was refused."
+        )
 
     def _build_callback(
         self, reward: RefinableReward, every: int, comparison: AnchorComparison | None, output_dir: Path

@@ -1,12 +1,13 @@
 """Steps 3 and 5 of Algorithm 1: trains a policy and saves it as a plain model."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from trl_rlp.data.groups.equivalence import release_after
@@ -16,9 +17,10 @@ from trl_rlp.rewards.reward_function import RewardFunction
 from trl_rlp.rewards.reward_sources import shares_token_ids
 from trl_rlp.rewards.standardization import standardize
 from trl_rlp.stages.in_loop import InLoop
-from trl_rlp.storage.artifacts import load_policy, load_reward_model, save_model
+from trl_rlp.storage.artifacts import load_policy, load_reward_model
 from trl_rlp.storage.paths import expand_path
 from trl_rlp.storage.run_folder import CHECKPOINTS
+from trl_rlp.trainer.callbacks.reward_refinement_callback import RewardRefinementCallback
 from trl_rlp.trainer.checkpoints import train_to_end
 from trl_rlp.trainer.hub_options import hub_options
 from trl_rlp.trainer.ppo.ppo_config import PPOConfig
@@ -34,10 +36,6 @@ POLICY_TRAINERS = {
 """Trainers of the policy and their configurations by name. The names are the values of `RLPConfig.policy_trainer`."""
 
 
-LAST_REWARD_MODEL = "last_reward_model"
-"""Subfolder of a policy's folder, for the reward model after its last refinement in the loop."""
-
-
 def train_policy(
     folder: Path,
     sft_model: str | Path,
@@ -50,6 +48,7 @@ def train_policy(
     max_length: int | None = None,
     model_options: dict[str, Any] | None = None,
     in_loop: InLoop | None = None,
+    tags: Sequence[str] = (),
 ) -> dict[str, float]:
     """
     Trains a policy from π_SFT to maximize E[r(x, y) - β KL(π ‖ π_SFT)].
@@ -81,6 +80,8 @@ def train_policy(
         in_loop ([`InLoop`], *optional*):
             The anchor reward, and refinement of the reward model during the training. The reward model after its last
             refinement is saved in the subfolder [`LAST_REWARD_MODEL`]. The equivalence's model is released at the end.
+        tags (`Sequence[str]`, *optional*):
+            Further tags of the model card. [`METHOD_TAG`] also names the paper in it.
 
     Returns:
         `dict[str, float]`: Last value of each logged metric.
@@ -98,7 +99,7 @@ def train_policy(
         config, sft_model, reward_model, prompt_dataset, standardize_with, max_length, model_options or {}
     )
     rewards: Any = reward
-    callbacks: list[TrainerCallback] = []
+    callbacks: list[RewardRefinementCallback] = []
     if in_loop is not None:
         rewards, callbacks = in_loop.extend_rewards(reward, config.generation_batch_size, folder / CHECKPOINTS)
         if in_loop.anchor_weight:
@@ -116,11 +117,11 @@ def train_policy(
         **_value_adapter(policy_trainer, peft_config),
     )
     if in_loop is None:
-        return train_to_end(trainer, folder)
+        return train_to_end(trainer, folder, tags)
     with release_after(in_loop.equivalence):
-        metrics = train_to_end(trainer, folder)
-    if in_loop.refine_every is not None:
-        save_model(folder / LAST_REWARD_MODEL, rewards[0].model, rewards[0].processing_class)
+        metrics = train_to_end(trainer, folder, tags)
+    for callback in callbacks:
+        in_loop.save_reward_model(folder, trainer, callback)
     return metrics
 
 

@@ -1,4 +1,4 @@
-"""A manifest records the settings of the run that owns a folder."""
+"""A manifest records the settings of the run that owns a folder, without secrets such as tokens."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from accelerate.utils import broadcast_object_list
 
 from trl_rlp.storage.json_files import read_json, write_json
 from trl_rlp.storage.processes import process_state
+from trl_rlp.storage.redaction import remove_secrets
 
 
 def check_folder(folder: Path, name: str, settings: dict[str, Any], run_files: str = "*") -> None:
@@ -59,9 +60,9 @@ def claim_folder(folder: Path, name: str, settings: dict[str, Any], run_files: s
     """
     Claims a folder for a run, or checks that the folder already belongs to the same run.
 
-    The first call creates the folder and writes the settings to its manifest. Later calls compare their settings with
-    the manifest. With several processes, every process must call this function. The main process does the work and
-    all processes raise the same error.
+    The first call creates the folder and writes the settings to its manifest, except secrets (see [`remove_secrets`]).
+    Later calls compare their settings with the manifest. With several processes, every process must call this
+    function. The main process does the work and all processes raise the same error.
 
     Args:
         folder (`Path`):
@@ -80,7 +81,7 @@ def claim_folder(folder: Path, name: str, settings: dict[str, Any], run_files: s
     state = process_state()
     if state.is_main_process and not (folder / name).exists():
         folder.mkdir(parents=True, exist_ok=True)
-        _write_once(folder / name, settings)
+        _write_once(folder / name, remove_secrets(settings))
     state.wait_for_everyone()
     check_folder(folder, name, settings, run_files)
 
@@ -122,10 +123,10 @@ def _find_foreign_files(folder: Path, name: str, run_files: str) -> str | None:
 
 
 def _find_difference(folder: Path, name: str, settings: dict[str, Any]) -> str | None:
-    settings = json.loads(json.dumps(settings))  # like the manifest, which holds lists instead of tuples
+    settings = json.loads(json.dumps(remove_secrets(settings)))  # like the manifest, which holds lists, not tuples
     remedy = "Choose another `output_dir`, or delete this one to start again."
     try:
-        recorded = dict(read_json(folder / name))
+        recorded = remove_secrets(dict(read_json(folder / name)))
     except (ValueError, TypeError):
         return f"{folder / name} is damaged, so the settings of the run in `output_dir` are unknown. {remedy}"
     if len(recorded.keys() & settings.keys()) < len(recorded.keys() | settings.keys()) / 2:

@@ -62,7 +62,7 @@ class RunFolder:
             The folder. It is created if it does not exist.
         settings (`dict`):
             Everything that decides the results, as plain values by name. The first run writes them to the folder.
-            Later runs compare theirs with them.
+            Later runs compare theirs with them. Secrets, such as `hub_token`, are neither written nor compared.
 
     Raises:
         ValueError: If the folder belongs to a run with other settings, holds files of unknown origin, or cannot be

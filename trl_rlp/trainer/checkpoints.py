@@ -1,6 +1,6 @@
 """Checkpoints: finds the one to resume from, and trains a stage's model to the end."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from trl_rlp.storage.json_files import read_json
 from trl_rlp.storage.paths import expand_path
 from trl_rlp.storage.processes import process_state, share_work
 from trl_rlp.trainer.model_card import save_model_card
+from trl_rlp.trainer.saved_args import redact_saved_args
 from trl_rlp.trainer.tracking import stage_run
 
 
@@ -199,7 +200,7 @@ def no_extra_step(trainer: Trainer, checkpoint: str | None) -> Iterator[None]:
         trainer.set_initial_training_values = plan
 
 
-def train_to_end(trainer: Trainer, folder: Path) -> dict[str, float]:
+def train_to_end(trainer: Trainer, folder: Path, tags: Sequence[str] = ()) -> dict[str, float]:
     """
     Trains a stage's model to the end and saves it as a plain model with its model card and the state of the trainer.
 
@@ -210,6 +211,8 @@ def train_to_end(trainer: Trainer, folder: Path) -> dict[str, float]:
             Trainer whose `output_dir` is the folder [`CHECKPOINTS`] inside the stage's folder.
         folder (`Path`):
             Folder that the plain model is saved to.
+        tags (`Sequence[str]`, *optional*):
+            Further tags of the model card.
 
     Returns:
         `dict[str, float]`: The last logged value of each metric.
@@ -226,7 +229,9 @@ def train_to_end(trainer: Trainer, folder: Path) -> dict[str, float]:
     if state.global_step < state.max_steps:
         _require_finished(trainer)
     save_trained_model(trainer, folder)
-    save_model_card(trainer, folder)
+    for saved in (folder, *Path(output_dir).glob("checkpoint-*")):
+        redact_saved_args(saved, trainer.args)  # our trainers have done so, TRL's have not
+    save_model_card(trainer, folder, tags)
     # `train()` logs a summary at the end. It is about no step if the last step was taken before.
     is_loaded_only = resumed is not None and resumed.global_step >= state.max_steps
     state = resumed if is_loaded_only else state

@@ -11,8 +11,11 @@ PAPER = {
 }
 """[Lang et al. 2024](https://arxiv.org/abs/2403.19279), in the format of the `_paper` attribute of TRL's trainers."""
 
+HOMEPAGE = "https://huggingface.co/models?other=trl-rlp"
+"""Link of this package in model cards: its homepage, or the models that were trained with it if it has none."""
+
 PACKAGE = (
-    "@software{trl_rlp, title={trl_rlp: Reward Learning on Policy for TRL}, author={{The trl_rlp contributors}}, "
+    r"@software{trl_rlp, title={trl\_rlp: Reward Learning on Policy for TRL}, author={{The trl\_rlp contributors}}, "
     f"version={{{__version__}}}, license={{Apache-2.0}}, year={{2026}}}}"
 )
-"""This package, as a BibTeX entry. CITATION.cff says the same."""
+"""This package, as a BibTeX entry, in which LaTeX can set each underscore. CITATION.cff says the same."""

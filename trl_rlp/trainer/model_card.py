@@ -1,51 +1,45 @@
-"""Model cards of trained reward models and policies. Each one is written over the card of TRL's trainer."""
+"""Model cards of trained reward models and policies, with what TRL's cards say and more."""
 
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets import Dataset, IterableDataset
 from huggingface_hub import ModelCard, ModelCardData
-from transformers import Trainer
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 from trl import RewardTrainer
 
 from trl_rlp import __version__
+from trl_rlp.storage.paths import expand_path
 from trl_rlp.storage.processes import process_state
-from trl_rlp.trainer.citation import PACKAGE
+from trl_rlp.trainer.citation import HOMEPAGE, PACKAGE, PAPER
 
 
 CARD = "README.md"
 TAG = "trl-rlp"
 """Tag of every model that this package trained. It finds them on the Hub."""
 
-SETTINGS = (
-    "method",
-    "rlp_method",
-    "representation_loss",
-    "representation_coef",
-    "synthetic_share",
-    "kl_coef",
-    "kl_estimator",
-    "beta",
-    "loss_type",
-    "reward_weights",
-    "missing_eos_penalty",
-    "num_ppo_epochs",
-    "num_generations",
-    "temperature",
-    "response_length",
-    "max_completion_length",
-    "max_length",
+METHOD_TAG = "rlp"
+"""Tag of models that were trained with RLP, and not only with this package."""
+
+PAPER_LINK = f"[{PAPER['title']}](https://huggingface.co/papers/{PAPER['id']})"
+"""Link to the paper in a card. The Hub shows the model on the page of the paper."""
+
+TRAINING_SETTINGS = (
     "learning_rate",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "num_train_epochs",
     "seed",
 )
-"""Fields of a configuration that a card lists, if the configuration has them and they are set."""
+"""Fields of all configurations that a card lists. The number of epochs is left out if `max_steps` decided."""
+
+POLICY_SETTINGS = ("beta", "loss_type", "reward_weights", "num_generations", "temperature", "max_completion_length")
+"""Fields of the configurations of TRL's GRPO and RLOO trainers that a card lists, if they are set."""
 
 NO_METRICS = re.compile(r"runtime|per_second|flos|epoch|num_tokens|grad_norm|learning_rate|step_time|^eps$|^lr")
 """Logged values that describe the run and not the model."""
@@ -81,47 +75,98 @@ TASKS = {True: "text-classification", False: "text-generation"}
 """Task of the Hub by whether a model is a reward model."""
 
 
-def complete_model_card(trainer: Trainer, summary: str, data: Sequence[str]) -> None:
+class ModelDescription(NamedTuple):
     """
-    Writes the model card of a trainer over the draft that TRL has written to the output folder.
-
-    The name, the base model, the tags, the links to trackers and the citations are those of the draft. All processes
-    may call this. Only the main process writes.
+    What a trainer says about its model in the model card.
 
     Args:
-        trainer (`transformers.Trainer`):
-            A trainer of TRL, after its `create_model_card`.
         summary (`str`):
             What the model is and how it was trained.
         data (`Sequence[str]`):
             What it was trained on, one line each.
+        settings (`Sequence[str]`):
+            Fields of the configuration that had an effect, besides [`TRAINING_SETTINGS`].
+    """
+
+    summary: str
+    data: Sequence[str]
+    settings: Sequence[str]
+
+
+class ModelCardMixin(Trainer):
+    """A trainer that writes the model card of this package. Its subclasses name it before a trainer of TRL."""
+
+    def _describe_model(self) -> ModelDescription:
+        """Returns what only this trainer knows about its model."""
+        raise NotImplementedError
+
+    def _take_card_names(self, trainer_class: type[Trainer]) -> None:
+        """Takes the tags, the name and the paper of another trainer, as which this one trains."""
+        for name in ("_tag_names", "_name", "_paper"):
+            setattr(self, name, getattr(trainer_class, name))
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """
+        Writes a model card to `args.output_dir`: what the model is, how to load it, its data, metrics and limits.
+
+        Args:
+            model_name (`str`, *optional*):
+                Name of the model.
+            dataset_name (`str`, *optional*):
+                Name of the dataset on the Hub.
+            tags (`str` or `list[str]`, *optional*):
+                Further tags.
+        """
+        super().create_model_card(model_name, dataset_name, tags)  # TRL's, with the same arguments
+        complete_model_card(self, self._describe_model())
+
+
+def complete_model_card(trainer: Trainer, description: ModelDescription) -> None:
+    """
+    Writes the model card of a trainer over the draft that TRL has written to the output folder.
+
+    The name, the base model, the tags, the links to trackers and the citations are those of the draft. With
+    [`METHOD_TAG`], the card also names the paper of RLP. All processes may call this. Only the main process writes.
+
+    Args:
+        trainer (`transformers.Trainer`):
+            A trainer of TRL, after its `create_model_card`.
+        description ([`ModelDescription`]):
+            What only this trainer knows about its model.
     """
     if not trainer.is_world_process_zero():
         return
     path = Path(trainer.args.output_dir) / CARD
     draft = ModelCard.load(path)
-    is_reward_model = isinstance(trainer, RewardTrainer)
     name = draft.data.model_name or path.parent.name
-    card = ModelCard.from_template(
-        _describe_for_hub(trainer, draft.data, name, is_reward_model),
-        template_path=str(Path(__file__).with_suffix(".md")),
-        model_name=name,
-        summary=summary,
-        base_model=_describe_base_model(trainer, draft.data.base_model),
-        data=data,
-        papers=re.findall(r"\[[^\]]+\]\(https://huggingface.co/papers/[^)]+\)", draft.text),
-        snippet=_write_snippet(trainer, name, is_reward_model),
-        badges=re.findall(r"^\[<img .*$", draft.text, flags=re.M),
-        settings=_list_settings(trainer),
+    papers = re.findall(r"\[[^\]]+\]\(https://huggingface.co/papers/[^)]+\)", draft.text)
+    citations = [*_find_citations(draft), PACKAGE]
+    if METHOD_TAG in draft.data.tags and PAPER_LINK not in papers:
+        papers, citations = [*papers, PAPER_LINK], [PAPER["citation"], *citations]
+    given = [draft.data.datasets] if isinstance(draft.data.datasets, str) else draft.data.datasets or []
+    card = _Card(
+        name=name,
+        hub_name=trainer.hub_model_id or name,
+        is_reward_model=isinstance(trainer, RewardTrainer),
+        summary=description.summary,
+        base_model=draft.data.base_model,
+        base_folder=trainer.model.config.name_or_path,
+        processing_class=trainer.processing_class,
+        data=description.data,
+        datasets=[*given, *find_hub_datasets(trainer.train_dataset)],
+        tags=draft.data.tags or [],
+        papers=papers,
+        badges=_find_badges(draft),
+        settings={**_list_settings(trainer.args, description.settings), "optimizer steps": trainer.state.global_step},
         metrics=_list_metrics(trainer),
-        limits=_list_limits(data, is_reward_model),
-        versions=_list_versions(),
-        citations=[*_find_citations(draft.text), PACKAGE],
+        citations=citations,
     )
     card.save(path)
 
 
-def save_model_card(trainer: Trainer, folder: Path) -> None:
+def save_model_card(trainer: Trainer, folder: Path, tags: Sequence[str] = ()) -> None:
     """
     Writes the model card of a stage's model next to the model.
 
@@ -130,16 +175,73 @@ def save_model_card(trainer: Trainer, folder: Path) -> None:
             A trainer of TRL or of this package, after `train()`.
         folder (`Path`):
             Folder of the model. Its name is the name of the model.
+        tags (`Sequence[str]`, *optional*):
+            Further tags.
     """
-    trainer.create_model_card(model_name=folder.name.removesuffix(".partial"))
+    trainer.create_model_card(model_name=folder.name.removesuffix(".partial"), tags=list(tags))
     if not trainer.is_world_process_zero():
         return
-    path = Path(trainer.args.output_dir) / CARD
-    if TAG not in (ModelCard.load(path).data.tags or []):  # a trainer of TRL
+    if not isinstance(trainer, ModelCardMixin):
         name = type(trainer).__name__
         summary = f"A policy: a causal LM that was trained with TRL's {name} against a reward model."
-        complete_model_card(trainer, summary, describe_prompts(trainer.train_dataset))
-    shutil.move(path, folder / CARD)
+        data = describe_prompts(trainer.train_dataset)
+        complete_model_card(trainer, ModelDescription(summary, data, POLICY_SETTINGS))
+    shutil.move(Path(trainer.args.output_dir) / CARD, folder / CARD)
+
+
+def save_refined_model_card(
+    folder: Path,
+    trainer: Trainer,
+    args: TrainingArguments,
+    *,
+    description: ModelDescription,
+    base_model: str,
+    processing_class: PreTrainedTokenizerBase,
+    preferences: Dataset,
+    tags: Sequence[str],
+) -> None:
+    """
+    Writes the model card of a reward model that was refined while a policy was trained. All processes may call this.
+
+    Args:
+        folder (`Path`):
+            Folder of the reward model. Its name is the name of the model. The folder above it has the policy's card.
+        trainer (`transformers.Trainer`):
+            The trainer of the policy, after `train()`.
+        args (`TrainingArguments`):
+            Configuration of the refinements.
+        description ([`ModelDescription`]):
+            What it is, what it was trained on, and which fields of `args` had an effect.
+        base_model (`str`):
+            Folder or Hub name of the model that every refinement starts from.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the reward model.
+        preferences ([`~datasets.Dataset`]):
+            Human preferences.
+        tags (`Sequence[str]`):
+            Tags of a reward model.
+    """
+    if not trainer.is_world_process_zero():
+        return
+    policy_card = ModelCard.load(folder.parent / CARD)
+    card = _Card(
+        name=folder.name,
+        hub_name=folder.name,
+        is_reward_model=True,
+        summary=description.summary,
+        base_model=None if Path(expand_path(base_model)).is_dir() else base_model,
+        base_folder=base_model,
+        processing_class=processing_class,
+        data=description.data,
+        datasets=find_hub_datasets(preferences),
+        tags=["generated_from_trainer", *tags],
+        papers=[PAPER_LINK],
+        badges=_find_badges(policy_card),
+        settings=_list_settings(args, description.settings),
+        metrics={name: value for name, value in _list_metrics(trainer).items() if name.startswith("refinement/")},
+        citations=[PAPER["citation"], *_find_citations(policy_card)[-2:]],  # those of TRL and of this package
+    )
+    card.save(folder / CARD)
 
 
 def add_to_model_card(folder: Path, title: str, text: str, metrics: dict[str, Any]) -> None:
@@ -214,48 +316,96 @@ def find_hub_datasets(dataset: Dataset | IterableDataset | None) -> list[str]:
     return sorted({match[1] for match in found if match})
 
 
-def _describe_for_hub(trainer: Trainer, draft: ModelCardData, name: str, is_reward_model: bool) -> ModelCardData:
-    given = [draft.datasets] if isinstance(draft.datasets, str) else draft.datasets or []
-    return ModelCardData(
-        base_model=draft.base_model,
-        datasets=sorted({*given, *find_hub_datasets(trainer.train_dataset)}) or None,
-        library_name="transformers",
-        metrics=["accuracy"] if is_reward_model else ["reward"],
-        model_name=name,
-        pipeline_tag=TASKS[is_reward_model],
-        tags=sorted({*(draft.tags or []), TAG, *(["reward-model"] if is_reward_model else [])}),
-    )
+@dataclass(kw_only=True)
+class _Card:
+    """What a card says about a model. `base_model` is its name on the Hub, or `None` for that in `base_folder`."""
+
+    name: str
+    hub_name: str
+    is_reward_model: bool
+    summary: str
+    base_model: str | None
+    base_folder: str
+    processing_class: PreTrainedTokenizerBase
+    data: Sequence[str]
+    datasets: Sequence[str]
+    tags: Sequence[str]
+    papers: Sequence[str]
+    badges: Sequence[str]
+    settings: dict[str, Any]
+    metrics: dict[str, str]
+    citations: Sequence[str]
+
+    def save(self, path: Path) -> None:
+        """Renders the template and writes the file."""
+        card = ModelCard.from_template(
+            self._describe_for_hub(),
+            template_path=str(Path(__file__).with_suffix(".md")),
+            model_name=self.name,
+            summary=self.summary,
+            base_model=self._describe_base_model(),
+            data=self.data,
+            papers=self.papers,
+            has_method=PAPER_LINK in self.papers,
+            homepage=HOMEPAGE,
+            snippet=self._write_snippet(),
+            badges=self.badges,
+            settings=self.settings,
+            metrics=self.metrics,
+            limits=self._list_limits(),
+            versions=_list_versions(),
+            citations=self.citations,
+        )
+        card.save(path)
+
+    def _describe_for_hub(self) -> ModelCardData:
+        return ModelCardData(
+            base_model=self.base_model,
+            datasets=sorted({*self.datasets}) or None,
+            library_name="transformers",
+            metrics=["accuracy"] if self.is_reward_model else ["reward"],
+            model_name=self.name,
+            pipeline_tag=TASKS[self.is_reward_model],
+            tags=sorted({*self.tags, TAG, *(["reward-model"] if self.is_reward_model else [])}),
+        )
+
+    def _describe_base_model(self) -> str:
+        """Names the folder of a local model without its path, which may be private."""
+        if self.base_model:
+            return f"[{self.base_model}](https://huggingface.co/{self.base_model})"
+        folder = Path(self.base_folder).name
+        return f"the model in the local folder `{folder}`" if folder else "a model without a name"
+
+    def _write_snippet(self) -> str:
+        def write(role: str, text: str) -> str:
+            is_chat = self.processing_class.chat_template is not None
+            return f'[{{"role": "{role}", "content": "{text}"}}]' if is_chat else f'"{text}"'
+
+        prompt, completion = write("user", PROMPT), write("assistant", COMPLETION)
+        snippet = REWARD_MODEL_SNIPPET if self.is_reward_model else POLICY_SNIPPET
+        return snippet.format(name=self.hub_name, prompt=prompt, completion=completion)
+
+    def _list_limits(self) -> Sequence[str]:
+        if not self.is_reward_model:
+            return POLICY_LIMITS
+        is_synthetic = any(line.startswith("Synthetic") for line in self.data)
+        return (*REWARD_MODEL_LIMITS, SYNTHETIC_LIMIT) if is_synthetic else REWARD_MODEL_LIMITS
 
 
-def _describe_base_model(trainer: Trainer, hub_name: str | None) -> str:
-    """Names the folder of a local model without its path, which may be private."""
-    if hub_name:
-        return f"[{hub_name}](https://huggingface.co/{hub_name})"
-    folder = Path(trainer.model.config.name_or_path).name
-    return f"the model in the local folder `{folder}`" if folder else "a model without a name"
-
-
-def _write_snippet(trainer: Trainer, name: str, is_reward_model: bool) -> str:
-    def write(role: str, text: str) -> str:
-        is_chat = trainer.processing_class.chat_template is not None
-        return f'[{{"role": "{role}", "content": "{text}"}}]' if is_chat else f'"{text}"'
-
-    prompt, completion = write("user", PROMPT), write("assistant", COMPLETION)
-    snippet = REWARD_MODEL_SNIPPET if is_reward_model else POLICY_SNIPPET
-    return snippet.format(name=trainer.hub_model_id or name, prompt=prompt, completion=completion)
-
-
-def _list_settings(trainer: Trainer) -> dict[str, Any]:
-    given = {name: value for name, value in vars(trainer.args).items() if value not in (None, "")}
-    settings = {name: given[name] for name in SETTINGS if name in given}
-    return {**settings, "optimizer steps": trainer.state.global_step}
+def _list_settings(args: TrainingArguments, names: Sequence[str]) -> dict[str, Any]:
+    given = {name: value for name, value in vars(args).items() if value not in (None, "")}
+    if args.max_steps > 0:
+        del given["num_train_epochs"]
+    return {name: given[name] for name in (*names, *TRAINING_SETTINGS) if name in given}
 
 
 def _list_metrics(trainer: Trainer) -> dict[str, str]:
+    """Returns the last value of each metric. Those of an evaluation come first."""
     metrics = {}
     for entry in trainer.state.log_history:
         metrics |= _flatten(entry)
-    return {key: value for key, value in metrics.items() if not NO_METRICS.search(key) and key != "step"}
+    names = [name for name in metrics if not NO_METRICS.search(name) and name != "step"]
+    return {name: metrics[name] for name in sorted(names, key=lambda name: not name.startswith("eval_"))}
 
 
 def _flatten(metrics: dict[str, Any], prefix: str = "") -> dict[str, str]:
@@ -268,15 +418,13 @@ def _flatten(metrics: dict[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _list_limits(data: Sequence[str], is_reward_model: bool) -> Sequence[str]:
-    if not is_reward_model:
-        return POLICY_LIMITS
-    return (*REWARD_MODEL_LIMITS, *(SYNTHETIC_LIMIT for line in data if line.startswith("Synthetic")))
-
-
 def _list_versions() -> dict[str, str]:
     return {"trl_rlp": __version__, **{name: version(name) for name in ("trl", "transformers", "torch", "datasets")}}
 
 
-def _find_citations(card: str) -> list[str]:
-    return [text.strip() for text in re.findall(r"```bibtex\n(.*?)```", card, flags=re.S)]
+def _find_badges(card: ModelCard) -> list[str]:
+    return re.findall(r"^\[<img .*$", card.text, flags=re.M)
+
+
+def _find_citations(card: ModelCard) -> list[str]:
+    return [text.strip() for text in re.findall(r"```bibtex\n(.*?)```", card.text, flags=re.S)]

@@ -411,7 +411,8 @@ def test_the_default_configuration_is_ours(tmp_path, monkeypatch):
     trainer = RLPRewardTrainer(folder, train_dataset=preferences())
     assert type(trainer.args).__name__ == "RLPRewardConfig"
     assert trainer.args.output_dir == "model-Reward"
-    assert "rlp" in trainer.model.model_tags
+    assert trainer.model.model_tags == ["trl", "reward-trainer"]  # as the default method is "none"
+    assert "rlp" in rlp_trainer(tmp_path, "uml").model.model_tags
 
 
 def test_the_score_head_of_a_bf16_model_with_an_adapter_is_trained_in_fp32(tmp_path):

@@ -10,6 +10,7 @@ from trl_rlp.data.sampling_settings import require_shared_ends
 from trl_rlp.losses.kl import KL_ESTIMATORS
 from trl_rlp.storage.paths import expand_fields
 from trl_rlp.storage.precision import require_inference_dtype
+from trl_rlp.storage.redaction import remove_secrets
 from trl_rlp.trainer.ppo.ppo_presets import PRESETS
 from trl_rlp.trainer.precision import default_precision, require_dtype
 
@@ -556,6 +557,16 @@ class PPOConfig(GRPOConfig):
         if self.stop_token_id is not None:
             return [self.stop_token_id]
         return None if self.stop_token == "eos" else []
+
+    def to_dict(self) -> dict[str, Any]:
+        """
+        Returns the fields as plain values, for trackers. Secrets inside mappings are left out.
+
+        Returns:
+            `dict`: Values by the names of the fields. As in transformers, `hub_token` has no value.
+        """
+        values = {name: remove_secrets(value) for name, value in super().to_dict().items()}
+        return {**values, "stop_token": self.stop_token}  # transformers takes its name for that of a secret
 
     @classmethod
     def from_preset(cls, name: str, output_dir: str, **overrides: Any) -> Self:

@@ -28,7 +28,7 @@ from trl_rlp.storage.precision import dtype_option
 from trl_rlp.storage.whole_weights import whole_weights
 from trl_rlp.trainer.checkpoints import no_extra_step, resolve_checkpoint
 from trl_rlp.trainer.hub_options import hub_options
-from trl_rlp.trainer.model_card import complete_model_card, describe_prompts
+from trl_rlp.trainer.model_card import ModelCardMixin, ModelDescription, describe_prompts
 from trl_rlp.trainer.ppo.advantages import build_experience
 from trl_rlp.trainer.ppo.critic_optimizer import CriticOptimizer
 from trl_rlp.trainer.ppo.experience import Experience, MicroBatch, Rollout
@@ -52,11 +52,28 @@ from trl_rlp.trainer.ppo.rollout_steps import RolloutScheduler, rollouts_to_step
 from trl_rlp.trainer.ppo.sample_generations import SampleGenerations, print_table
 from trl_rlp.trainer.ppo.sharding import on_device, prepare_reference
 from trl_rlp.trainer.ppo.token_models import Critic, TokenModels, join_tokens
+from trl_rlp.trainer.saved_args import redact_saved_args
 from trl_rlp.trainer.term_log import TermLog
 from trl_rlp.trainer.tracking import log_table, start_trackio_run
 
 
-class PPOTrainer(GRPOTrainer):
+CARD_SETTINGS = (
+    "rlp_method",
+    "kl_coef",
+    "kl_estimator",
+    "reward_weights",
+    "missing_eos_penalty",
+    "num_ppo_epochs",
+    "num_mini_batches",
+    "num_generations",
+    "temperature",
+    "response_length",
+    "total_episodes",
+)
+"""Fields of PPOConfig and RLPPPOConfig that a model card lists, if they are set."""
+
+
+class PPOTrainer(ModelCardMixin, GRPOTrainer):
     r"""
     Trainer for Proximal Policy Optimization (PPO). It replaces the PPOTrainer that TRL removed in 1.13.
 
@@ -561,28 +578,20 @@ class PPOTrainer(GRPOTrainer):
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        redact_saved_args(output_dir or self.args.output_dir, self.args)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any | None) -> None:
         """Writes PPO's part first, because TRL's part marks a checkpoint as complete and deletes older ones."""
         if self._checkpoints.save(self.args, self.state):
             super()._save_checkpoint(model, trial)
 
-    def create_model_card(
-        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
-    ) -> None:
-        """
-        Writes a model card to `args.output_dir`: what the model is, how to load it, its data, metrics and limits.
-
-        Args:
-            model_name (`str`, *optional*):
-                Name of the model.
-            dataset_name (`str`, *optional*):
-                Name of the dataset on the Hub.
-            tags (`str` or `list[str]`, *optional*):
-                Further tags.
-        """
-        super().create_model_card(model_name, dataset_name, tags)
+    def _describe_model(self) -> ModelDescription:
         summary = f"A policy: a causal LM that was trained with {self._name} against a reward model."
-        complete_model_card(self, summary, describe_prompts(self.train_dataset))
+        unused = () if self.args.kl_coef else ("kl_estimator",)
+        settings = [name for name in CARD_SETTINGS if name not in unused]
+        return ModelDescription(summary, describe_prompts(self.train_dataset), settings)
 
     @torch.no_grad()
     def generate_completions(self, sampling: bool = False) -> None:

@@ -1,6 +1,7 @@
 """Settings of the reward trainer that trains on human preferences and policy samples."""
 
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from transformers.utils import logging
 from trl import RewardConfig
@@ -9,6 +10,7 @@ from trl_rlp.data.preferences.pairing import CHOSEN
 from trl_rlp.losses.mutual_information import LOWER_BOUNDS
 from trl_rlp.losses.representation import LOSSES, RECIPES
 from trl_rlp.storage.paths import expand_fields
+from trl_rlp.storage.redaction import remove_secrets
 from trl_rlp.trainer.precision import default_precision, require_dtype
 from trl_rlp.trainer.reward.methods import FIELDS, METHODS, VIEWS_FROM
 
@@ -238,10 +240,24 @@ class RLPRewardConfig(RewardConfig):
         """Whether the method trains on views (UML)."""
         return METHODS[self.method].views
 
+    def to_dict(self) -> dict[str, Any]:
+        """
+        Returns the fields as plain values, for trackers. Secrets inside mappings are left out.
+
+        Returns:
+            `dict`: Values by the names of the fields. As in transformers, tokens such as `hub_token` have no values.
+        """
+        return {name: remove_secrets(value) for name, value in super().to_dict().items()}
+
     @property
     def uses_synthetic_pairs(self) -> bool:
         """Whether the method trains on synthetic pairs (SPG)."""
         return METHODS[self.method].synthetic
+
+    @property
+    def unused_fields(self) -> list[str]:
+        """Names of the fields that have no effect with the method."""
+        return [name for term, names in FIELDS.items() if not getattr(METHODS[self.method], term) for name in names]
 
     @property
     def views_share_group(self) -> bool:
@@ -269,8 +285,7 @@ class RLPRewardConfig(RewardConfig):
 
     def _warn_about_unused_fields(self) -> None:
         defaults = {entry.name: entry.default for entry in fields(self)}
-        unused = [name for term, names in FIELDS.items() if not getattr(METHODS[self.method], term) for name in names]
-        changed = [name for name in unused if vars(self)[name] != defaults[name]]
+        changed = [name for name in self.unused_fields if vars(self)[name] != defaults[name]]
         if changed:
             logger.warning_once(f"{changed} are not used with `method`={self.method!r} and have no effect.")
 

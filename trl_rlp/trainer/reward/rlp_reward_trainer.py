@@ -24,7 +24,7 @@ from trl_rlp.data.validation import remove_format
 from trl_rlp.trainer.checkpoints import no_extra_step, open_checkpoint, resolve_checkpoint
 from trl_rlp.trainer.citation import PAPER
 from trl_rlp.trainer.frozen_weights import require_trainable
-from trl_rlp.trainer.model_card import complete_model_card, count_rows
+from trl_rlp.trainer.model_card import ModelCardMixin, ModelDescription, count_rows
 from trl_rlp.trainer.reward.refinement_data import (
     HUMAN_COLUMNS,
     add_groups,
@@ -39,6 +39,7 @@ from trl_rlp.trainer.reward.refinement_inputs import RefinementInputs, check_pre
 from trl_rlp.trainer.reward.representation_term import RepresentationTerm
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 from trl_rlp.trainer.reward.stream_passes import find_stream_position
+from trl_rlp.trainer.saved_args import redact_saved_args
 from trl_rlp.trainer.score_head import add_score_head, has_frozen_score_head, keep_trained_head_in_fp32
 from trl_rlp.trainer.tracking import PreferenceTableCallback
 
@@ -64,7 +65,11 @@ SUMMARIES = {
 """What a model card says about each method."""
 
 
-class RLPRewardTrainer(RewardTrainer):
+CARD_SETTINGS = ("method", "representation_loss", "representation_coef", "synthetic_share", "max_length")
+"""Fields of RLPRewardConfig that a model card lists, if they are set and used."""
+
+
+class RLPRewardTrainer(ModelCardMixin, RewardTrainer):
     r"""
     Trainer for reward models that learns from human preferences and policy samples, without new labels.
 
@@ -142,6 +147,8 @@ class RLPRewardTrainer(RewardTrainer):
     _name = "RLP"
     _paper = PAPER
 
+    representation_term: RepresentationTerm | None = None
+
     def __init__(
         self,
         model: str | PreTrainedModel | PeftModel,
@@ -165,7 +172,9 @@ class RLPRewardTrainer(RewardTrainer):
         synthetic_dataset: Dataset | None = None,
     ):
         args = _resolve_args(args, model)
-        if args.method != "none":
+        if args.method == "none":
+            self._take_card_names(RewardTrainer)
+        else:
             train_dataset = remove_format(train_dataset)
         policy_samples, synthetic_dataset = remove_format(policy_samples), remove_format(synthetic_dataset)
         inputs = RefinementInputs(
@@ -173,8 +182,6 @@ class RLPRewardTrainer(RewardTrainer):
         )
         inputs.check(args, model, train_dataset, data_collator)
         check_preferences(train_dataset, processing_class, eval_dataset, args.eos_token)
-        peft_config = _resolve_peft_config(peft_config, model, args)
-        self.representation_term: RepresentationTerm | None = None
         super().__init__(
             model,
             args,
@@ -188,7 +195,7 @@ class RLPRewardTrainer(RewardTrainer):
             optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics,
             quantization_config,
-            peft_config,
+            _resolve_peft_config(peft_config, model, args),
         )
         self._prepare_score_head()
         self._add_terms(inputs, data_collator)
@@ -360,22 +367,13 @@ class RLPRewardTrainer(RewardTrainer):
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()
 
-    def create_model_card(
-        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
-    ) -> None:
-        """
-        Writes a model card to `args.output_dir`: what the model is, how to load it, its data, metrics and limits.
+    def _describe_model(self) -> ModelDescription:
+        summary = SUMMARY + SUMMARIES[self.args.method]
+        return ModelDescription(summary, self._data_lines, list_card_settings(self.args))
 
-        Args:
-            model_name (`str`, *optional*):
-                Name of the model.
-            dataset_name (`str`, *optional*):
-                Name of the dataset on the Hub.
-            tags (`str` or `list[str]`, *optional*):
-                Further tags.
-        """
-        super().create_model_card(model_name, dataset_name, tags)
-        complete_model_card(self, SUMMARY + SUMMARIES[self.args.method], self._data_lines)
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        redact_saved_args(output_dir or self.args.output_dir, self.args)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any | None) -> None:
         """Writes the heads first, because TRL's part marks a checkpoint as complete and may be pushed at once."""
@@ -383,6 +381,20 @@ class RLPRewardTrainer(RewardTrainer):
         if term is not None and self.args.should_save and not self.args.save_only_model:
             term.heads_callback.save(folder)
         super()._save_checkpoint(model, trial)
+
+
+def list_card_settings(args: RLPRewardConfig) -> list[str]:
+    """
+    Lists the fields of a configuration that a model card shows, besides those of every training.
+
+    Args:
+        args ([`RLPRewardConfig`]):
+            Configuration of the training.
+
+    Returns:
+        `list[str]`: Names of fields that have an effect with `args.method`.
+    """
+    return [name for name in CARD_SETTINGS if name not in args.unused_fields]
 
 
 def _resolve_args(args: RLPRewardConfig | None, model: str | PreTrainedModel | PeftModel) -> RLPRewardConfig:
