@@ -125,10 +125,17 @@ def test_a_stopped_stage_resumes(tmp_path):
     state = (tmp_path / "trainer_state.json").read_text()
     second = ppo_trainer(tmp_path / CHECKPOINTS, **settings)
     second.compute_loss = None
+    train, names = second.train, []
+
+    def record_name(**arguments):
+        names.append(second.args.run_name)
+        return train(**arguments)
+
+    second.train = record_name
     assert train_to_end(second, tmp_path)["objective/kl"] == metrics["objective/kl"]
     log = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
     assert log == [entry for entry in json.loads(state)["log_history"] if "train_runtime" not in entry]
-    assert second.args.run_name == f"mine-{tmp_path.name}"
+    assert names == [f"mine-{tmp_path.name}"]
 
 
 @pytest.mark.parametrize("num_steps, num_epochs", [(3, 2), (4, 2), (6, 1), (7, 1), (8, 2)])

@@ -1,6 +1,7 @@
 """Tables reach the trackers whose run is active, and each stage has its own run. Fakes stand for the trackers."""
 
 import sys
+from contextlib import nullcontext
 from contextvars import ContextVar
 from types import ModuleType, SimpleNamespace
 
@@ -27,7 +28,7 @@ class FakeTracker(ModuleType):
     def __init__(self, name: str):
         super().__init__(name)
         self.tables: list[tuple[str, list[dict]]] = []
-        self.num_finished = 0
+        self.exit_codes: list[int] = []
 
     @staticmethod
     def Table(columns=None, data=None, dataframe=None, rows=None, optional=True, allow_mixed_types=False):
@@ -44,8 +45,9 @@ def trackers(monkeypatch):
     wandb, trackio = FakeTracker("wandb"), FakeTracker("trackio")
     wandb.run = "a run"
 
-    def finish():
-        wandb.run, wandb.num_finished = None, wandb.num_finished + 1
+    def finish(exit_code):
+        wandb.run = None
+        wandb.exit_codes.append(exit_code)
 
     wandb.finish = finish
     trackio.context_vars = ModuleType("trackio.context_vars")
@@ -155,18 +157,22 @@ def test_an_active_run_of_trackio_is_kept(trackers):
     assert callback.num_started == 0
 
 
-@pytest.mark.parametrize(("run", "num_finished"), [(None, 1), ("the user's", 0)])
-def test_a_stage_finishes_the_run_that_it_started(trackers, run, num_finished):
+@pytest.mark.parametrize(("error", "exit_code"), [(None, 0), (RuntimeError, 1), (KeyboardInterrupt, 1)])
+@pytest.mark.parametrize("run", [None, "the user's"])
+def test_a_stage_finishes_the_run_that_it_started_also_if_it_fails(trackers, run, error, exit_code):
     trackers.wandb.run = run
     trainer = SimpleNamespace(args=SimpleNamespace(report_to=["wandb"], run_name="mine"))
-    with stage_run(trainer, "policy"):
+    with pytest.raises(error) if error else nullcontext(), stage_run(trainer, "policy"):
         trackers.wandb.run = run or "started by the trainer"
-    assert trainer.args.run_name == "mine-policy"
-    assert trackers.wandb.num_finished == num_finished
+        assert trainer.args.run_name == "mine-policy"
+        if error:
+            raise error
+    assert trainer.args.run_name == "mine" and trackers.wandb.run == run
+    assert trackers.wandb.exit_codes == ([] if run else [exit_code])
 
 
 def test_a_run_without_a_name_stays_without(trackers):
     trainer = SimpleNamespace(args=SimpleNamespace(report_to=[], run_name=None))
     with stage_run(trainer, "policy"):
         assert trainer.args.run_name is None
-    assert trackers.wandb.num_finished == 0
+    assert trainer.args.run_name is None and trackers.wandb.exit_codes == []

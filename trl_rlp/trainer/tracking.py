@@ -124,25 +124,31 @@ def stage_run(trainer: Trainer, stage: str) -> Iterator[None]:
     Separates the training of a stage from those of other stages in the same program.
 
     transformers keeps a run of Weights & Biases open after training, and the next trainer would log to it. A run with
-    the same `run_name` would be continued in Trackio.
+    the same `run_name` would be continued in Trackio. If the training fails, its run in Weights & Biases ends as
+    failed.
 
     Args:
         trainer (`transformers.Trainer`):
-            Trainer of the stage. Its `args.run_name`, if it is set, gets the name of the stage at the end.
+            Trainer of the stage. Inside the `with` block, its `args.run_name`, if it is set, ends with the name of the
+            stage.
         stage (`str`):
             Name of the stage.
     """
-    args = trainer.args
-    if args.run_name is not None:
-        args.run_name = f"{args.run_name}-{stage}"
-    finishes = False
+    args, name, own_wandb = trainer.args, trainer.args.run_name, None
+    if name is not None:
+        args.run_name = f"{name}-{stage}"
     if "wandb" in args.report_to and is_wandb_available():
         import wandb
 
-        finishes = wandb.run is None  # otherwise it is the user's
-    yield
-    if finishes:
-        wandb.finish()
+        own_wandb = wandb if wandb.run is None else None  # an active run is the user's
+    exit_code = 1
+    try:
+        yield
+        exit_code = 0
+    finally:
+        args.run_name = name
+        if own_wandb is not None:
+            own_wandb.finish(exit_code)
 
 
 def _find_active_trackers(report_to: list[str]) -> list[ModuleType]:
