@@ -65,6 +65,9 @@ def test_a_reward_model_judges_outputs_and_two_policies_are_compared(tmp_path, m
     # The annotations can be read again without a judge.
     annotations = {f"{name}annotations": tmp_path / "out" / f"{name}annotations.json" for name in ("", "other_")}
     assert evaluate(tmp_path / "again", *flags(**annotations)) == found
+    assert main(["report", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "<h2>Win rates</h2>" in page and "Judged pairs: other_outputs" in page
 
 
 @pytest.mark.parametrize("judge", ["language_model", "server"])

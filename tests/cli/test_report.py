@@ -24,6 +24,27 @@ def test_the_output_can_be_elsewhere(folder, capsys):
     assert (folder / "new" / "page.html").is_file() and not (folder / "report.html").exists()
 
 
+@pytest.mark.parametrize("joined", [False, True])
+def test_the_folder_may_come_after_the_options(folder, joined):
+    page = folder / "page.html"
+    assert main(["report", *([f"--output={page}"] if joined else ["--output", str(page)]), str(folder)]) == 0
+    assert page.is_file()
+
+
+def test_a_second_word_is_an_error(folder, capsys):
+    assert main(["report", str(folder), "other"]) == 2
+    assert "does not expect 'other'" in capsys.readouterr().err
+
+
+def test_a_damaged_file_is_one_line(folder, capsys):
+    (folder / "samples.jsonl").write_text(json.dumps({"prompt": "a", "completions": 5}))
+    assert main(["report", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert (
+        error.count("\n") == 1 and "samples.jsonl' is damaged (row 0: `completions` is 5, not a valid list)" in error
+    )
+
+
 def test_a_wrong_folder_is_one_line(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2
     error = capsys.readouterr().err
@@ -33,7 +54,8 @@ def test_a_wrong_folder_is_one_line(tmp_path, capsys):
 
 
 def test_a_sampled_report_is_said_on_the_console(folder, monkeypatch, caplog):
-    monkeypatch.setattr("trl_rlp.report.page.MAX_BYTES", 1_000_000)
+    (folder / "samples.jsonl").write_text(json.dumps({"prompt": "a" * 20_000, "completions": ["b"]}))
+    monkeypatch.setattr("trl_rlp.report.page.MAX_BYTES", 30_000)
     with caplog.at_level(logging.WARNING):
         assert main(["report", str(folder)]) == 0
     assert "0 of 1 rows are on this page" in caplog.text

@@ -42,9 +42,14 @@ def test_a_large_table_is_sampled_with_a_seed_and_leaves_the_small_one_whole():
 
 def test_texts_are_visible_and_cut_and_numbers_are_short():
     table = RowTable(
-        "a", [], 1, lambda numbers: [["\x1b", "x" * 30_000, 1 / 3, float("nan"), None, [["\u202e", "b"]]]]
+        "a",
+        [Column("b\u202e")],
+        1,
+        lambda numbers: [["\x1b", "x" * 30_000, 1 / 3, float("nan"), None, [["\u202e", "b"]]]],
     )
-    (cells,) = read_rows(embed_tables([table], 1_000_000)["a"])
+    embedded = embed_tables([table], 1_000_000)["a"]
+    (cells,) = read_rows(embedded)
+    assert json.loads(embedded.json)["columns"] == [["b⟨U+202E⟩", "text", "cell"]]
     assert cells[0] == "⟨U+001B⟩" and cells[1].endswith("[cut here: 30,000 characters]")
     assert cells[2:] == [0.333333, None, None, [["⟨U+202E⟩", "b"]]]
 

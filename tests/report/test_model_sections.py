@@ -17,6 +17,7 @@ from trl_rlp.report.model_sections import (
 )
 from trl_rlp.report.rows import Rows
 from trl_rlp.report.run_contents import Round, RunContents
+from trl_rlp.report.training_log import TrainingLog
 
 
 def test_differences_within_two_standard_errors_are_marked():
@@ -87,9 +88,11 @@ def test_samples_of_every_policy_can_stand_side_by_side():
 
 def test_one_policy_or_different_prompts_cannot_stand_side_by_side():
     assert build_sample_section(build_contents(policies={"sft": build_policy_rows("a")})) is None
-    policies = {"sft": build_policy_rows("a", 2), "policy": build_policy_rows("b", 3)}
-    (text,) = build_sample_section(build_contents(policies=policies)).elements
-    assert isinstance(text, Text) and text.is_caution
+    rows = build_policy_rows("b", 2)
+    for others in (build_policy_rows("b", 3), Rows(rows.take([1, 0]))):
+        policies = {"sft": build_policy_rows("a", 2), "policy": others}
+        (text,) = build_sample_section(build_contents(policies=policies)).elements
+        assert isinstance(text, Text) and text.is_caution and "different prompts" in text.text
 
 
 def test_rewards_against_length_come_from_pairs_policies_and_logged_completions():
@@ -123,7 +126,29 @@ def test_rewards_against_length_come_from_pairs_policies_and_logged_completions(
 
 def test_logged_completions_are_listed_with_their_rewards():
     rows = Rows([{"step": 5, "prompt": "p", "completion": "c", "r": 0.5, "advantage": 1.0, "note": "x"}])
-    assert list_logged_rewards(rows) == ["r"]
-    section = build_completion_section(build_contents(completions=rows))
-    assert section.elements[1].read([0]) == [[5, "p", "c", 0.5]]
-    assert build_completion_section(build_contents()) is None
+    contents = build_contents(completions=rows)
+    assert list_logged_rewards(contents) == ["r"]
+    assert build_completion_section(contents).elements[1].read([0]) == [[5, "p", "c", 0.5]]
+    assert build_completion_section(build_contents()) is None and list_logged_rewards(build_contents()) == []
+
+
+def test_a_reward_function_may_skip_rows_and_other_columns_of_numbers_are_no_rewards():
+    """`maths` skips the first row, `fmt` is new in the second file, and `length` is what `log_extra` logged."""
+    rows = [
+        {"step": "1", "prompt": "p", "completion": "c", "maths": None, "length": 3.0},
+        {"step": "x", "prompt": "p", "completion": "cc", "maths": 0.5, "length": 4.0, "fmt": 1.0},
+    ]
+    entries = [{"step": 1, "rewards/maths/mean": 0.5, "rewards/fmt/mean": 1.0, "rewards/old/mean": 1.0}]
+    logs = {"trainer": TrainingLog(Path("trainer_state.json"), entries, {})}
+    contents = build_contents(completions=Rows(rows), logs=logs)
+    assert list_logged_rewards(contents) == ["fmt", "maths"]
+    assert list_logged_rewards(build_contents(completions=Rows(rows))) == ["fmt", "length", "maths"]
+    table = build_completion_section(contents).elements[1]
+    assert table.read([0, 1]) == [[1, "p", "c", None, None], [None, "p", "cc", 1.0, 0.5]]
+    assert [row[:3] for row in build_length_section(contents).elements[1].rows] == [
+        ["fmt, logged in training", "completions", 1],
+        ["maths, logged in training", "completions", 1],
+    ]
+    wrong = build_contents(completions=Rows([{**rows[0], "maths": "x"}], path=Path("completions")), logs=logs)
+    with pytest.raises(ValueError, match="'completions' is damaged .the column `maths` of rewards has other values"):
+        list_logged_rewards(wrong)

@@ -5,6 +5,7 @@ import re
 import pytest
 from markupsafe import Markup
 
+from trl_rlp.report import page as page_module
 from trl_rlp.report.elements import Column, Figure, Image, RowTable, Section, Table, Text
 from trl_rlp.report.embedded_rows import EmbeddedRows
 from trl_rlp.report.page import describe_sample, format_cell, render_page
@@ -55,6 +56,34 @@ def test_the_page_loads_nothing(page):
     assert not re.search(r"https?://|@import|url\(|<link|<iframe| on\w+=| style=", page)
 
 
+def build_table_section(rows, columns=("name", "value")):
+    return Section("Settings", [Table(columns, rows, "Folded")])
+
+
+def test_a_long_table_and_its_cells_are_cut_and_the_page_says_so(monkeypatch):
+    """Each row has 2030 characters, so two rows fit into a twentieth of the page and not a third one."""
+    monkeypatch.setattr(page_module, "MAX_BYTES", 100_000)
+    section = build_table_section([["name", "&" * 400], ["long", "x" * 9000], *([["y" * 2000, "z"]] * 5)])
+    page, notes = render_page("Title", [], [section])
+    text = "5 of 7 rows of a table are left out, because a report is limited in size."
+    assert f'<p class="caution">{text}</p>' in page and notes == [f"Settings: {text}"]
+    assert "x" * 2000 + " … [cut here: 9,000 characters]" in page and "yyy" not in page
+    assert len(page.encode()) <= 100_000
+
+
+def test_plots_beyond_half_of_the_page_are_left_out(monkeypatch):
+    monkeypatch.setattr(page_module, "MAX_BYTES", 100_000)
+    figure = Figure([Image(f"<svg>{number}{'x' * 15_000}</svg>", "plot") for number in range(5)], "Shows.", "Not.")
+    page, notes = render_page("Title", [], [Section("Plots", [figure])])  # 20 kB each in base64
+    assert page.count("<img") == 2 and notes[0].startswith("Plots: 3 of 5 plots are left out")
+
+
+def test_a_page_that_is_too_large_without_rows_is_an_error(monkeypatch):
+    monkeypatch.setattr(page_module, "MAX_BYTES", 1000)
+    with pytest.raises(ValueError, match="The page would have 0 MB, more than 0. Move a part of the folder away"):
+        render_page("Title", [], [])
+
+
 def test_a_sampled_table_is_named():
     text = describe_sample(EmbeddedRows("", 12_345, 20_000))
     assert text.startswith("12,345 of 20,000 rows are on this page, drawn at random (seed 0)") and "50 MB" in text
@@ -70,6 +99,8 @@ def test_a_sampled_table_is_named():
         (0.0246, "0.0246"),
         (1234.5678, "1234.568"),
         (3, 3),
+        (["\x1b"], '["\\u001b"]'),
+        (["\u202e"], '["⟨U+202E⟩"]'),
     ],
 )
 def test_cells_are_formatted(value, expected):

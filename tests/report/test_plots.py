@@ -46,12 +46,14 @@ def test_every_training_has_a_curve():
     assert {"loss", "first", "first, evaluation", "second, evaluation"} <= set(found)
 
 
+@pytest.mark.filterwarnings("error")
 def test_names_of_a_run_are_plain_labels():
+    """The browser draws them, so matplotlib does not warn of characters that its own font lacks."""
     label = name_label("a$b\n" + "x" * 100)
     assert label == "a\\$b " + "x" * 52
     for image in (
         plot_against_kl(HOSTILE, {HOSTILE: (0.1, 0.5, 0.1)}),
-        plot_curves(HOSTILE, {HOSTILE: [(1, 1.0)]}),
+        plot_curves(HOSTILE, {HOSTILE: [(1, 1.0)], "报酬": [(1, 2.0)]}),
         plot_lengths(HOSTILE, {HOSTILE: ([1, 2], [0.1, 0.2])}),
     ):
         assert "$\\frac{1}$ <b>⟨U+001B⟩⟨U+202E⟩⟨U+D83D⟩" in get_texts(image)

@@ -72,11 +72,58 @@ def test_equal_folders_give_equal_reports_and_the_default_place_is_the_folder(ru
     page.unlink()
 
 
+def test_the_page_has_the_name_of_the_folder_and_not_its_path(tmp_path):
+    write_lines(tmp_path / "mine" / "samples.jsonl", build_samples().to_list())
+    text = write_report(tmp_path / "mine").read_text(encoding="utf-8")
+    assert "What the folder &#39;mine&#39; holds." in text and str(tmp_path) not in text
+
+
+def list_places(value, place=()):
+    """Lists the places of all values. Of a list, the last one stands for all."""
+    yield place
+    if isinstance(value, dict | list):
+        parts = value.items() if isinstance(value, dict) else enumerate(value[-1:], len(value) - 1)
+        for key, part in parts:
+            yield from list_places(part, (*place, key))
+
+
+def put(value, place, new):
+    if not place:
+        return new
+    value = value.copy()
+    value[place[0]] = put(value[place[0]], place[1:], new)
+    return value
+
+
+def test_places_of_values():
+    value = {"a": [1, {"b": 2}]}
+    assert list(list_places(value)) == [(), ("a",), ("a", 1), ("a", 1, "b")]
+    assert put(value, ("a", 1, "b"), 3) == {"a": [1, {"b": 3}]} and value["a"][1] == {"b": 2}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("new", [None, "x", -1, []], ids=str)
+def test_every_wrong_value_is_no_error_or_one_line_with_the_file(run, tmp_path, new):
+    shutil.copytree(run, tmp_path / "run")
+    for file in sorted((tmp_path / "run").rglob("*.json")):
+        value = json.loads(text := file.read_text())
+        for place in list_places(value) if file.parent.name != "data" else ():
+            file.write_text(json.dumps(put(value, place, new)))
+            try:
+                write_report(tmp_path / "run", tmp_path / "page.html")
+            except ValueError as error:
+                assert str(file) in str(error) and "\n" not in str(error), place
+        file.write_text(text)
+
+
 def test_a_part_appears_only_with_its_data(tmp_path):
     write_lines(tmp_path / "samples" / "samples.jsonl", build_samples().to_list())
     assert list(build_sections(read_contents(tmp_path / "samples"))) == ["run", "prompts"]
     write_log(tmp_path / "trainer", [{"step": 1, "completions/mean_length": 2.0, "kl": 0.1}])
     assert list(build_sections(read_contents(tmp_path / "trainer"))) == ["run", "policy_curves"]
+    (tmp_path / "evaluation").mkdir()
+    write_json(tmp_path / "evaluation" / "metrics.json", {"policy": {"outputs": 2}})
+    assert list(build_sections(read_contents(tmp_path / "evaluation"))) == ["run", "policy_samples"]
 
 
 def test_a_further_round_has_its_own_sections(run, tmp_path):
@@ -96,9 +143,9 @@ def test_a_folder_as_the_output_is_an_error(run, tmp_path):
 def test_a_report_above_the_limit_is_sampled_and_says_so(tmp_path, monkeypatch, caplog):
     samples = build_samples(200)
     write_lines(tmp_path / "samples.jsonl", samples.to_list())
-    monkeypatch.setattr(page_module, "_BYTES_BESIDE_ROWS", 0)
-    monkeypatch.setattr(page_module, "MAX_BYTES", 10_000)
+    monkeypatch.setattr(page_module, "MAX_BYTES", 26_000)
     text = write_report(tmp_path).read_text(encoding="utf-8")
+    assert len(text.encode()) <= 26_000
     (shown,) = re.findall(r"(\d+) of 200 rows are on this page, drawn at random \(seed 0\)", text)
     assert 50 < int(shown) < 200 and f"{shown} of 200 rows" in caplog.text
     assert len(json.loads(find_rows(text, "prompts"))["rows"]) == int(shown)

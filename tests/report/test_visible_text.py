@@ -1,4 +1,5 @@
 import pytest
+import regex
 
 from trl_rlp.report.visible_text import cut_text, plain_text, show_hidden
 
@@ -13,13 +14,27 @@ from trl_rlp.report.visible_text import cut_text, plain_text, show_hidden
         ("\u2028\u200b\ufeff", "⟨U+2028⟩⟨U+200B⟩⟨U+FEFF⟩"),
         ("\ud83d", "⟨U+D83D⟩"),
         ("\U000e0041", "⟨U+E0041⟩"),
-        ("👩\u200d🔬", "👩\u200d🔬"),  # the joiner of an emoji
+        (
+            "👩\u200d🔬 ❤\ufe0f\u200d🔥 می\u200cخواهم",
+            "👩\u200d🔬 ❤\ufe0f\u200d🔥 می\u200cخواهم",
+        ),  # joiners and a selector
+        ("a\u3164\u115f\uffa0\u2800\u034f", "a⟨U+3164⟩⟨U+115F⟩⟨U+FFA0⟩⟨U+2800⟩⟨U+034F⟩"),
+        ("4\U000e0150\ufe00", "4⟨U+E0150⟩⟨U+FE00⟩"),
+        ("\ufffe\uffff\ufdd0\U0010ffff", "⟨U+FFFE⟩⟨U+FFFF⟩⟨U+FDD0⟩⟨U+10FFFF⟩"),
+        ("4\ufe0f\ufe0e\u200d\u200c\u200d", "4\ufe0f⟨U+FE0E⟩\u200d⟨U+200C⟩⟨U+200D⟩"),  # bits in selectors or joiners
     ],
 )
 def test_characters_that_nobody_sees_become_visible(text, expected):
     shown = show_hidden(text)
     assert shown == expected
     shown.encode()  # valid Unicode
+
+
+def test_all_characters_that_unicode_calls_ignorable_become_visible():
+    """The package regex has the tables of Unicode."""
+    hidden = regex.compile(r"[\p{Default_Ignorable_Code_Point}\p{Noncharacter_Code_Point}\p{Zl}\p{Zp}\p{Cc}\p{Cs}]")
+    shown = {code for code in range(0x110000) if hidden.match(chr(code)) and show_hidden(chr(code)) == chr(code)}
+    assert shown == {ord(text) for text in "\t\n\u200c\u200d\ufe0e\ufe0f"}
 
 
 def test_a_long_text_is_cut_with_its_length():

@@ -41,10 +41,19 @@ def main(options: Sequence[str]) -> None:
         options (`Sequence[str]`):
             Command-line arguments after `trl-rlp report`.
     """
-    is_positional = bool(options) and not options[0].startswith("-")
-    options = ["--folder", *options] if is_positional else options
-    (arguments,) = parse("report", "Writes one HTML file about a run.", options, ReportArguments)
+    (arguments,) = parse("report", "Writes one HTML file about a run.", _name_folder(options), ReportArguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     write = rewrite_page if is_quickstart_run(Path(arguments.folder)) else write_report
     page = write(arguments.folder, arguments.output)
     print(f"Report: {page} ({page.stat().st_size / 1e6:.1f} MB)")
+
+
+def _name_folder(options: Sequence[str]) -> list[str]:
+    """Adds `--folder` before the first word that is neither an option nor the value of one."""
+    place = 0
+    while place < len(options):
+        word = options[place]
+        if not word.startswith("-"):
+            return [*options[:place], "--folder", *options[place:]]
+        place += 1 if "=" in word or word in ("-h", "--help") else 2
+    return list(options)

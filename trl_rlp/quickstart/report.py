@@ -15,9 +15,9 @@ from trl_rlp.report import elements
 from trl_rlp.report.elements import Column, Figure, RowTable, Section, Text
 from trl_rlp.report.model_sections import build_reward_model_section, describe_difference, format_difference
 from trl_rlp.report.page import render_page
+from trl_rlp.report.rows import explain_damage, read_object
 from trl_rlp.report.run_contents import read_contents
 from trl_rlp.report.run_report import PAGE, build_sections, save_page
-from trl_rlp.storage.json_files import read_json
 from trl_rlp.storage.paths import expand_path
 from trl_rlp.storage.run_folder import MANIFEST
 
@@ -27,6 +27,7 @@ CAUTION = (
     "A demonstration on one small model with one seed. It is not evidence for or against the method. The human "
     "preferences are simulated from the known answers, with a quarter of the labels flipped."
 )
+_REMEDY = "Run `trl-rlp quickstart` again, with another `output_dir`."
 _REPLACED = ("policies", "reward_models", "prompts")
 """Sections of a report that the quickstart's page has with more in them."""
 
@@ -157,7 +158,8 @@ def rewrite_page(folder: str | Path, output: str | Path | None = None) -> Path:
         ValueError: If a file in the folder is damaged.
     """
     path = Path(expand_path(folder))
-    return write_page(read_json(path / OUTCOME), path / PAGE if output is None else Path(expand_path(output)), path)
+    outcome = read_object(path / OUTCOME, dict, _REMEDY)
+    return write_page(outcome, path / PAGE if output is None else Path(expand_path(output)), path)
 
 
 def write_page(outcome: dict[str, Any], path: Path, folder: Path) -> Path:
@@ -175,7 +177,8 @@ def write_page(outcome: dict[str, Any], path: Path, folder: Path) -> Path:
     Returns:
         `Path`: The same path.
     """
-    page, samples = render_page(*build_page(outcome, build_sections(read_contents(folder))))
+    sections = build_sections(read_contents(folder))
+    page, samples = explain_damage(folder / OUTCOME, _REMEDY, lambda: render_page(*build_page(outcome, sections)))
     save_page(path, page, samples)
     return path
 

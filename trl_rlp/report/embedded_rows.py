@@ -68,7 +68,7 @@ def embed_tables(tables: Sequence[RowTable], max_bytes: int) -> dict[str, Embedd
 
 
 def _embed(table: RowTable, max_bytes: int) -> EmbeddedRows:
-    columns = encode([[column.name, column.kind, column.place] for column in table.columns])
+    columns = encode([[_prepare_cell(column.name), column.kind, column.place] for column in table.columns])
     order = np.random.default_rng(SEED).permutation(table.size).tolist()
     rows: dict[int, str] = {}
     size = len(columns) + len('{"columns":,"rows":[]}')

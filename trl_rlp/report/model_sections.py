@@ -1,5 +1,6 @@
 """The sections about models: reward models on labeled pairs, policies on the same prompts, rewards against length."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -168,11 +169,15 @@ def build_sample_section(contents: RunContents) -> Section | None:
     Returns:
         [`Section`] or `None`: `None` if there are not two policies on the same prompts.
     """
-    policies, sizes = contents.policies, {len(rows) for rows in contents.policies.values()}
+    policies = contents.policies
     if len(policies) < 2:
         return None
-    if len(sizes) > 1:
-        text = "The policies were sampled on different numbers of prompts, so their samples cannot stand side by side."
+    first, *others = (rows.column("prompt") for rows in policies.values())
+    if any(prompts != first for prompts in others):
+        text = (
+            "The policies were sampled on different prompts, or in another order, so their samples cannot stand side "
+            "by side."
+        )
         return Section("Samples side by side", [Text(text, is_caution=True)])
 
     def read(numbers: Sequence[int]) -> list[list[Any]]:
@@ -192,7 +197,7 @@ def build_sample_section(contents: RunContents) -> Section | None:
         "Completions of two policies for the same prompts. Each is one draw, so a difference between two completions "
         "says little about the policies. Numbers are rewards."
     )
-    return Section("Samples side by side", [Text(text), RowTable("samples", columns, sizes.pop(), read)])
+    return Section("Samples side by side", [Text(text), RowTable("samples", columns, len(first), read)])
 
 
 def _rewards_of(contents: RunContents, policy: str, number: int) -> dict[str, list[float]]:
@@ -260,7 +265,7 @@ def _read_logged_rewards(contents: RunContents) -> dict[str, tuple[Sequence[floa
         return {}
     lengths = [len(plain_text(text)) for text in rows.column("completion")]
     found = {}
-    for name in list_logged_rewards(rows):
+    for name in list_logged_rewards(contents):
         known = [
             (length, value) for length, value in zip(lengths, rows.column(name), strict=True) if value is not None
         ]
@@ -269,21 +274,43 @@ def _read_logged_rewards(contents: RunContents) -> dict[str, tuple[Sequence[floa
     return found
 
 
-def list_logged_rewards(rows: Rows) -> list[str]:
+def list_logged_rewards(contents: RunContents) -> list[str]:
     """
     Lists the reward functions whose rewards a trainer logged with its completions.
 
     Args:
-        rows ([`Rows`]):
-            Logged completions.
+        contents ([`RunContents`]):
+            What the folder holds.
 
     Returns:
-        `list[str]`: Names of columns of numbers other than step and advantage.
+        `list[str]`: Names of columns of numbers. They have a mean in the log of the trainer. Without a log of rewards,
+        they are all columns of numbers other than step and advantage.
+
+    Raises:
+        ValueError: If a reward is not a number.
     """
-    first = rows.take([0])[0]
-    return sorted(
-        name for name, value in first.items() if name not in ("step", "advantage") and isinstance(value, float)
-    )
+    rows, log = contents.completions, contents.logs.get("trainer")
+    if rows is None:
+        return []
+    logged = {name for name in rows.names if log is not None and f"rewards/{name}/mean" in log.keys()}
+    if not logged:
+        return sorted(name for name in rows.names - {"step", "advantage"} if _is_numeric(rows.column(name)))
+    for name in logged:
+        if not _is_numeric(rows.column(name)):
+            raise rows.describe_damage(f"the column `{name}` of rewards has other values than numbers")
+    return sorted(logged)
+
+
+def _is_numeric(values: Sequence[Any]) -> bool:
+    known = [value for value in values if value is not None]
+    return bool(known) and all(isinstance(value, int | float) for value in known)
+
+
+def _convert_step(step: Any) -> int | float | None:
+    """Converts a step. Some versions of TRL write it as text."""
+    if isinstance(step, str) and re.fullmatch("[0-9]{1,15}", step):
+        return int(step)
+    return step if isinstance(step, int | float) else None
 
 
 def build_completion_section(contents: RunContents) -> Section | None:
@@ -300,17 +327,17 @@ def build_completion_section(contents: RunContents) -> Section | None:
     rows = contents.completions
     if rows is None or "completion" not in rows.names:
         return None
-    rewards = list_logged_rewards(rows)
+    rewards = list_logged_rewards(contents)
     columns = [Column("step", "number"), Column("prompt"), Column("completion")]
     columns += [Column(name, "number") for name in rewards]
 
     def read(numbers: Sequence[int]) -> list[list[Any]]:
         return [
             [
-                row.get("step"),
+                _convert_step(row.get("step")),
                 plain_text(row.get("prompt")),
                 plain_text(row["completion"]),
-                *(row[name] for name in rewards),
+                *(row.get(name) for name in rewards),
             ]
             for row in rows.take(numbers)
         ]

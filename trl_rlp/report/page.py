@@ -2,24 +2,32 @@
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
-from trl_rlp.report.elements import Figure, RowTable, Section, Text
+from trl_rlp.report.elements import Element, Figure, Image, RowTable, Section, Table, Text
 from trl_rlp.report.embedded_rows import SEED, EmbeddedRows, embed_tables
-from trl_rlp.report.visible_text import cut_text, show_hidden
+from trl_rlp.report.visible_text import cut_text, plain_text, show_hidden
 
 
 MAX_BYTES = 50_000_000
 """Largest size of a page. Rows that do not fit are left out at random."""
 
+MAX_CELL_CHARACTERS = 2000
+"""Largest number of characters of a cell of a small table, such as a setting."""
+
 _FOLDER = Path(__file__).parent
-_BYTES_BESIDE_ROWS = 1_000_000
-"""More than the page needs for everything but rows and plots."""
+_SHARE_OF_PLOTS_AND_TABLES = 2
+_SHARE_OF_A_TABLE = 20
+"""Plots and small tables get at most this part of the page (a half), and a table this one (a twentieth)."""
+
+_BYTES_AROUND_ROWS = 100
+_BYTES_AROUND_CELL = 30
 
 
 def render_page(title: str, lead: Sequence[Text], sections: Sequence[Section]) -> tuple[str, list[str]]:
@@ -39,17 +47,33 @@ def render_page(title: str, lead: Sequence[Text], sections: Sequence[Section]) -
             The parts of the page. Equal sections give equal pages.
 
     Returns:
-        `tuple[str, list[str]]`: The HTML text, and one sentence for each table of which only a sample fits.
+        `tuple[str, list[str]]`: The HTML text, and one sentence for each element of which only a part fits.
+
+    Raises:
+        ValueError: If the page is too large even without rows.
     """
-    elements = [element for section in sections for element in section.elements]
-    images = [image for element in elements if isinstance(element, Figure) for image in element.images]
-    free = MAX_BYTES - _BYTES_BESIDE_ROWS - sum(len(_as_data(image.svg)) for image in images)
-    embedded = embed_tables([element for element in elements if isinstance(element, RowTable)], free)
+    sections, notes = _limit_elements(sections)
+    tables = [element for section in sections for element in section.elements if isinstance(element, RowTable)]
+    without_rows = {table.name: EmbeddedRows("", 0, table.size) for table in tables}
+    free = MAX_BYTES - len(_render(title, lead, sections, without_rows).encode()) - _BYTES_AROUND_ROWS * len(tables)
+    embedded = embed_tables(tables, free)
+    page = _render(title, lead, sections, embedded)
+    if len(page.encode()) > MAX_BYTES:
+        raise ValueError(
+            f"The page would have {len(page.encode()) / 1e6:.0f} MB, more than {MAX_BYTES // 1_000_000}. Move a part "
+            "of the folder away to report the rest."
+        )
+    return page, notes + [f"{name}: {describe_sample(rows)}" for name, rows in embedded.items() if rows.is_sampled]
+
+
+def _render(
+    title: str, lead: Sequence[Text], sections: Sequence[Section], embedded: Mapping[str, EmbeddedRows]
+) -> str:
     style, script = ((_FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, finalize=format_cell
     )
-    page = environment.from_string((_FOLDER / "page.html").read_text(encoding="utf-8")).render(
+    return environment.from_string((_FOLDER / "page.html").read_text(encoding="utf-8")).render(
         title=title,
         lead=lead,
         sections=sections,
@@ -61,7 +85,65 @@ def render_page(title: str, lead: Sequence[Text], sections: Sequence[Section]) -
         as_data=lambda svg: Markup(_as_data(svg)),
         describe_sample=describe_sample,
     )
-    return page, [f"{name}: {describe_sample(rows)}" for name, rows in embedded.items() if rows.is_sampled]
+
+
+def _limit_elements(sections: Sequence[Section]) -> tuple[list[Section], list[str]]:
+    """Leaves out rows of small tables and plots that need too much space. Returns also sentences about them."""
+    limited, notes, free = [], [], MAX_BYTES // _SHARE_OF_PLOTS_AND_TABLES
+    for section in sections:
+        elements: list[Element] = []
+        for element in section.elements:
+            left_out = ""
+            if isinstance(element, Table):
+                rows = _limit_rows(element, min(free, MAX_BYTES // _SHARE_OF_A_TABLE))
+                left_out = _describe_rest(len(rows), len(element.rows), "rows of a table")
+                element, free = replace(element, rows=rows), free - sum(map(_count_bytes, rows))
+            elif isinstance(element, Figure):
+                images = _limit_images(element.images, free)
+                left_out = _describe_rest(len(images), len(element.images), "plots")
+                element, free = replace(element, images=images), free - sum(map(_count_image_bytes, images))
+            elements.append(element)
+            if left_out:
+                elements.append(Text(left_out, is_caution=True))
+                notes.append(f"{section.title}: {left_out}")
+        limited.append(Section(section.title, elements))
+    return limited, notes
+
+
+def _describe_rest(kept: int, total: int, what: str) -> str:
+    if kept == total:
+        return ""
+    return f"{total - kept:,} of {total:,} {what} are left out, because a report is limited in size."
+
+
+def _limit_rows(table: Table, max_bytes: int) -> list[list[Any]]:
+    rows = []
+    max_bytes -= _count_bytes(table.columns)
+    for row in table.rows:
+        cells = [cut_text(cell, MAX_CELL_CHARACTERS) if isinstance(cell, str) else cell for cell in row]
+        max_bytes -= _count_bytes(cells)
+        if max_bytes < 0:
+            break
+        rows.append(cells)
+    return rows
+
+
+def _limit_images(images: Sequence[Image], max_bytes: int) -> list[Image]:
+    kept = []
+    for image in images:
+        max_bytes -= _count_image_bytes(image)
+        if max_bytes < 0:
+            break
+        kept.append(image)
+    return kept
+
+
+def _count_bytes(cells: Sequence[Any]) -> int:
+    return sum(len(escape(format_cell(cell)).encode()) + _BYTES_AROUND_CELL for cell in cells)
+
+
+def _count_image_bytes(image: Image) -> int:
+    return len(_as_data(image.svg)) + _count_bytes([image.title])
 
 
 def _build_policy(style: str, script: str) -> str:
@@ -99,7 +181,7 @@ def format_cell(value: Any) -> Any:
 
     Args:
         value:
-            Text, number, `None`, or markup of this package.
+            Text, number, `None`, markup of this package, or any other value of JSON.
 
     Returns:
         Markup as it is. Other text is made visible and cut, a float has three decimals or three digits, and `None` is
@@ -113,4 +195,4 @@ def format_cell(value: Any) -> Any:
         return "–"
     if isinstance(value, float):
         return f"{value:.3f}" if abs(value) >= 0.1 or value == 0 else f"{value:#.3g}"
-    return value
+    return value if isinstance(value, int) else format_cell(plain_text(value))

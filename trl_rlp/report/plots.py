@@ -1,6 +1,7 @@
 """Plots as SVG documents. Equal data give equal text."""
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -52,7 +53,8 @@ def render_svg(figure: Figure, title: str) -> Image:
         [`Image`]: The document and its title.
     """
     title, buffer = show_hidden(title), io.StringIO()
-    with rc_context({"svg.hashsalt": title, "svg.fonttype": "none"}):
+    with rc_context({"svg.hashsalt": title, "svg.fonttype": "none"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the browser has its own fonts
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Title": title})
     text = buffer.getvalue()
     return Image(text[text.index("<svg") :], title)
@@ -88,13 +90,11 @@ def plot_acceptance(acceptance: Acceptance, threshold: float | None) -> Image:
     Returns:
         [`Image`]: The plot. A band shows where confidences are known as bounds only.
     """
-    figure, axes = create_axes(SMALL)
+    figure, axes = _create_threshold_axes("prompts with confidence ≥ γ", threshold)
     axes.fill_between(
         acceptance.thresholds, acceptance.lowest, acceptance.highest, color=BLUE, alpha=0.25, linewidth=0
     )
     axes.plot(acceptance.thresholds, acceptance.lowest, color=BLUE, marker=".")
-    _mark_threshold(axes, threshold)
-    axes.set(xlabel="threshold γ", ylabel="prompts with confidence ≥ γ", xlim=(0, 1), ylim=(0, 1.05))
     return render_svg(figure, "Share of accepted prompts against the threshold")
 
 
@@ -111,7 +111,7 @@ def plot_label_accuracy(acceptance: Acceptance, threshold: float | None) -> Imag
     Returns:
         [`Image`]: The plot. The bars are plus and minus one binomial standard error.
     """
-    figure, axes = create_axes(SMALL)
+    figure, axes = _create_threshold_axes("label accuracy", threshold)
     known = [
         (gamma, accuracy, (accuracy * (1 - accuracy) / decided) ** 0.5)
         for gamma, accuracy, decided in zip(
@@ -123,16 +123,18 @@ def plot_label_accuracy(acceptance: Acceptance, threshold: float | None) -> Imag
         gammas, accuracies, errors = zip(*known, strict=True)
         axes.errorbar(gammas, accuracies, yerr=errors, color=ORANGE, marker=".", capsize=2, linewidth=1.2)
     axes.axhline(0.5, color="black", linestyle=":", linewidth=1)
-    _mark_threshold(axes, threshold)
-    axes.set(xlabel="threshold γ", ylabel="label accuracy", xlim=(0, 1.02), ylim=(0, 1.05))
     return render_svg(figure, "Accuracy of the synthetic labels against the threshold")
 
 
-def _mark_threshold(axes: Axes, threshold: float | None) -> None:
+def _create_threshold_axes(label: str, threshold: float | None) -> tuple[Figure, Axes]:
+    """Creates a plot of shares against the threshold γ, with a dashed line at that of the run."""
+    figure, axes = create_axes(SMALL)
+    axes.set(xlabel="threshold γ", ylabel=label, xlim=(0, 1.02), ylim=(0, 1.05))
     if threshold is not None:
         axes.axvline(threshold, color="black", linestyle="--", linewidth=1)
         place = {"xycoords": ("data", "axes fraction"), "xytext": (4, 0), "textcoords": "offset points"}
         axes.annotate(f"γ = {threshold:g}", (threshold, 1), va="top", fontsize=9, **place)
+    return figure, axes
 
 
 def plot_reward_models(comparisons: Mapping[str, dict[str, Any]], metric: str, label: str) -> Image:

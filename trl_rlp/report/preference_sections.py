@@ -171,7 +171,7 @@ class _PromptReader:
         rows = self._source.take(numbers)
         places = [self._pair_numbers.get(number) for number in numbers]
         found = [place for place in places if place is not None]
-        pairs = iter(self._data.pairs.take(found) if found else ())
+        pairs = iter(() if self._data.pairs is None else self._data.pairs.take(found))
         cells = []
         for number, row, place in zip(numbers, rows, places, strict=True):
             pair = next(pairs) if place is not None else None

@@ -1,11 +1,38 @@
 """What the folder of a run holds, and what it lacks."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trl_rlp.report.rows import Rows, explain_damage, read_file_rows, read_parquet, read_shards, read_stage_rows
+from trl_rlp.data.preferences.labeling import ROW_NUMBER
+from trl_rlp.evaluation.alpaca_eval import read_annotations
+from trl_rlp.evaluation.collected_metrics import METRICS_FILE
+from trl_rlp.evaluation.judged_outputs import ANNOTATION_FILES, ANSWERS_FILE
+from trl_rlp.report.rows import (
+    MAKE_AGAIN,
+    Rows,
+    explain_damage,
+    read_file_rows,
+    read_object,
+    read_parquet,
+    read_shards,
+    read_stage_rows,
+)
+from trl_rlp.report.shapes import (
+    STAGE_METRICS,
+    AnchorRow,
+    AnnotationRow,
+    AnswersRow,
+    Evaluation,
+    LoggedRow,
+    PreferenceRow,
+    SampleRow,
+    Settings,
+    Stage,
+    require_shape,
+)
 from trl_rlp.report.training_log import TrainingLog, read_training_log
 from trl_rlp.storage.json_files import read_json
 from trl_rlp.storage.paths import expand_path
@@ -34,10 +61,17 @@ STAGES = {
 """What each stage does, in the order of the stages. Further rounds add a number to the name."""
 
 _WHAT_TO_PASS = (
-    "Pass the output folder of `trl-rlp run`, `sample`, `prefer`, `anchors` or `quickstart`, or the `output_dir` of a "
-    "trainer."
+    "Pass the output folder of `trl-rlp run`, `sample`, `prefer`, `anchors`, `evaluate` or `quickstart`, or the "
+    "`output_dir` of a trainer."
 )
 _PARTIAL = ".partial"
+_ROUND_SHAPES = {
+    "policy_samples": SampleRow,
+    "groups": SampleRow,
+    "synthetic_preferences": PreferenceRow,
+    "gate": AnswersRow,
+}
+"""Stages of a round whose datasets are read, and the shapes of their rows."""
 
 
 @dataclass
@@ -92,6 +126,10 @@ class RunContents:
             Rewards of these samples, by policy and by reward model.
         completions ([`Rows`], *optional*):
             Completions that the folder's own trainer logged.
+        evaluation (`dict`):
+            Metrics of the command `trl-rlp evaluate`.
+        annotations (`dict[str, Rows]`):
+            Annotations of its judge, by the argument that has the judged outputs.
         missing (`list[str]`):
             Sentences about what the folder lacks.
     """
@@ -105,6 +143,8 @@ class RunContents:
     policies: dict[str, Rows] = field(default_factory=dict)
     rewards: dict[str, dict[str, list[list[float]]]] = field(default_factory=dict)
     completions: Rows | None = None
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    annotations: dict[str, Rows] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
 
 
@@ -134,9 +174,10 @@ def read_contents(folder: str | Path) -> RunContents:
         _read_stages(contents, root)
     _read_trainer(contents)
     _read_command(contents)
+    _read_evaluation(contents)
     for root in roots:
         contents.missing += _find_missing_stages(root, contents)
-    found = (contents.stages, contents.logs, contents.rounds, contents.anchors, contents.missing)
+    found = (contents.stages, contents.logs, contents.rounds, contents.anchors, contents.evaluation, contents.missing)
     if not any(part is not None and len(part) for part in found):
         raise ValueError(_explain_foreign(path))
     return contents
@@ -151,20 +192,14 @@ def _explain_foreign(path: Path) -> str:
     return f"The folder '{path}' holds no run that a report can show. {_WHAT_TO_PASS}"
 
 
-def _read_object(path: Path, remedy: str) -> dict[str, Any]:
-    return explain_damage(path, remedy, lambda: dict(read_json(path)))
-
-
 def _read_stages(contents: RunContents, root: Path) -> None:
     """Reads the settings and the stages of a run."""
     manifest = (root / MANIFEST).relative_to(contents.folder).as_posix()
-    settings = _read_object(root / MANIFEST, "Without its settings, the run cannot be resumed. Start it again.")
-    contents.settings[manifest] = settings
-    remedy = "Delete the folder of this stage, and run the same command again."
-    found = {file.parent.name: _read_object(file, remedy) for file in root.glob(f"*/{RESULT}")}
+    remedy = "Without its settings, the run cannot be resumed. Start it again."
+    contents.settings[manifest] = read_object(root / MANIFEST, Settings, remedy)
+    found = {file.parent.name: _read_stage(file) for file in root.glob(f"*/{RESULT}")}
     for name in sorted(found, key=_order):
-        stage = {"metrics": {}, "seconds": None, "peak_memory_gib": None, **found[name]}
-        contents.stages[name] = stage
+        contents.stages[name] = found[name]
     for folder in sorted(root.iterdir(), key=lambda entry: _order(entry.name)):
         is_stage = folder.is_dir() and folder.name.removesuffix(_PARTIAL) in found or folder.name.endswith(_PARTIAL)
         log = read_training_log(folder) if is_stage else None
@@ -174,31 +209,46 @@ def _read_stages(contents: RunContents, root: Path) -> None:
     _read_policies(contents, root)
 
 
-def _order(name: str) -> tuple[int, int, str]:
-    """Sorts stages by round, and then by their order in a round. The evaluation comes last."""
+def _read_stage(file: Path) -> dict[str, Any]:
+    """Reads the result of a stage."""
+    stage = {"metrics": {}, "seconds": None, "peak_memory_gib": None, **read_object(file, Stage, MAKE_AGAIN)}
+    shape = STAGE_METRICS.get(_split_name(file.parent.name)[0], Any)
+    explain_damage(file, MAKE_AGAIN, lambda: require_shape(stage["metrics"], shape, "metrics"))
+    return stage
+
+
+def _split_name(name: str) -> tuple[str, int]:
+    """Splits the name of a stage into that of the first round, and the number of the round."""
     base, _, number = name.removesuffix(_PARTIAL).rpartition("_")
-    is_round = number.isdigit()
-    names, stage = list(STAGES), base if is_round else name.removesuffix(_PARTIAL)
+    return (base, int(number)) if number.isdecimal() else (name.removesuffix(_PARTIAL), 1)
+
+
+def _order(name: str) -> tuple[float, int, str]:
+    """Sorts stages by round, and then by their order in a round. The evaluation comes last."""
+    stage, number = _split_name(name)
+    names = list(STAGES)
     place = names.index(stage) if stage in names else len(names)
-    return (99 if stage in ("evaluation", "outcome") else int(number) if is_round else 1), place, name
+    return (math.inf if stage in ("evaluation", "outcome") else number), place, name
 
 
 def _read_rounds(root: Path, stages: dict[str, dict[str, Any]]) -> Iterator[Round]:
     number = 1
     while True:
-        names = {
-            name: round_name(name, number) for name in ("policy_samples", "groups", "synthetic_preferences", "gate")
-        }
-        read = {name: read_stage_rows(root / folder) for name, folder in names.items()}
-        prompts = read["groups"] or read["policy_samples"]
+        names = {name: round_name(name, number) for name in _ROUND_SHAPES}
+        read = {name: read_stage_rows(root / folder, _ROUND_SHAPES[name]) for name, folder in names.items()}
+        prompts, pairs, gate = read["groups"] or read["policy_samples"], read["synthetic_preferences"], read["gate"]
         if prompts is None:
             return
         metrics = {name: stages.get(folder, {}).get("metrics", {}) for name, folder in names.items()}
         counts = {name: count for name, count in metrics["synthetic_preferences"].items() if name != "accepted"}
-        answers = read["gate"].column("answers") if read["gate"] and "answers" in read["gate"].names else None
-        yield Round(
-            number, prompts, read["synthetic_preferences"], answers, counts, metrics["groups"].get("threshold")
-        )
+        answers = gate.column("answers") if gate is not None and "answers" in gate.names else None
+        if gate is not None and answers is not None and len(answers) != len(prompts):
+            raise gate.describe_damage(f"{len(answers)} known answers for {len(prompts)} prompts")
+        if pairs is not None and ROW_NUMBER in pairs.names:
+            last = max((row for row in pairs.column(ROW_NUMBER) if row is not None), default=-1)
+            if last >= len(prompts):
+                raise pairs.describe_damage(f"a pair of the prompt {last}, but there are {len(prompts)} prompts")
+        yield Round(number, prompts, pairs, answers, counts, metrics["groups"].get("threshold"))
         number += 1
 
 
@@ -206,13 +256,21 @@ def _read_policies(contents: RunContents, root: Path) -> None:
     for stage in ("evaluation", "outcome"):
         policies = {path.name: path for path in (root / stage).glob("*") if path.is_dir()}
         for name in sorted(policies, key=lambda name: (name != "sft", *_order(name))):
-            rows = read_stage_rows(policies[name])
+            rows = read_stage_rows(policies[name], SampleRow)
             if rows is not None and {"prompt", "completions"} <= rows.names:
                 contents.policies[name] = rows
                 file = policies[name] / REWARDS
                 if file.is_file():
-                    remedy = "Delete the folder of this stage, and run the same command again."
-                    contents.rewards[name] = _read_object(file, remedy)
+                    contents.rewards[name] = read_object(file, dict[str, list[list[float]]], MAKE_AGAIN)
+                    explain_damage(file, MAKE_AGAIN, lambda name=name: _require_rewards(contents, name))
+
+
+def _require_rewards(contents: RunContents, policy: str) -> None:
+    """Checks that each completion has a reward."""
+    sizes = [len(completions) for completions in contents.policies[policy].column("completions")]
+    for name, rewards in contents.rewards[policy].items():
+        if [len(row) for row in rewards] != sizes:
+            raise ValueError(f"`{name}` does not have one reward for each completion")
 
 
 def _read_trainer(contents: RunContents) -> None:
@@ -221,9 +279,9 @@ def _read_trainer(contents: RunContents) -> None:
     if log is not None:
         contents.logs["trainer"] = log
         contents.settings[log.path.relative_to(contents.folder).as_posix()] = log.settings
-    contents.completions = read_parquet(contents.folder / "completions")
+    contents.completions = read_parquet(contents.folder / "completions", LoggedRow)
     for folder in sorted((contents.folder / "_refinement").glob("pairs-*")):
-        pairs = read_shards(folder)
+        pairs = read_shards(folder, PreferenceRow)
         if pairs is not None:
             contents.rounds.append(Round(len(contents.rounds) + 1, pairs=pairs, counts=count_reasons(pairs)))
 
@@ -232,16 +290,16 @@ def _read_command(contents: RunContents) -> None:
     """Reads what `trl-rlp sample`, `prefer` and `anchors` write."""
     folder = contents.folder
     if (folder / "anchors.json").is_file():
-        contents.anchors = read_stage_rows(folder)
-        contents.settings["anchors.json"] = _read_object(folder / "anchors.json", "Make the anchors again.")
-    samples = read_file_rows(folder / "samples.jsonl")
+        contents.anchors = read_stage_rows(folder, AnchorRow)
+        contents.settings["anchors.json"] = read_object(folder / "anchors.json", dict, "Make the anchors again.")
+    samples = read_file_rows(folder / "samples.jsonl", SampleRow)
     if samples is not None:
-        _require_samples(samples, folder / "samples.jsonl")
         answers = samples.column("answers") if "answers" in samples.names else None
         contents.rounds.append(Round(prompts=samples, answers=answers))
     settings = contents.settings.get(MANIFEST, {})
     if "generator" in settings:
-        pairs = read_shards(folder / SHARDS) or read_file_rows(folder / "preferences.jsonl")
+        pairs = read_shards(folder / SHARDS, PreferenceRow)
+        pairs = pairs or read_file_rows(folder / "preferences.jsonl", PreferenceRow)
         if pairs is not None:
             uses_threshold = settings["generator"] in ("spg", "majority_best")
             threshold = settings.get("threshold") if uses_threshold else None
@@ -259,13 +317,30 @@ def _read_command(contents: RunContents) -> None:
         )
 
 
-def _require_samples(samples: Rows, path: Path) -> None:
-    for number, row in enumerate(samples.take(range(min(len(samples), 100)))):
-        if "prompt" not in row or not isinstance(row.get("completions"), list):
-            raise ValueError(
-                f"'{path}' row {number} has no `prompt` or no list of `completions`, so these are not policy samples. "
-                "Write them with `trl-rlp sample`."
-            )
+def _read_evaluation(contents: RunContents) -> None:
+    """Reads what `trl-rlp evaluate` writes. Other programs write files with these names too."""
+    folder = contents.folder
+    again = "Run `trl-rlp evaluate` again, with another `output_dir`."
+    path = folder / METRICS_FILE
+    metrics = explain_damage(path, again, lambda: read_json(path)) if path.is_file() else None
+    if isinstance(metrics, dict) and _is_evaluation(metrics):
+        contents.evaluation = explain_damage(path, again, lambda: require_shape(metrics, Evaluation))
+    elif (folder / ANSWERS_FILE).is_file():
+        contents.missing.append(
+            "`trl-rlp evaluate` has not finished. The same command asks the judge only what it has not answered."
+        )
+    else:
+        return
+    for name, file in ANNOTATION_FILES.items():
+        path = folder / file
+        if path.is_file():
+            rows = explain_damage(path, again, lambda path=path: read_annotations(path))
+            contents.annotations[name] = Rows(rows, AnnotationRow, path, again)
+
+
+def _is_evaluation(metrics: dict[str, Any]) -> bool:
+    is_known = any(part in metrics for part in ("win_rate", "reward_model", "policy"))
+    return is_known and all(isinstance(value, dict) for value in metrics.values())
 
 
 def count_reasons(pairs: Rows) -> dict[str, int]:

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 from trl_rlp.report.elements import Section, Text
+from trl_rlp.report.evaluation_sections import build_evaluation_sections
 from trl_rlp.report.model_sections import (
     build_completion_section,
     build_length_section,
@@ -16,7 +17,11 @@ from trl_rlp.report.page import render_page
 from trl_rlp.report.preference_sections import build_acceptance_section, build_anchor_section, build_prompt_section
 from trl_rlp.report.run_contents import RunContents, read_contents
 from trl_rlp.report.run_sections import build_run_section
-from trl_rlp.report.training_sections import build_policy_curve_section, build_reward_curve_section
+from trl_rlp.report.training_sections import (
+    build_other_curve_section,
+    build_policy_curve_section,
+    build_reward_curve_section,
+)
 from trl_rlp.storage.json_files import write_text
 from trl_rlp.storage.paths import expand_path
 from trl_rlp.storage.run_folder import round_name
@@ -37,8 +42,9 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
 
     Args:
         folder (`str` or `Path`):
-            Output folder of [`run_rlp`] or of a command (`run`, `sample`, `prefer`, `anchors`, `quickstart`), or the
-            `output_dir` of [`PPOTrainer`], [`RLPPPOTrainer`], [`RLPRewardTrainer`] or one of TRL's trainers.
+            Output folder of [`run_rlp`] or of a command (`run`, `sample`, `prefer`, `anchors`, `evaluate`,
+            `quickstart`), or the `output_dir` of [`PPOTrainer`], [`RLPPPOTrainer`], [`RLPRewardTrainer`] or one of
+            TRL's trainers.
         output (`str` or `Path`, *optional*):
             The file. Defaults to `report.html` in the folder. An existing file is replaced.
 
@@ -62,10 +68,9 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
     path = Path(expand_path(folder)) / PAGE if output is None else Path(expand_path(output))
     if path.is_dir():
         raise ValueError(f"`output` '{path}' is a folder. Pass the name of a file, such as '{path / PAGE}'.")
-    lead = [Text(f"What the folder '{contents.folder}' holds. Parts without data are left out.")]
-    page, samples = render_page(
-        f"Report: {contents.folder.resolve().name}", lead, list(build_sections(contents).values())
-    )
+    name = contents.folder.resolve().name
+    lead = [Text(f"What the folder '{name}' holds. Parts without data are left out.")]
+    page, samples = render_page(f"Report: {name}", lead, list(build_sections(contents).values()))
     save_page(path, page, samples)
     return path
 
@@ -100,6 +105,7 @@ def build_sections(contents: RunContents) -> dict[str, Section]:
         `dict[str, Section]`: Sections by name, in the order of the page. With several rounds, names have a number.
     """
     sections: dict[str, Section | None] = {"run": build_run_section(contents)}
+    sections |= build_evaluation_sections(contents.evaluation, contents.annotations)
     evaluation = contents.stages.get("evaluation", {}).get("metrics")
     if evaluation:
         sections["policies"] = build_policy_section(evaluation)
@@ -113,6 +119,7 @@ def build_sections(contents: RunContents) -> dict[str, Section]:
             )
     sections["policy_curves"] = build_policy_curve_section(contents.logs)
     sections["reward_curves"] = build_reward_curve_section(contents.logs)
+    sections["other_curves"] = build_other_curve_section(contents.logs)
     for number, data in enumerate(contents.rounds, start=1):
         title = _number_title("Acceptance and label accuracy against γ", number)
         sections[round_name("acceptance", number)] = build_acceptance_section(data, title)

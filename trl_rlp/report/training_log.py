@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trl_rlp.report.rows import explain_damage
-from trl_rlp.storage.json_files import read_json
+from trl_rlp.report.rows import read_object
+from trl_rlp.report.shapes import TrainerState
 
 
 STATE = "trainer_state.json"
@@ -81,13 +81,7 @@ def read_training_log(folder: Path) -> TrainingLog | None:
     for candidate in (folder, *checkpoints):
         path = candidate / STATE
         if path.is_file():
-            return explain_damage(path, _REMEDY, lambda path=path: _parse(path))
+            state = read_object(path, TrainerState, _REMEDY)
+            settings = {name: state[name] for name in _STATE_SETTINGS if name in state}
+            return TrainingLog(path, state["log_history"], settings)
     return None
-
-
-def _parse(path: Path) -> TrainingLog:
-    state = read_json(path)
-    entries = state["log_history"]
-    if not all(isinstance(entry, dict) for entry in entries):
-        raise ValueError("`log_history` is not a list of objects")
-    return TrainingLog(path, entries, {name: state[name] for name in _STATE_SETTINGS if name in state})

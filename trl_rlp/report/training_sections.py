@@ -1,4 +1,4 @@
-"""The sections about training: gold, proxy and KL curves of policies, and loss and accuracy of reward models."""
+"""The sections about training: curves of policies (gold, proxy, KL), of reward models, and of other trainings."""
 
 from collections.abc import Mapping
 
@@ -15,6 +15,18 @@ REWARD_MODEL_KEYS = {
     "representation_loss": "multi-view loss L_M",
 }
 LENGTH_KEY = "completions/mean_length"
+OTHER_KEYS = {
+    "loss": "loss",
+    "accuracy": "accuracy",
+    "mean_token_accuracy": "accuracy of the next token",
+    "rewards/accuracies": "accuracy of the implicit reward",
+    "rewards/margins": "mean margin of the implicit reward",
+    "rewards/chosen": "implicit reward of the chosen sides",
+    "rewards/rejected": "implicit reward of the rejected sides",
+    "entropy": "entropy of the next token, nats",
+    "grad_norm": "norm of the gradient",
+}
+"""Metrics of trainers that train neither a policy by its rewards nor a reward model, such as those of SFT and DPO."""
 
 
 def build_policy_curve_section(logs: Mapping[str, TrainingLog]) -> Section | None:
@@ -28,7 +40,7 @@ def build_policy_curve_section(logs: Mapping[str, TrainingLog]) -> Section | Non
     Returns:
         [`Section`] or `None`: `None` if no policy was trained.
     """
-    logs = {name: log for name, log in logs.items() if LENGTH_KEY in log.keys()}
+    logs = {name: log for name, log in logs.items() if _is_policy(log)}
     if not logs:
         return None
     keys = sorted({key for log in logs.values() for key in log.keys() if _is_reward(key)})
@@ -68,7 +80,7 @@ def build_reward_curve_section(logs: Mapping[str, TrainingLog]) -> Section | Non
     Returns:
         [`Section`] or `None`: `None` if no reward model was trained.
     """
-    logs = {name: log for name, log in logs.items() if {"margin", "mean_reward"} <= log.keys()}
+    logs = {name: log for name, log in logs.items() if _is_reward_model(log)}
     if not logs:
         return None
     figure = Figure(
@@ -78,6 +90,38 @@ def build_reward_curve_section(logs: Mapping[str, TrainingLog]) -> Section | Non
         "pairs.",
     )
     return Section("Training of the reward models", [figure])
+
+
+def build_other_curve_section(logs: Mapping[str, TrainingLog]) -> Section | None:
+    """
+    Builds the curves of all other trainings, such as those of `trl.SFTTrainer` and `trl.DPOTrainer`.
+
+    Args:
+        logs (`Mapping[str, TrainingLog]`):
+            All logs, by name of the training.
+
+    Returns:
+        [`Section`] or `None`: `None` if there is no other training, or it logged no known metric.
+    """
+    logs = {name: log for name, log in logs.items() if not _is_policy(log) and not _is_reward_model(log)}
+    images = _plot_keys(logs, OTHER_KEYS)
+    if not images:
+        return None
+    figure = Figure(
+        images,
+        "What the trainer logged. Dashed curves are on evaluation data.",
+        "A low loss does not say that the completions are good. Only curves on evaluation data show how the model "
+        "does on data that it was not trained on.",
+    )
+    return Section("Training curves", [figure])
+
+
+def _is_policy(log: TrainingLog) -> bool:
+    return LENGTH_KEY in log.keys()
+
+
+def _is_reward_model(log: TrainingLog) -> bool:
+    return {"margin", "mean_reward"} <= log.keys()
 
 
 def _plot_keys(logs: Mapping[str, TrainingLog], titles: Mapping[str, str]) -> list[Image]:

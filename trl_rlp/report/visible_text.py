@@ -11,12 +11,18 @@ MAX_CHARACTERS = 20_000
 """Largest number of characters of a text that the page holds. A longer text ends with a note that says so."""
 
 _HIDDEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
-    "\ud800-\udfff\U000e0000-\U000e007f]"
+    # controls, marks that change the direction of text, other characters without width, and half surrogates
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u2028-\u202e"
+    "\u2060-\u206f\u2800\u3164\ud800-\udfff\ufe00-\ufe0d\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3"
+    "\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+    # what Unicode keeps free of characters
+    "\ufdd0-\ufdef" + "".join(chr(end + 0xFFFE) + chr(end + 0xFFFF) for end in range(0, 0x110000, 0x10000)) + "]"
+    # a joiner or a variation selector, the second one of two
+    "|(?<=[\u200c\u200d])[\u200c\u200d\ufe0e\ufe0f]|(?<=[\ufe0e\ufe0f])[\ufe0e\ufe0f]"
 )
 """
-Control characters, marks that change the direction of text, other characters without width, and half surrogates. Line
-feeds, tabs and the joiners of emoji and Indic scripts stay as they are.
+Characters that nobody can see. Line feeds and tabs stay as they are, and so do single joiners and the selectors of
+text and emoji, which scripts and emoji need.
 """
 
 
