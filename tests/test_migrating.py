@@ -64,7 +64,7 @@ def test_llama_factory(sft_model, monkeypatch):
     with pytest.raises(ValueError, match="'llamafactory_rm' is not a reward model with one label. .*'score.weight'"):
         load_reward_model("llamafactory_rm")
     rows = [{"instruction": "Name a river:", "input": part, "output": ""} for part in ("In Asia.", "")] * 2
-    write_rows("alpaca.json", rows)
+    write_rows("prompts.json", rows)
     write_rows("preferences.json", [{"instruction": "A river?", "chosen": "Rhine", "rejected": "no"}] * 4)
     names: dict = {}
     written = run_snippets("From LLaMA-Factory", names, monkeypatch)
@@ -87,6 +87,74 @@ def test_llama_factory(sft_model, monkeypatch):
     ).train()
 
 
+def run_data_snippet(heading: str, number: int) -> dict:
+    section = PAGE.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    names: dict = {}
+    exec(re.findall(r"```python\n(.*?)```", section, flags=re.S)[number], names)
+    return names
+
+
+SYSTEM = {"role": "system", "content": "You are a geographer."}
+HISTORY = [{"role": "user", "content": "A river?"}, {"role": "assistant", "content": "The Rhine."}]
+RHINE, AMUR, NO = ([{"role": "assistant", "content": text}] for text in ("The Rhine.", "The Amur.", "no"))
+
+
+def test_system_prompt_and_history_of_the_alpaca_format_of_llama_factory(tmp_path, monkeypatch):
+    """LLaMA-Factory's files are lists of rows, and its rows may lack the optional columns."""
+    monkeypatch.chdir(tmp_path)
+    row = {"instruction": "And in Asia?", "input": "", "output": "", "system": SYSTEM["content"]}
+    rows = [{**row, "history": [["A river?", "The Rhine."]]}, {"instruction": "Name a river:"}]
+    Path("prompts.json").write_text(json.dumps(rows, indent=1))
+    pairs = [{**row, "chosen": "The Amur.", "rejected": "no"} for row in rows]
+    Path("preferences.json").write_text(json.dumps(pairs, indent=1))
+    names = run_data_snippet("From LLaMA-Factory", 1)
+    expected = [[SYSTEM, *HISTORY, {"role": "user", "content": "And in Asia?"}], [USER]]
+    assert names["prompts"]["prompt"][:] == names["preferences"]["prompt"][:] == expected
+    assert names["preferences"][0]["chosen"] == AMUR and names["preferences"][1]["rejected"] == NO
+
+
+def test_the_sharegpt_format_of_llama_factory(tmp_path, monkeypatch):
+    """As in `dpo_en_demo`, the data of its example of `stage: rm`. A system turn replaces the column `system`."""
+    monkeypatch.chdir(tmp_path)
+    turns = [{"from": "human", "value": "A river?"}, {"from": "gpt", "value": "The Rhine."}]
+    last = {"from": "human", "value": "And in Asia?"}
+    system = {"from": "system", "value": SYSTEM["content"]}
+    rows = [
+        {"conversations": [*turns, last], "system": SYSTEM["content"]},
+        {"conversations": [system, *turns, last], "system": "another one"},
+        {"conversations": [last], "system": None},
+    ]
+    answers = {"chosen": {"from": "gpt", "value": "The Amur."}, "rejected": {"from": "gpt", "value": "no"}}
+    Path("preferences.json").write_text(json.dumps([{**row, **answers} for row in rows]))
+    answered = [{**row, "conversations": [*row["conversations"], answers["chosen"]]} for row in rows]
+    Path("prompts.json").write_text(json.dumps(answered))
+    names = run_data_snippet("From LLaMA-Factory", 1)
+    question = {"role": "user", "content": "And in Asia?"}
+    expected = [[SYSTEM, *HISTORY, question], [SYSTEM, *HISTORY, question], [question]]
+    assert names["prompts"]["prompt"][:] == names["preferences"]["prompt"][:] == expected
+    assert names["preferences"]["chosen"][:] == [AMUR] * 3 and names["preferences"]["rejected"][:] == [NO] * 3
+    calls = {"conversations": [last, {"from": "function_call", "value": "{}"}]}
+    with pytest.raises(KeyError, match="function_call"):
+        names["to_prompt"](calls)
+
+
+def test_margins_and_whole_rejected_conversations_of_ms_swift(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_rows("ppo.jsonl", [{"messages": [SYSTEM, *HISTORY, USER]}])
+    pair = {"messages": [SYSTEM, USER, *RHINE], "margin": 2.0}
+    for rejected in (
+        {"rejected_messages": [SYSTEM, USER, *NO]},
+        {"rejected_response": NO},
+        {"rejected_response": "no"},
+    ):
+        write_rows("rm.jsonl", [{**pair, **rejected}])
+        names = run_data_snippet("From ms-swift", 0)
+        assert names["preferences"][0] == {"prompt": [SYSTEM, USER], "chosen": RHINE, "rejected": NO, "margin": 2.0}
+    assert names["prompts"][0] == {"prompt": [SYSTEM, *HISTORY, USER]}
+    with pytest.raises(ValueError, match="Both sides of a pair must answer the same prompt"):
+        names["to_preference"]({**pair, "rejected_messages": [USER, *NO]})
+
+
 def test_an_adapter_with_a_value_head_is_refused(sft_model):
     adapter = get_peft_model(sft_model, LoraConfig(task_type="CAUSAL_LM", **LORA))
     adapter.peft_config["default"].base_model_name_or_path = "sft_model"
@@ -102,10 +170,11 @@ def test_ms_swift(sft_model, monkeypatch):
     save(adapter, tiny_tokenizer(), "swift_rm")
     answer = {"role": "assistant", "content": "The Rhine."}
     write_rows("ppo.jsonl", [{"messages": [USER]}, {"messages": [USER, answer]}] * 2)
-    write_rows("rm.jsonl", [{"messages": [USER, answer], "rejected_response": "no"}] * 4)
+    write_rows("rm.jsonl", [{"messages": [USER, answer], "rejected_response": "no", "margin": 0.5}] * 4)
     names: dict = {}
     written = run_snippets("From ms-swift", names, monkeypatch)
     assert written["response_length"] == 512 and written["temperature"] == 0.9
+    assert written["per_device_train_batch_size"] * written["gradient_accumulation_steps"] == 16
     assert names["prompts"]["prompt"][:] == [[USER]] * 4
     assert names["preferences"][0]["rejected"] == [{"role": "assistant", "content": "no"}]
     assert names["trainer"].state.global_step == 1
