@@ -193,7 +193,7 @@ def test_the_api_key_is_never_shown(fake):
 
 def test_a_missing_package_is_an_error(fake, monkeypatch):
     monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(ImportError, match=r"pip install trl-rlp\[server\]"):
+    with pytest.raises(ImportError, match=r"pip install 'trl-rlp\[server\]'"):
         ask(fake)
 
 

@@ -132,7 +132,7 @@ class Server:
             from openai import AsyncOpenAI, Timeout
         except ImportError as error:
             raise ImportError(
-                "Requests to a server need the `openai` package. Install it with `pip install trl-rlp[server]`."
+                "Requests to a server need the `openai` package. Install it with `pip install 'trl-rlp[server]'`."
             ) from error
 
         class Client(AsyncOpenAI):

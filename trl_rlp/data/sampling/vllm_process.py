@@ -53,7 +53,7 @@ def require_vllm() -> None:
         is_installed = is_vllm_available()
     if not is_installed:
         raise ImportError(
-            "`engine`='vllm' needs vLLM, which is not installed. Install it with `pip install trl-rlp[vllm]`, or "
+            "`engine`='vllm' needs vLLM, which is not installed. Install it with `pip install 'trl-rlp[vllm]'`, or "
             "choose another `engine`."
         )
     problems = [str(warning.message) for warning in caught if "vLLM version" in str(warning.message)]
