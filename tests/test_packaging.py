@@ -14,7 +14,8 @@ from packaging.utils import canonicalize_name
 
 import trl_rlp
 from trl_rlp.quickstart.smollm2 import INSTALL_COMMAND
-from trl_rlp.trainer.citation import PACKAGE, PAPER
+from trl_rlp.trainer.citation import HOMEPAGE, PACKAGE, PAPER
+from trl_rlp.trainer.model_card import TAG
 
 
 ROOT = Path(__file__).parents[1]
@@ -50,8 +51,10 @@ def test_the_version_is_in_one_file():
     assert "version" in PROJECT["dynamic"] and "version" not in PROJECT
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert str(citation["version"]) == trl_rlp.__version__ and f"version={{{trl_rlp.__version__}}}" in PACKAGE
-    assert citation["title"] in PACKAGE and PAPER["title"] == citation["references"][0]["title"]
+    title = citation["title"].replace("_", r"\_")  # for LaTeX
+    assert title in PACKAGE and PAPER["title"] == citation["references"][0]["title"]
     assert PAPER["id"] in citation["references"][0]["url"]
+    assert HOMEPAGE == PROJECT.get("urls", {}).get("Homepage", f"https://huggingface.co/models?other={TAG}")
 
 
 def test_the_package_requires_what_it_imports():
@@ -71,11 +74,12 @@ def test_messages_and_pages_name_extras_that_exist():
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_a_script_names_its_requirements(path):
-    """The header is that of PEP 723. A script needs this package, or nothing at all."""
+    """The header is that of PEP 723. A script needs this package, or nothing. A training may report to Trackio."""
     block = HEADER.match(path.read_text(encoding="utf-8"))[1]
     header = tomllib.loads(re.sub(r"^# ?", "", block, flags=re.M))
     assert header["requires-python"] == PROJECT["requires-python"]
-    required = [Requirement(text) for text in header["dependencies"]]
+    required = [Requirement(text) for text in header["dependencies"] if text != "trackio"]
+    assert ("trackio" in header["dependencies"]) == (path.parent.name == "scripts")  # for `--report_to trackio`
     assert all(requirement.name == PROJECT["name"] and requirement.extras <= set(EXTRAS) for requirement in required)
     extras = [text for requirement in required for name in requirement.extras for text in EXTRAS[name]]
     known = read_names([*PROJECT["dependencies"], *extras])
@@ -94,7 +98,25 @@ def test_the_workflows_run_what_exists():
             assert not command.startswith(".ci/") or (ROOT / command.split()[0]).is_file()
     pythons = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
     pythons = pythons["jobs"]["versions"]["strategy"]["matrix"]["python"]
-    assert {f"Programming Language :: Python :: {python}" for python in pythons} <= set(PROJECT["classifiers"])
+    tried = re.search(
+        r"^PYTHONS=\$\{PYTHONS:-(.*)\}$", (ROOT / ".ci/versions").read_text(encoding="utf-8"), flags=re.M
+    )[1]
+    claimed = [text for text in PROJECT["classifiers"] if text.startswith("Programming Language :: Python :: ")]
+    assert pythons == tried.split() == [text.rpartition(" ")[2] for text in claimed]
+
+
+@pytest.mark.parametrize("name", ["ci", "release"])
+def test_the_workflows_install_builds_of_torch_for_the_cpu(name):
+    """uv reads the variable, and pip does not. No address of an index is needed."""
+    workflow = yaml.safe_load((ROOT / f".github/workflows/{name}.yml").read_text(encoding="utf-8"))
+    for job in workflow["jobs"].values():
+        for step in job["steps"]:
+            if re.match(r"make |\.ci/", step.get("run", "")):
+                assert {**workflow.get("env", {}), **step.get("env", {})}["UV_TORCH_BACKEND"] == "cpu"
+    for file in ("Makefile", ".ci/wheel", ".ci/versions"):
+        text = (ROOT / file).read_text(encoding="utf-8")
+        lines = [line for line in text.splitlines() if re.search(r'install .*"\$\(?TORCH\)?"', line)]
+        assert re.search(r'uv"? pip install .*--no-deps', lines[0])  # what comes later finds torch installed
 
 
 def test_importing_the_package_and_printing_its_version_import_nothing_heavy():
