@@ -22,13 +22,13 @@ def first_line(path: Path) -> str:
 
 def tree(folder: Path = ROOT, depth: int = 0) -> list[str]:
     """Returns a nested list as lines: a folder with the first line of its docstring, then its folders and files."""
-    indent = "  " * depth
+    indent = "    " * depth
     lines = [f"{indent}- `{folder.name}/`: {first_line(folder / '__init__.py')}"]
     for entry in sorted(folder.iterdir(), key=lambda entry: (entry.is_file(), entry.name)):
         if (entry / "__init__.py").exists():
             lines += tree(entry, depth + 1)
         elif entry.suffix == ".py" and entry.name != "__init__.py":
-            lines.append(f"{indent}  - `{entry.name}`: {first_line(entry)}")
+            lines.append(f"{indent}    - `{entry.name}`: {first_line(entry)}")
     return lines
 
 

@@ -10,10 +10,13 @@ import trl
 from datasets import Dataset
 
 import trl_rlp
+import trl_rlp.quickstart
 import trl_rlp.trainer.callbacks  # a config that a test replaces would break this import
 from tests.examples.test_notebooks import find_private_imports
 from tests.reward_runs import preferences
+from tests.test_pipeline import TRAINING, SameParity, data, save_finishing_policy
 from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
+from trl_rlp import RLPConfig
 
 
 ROOT = Path(__file__).parents[1]
@@ -55,6 +58,14 @@ def test_all_fenced_python_is_read():
         assert len(re.findall(r"^ *```(?:py\w*|diff)", page, flags=re.M)) == len(SNIPPET.findall(page)), path.name
 
 
+def shorten_algorithm_1(monkeypatch):
+    """Gives `RLPConfig` tiny settings, except for presets."""
+    args = {"reward_args": TRAINING, "policy_args": {**TRAINING, "max_completion_length": 4}}
+    config = functools.partial(RLPConfig, num_generations=6, max_new_tokens=4, heldout_share=0.25, **args)
+    config.from_preset = RLPConfig.from_preset
+    monkeypatch.setattr(trl_rlp, "RLPConfig", config)
+
+
 @pytest.mark.parametrize(
     ("name", "count"),
     [
@@ -62,6 +73,8 @@ def test_all_fenced_python_is_read():
         ("clustering.md", 1),
         ("gate.md", 1),
         ("monitor.md", 1),
+        ("pipeline.md", 2),
+        ("quickstart.md", 1),
         ("refinement_in_the_loop.md", 1),
         ("report.md", 1),
         ("sampling.md", 1),
@@ -74,8 +87,14 @@ def test_all_fenced_python_is_read():
     ],
 )
 def test_snippets_run(name, count, tmp_path, monkeypatch):
-    """Runs the first snippets of a page, with tiny models as the names that the page assumes."""
+    """
+    Runs the first snippets of a page, with tiny models as the names that the page assumes. Algorithm 1 trains for two
+    steps and needs no NLI model, and the quickstart only gets its configuration.
+    """
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(trl_rlp.quickstart, "quickstart", lambda config: config)
+    monkeypatch.setattr(trl_rlp, "NLIEquivalence", lambda model: SameParity())
+    shorten_algorithm_1(monkeypatch)
     on_cpu = {"bf16": False, "use_cpu": True, "report_to": "none"}
     for module, config in (
         (trl, "RewardConfig"),
@@ -89,6 +108,7 @@ def test_snippets_run(name, count, tmp_path, monkeypatch):
         monkeypatch.setattr(module, config, functools.partial(getattr(module, config), **on_cpu))
     tokenizer = tiny_tokenizer()
     names = {
+        "__name__": "__main__",
         "tokenizer": tokenizer,
         "policy": tiny_causal_lm(tokenizer),
         "reward_model": tiny_reward_model(tokenizer),
@@ -100,7 +120,9 @@ def test_snippets_run(name, count, tmp_path, monkeypatch):
         "human_pairs": preferences(50),
         "synthetic_pairs": preferences(4),
     }
+    names["preferences"], names["prompts"] = data(chat=False)
     save(names["policy"], tokenizer, "sft_model")
+    save_finishing_policy("my-sft-model")
     save(names["reward_model"], tokenizer, "reward_model")
     snippets = find_snippets((ROOT / "docs" / name).read_text(encoding="utf-8"))
     assert len(snippets) >= count, f"{name} has {len(snippets)} snippets. Adapt the count of this test."

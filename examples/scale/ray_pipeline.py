@@ -235,8 +235,11 @@ class Pipeline:
         return self.map(self.read(groups), Label, reward_model=self.args.reward_model, **settings)
 
     def read(self, folder: Path):
-        # Ray would read a small folder as one block, which only one worker can take.
-        return self.ray.data.read_parquet(str(folder), override_num_blocks=2 * self.args.workers)
+        # Ray would read a small folder as one block, which only one worker can take. Ray 2.51 also reads `stage.json`
+        # unless it is told the extension.
+        return self.ray.data.read_parquet(
+            str(folder), file_extensions=["parquet"], override_num_blocks=2 * self.args.workers
+        )
 
 
 def write_result(folder: Path, build, source: Any) -> dict[str, int]:

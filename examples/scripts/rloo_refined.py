@@ -2,6 +2,7 @@
 # requires-python = ">=3.11"
 # dependencies = [
 #     "trl-rlp",
+#     "trackio",
 # ]
 # ///
 """

@@ -9,7 +9,7 @@ from trl_rlp.storage.run_folder import RunFolder
 
 
 def test_known_stages_are_printed_and_all_other_output_goes_to_the_log(tmp_path, caplog):
-    caplog.set_level(logging.WARNING, logger="transformers")  # an example that another test runs may have changed it
+    caplog.set_level(logging.WARNING, logger="transformers")
     screen = io.StringIO()
     run = RunFolder(tmp_path / "run", {})
     with narrate(tmp_path / "log.txt", Console(file=screen), 0.0):
