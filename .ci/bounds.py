@@ -19,7 +19,7 @@ for requirement in map(Requirement, requires("trl-rlp")):
     is_installed = requirement.marker is None or any(requirement.marker.evaluate({"extra": name}) for name in EXTRAS)
     if is_installed and requirement.name not in sys.argv[1:]:
         lowest = next(part.version for part in requirement.specifier if part.operator == ">=")
-        installed = version(requirement.name)
+        installed = Version(version(requirement.name)).public  # 2.7.0, and not 2.7.0+cpu
         if Version(installed) != Version(lowest):
             differences.append(f"{requirement.name}>={lowest}, and {installed} was installed")
 if differences:
