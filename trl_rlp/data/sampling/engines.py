@@ -14,6 +14,7 @@ from trl_rlp.data.sampling.transformers_engine import sample_with_transformers
 from trl_rlp.data.sampling.vllm_engine import sample_with_vllm
 from trl_rlp.data.sampling.vllm_process import require_vllm
 from trl_rlp.data.sampling_settings import require_settings
+from trl_rlp.data.server_client import require_openai
 from trl_rlp.data.validation import require_prompts
 
 
@@ -207,7 +208,7 @@ def require_engine(
             Token budget of a batch.
 
     Raises:
-        ImportError: If vLLM is chosen and not installed, or in a version that TRL does not support.
+        ImportError: If the package of the engine is not installed, or vLLM is in a version that TRL does not support.
         TypeError: If `engine_args` is not a mapping.
         ValueError: If the name is unknown, or an argument does not fit the engine.
     """
@@ -228,6 +229,7 @@ def require_engine(
     if engine == "vllm":
         require_vllm()
     if engine == "server":
+        require_openai()
         unknown = sorted((engine_args or {}).keys() - set(SERVER_ARGUMENTS))
         if unknown:
             raise ValueError(
