@@ -39,7 +39,7 @@ def test_one_pair_has_no_standard_error(margins):
     margins["before", 1], margins["after", 1] = [1.0], [-1.0]
     report = gate(("before", None), ("after", None), PAIRS.select([0]))
     assert report.comparisons["human"]["difference"] == {"accuracy": -1.0, "standard_error": None}
-    assert "accuracy fell from 1.000 to 0.000 (1 pairs)" in report.problems[0]
+    assert "accuracy fell from 1.000 to 0.000 (1 pair)" in report.problems[0]
 
 
 def test_a_worse_model_gives_a_warning_or_an_error(margins, caplog):

@@ -13,6 +13,7 @@ from trl_rlp.report.model_sections import (
     describe_difference,
     format_difference,
     list_logged_rewards,
+    list_small_sets,
     name_gate_sets,
 )
 from trl_rlp.report.rows import Rows
@@ -37,11 +38,26 @@ def test_differences_within_two_standard_errors_are_marked():
     ],
 )
 def test_the_gate_has_accuracy_calibration_and_a_decision(gate, text):
-    section = build_reward_model_section(name_gate_sets({"human": compare(0.6, 0.65)}), gate, "Reward model")
+    gate["comparisons"] = {"human": compare(0.6, 0.65)}
+    section = build_reward_model_section(name_gate_sets(gate["comparisons"]), gate, "Reward model")
     figure, table, decision = section.elements
     assert len(figure.images) == 2 and figure.shows and figure.limits
     assert table.rows == [["human, held out (decides)", 40, 0.6, 0.65, "+0.050 ± 0.020: better", 0.1, 0.1, 0.5]]
-    assert decision.text.startswith(text)
+    assert decision.text.startswith(text) and "too few" not in decision.text
+
+
+def test_a_single_pair_is_too_few_to_decide():
+    """Both models are wrong on it, so the gate sees no difference. Pairs that never decide may be few."""
+    single = compare(0.0, 0.0)
+    single["before"]["pairs"] = single["after"]["pairs"] = 1
+    single["difference"] = {"accuracy": 0.0, "standard_error": None}
+    gate = {"passed": True, "problems": [], "comparisons": {"human": single, "synthetic": single}}
+    _, table, decision = build_reward_model_section(name_gate_sets(gate["comparisons"]), gate, "title").elements
+    assert decision.text.startswith(
+        "The gate passed. But there are too few pairs to decide: human, held out (1 pair). Accuracy of length"
+    )
+    assert table.rows[0][4] == "+0.000: on a single pair"
+    assert list_small_sets({"human": compare(0.6, 0.65), "policy": single}) == ["policy, by known answers (1 pair)"]
 
 
 def test_policies_have_a_gold_curve_only_with_known_answers():

@@ -4,6 +4,7 @@ import pytest
 
 from trl_rlp.report.acceptance import sweep_thresholds
 from trl_rlp.report.plots import (
+    _create_threshold_axes,
     name_label,
     plot_acceptance,
     plot_against_kl,
@@ -28,6 +29,16 @@ def test_equal_data_give_equal_plots_with_the_threshold():
     assert image == plot_acceptance(ACCEPTANCE, 0.5)
 
 
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 1.0])
+def test_no_curve_hides_the_label_of_the_threshold(threshold):
+    figure, axes = _create_threshold_axes("share", threshold)
+    figure.draw_without_rendering()
+    (label,) = axes.texts
+    box = label.get_window_extent()
+    assert box.y0 >= axes.get_window_extent().y1
+    assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+
+
 @pytest.mark.parametrize("threshold", [None, 0.5])
 def test_label_accuracy_is_plotted_also_if_nothing_is_known(threshold):
     assert "label accuracy" in get_texts(plot_label_accuracy(ACCEPTANCE, threshold))
@@ -39,6 +50,8 @@ def test_each_set_of_pairs_and_its_size_is_plotted(metric):
     metrics = {side: {metric: 0.6, "pairs": 40} for side in ("before", "after")}
     found = get_texts(plot_reward_models({"human": metrics, "policy": metrics}, metric, "axis"))
     assert {"human", "policy", "(40 pairs)", "r, before", "r̂, after", "axis"} <= set(found)
+    single = {side: {metric: 0.0, "pairs": 1} for side in ("before", "after")}
+    assert "(1 pair)" in get_texts(plot_reward_models({"human": single}, metric, "axis"))
 
 
 def test_every_training_has_a_curve():

@@ -1,7 +1,10 @@
+import pytest
+
 from tests.report.run_folders import log_policy, write_json_settings, write_lines, write_log, write_run
 from trl_rlp.report.elements import Table, Text
 from trl_rlp.report.run_contents import read_contents
 from trl_rlp.report.run_sections import build_run_section
+from trl_rlp.storage.json_files import read_json, write_json
 
 
 def read_section(folder):
@@ -35,8 +38,38 @@ def test_a_trainer_has_its_time_and_the_settings_of_its_state(tmp_path):
     (settings,), text = read_section(tmp_path)
     assert settings.rows == [["global_step", "4"], ["max_steps", "3"]]
     assert "took 12 s" in text and "training_args.bin" in text
-    write_log(tmp_path, log_policy()[:-1])
-    assert "The trainer logged no time" in read_section(tmp_path)[1]
+
+
+@pytest.mark.parametrize(
+    ("trained", "planned", "text"),
+    [
+        (
+            25,
+            25,
+            "All 25 steps were trained. The time is not in a checkpoint: call `trainer.save_state()` to have it.",
+        ),
+        (1, 1, "The only step was trained. The time"),
+        (20, 25, "The trainer logged no time, so it has not finished its training"),
+        (0, 0, "The trainer logged no time"),
+        (None, "25", "The trainer logged no time"),
+    ],
+)
+def test_a_checkpoint_of_the_last_step_is_a_finished_training(tmp_path, trained, planned, text):
+    """A trainer writes its last checkpoint before it logs the time."""
+    state = {"global_step": trained, "max_steps": planned, "log_history": [{"step": 1, "loss": 0.5}]}
+    folder = tmp_path / "checkpoint-25"
+    folder.mkdir()
+    write_json(folder / "trainer_state.json", state)
+    assert text in read_section(tmp_path)[1]
+
+
+def test_a_gate_on_a_single_pair_has_not_decided(tmp_path):
+    folder = write_run(tmp_path / "run")
+    stage = read_json(folder / "gate" / "stage.json")
+    stage["metrics"]["comparisons"]["human"]["difference"]["standard_error"] = None
+    write_json(folder / "gate" / "stage.json", stage)
+    (stages, *_), _ = read_section(folder)
+    assert {row[0]: row[4] for row in stages.rows}["gate"] == "passed, too few pairs to decide"
 
 
 def test_samples_have_no_time(tmp_path):

@@ -120,7 +120,8 @@ def _find_regressions(
         error_text = "" if error is None else f"paired standard error {error:.3f}, "
         problems.append(
             f"{name} pairs: accuracy fell from {before['accuracy']:.3f} to {after['accuracy']:.3f} ({error_text}"
-            f"{before['pairs']} pairs), more than the tolerance of {accuracy_tolerance}"
+            f"{before['pairs']} {'pair' if before['pairs'] == 1 else 'pairs'}), more than the tolerance of "
+            f"{accuracy_tolerance}"
         )
     if after["calibration_error"] - before["calibration_error"] > calibration_tolerance:
         problems.append(

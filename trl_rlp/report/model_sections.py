@@ -13,9 +13,9 @@ from trl_rlp.report.run_contents import RunContents
 from trl_rlp.report.visible_text import plain_text
 
 
+DECIDING = {"human": "human, held out", "policy": "policy, by known answers"}
 GATE_NAMES = {
-    "human": "human, held out (decides)",
-    "policy": "policy, by known answers (decides)",
+    **{name: f"{text} (decides)" for name, text in DECIDING.items()},
     "synthetic": "agreement with D̂ itself (never decides)",
 }
 """Names of the sets of pairs that the gate compares."""
@@ -35,10 +35,10 @@ def describe_difference(difference: float, standard_error: float | None) -> str:
         `str`: For example `+0.050 ± 0.020: better`. Differences within two standard errors of 0 are marked.
     """
     text = format_difference(difference, standard_error)
-    if difference == 0:
-        return f"{text}: no difference"
     if standard_error is None:
         return f"{text}: on a single pair"
+    if difference == 0:
+        return f"{text}: no difference"
     direction = "better" if difference > 0 else "worse"
     certainty = "" if abs(difference) > 2 * standard_error else ", within two standard errors of no difference"
     return f"{text}: {direction}{certainty}"
@@ -70,7 +70,7 @@ def build_reward_model_section(
         comparisons (`Mapping[str, dict]`):
             Comparisons by display name, see [`GateReport`].
         gate (`Mapping`):
-            `passed` and `problems` of the gate.
+            `passed`, `problems` and `comparisons` of the gate.
         title (`str`):
             Heading.
 
@@ -104,8 +104,30 @@ def build_reward_model_section(
         "was trained on D̂, so agreement with it is no evidence.",
     )
     decision = "The gate passed." if gate["passed"] else f"The gate warned: {'; '.join(gate['problems'])}."
+    few = list_small_sets(gate["comparisons"])
+    if few:
+        decision += f" But there are too few pairs to decide: {'; '.join(few)}."
     note = "Accuracy of length is the accuracy of a model that always prefers the longer completion."
     return Section(title, [figure, Table((*columns, "accuracy of length"), rows), Text(f"{decision} {note}")])
+
+
+def list_small_sets(comparisons: Mapping[str, dict[str, Any]]) -> list[str]:
+    """
+    Lists the sets that are part of the gate's decision and have too few pairs for a standard error.
+
+    Args:
+        comparisons (`Mapping[str, dict]`):
+            `comparisons` of a [`GateReport`].
+
+    Returns:
+        `list[str]`: Names and numbers of pairs, for example `human, held out (1 pair)`.
+    """
+    small = {
+        text: comparisons[name]["before"]["pairs"]
+        for name, text in DECIDING.items()
+        if name in comparisons and comparisons[name]["difference"]["standard_error"] is None
+    }
+    return [f"{text} ({pairs} {'pair' if pairs == 1 else 'pairs'})" for text, pairs in small.items()]
 
 
 def name_gate_sets(comparisons: Mapping[str, Any]) -> dict[str, Any]:

@@ -132,8 +132,9 @@ def _create_threshold_axes(label: str, threshold: float | None) -> tuple[Figure,
     axes.set(xlabel="threshold γ", ylabel=label, xlim=(0, 1.02), ylim=(0, 1.05))
     if threshold is not None:
         axes.axvline(threshold, color="black", linestyle="--", linewidth=1)
-        place = {"xycoords": ("data", "axes fraction"), "xytext": (4, 0), "textcoords": "offset points"}
-        axes.annotate(f"γ = {threshold:g}", (threshold, 1), va="top", fontsize=9, **place)
+        place = {"xycoords": ("data", "axes fraction"), "xytext": (0, 2), "textcoords": "offset points"}
+        # Above the plot, where no curve can hide it.
+        axes.annotate(f"γ = {threshold:g}", (threshold, 1), ha="center", va="bottom", fontsize=9, **place)
     return figure, axes
 
 
@@ -155,7 +156,8 @@ def plot_reward_models(comparisons: Mapping[str, dict[str, Any]], metric: str, l
     figure, axes = create_axes((6.4, 0.9 + 0.62 * len(comparisons)))
     labels = []
     for row, (name, comparison) in enumerate(comparisons.items()):
-        labels.append(f"{name_label(name)}\n({comparison['before']['pairs']} pairs)")
+        count = comparison["before"]["pairs"]
+        labels.append(f"{name_label(name)}\n({count} {'pair' if count == 1 else 'pairs'})")
         for shift, side, color in ((-0.18, "before", GRAY), (0.18, "after", BLUE)):
             value, pairs = comparison[side][metric], comparison[side]["pairs"]
             error = (value * (1 - value) / pairs) ** 0.5 if metric == "accuracy" else None

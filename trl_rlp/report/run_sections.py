@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from trl_rlp.report.elements import Element, Section, Table, Text
+from trl_rlp.report.model_sections import list_small_sets
 from trl_rlp.report.run_contents import STAGES, RunContents
+from trl_rlp.report.training_log import TrainingLog
 from trl_rlp.storage.redaction import remove_secrets
 
 
@@ -43,7 +45,7 @@ def build_run_section(contents: RunContents) -> Section:
     elements += elements_of_stages
     trainer = contents.logs.get("trainer")
     if trainer is not None:
-        elements.append(Text(_describe_time(trainer.last("train_runtime"))))
+        elements.append(Text(_describe_time(trainer)))
     elif not rows:
         elements.append(Text("No time was recorded in this folder."))
     for name, settings in contents.settings.items():
@@ -91,6 +93,8 @@ def _summarize(metrics: Mapping[str, Any]) -> str:
         parts.append(f"{accepted:.0%} of the prompts reach γ")
     if "passed" in metrics:
         parts.append("passed" if metrics["passed"] else "warned")
+        if list_small_sets(metrics.get("comparisons", {})):
+            parts.append("too few pairs to decide")
     return ", ".join(parts)
 
 
@@ -106,7 +110,12 @@ def _format_setting(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _describe_time(seconds: float | None) -> str:
+def _describe_time(trainer: TrainingLog) -> str:
+    seconds = trainer.last("train_runtime")
     if seconds is None:
+        trained, planned = (trainer.settings.get(name) for name in ("global_step", "max_steps"))
+        if isinstance(trained, int) and isinstance(planned, int) and trained >= planned > 0:
+            steps = "The only step was" if planned == 1 else f"All {planned:,} steps were"
+            return f"{steps} trained. The time is not in a checkpoint: call `trainer.save_state()` to have it."
         return "The trainer logged no time, so it has not finished its training, or was stopped."
     return f"The last call of `train()` took {seconds:,.0f} s. Time before an interruption is not part of it."
