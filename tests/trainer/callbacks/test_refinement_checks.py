@@ -183,7 +183,9 @@ def test_precision_and_device_are_those_of_one_process_state(tmp_path):
     run, args = policy_config(tmp_path), reward_config()
     comparison = AnchorComparison(anchors(), SameParity())
     args.mixed_precision = "bf16"
-    with pytest.raises(ValueError, match="'bf16', but the policy's run has 'no'. Pass `bf16=False, fp16=False`"):
+    remedy = "Pass `bf16=False, fp16=False` to the `RLPRewardConfig`, or `bf16=True, fp16=False` to the `GRPOConfig`."
+    args.bf16 = True
+    with pytest.raises(ValueError, match=f"'bf16', but the policy's run has 'no'. {remedy}"):
         module.check_policy_run(run, args, refinable_reward(), comparison)
     args.mixed_precision = "no"
     other = SimpleNamespace(**{name: getattr(args, name) for name in ("method", "uses_views", "mixed_precision")})

@@ -261,7 +261,8 @@ def _check_one_state(run: PolicyConfig, args: RLPRewardConfig) -> None:
     if args.mixed_precision != run.mixed_precision:
         raise ValueError(
             f"`args` trains the reward model with mixed precision '{args.mixed_precision}', but the policy's run has "
-            f"'{run.mixed_precision}'. Pass `bf16={run.bf16}, fp16={run.fp16}` to the `RLPRewardConfig`."
+            f"'{run.mixed_precision}'. Pass `bf16={run.bf16}, fp16={run.fp16}` to the `RLPRewardConfig`, or "
+            f"`bf16={args.bf16}, fp16={args.fp16}` to the `{type(run).__name__}`."
         )
     if args.device != run.device:
         raise ValueError(
