@@ -11,7 +11,7 @@ from trl import GRPOConfig, RLOOConfig
 
 from tests.ppo_runs import SETTINGS as PPO_SETTINGS
 from tests.ppo_runs import ppo_trainer, prompts
-from tests.reward_runs import SETTINGS, policy_samples, preferences, rlp_trainer, synthetic_preferences
+from tests.reward_runs import SETTINGS, SameText, policy_samples, preferences, rlp_trainer, synthetic_preferences
 from tests.stages.test_in_loop import in_loop
 from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from trl_rlp.rlp_ppo.rlp_ppo_config import RLPPPOConfig
@@ -25,8 +25,10 @@ from trl_rlp.trainer.model_card import (
     TRAINING_SETTINGS,
     add_to_model_card,
     count_rows,
-    describe_prompts,
+    describe_model,
+    describe_policy,
     find_hub_datasets,
+    has_messages,
 )
 from trl_rlp.trainer.ppo.ppo_config import REPLACED, UNUSED, PPOConfig
 from trl_rlp.trainer.ppo.ppo_trainer import CARD_SETTINGS as PPO_CARD_SETTINGS
@@ -176,7 +178,79 @@ def test_datasets_of_the_hub_are_found_in_the_addresses_of_their_files():
 
 
 def test_streams_have_no_size_and_no_prompts_no_line():
-    assert count_rows(prompts().to_iterable_dataset()) == "a stream" and describe_prompts(None) == []
+    assert count_rows(prompts().to_iterable_dataset()) == "a stream"
+    assert describe_policy("It is one.", None, ()) == ("It is one.", [], (), [], False)
+
+
+def test_messages_are_seen_in_the_first_row():
+    for dataset in (preferences(chat=True), preferences(chat=True).to_iterable_dataset()):
+        assert has_messages(dataset)
+    for dataset in (preferences(), preferences().select([]), Dataset.from_dict({"chosen_ids": [[1]]}), None):
+        assert not has_messages(dataset)
+
+
+def test_only_models_of_the_hub_have_a_link(tmp_path):
+    assert describe_model("org/model") == "[org/model](https://huggingface.co/org/model)"
+    assert describe_model(str(tmp_path / "mine")) == "the model in the local folder `mine`"
+    assert describe_model("") == "a model without a name"
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_the_code_in_a_card_has_messages_only_if_the_data_have(tmp_path, chat):
+    """The tokenizer has a chat template with both data."""
+    trainer = rlp_trainer(tmp_path, "none", data=preferences(chat=chat))
+    assert trainer.processing_class.chat_template is not None
+    trainer.create_model_card()
+    snippet = read_card(tmp_path, has_method=False).text.split("```python\n")[1].split("```")[0]
+    assert ('"role": "user"' in snippet) == chat and ('prompts=["What is 2 + 2?"]' in snippet) != chat
+
+
+def test_a_card_names_the_datasets_of_a_mixture_and_how_its_pairs_were_made(tmp_path):
+    """A mixture of datasets has lost their addresses."""
+
+    def on_hub(dataset, name):
+        dataset.info.download_checksums = {f"hf://datasets/{name}@1/a.parquet": {}}
+        return dataset
+
+    labeler = tiny_reward_model(tiny_tokenizer(), seed=2)
+    labeler.config.name_or_path = labeler.name_or_path = "org/labeler"
+    trainer = rlp_trainer(
+        tmp_path,
+        "spg",
+        data=on_hub(preferences(), "org/pairs"),
+        policy_samples=on_hub(policy_samples(), "org/samples"),
+        equivalence=SameText(),
+        labeling_reward_model=labeler,
+        labeling_processing_class=tiny_tokenizer(),
+        confidence_threshold=0.6,
+    )
+    trainer.create_model_card()
+    card = read_card(tmp_path)
+    assert card.data.datasets == ["org/pairs", "org/samples"]
+    assert (
+        "\n- Synthetic preferences: 6 pairs of policy samples (SPG), 4 completions of each prompt, γ = 0.6, groups by "
+        "`SameText`, the member with the highest reward is chosen, by [org/labeler](https://huggingface.co/org/labeler)\n"
+    ) in card.text
+
+
+@pytest.mark.parametrize(
+    ("steps", "text"),
+    [
+        (0, "has logged no metric yet."),
+        (1, "logged no metric in its 1 optimizer step."),
+        (2, "in its 2 optimizer steps."),
+    ],
+)
+def test_a_run_without_metrics_says_whether_it_has_begun(tmp_path, steps, text):
+    """The card of the last checkpoint is written before the trainer logs its summary."""
+    trainer = rlp_trainer(tmp_path, "none")
+    trainer.state.global_step = steps
+    trainer.create_model_card()
+    assert (
+        f"## Metrics\n\nThe run {'' if steps else 'has logged no metric yet.'}"
+        in read_card(tmp_path, has_method=False).text
+    )
+    assert text in read_card(tmp_path, has_method=False).text
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,13 @@ from trl_rlp.rewards.semantic_anchor_reward import SemanticAnchorReward
 from trl_rlp.rewards.standardization import select_fixed_rows
 from trl_rlp.storage.artifacts import load_data, save_model
 from trl_rlp.trainer.callbacks.reward_refinement_callback import RewardRefinementCallback
-from trl_rlp.trainer.model_card import ModelDescription, count_rows, save_refined_model_card
+from trl_rlp.trainer.model_card import (
+    ModelDescription,
+    count_rows,
+    find_hub_datasets,
+    has_messages,
+    save_refined_model_card,
+)
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 from trl_rlp.trainer.reward.rlp_reward_trainer import SUMMARIES, SUMMARY, RLPRewardTrainer, list_card_settings
 
@@ -144,11 +150,13 @@ class InLoop:
             trainer,
             self.config,
             description=ModelDescription(
-                self._summarize(callback.num_accepted), data, list_card_settings(self.config)
+                self._summarize(callback.num_accepted),
+                data,
+                list_card_settings(self.config),
+                find_hub_datasets(self.preference_dataset),
+                has_messages(self.preference_dataset),
             ),
             base_model=str(self.base_model),
-            processing_class=reward.processing_class,
-            preferences=self.preference_dataset,
             tags=RLPRewardTrainer._tag_names,
         )
 

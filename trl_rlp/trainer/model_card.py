@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset, IterableDataset
 from huggingface_hub import ModelCard, ModelCardData
-from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
-from trl import RewardTrainer
+from transformers import Trainer, TrainingArguments
+from trl import RewardTrainer, is_conversational
 
 from trl_rlp import __version__
 from trl_rlp.storage.paths import expand_path
@@ -86,11 +86,17 @@ class ModelDescription(NamedTuple):
             What it was trained on, one line each.
         settings (`Sequence[str]`):
             Fields of the configuration that had an effect, besides [`TRAINING_SETTINGS`].
+        datasets (`Sequence[str]`):
+            Names of its datasets on the Hub.
+        is_chat (`bool`):
+            Whether it was trained on messages. The code in the card then has messages too.
     """
 
     summary: str
     data: Sequence[str]
     settings: Sequence[str]
+    datasets: Sequence[str]
+    is_chat: bool
 
 
 class ModelCardMixin(Trainer):
@@ -153,14 +159,15 @@ def complete_model_card(trainer: Trainer, description: ModelDescription) -> None
         summary=description.summary,
         base_model=draft.data.base_model,
         base_folder=trainer.model.config.name_or_path,
-        processing_class=trainer.processing_class,
         data=description.data,
-        datasets=[*given, *find_hub_datasets(trainer.train_dataset)],
+        datasets=[*given, *description.datasets],
+        is_chat=description.is_chat,
         tags=draft.data.tags or [],
         papers=papers,
         badges=_find_badges(draft),
         settings={**_list_settings(trainer.args, description.settings), "optimizer steps": trainer.state.global_step},
         metrics=_list_metrics(trainer),
+        steps=trainer.state.global_step,
         citations=citations,
     )
     card.save(path)
@@ -184,8 +191,7 @@ def save_model_card(trainer: Trainer, folder: Path, tags: Sequence[str] = ()) ->
     if not isinstance(trainer, ModelCardMixin):
         name = type(trainer).__name__
         summary = f"A policy: a causal LM that was trained with TRL's {name} against a reward model."
-        data = describe_prompts(trainer.train_dataset)
-        complete_model_card(trainer, ModelDescription(summary, data, POLICY_SETTINGS))
+        complete_model_card(trainer, describe_policy(summary, trainer.train_dataset, POLICY_SETTINGS))
     shutil.move(Path(trainer.args.output_dir) / CARD, folder / CARD)
 
 
@@ -196,8 +202,6 @@ def save_refined_model_card(
     *,
     description: ModelDescription,
     base_model: str,
-    processing_class: PreTrainedTokenizerBase,
-    preferences: Dataset,
     tags: Sequence[str],
 ) -> None:
     """
@@ -214,10 +218,6 @@ def save_refined_model_card(
             What it is, what it was trained on, and which fields of `args` had an effect.
         base_model (`str`):
             Folder or Hub name of the model that every refinement starts from.
-        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer of the reward model.
-        preferences ([`~datasets.Dataset`]):
-            Human preferences.
         tags (`Sequence[str]`):
             Tags of a reward model.
     """
@@ -231,14 +231,15 @@ def save_refined_model_card(
         summary=description.summary,
         base_model=None if Path(expand_path(base_model)).is_dir() else base_model,
         base_folder=base_model,
-        processing_class=processing_class,
         data=description.data,
-        datasets=find_hub_datasets(preferences),
+        datasets=description.datasets,
+        is_chat=description.is_chat,
         tags=["generated_from_trainer", *tags],
         papers=[PAPER_LINK],
         badges=_find_badges(policy_card),
         settings=_list_settings(args, description.settings),
         metrics={name: value for name, value in _list_metrics(trainer).items() if name.startswith("refinement/")},
+        steps=trainer.state.global_step,
         citations=[PAPER["citation"], *_find_citations(policy_card)[-2:]],  # those of TRL and of this package
     )
     card.save(folder / CARD)
@@ -272,18 +273,39 @@ def add_to_model_card(folder: Path, title: str, text: str, metrics: dict[str, An
     card.save(path)
 
 
-def describe_prompts(prompts: Dataset | IterableDataset | None) -> list[str]:
+def describe_policy(
+    summary: str, prompts: Dataset | IterableDataset | None, settings: Sequence[str]
+) -> ModelDescription:
     """
-    Describes the prompts that a policy was trained on.
+    Describes a policy by the prompts that it was trained on.
 
     Args:
+        summary (`str`):
+            What it is and how it was trained.
         prompts ([`~datasets.Dataset`] or [`~datasets.IterableDataset`], *optional*):
             The prompts.
+        settings (`Sequence[str]`):
+            As in [`ModelDescription`].
 
     Returns:
-        `list[str]`: One line, or none without prompts.
+        [`ModelDescription`]: The description, with one line about the prompts, or none without prompts.
     """
-    return [] if prompts is None else [f"Prompts: {count_rows(prompts)}, without labels"]
+    data = [] if prompts is None else [f"Prompts: {count_rows(prompts)}, without labels"]
+    return ModelDescription(summary, data, settings, find_hub_datasets(prompts), has_messages(prompts))
+
+
+def has_messages(dataset: Dataset | IterableDataset | None) -> bool:
+    """
+    Checks whether the first row of a dataset has messages.
+
+    Args:
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`], *optional*):
+            Prompts or preferences in one of TRL's formats.
+
+    Returns:
+        `bool`: `False` for text, for token ids, and without rows.
+    """
+    return dataset is not None and is_conversational(next(iter(dataset), {}))
 
 
 def count_rows(dataset: Dataset | IterableDataset) -> str:
@@ -298,6 +320,23 @@ def count_rows(dataset: Dataset | IterableDataset) -> str:
         `str`: The number of rows, or "a stream".
     """
     return f"{len(dataset):,}" if isinstance(dataset, Dataset) else "a stream"
+
+
+def describe_model(name: str) -> str:
+    """
+    Links a model on the Hub, or names the folder of a local model without its path, which may be private.
+
+    Args:
+        name (`str`):
+            Folder or Hub name, or `""` for a model that was not loaded.
+
+    Returns:
+        `str`: What a card says.
+    """
+    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not Path(expand_path(name)).exists():
+        return f"[{name}](https://huggingface.co/{name})"
+    folder = Path(name).name
+    return f"the model in the local folder `{folder}`" if folder else "a model without a name"
 
 
 def find_hub_datasets(dataset: Dataset | IterableDataset | None) -> list[str]:
@@ -326,14 +365,15 @@ class _Card:
     summary: str
     base_model: str | None
     base_folder: str
-    processing_class: PreTrainedTokenizerBase
     data: Sequence[str]
     datasets: Sequence[str]
+    is_chat: bool
     tags: Sequence[str]
     papers: Sequence[str]
     badges: Sequence[str]
     settings: dict[str, Any]
     metrics: dict[str, str]
+    steps: int
     citations: Sequence[str]
 
     def save(self, path: Path) -> None:
@@ -352,6 +392,7 @@ class _Card:
             badges=self.badges,
             settings=self.settings,
             metrics=self.metrics,
+            steps=self.steps,
             limits=self._list_limits(),
             versions=_list_versions(),
             citations=self.citations,
@@ -370,16 +411,11 @@ class _Card:
         )
 
     def _describe_base_model(self) -> str:
-        """Names the folder of a local model without its path, which may be private."""
-        if self.base_model:
-            return f"[{self.base_model}](https://huggingface.co/{self.base_model})"
-        folder = Path(self.base_folder).name
-        return f"the model in the local folder `{folder}`" if folder else "a model without a name"
+        return describe_model(self.base_model or self.base_folder)
 
     def _write_snippet(self) -> str:
         def write(role: str, text: str) -> str:
-            is_chat = self.processing_class.chat_template is not None
-            return f'[{{"role": "{role}", "content": "{text}"}}]' if is_chat else f'"{text}"'
+            return f'[{{"role": "{role}", "content": "{text}"}}]' if self.is_chat else f'"{text}"'
 
         prompt, completion = write("user", PROMPT), write("assistant", COMPLETION)
         snippet = REWARD_MODEL_SNIPPET if self.is_reward_model else POLICY_SNIPPET

@@ -8,7 +8,8 @@ from tests.reward_runs import SameText, policy_samples, preferences, rlp_trainer
 from tests.tiny_models import tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.preferences.collator import SyntheticPreferenceCollator
 from trl_rlp.data.preferences.preferences import tokenize_preferences
-from trl_rlp.trainer.reward.refinement_inputs import check_preferences
+from trl_rlp.trainer.reward.refinement_inputs import RefinementInputs, check_preferences, describe_synthesis
+from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 
 
 INPUTS = {
@@ -184,3 +185,31 @@ def test_redrawing_needs_a_collator_that_draws_candidates(tmp_path):
         rlp_trainer(
             tmp_path, method="spg", redraw_rejected=True, data_collator=DataCollatorForPreference(pad_token_id=0)
         )
+
+
+@pytest.mark.parametrize(
+    ("inputs", "chosen", "text"),
+    [
+        ({"synthetic_dataset": synthetic_preferences()}, "random", ""),
+        (
+            {"policy_samples": policy_samples(), "equivalence": SameText()},
+            "random",
+            ", 4 completions of each prompt, γ = 0.5, groups by `SameText`, a random member of the largest group is "
+            "chosen",
+        ),
+        (
+            {
+                "policy_samples": policy_samples().map(lambda row: {"cluster_ids": [0, 0, 0, 1], "confidence": 0.75}),
+                "labeling_reward_model": tiny_reward_model(tiny_tokenizer()),
+            },
+            "reward",
+            ", 4 completions of each prompt, γ = 0.5, the member with the highest reward is chosen, by a model "
+            "without a name",
+        ),
+    ],
+    ids=["ready", "random", "grouped"],
+)
+def test_a_card_says_what_the_trainer_knows_about_its_pairs(tmp_path, inputs, chosen, text):
+    args = RLPRewardConfig(str(tmp_path), method="spg", chosen=chosen, use_cpu=True, bf16=False, report_to="none")
+    inputs = RefinementInputs(**{**dict.fromkeys(INPUTS), **inputs})
+    assert describe_synthesis(inputs, args) == text

@@ -28,7 +28,7 @@ from trl_rlp.storage.precision import dtype_option
 from trl_rlp.storage.whole_weights import whole_weights
 from trl_rlp.trainer.checkpoints import no_extra_step, resolve_checkpoint
 from trl_rlp.trainer.hub_options import hub_options
-from trl_rlp.trainer.model_card import ModelCardMixin, ModelDescription, describe_prompts
+from trl_rlp.trainer.model_card import ModelCardMixin, ModelDescription, describe_policy
 from trl_rlp.trainer.ppo.advantages import build_experience
 from trl_rlp.trainer.ppo.critic_optimizer import CriticOptimizer
 from trl_rlp.trainer.ppo.experience import Experience, MicroBatch, Rollout
@@ -591,7 +591,7 @@ class PPOTrainer(ModelCardMixin, GRPOTrainer):
         summary = f"A policy: a causal LM that was trained with {self._name} against a reward model."
         unused = () if self.args.kl_coef else ("kl_estimator",)
         settings = [name for name in CARD_SETTINGS if name not in unused]
-        return ModelDescription(summary, describe_prompts(self.train_dataset), settings)
+        return describe_policy(summary, self.train_dataset, settings)
 
     @torch.no_grad()
     def generate_completions(self, sampling: bool = False) -> None:

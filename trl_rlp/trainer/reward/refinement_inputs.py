@@ -9,11 +9,13 @@ from peft import PeftModel
 from torch import nn
 from transformers import DataCollator, PreTrainedModel, PreTrainedTokenizerBase
 
+from trl_rlp.data.groups.clustering import has_groups
 from trl_rlp.data.groups.equivalence import require_equivalence
 from trl_rlp.data.groups.instruction import require_instruction_column
 from trl_rlp.data.preferences.collator import SyntheticPreferenceCollator
 from trl_rlp.data.validation import require_columns, require_one_split, require_samples, require_values
 from trl_rlp.storage.whole_weights import require_whole_weights
+from trl_rlp.trainer.model_card import describe_model
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 
 
@@ -177,6 +179,34 @@ def _check_redraw(args: RLPRewardConfig, data_collator: DataCollator | None) -> 
             f"`redraw_rejected` is True, but `data_collator` is a `{type(data_collator).__name__}`, which draws "
             "nothing. Remove `data_collator` or pass a `SyntheticPreferenceCollator`."
         )
+
+
+def describe_synthesis(inputs: RefinementInputs, args: RLPRewardConfig) -> str:
+    """
+    Describes for a model card how the trainer makes synthetic preferences from policy samples.
+
+    Args:
+        inputs ([`RefinementInputs`]):
+            Inputs of a run with SPG.
+        args ([`RLPRewardConfig`]):
+            Configuration of the run.
+
+    Returns:
+        `str`: Text after the number of pairs: n, γ, the equivalence and the model that chose y_w. Empty for ready
+        pairs, whose origin the trainer does not know.
+    """
+    if inputs.synthetic_dataset is not None or inputs.policy_samples is None:
+        return ""
+    number = len(inputs.policy_samples[0]["completions"])
+    parts = [f"{number} completions of each prompt", f"γ = {args.confidence_threshold:g}"]
+    if inputs.equivalence is not None and not has_groups(inputs.policy_samples.column_names):
+        parts.append(f"groups by `{type(inputs.equivalence).__name__}`")
+    if args.chosen == "random":
+        parts.append("a random member of the largest group is chosen")
+    elif inputs.labeling_reward_model is not None:
+        model = describe_model(inputs.labeling_reward_model.name_or_path)
+        parts.append(f"the member with the highest reward is chosen, by {model}")
+    return f", {', '.join(parts)}"
 
 
 def check_preferences(

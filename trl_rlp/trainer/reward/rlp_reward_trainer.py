@@ -24,7 +24,13 @@ from trl_rlp.data.validation import remove_format
 from trl_rlp.trainer.checkpoints import no_extra_step, open_checkpoint, resolve_checkpoint
 from trl_rlp.trainer.citation import PAPER
 from trl_rlp.trainer.frozen_weights import require_trainable
-from trl_rlp.trainer.model_card import ModelCardMixin, ModelDescription, count_rows
+from trl_rlp.trainer.model_card import (
+    ModelCardMixin,
+    ModelDescription,
+    count_rows,
+    find_hub_datasets,
+    has_messages,
+)
 from trl_rlp.trainer.reward.refinement_data import (
     HUMAN_COLUMNS,
     add_groups,
@@ -35,7 +41,7 @@ from trl_rlp.trainer.reward.refinement_data import (
     select_columns,
     synthesize_pairs,
 )
-from trl_rlp.trainer.reward.refinement_inputs import RefinementInputs, check_preferences
+from trl_rlp.trainer.reward.refinement_inputs import RefinementInputs, check_preferences, describe_synthesis
 from trl_rlp.trainer.reward.representation_term import RepresentationTerm
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 from trl_rlp.trainer.reward.stream_passes import find_stream_position
@@ -172,9 +178,7 @@ class RLPRewardTrainer(ModelCardMixin, RewardTrainer):
         synthetic_dataset: Dataset | None = None,
     ):
         args = _resolve_args(args, model)
-        if args.method == "none":
-            self._take_card_names(RewardTrainer)
-        else:
+        if args.method != "none":
             train_dataset = remove_format(train_dataset)
         policy_samples, synthetic_dataset = remove_format(policy_samples), remove_format(synthetic_dataset)
         inputs = RefinementInputs(
@@ -182,6 +186,7 @@ class RLPRewardTrainer(ModelCardMixin, RewardTrainer):
         )
         inputs.check(args, model, train_dataset, data_collator)
         check_preferences(train_dataset, processing_class, eval_dataset, args.eos_token)
+        self._prepare_card(args, train_dataset, policy_samples, synthetic_dataset)
         super().__init__(
             model,
             args,
@@ -199,6 +204,16 @@ class RLPRewardTrainer(ModelCardMixin, RewardTrainer):
         )
         self._prepare_score_head()
         self._add_terms(inputs, data_collator)
+
+    def _prepare_card(
+        self, args: RLPRewardConfig, train_dataset: Dataset | IterableDataset | None, *others: Dataset | None
+    ) -> None:
+        """Keeps what the model card says about the data. Tokenization and the mixture with D̂ lose it."""
+        if args.method == "none":
+            self._take_card_names(RewardTrainer)
+        self._is_chat = has_messages(train_dataset)
+        names = [name for dataset in (train_dataset, *others) for name in find_hub_datasets(dataset)]
+        self._hub_datasets = sorted(set(names))
 
     def _prepare_dataset(
         self,
@@ -239,7 +254,10 @@ class RLPRewardTrainer(ModelCardMixin, RewardTrainer):
             if synthetic is None:
                 labeler = inputs.labeling_reward_model, inputs.labeling_processing_class
                 synthetic = synthesize_pairs(samples, inputs.equivalence, *labeler, self.args, self.accelerator.device)
-            self._data_lines.append(f"Synthetic preferences: {count_rows(synthetic)} pairs of policy samples (SPG)")
+            self._data_lines.append(
+                f"Synthetic preferences: {count_rows(synthetic)} pairs of policy samples (SPG)"
+                f"{describe_synthesis(inputs, self.args)}"
+            )
             self.train_dataset = add_synthetic_pairs(self.train_dataset, synthetic, self.processing_class, self.args)
             self.add_callback(PreferenceTableCallback(synthetic, self.processing_class))
         elif data_collator is None:
@@ -369,7 +387,8 @@ class RLPRewardTrainer(ModelCardMixin, RewardTrainer):
 
     def _describe_model(self) -> ModelDescription:
         summary = SUMMARY + SUMMARIES[self.args.method]
-        return ModelDescription(summary, self._data_lines, list_card_settings(self.args))
+        settings = list_card_settings(self.args)
+        return ModelDescription(summary, self._data_lines, settings, self._hub_datasets, self._is_chat)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
