@@ -132,6 +132,12 @@ def test_algorithm_1_saves_plain_models_data_and_metrics(tmp_path, sft_model, me
         synthetic = load_data(result.synthetic_preferences)
         assert len(synthetic) == stages["synthetic_preferences"]["metrics"]["accepted"] > 0
         assert {"prompt", "chosen", "rejected", "confidence"} <= set(synthetic.column_names)
+        card = (result.refined_reward_model / "README.md").read_text(encoding="utf-8")
+        assert (
+            "## Synthetic preferences\n\n6 completions of a policy for each prompt were grouped with `SameParity`."
+            in card
+        )
+        assert "| `confidence_threshold` | 0.5 |" in card and f"| `accepted` | {len(synthetic)} |" in card
     else:
         assert result.synthetic_preferences is None
 
@@ -389,6 +395,16 @@ def test_ready_samples_of_other_prompts_are_named_before_the_folder_is_created(t
     with pytest.raises(ValueError, match="`policy_samples` row 0 has a prompt that is not among the prompts U: 'x'"):
         run_rlp(config(tmp_path, sft_model), preferences, prompts, SameParity(), policy_samples=ready_samples(["x"]))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("options", [{}, {"anchor_weight": 1.0, "sample_from": "sft"}], ids=["pairs", "anchors"])
+def test_errors_of_a_stage_name_the_settings_of_the_run(tmp_path, sft_model, untrained, options):
+    """The stages pass `confidence_threshold` of the reward trainer as `threshold`, which is no setting of a run."""
+    preferences, prompts = data(chat=False)
+    reward_args = {**TRAINING, "confidence_threshold": 0.9}
+    settings = config(tmp_path, sft_model, reward_args=reward_args, **options)
+    with pytest.raises(ValueError, match=r"Rejected: .* Lower `confidence_threshold` in `reward_args`, or check that"):
+        run_rlp(settings, preferences, prompts, SameParity(), policy_samples=ready_samples(prompts["prompt"]))
 
 
 def test_an_engine_samples_and_a_resumed_run_may_change_it(tmp_path, sft_model, untrained, monkeypatch):

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset, concatenate_datasets
 
+from trl_rlp.data.argument_names import rename_arguments
 from trl_rlp.data.groups.equivalence import Equivalence
 from trl_rlp.data.groups.instruction import list_instruction_columns
 from trl_rlp.data.preferences.holdout import hold_out
@@ -34,6 +35,15 @@ GATE_TEXT = (
     "The gate compares this reward model (`after`) with the one that it replaces (`before`): on held-out human pairs, "
     "on pairs of policy samples if their answers are known, and on the synthetic preferences that it was trained on."
 )
+SYNTHESIS_TEXT = (
+    "{number} completions of a policy for each prompt were grouped with `{equivalence}`. A prompt can have a pair if "
+    "its largest group has at least the share `confidence_threshold` (γ in the paper). {chosen} The other values are "
+    "numbers of prompts: those with a pair (`accepted`), and those without one by reason."
+)
+CHOSEN_TEXTS = {
+    "reward": "Its member with the highest reward of the reward model before refinement is the chosen completion.",
+    "random": "A random member of it is the chosen completion.",
+}
 EVALUATION_TEXT = "Completions of held-out prompts, and their mean rewards by each reward model of the run."
 
 _NO_SETTINGS = ("engine", "engine_args", "on_regression", "output_dir", "tokens_per_batch")
@@ -287,14 +297,15 @@ def sample_anchors(
         samples = _sample(run, "anchor_samples", settings, policy, prompt_dataset, equivalence)
     if not settings.needs_anchors:
         return Anchors(samples, None)
-    anchors = run.stage(
-        "anchors",
-        make_anchors,
-        samples=samples,
-        equivalence=equivalence,
-        threshold=settings.config.confidence_threshold,
-        groups=groups,
-    )
+    with rename_arguments(settings.option_names):
+        anchors = run.stage(
+            "anchors",
+            make_anchors,
+            samples=samples,
+            equivalence=equivalence,
+            threshold=settings.config.confidence_threshold,
+            groups=groups,
+        )
     return Anchors(samples, anchors)
 
 
@@ -404,15 +415,16 @@ def refine_reward_model(
     # Prefer (SPG): y_w from the largest group, y_l from the others.
     synthetic = None
     if settings.config.uses_synthetic_pairs:
-        synthetic = run.stage(
-            "synthetic_preferences",
-            make_synthetic_preferences,
-            groups=samples,
-            reward_model=reward_model,
-            config=settings.config,
-            seed=settings.seed,
-            model_options=settings.model_options,
-        )
+        with rename_arguments(settings.option_names):
+            synthetic = run.stage(
+                "synthetic_preferences",
+                make_synthetic_preferences,
+                groups=samples,
+                reward_model=reward_model,
+                config=settings.config,
+                seed=settings.seed,
+                model_options=settings.model_options,
+            )
 
     # Retrain: a new reward model, from the same start as the first one, on D and D̂ (SPG), with L_M (UML), or both.
     all_preferences = (*earlier_preferences, *([synthetic] if synthetic else []))
@@ -426,6 +438,9 @@ def refine_reward_model(
         policy_samples=load_data(samples) if settings.config.uses_views else None,
         synthetic_dataset=concatenate_datasets([*map(load_data, all_preferences)]) if synthetic else None,
     )
+
+    if synthetic:
+        _describe_synthesis(run, settings, refined_reward_model, samples, equivalence)
 
     # Gate, not part of Algorithm 1: is the refined reward model worse than the one that it replaces?
     _run_gate(
@@ -476,6 +491,19 @@ def _group(
         threshold=settings.config.confidence_threshold,
         complete_groups=settings.config.views_share_group,
     )
+
+
+def _describe_synthesis(
+    run: RunFolder, settings: RefinementSettings, folder: Path, samples: Path, equivalence: Equivalence | None
+) -> None:
+    """Adds to the model card how D̂ of this round was made, which the reward trainer does not know."""
+    text = SYNTHESIS_TEXT.format(
+        number=len(load_data(samples)[0]["completions"]),
+        equivalence=type(equivalence).__name__,
+        chosen=CHOSEN_TEXTS[settings.config.chosen],
+    )
+    metrics = {"confidence_threshold": settings.config.confidence_threshold, **run.metrics("synthetic_preferences")}
+    add_to_model_card(folder, "Synthetic preferences", text, metrics)
 
 
 def _run_gate(run: RunFolder, settings: RefinementSettings, **compared: Any) -> None:

@@ -1,6 +1,6 @@
 """What the commands call the arguments of Python functions, so that error messages name options that exist."""
 
-import re
+from trl_rlp.data.argument_names import replace_arguments
 
 
 _SHARED = {
@@ -61,7 +61,4 @@ def name_options(command: str, message: str) -> str:
 
     ```
     """
-    for argument, name in OPTION_NAMES.get(command, {}).items():
-        message = re.sub(rf"(^|\. )`{argument}`", rf"\1{name[0].upper()}{name[1:]}", message)
-        message = message.replace(f"`{argument}`", name)
-    return message
+    return replace_arguments(message, OPTION_NAMES.get(command, {}))

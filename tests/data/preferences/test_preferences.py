@@ -156,7 +156,7 @@ def test_a_threshold_of_at_most_one_completion_logs_a_warning(method, labelers, 
         synthesize_preferences(build_samples(), method, threshold=0.5, **labelers)
         assert not caplog.records
         synthesize_preferences(build_samples(), method, threshold=0.25, **labelers)
-    assert "`threshold`=0.25 of 4 completions is at most one completion" in caplog.text
+    assert "A confidence threshold of 0.25 of 4 completions is at most one completion" in caplog.text
 
 
 @pytest.mark.parametrize(

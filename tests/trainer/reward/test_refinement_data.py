@@ -8,6 +8,7 @@ from tests.reward_runs import SETTINGS, SameText, policy_samples, synthetic_pref
 from tests.tiny_models import save, tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.groups.clustering import cluster
 from trl_rlp.data.preferences.collator import RECORD
+from trl_rlp.data.preferences.pairing import NoPairsError
 from trl_rlp.data.preferences.preferences import synthesize_preferences
 from trl_rlp.data.scoring import scoring_ids
 from trl_rlp.trainer.reward.refinement_data import (
@@ -24,6 +25,24 @@ from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 
 
 CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("completions", "finished", "message"),
+    [
+        (["a", "b", "c", "d"], True, r"\{'below_threshold': 1\}. Lower `confidence_threshold`, or check"),
+        (
+            ["a", "a", "a", "d"],
+            False,
+            "or pass `allow_unfinished_chosen=True` to `synthesize_preferences` and train on",
+        ),
+    ],
+)
+def test_no_pairs_are_explained_with_the_fields_of_the_configuration(tmp_path, completions, finished, message):
+    data = {"prompt": ["?"], "completions": [completions], "finished": [[finished] * 4]}
+    config = build_config(tmp_path, chosen="random")
+    with pytest.raises(NoPairsError, match=message):
+        synthesize_pairs(Dataset.from_dict(data), SameText(), None, None, config, CPU)
 
 
 def build_config(folder, **settings):

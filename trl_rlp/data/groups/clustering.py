@@ -407,16 +407,16 @@ def require_decided_groups(samples: Dataset | Mapping[str, list], threshold: flo
         if low < high and high >= threshold:
             raise ValueError(
                 f"`samples` row {row} was clustered for another threshold. Its confidence is between {low} and "
-                f"{high}, so it is unknown whether it reaches {threshold}. Cluster with this `threshold` or with "
-                "`complete_groups=True`."
+                f"{high}, so it is unknown whether it reaches {threshold}. Call `cluster(threshold={threshold})`, "
+                "or pass `complete_groups=True` to it."
             )
 
 
 def _find_needed_size(threshold: float, num_generations: int) -> int:
     if 0 < threshold * num_generations <= 1:
         logger.warning(
-            f"`threshold`={threshold} of {num_generations} completions is at most one completion, so a group of any "
-            "size is accepted. Raise `threshold` or sample more completions."
+            f"A confidence threshold of {threshold} of {num_generations} completions is at most one completion, so "
+            "a group of any size is accepted. Sample more completions or raise it."
         )
     return next(size for size in range(1, num_generations + 1) if size / num_generations >= threshold)
 

@@ -187,8 +187,8 @@ def _build_label(samples: Dataset, method: str, **options: Any) -> Label:
     num_generations = len(samples[0]["completions"])
     if method in ("spg", "majority_best") and threshold * num_generations <= 1:
         logger.warning(
-            f"`threshold`={threshold} of {num_generations} completions is at most one completion, so every prompt "
-            "with two completions that agree is accepted. Sample more completions or raise `threshold`."
+            f"A confidence threshold of {threshold} of {num_generations} completions is at most one completion, so "
+            "every prompt with two completions that agree is accepted. Sample more completions or raise it."
         )
     return label
 

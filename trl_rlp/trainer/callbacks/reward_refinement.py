@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PrinterCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from trl_rlp.data.anchors.comparison import AnchorComparison
+from trl_rlp.data.argument_names import rename_arguments
 from trl_rlp.data.columns import flatten_samples
 from trl_rlp.data.groups.clustering import cluster
 from trl_rlp.data.groups.instruction import list_instruction_columns
@@ -29,7 +30,7 @@ from trl_rlp.storage.whole_weights import whole_weights
 from trl_rlp.trainer.callbacks.recorded_samples import have_views, select_equal_counts
 from trl_rlp.trainer.nested_training import quiet_loading
 from trl_rlp.trainer.reward.initial_model import init_reward_model
-from trl_rlp.trainer.reward.refinement_data import HUMAN_COLUMNS, PAIR_COLUMNS, select_columns
+from trl_rlp.trainer.reward.refinement_data import FIELD_NAMES, HUMAN_COLUMNS, PAIR_COLUMNS, select_columns
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 from trl_rlp.trainer.reward.rlp_reward_trainer import RLPRewardTrainer
 
@@ -287,7 +288,8 @@ class RewardRefinement:
         samples = select_equal_counts([window], list_instruction_columns(self.equivalence))
         groups = cluster(samples, self.equivalence, threshold=threshold)
         options |= {"threshold": threshold, "keep_candidates": self.args.redraw_rejected}
-        pairs, _ = synthesize_preferences(groups, "spg", **options)
+        with rename_arguments(FIELD_NAMES):
+            pairs, _ = synthesize_preferences(groups, "spg", **options)
         return pairs
 
     def _group_samples(self, windows: list[Dataset]) -> Dataset:

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from datasets import Dataset, IterableDataset
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from trl_rlp.data.argument_names import rename_arguments
 from trl_rlp.data.groups.clustering import cluster
 from trl_rlp.data.groups.equivalence import release_after
 from trl_rlp.data.preferences.collator import RECORD, SyntheticPreferenceCollator
@@ -36,6 +37,14 @@ PAIR_COLUMNS = (*HUMAN_COLUMNS, "candidate_ids")
 
 SHARDS = "_refinement"
 """Name of the folder for shards of groups and pairs, in `output_dir`. It may be deleted after training."""
+
+FIELD_NAMES = {
+    "threshold": "`confidence_threshold`",
+    "allow_unfinished_chosen=True": (
+        "`allow_unfinished_chosen=True` to `synthesize_preferences` and train on its pairs"
+    ),
+}
+"""What users of RLPRewardConfig set instead of arguments of the functions that make pairs, for error messages."""
 
 Pairs = TypeVar("Pairs", Dataset, IterableDataset)
 
@@ -91,6 +100,9 @@ def synthesize_pairs(
 
     Returns:
         `datasets.Dataset`: Preferences in TRL's format, with audit columns, the same on every process.
+
+    Raises:
+        ValueError: For the reasons of [`synthesize_preferences`]. The message names fields of `args`.
     """
     if reward_model is not None and processing_class is None:
         processing_class = AutoTokenizer.from_pretrained(
@@ -108,7 +120,8 @@ def synthesize_pairs(
         None if reward_model is None else weights_fingerprint(reward_model),
         None if reward_model is None else tokenizer_fingerprint(processing_class),
     ]
-    with _keep_on(device, reward_model), release_after(equivalence):
+    names = {**FIELD_NAMES, "samples": "`policy_samples`"}
+    with _keep_on(device, reward_model), release_after(equivalence), rename_arguments(names):
         synthetic, _ = synthesize_preferences(
             samples,
             method="spg",
