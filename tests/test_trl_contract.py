@@ -41,6 +41,7 @@ OVERRIDDEN = {
 }
 CLASS_ATTRIBUTES = {"_tag_names", "_name", "_paper"}
 OWN_NAMES = {
+    "_prepare_card",
     "_prepare_score_head",
     "_add_terms",
     "_connect_collator",

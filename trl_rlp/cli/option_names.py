@@ -1,8 +1,5 @@
 """What the commands call the arguments of Python functions, so that error messages name options that exist."""
 
-from trl_rlp.data.argument_names import replace_arguments
-
-
 _SHARED = {
     "cache": "`equivalence_cache`",
     "instruction": "`equivalence_instruction`",
@@ -61,4 +58,6 @@ def name_options(command: str, message: str) -> str:
 
     ```
     """
+    from trl_rlp.data.argument_names import replace_arguments  # its package imports torch
+
     return replace_arguments(message, OPTION_NAMES.get(command, {}))
