@@ -24,27 +24,13 @@ from trl_rlp.stages.in_loop import InLoop
 from trl_rlp.stages.policy import train_policy
 from trl_rlp.stages.preferences import make_synthetic_preferences
 from trl_rlp.stages.reward_model import train_reward_model
+from trl_rlp.stages.run_cards import describe_evaluation, describe_gate, describe_synthesis
 from trl_rlp.stages.samples import group_samples, sample_policy
 from trl_rlp.storage.artifacts import load_data
 from trl_rlp.storage.fingerprints import dataset_fingerprint
 from trl_rlp.storage.run_folder import RunFolder, round_name
-from trl_rlp.trainer.model_card import METHOD_TAG, add_to_model_card
+from trl_rlp.trainer.model_card import METHOD_TAG
 
-
-GATE_TEXT = (
-    "The gate compares this reward model (`after`) with the one that it replaces (`before`): on held-out human pairs, "
-    "on pairs of policy samples if their answers are known, and on the synthetic preferences that it was trained on."
-)
-SYNTHESIS_TEXT = (
-    "{number} completions of a policy for each prompt were grouped with `{equivalence}`. A prompt can have a pair if "
-    "its largest group has at least the share `confidence_threshold` (γ in the paper). {chosen} The other values are "
-    "numbers of prompts: those with a pair (`accepted`), and those without one by reason."
-)
-CHOSEN_TEXTS = {
-    "reward": "Its member with the highest reward of the reward model before refinement is the chosen completion.",
-    "random": "A random member of it is the chosen completion.",
-}
-EVALUATION_TEXT = "Completions of held-out prompts, and their mean rewards by each reward model of the run."
 
 _NO_SETTINGS = ("engine", "engine_args", "on_regression", "output_dir", "tokens_per_batch")
 """Fields of RLPConfig that a resumed run may change. The shards of a stage keep the engine that sampled them."""
@@ -440,7 +426,9 @@ def refine_reward_model(
     )
 
     if synthetic:
-        _describe_synthesis(run, settings, refined_reward_model, samples, equivalence)
+        describe_synthesis(
+            refined_reward_model, settings.config, samples, equivalence, run.metrics("synthetic_preferences")
+        )
 
     # Gate, not part of Algorithm 1: is the refined reward model worse than the one that it replaces?
     _run_gate(
@@ -493,25 +481,12 @@ def _group(
     )
 
 
-def _describe_synthesis(
-    run: RunFolder, settings: RefinementSettings, folder: Path, samples: Path, equivalence: Equivalence | None
-) -> None:
-    """Adds to the model card how D̂ of this round was made, which the reward trainer does not know."""
-    text = SYNTHESIS_TEXT.format(
-        number=len(load_data(samples)[0]["completions"]),
-        equivalence=type(equivalence).__name__,
-        chosen=CHOSEN_TEXTS[settings.config.chosen],
-    )
-    metrics = {"confidence_threshold": settings.config.confidence_threshold, **run.metrics("synthetic_preferences")}
-    add_to_model_card(folder, "Synthetic preferences", text, metrics)
-
-
 def _run_gate(run: RunFolder, settings: RefinementSettings, **compared: Any) -> None:
     """Raises outside the stage, to keep the metrics of the stage. A later call may set another `on_regression`."""
     compared |= {"max_length": settings.config.max_length, "model_options": settings.model_options}
     run.stage("gate", compare_reward_models, seed=settings.seed, **compared)
     report = run.metrics("gate")
-    add_to_model_card(compared["after"], "Gate", GATE_TEXT, {"passed": report["passed"], **report["comparisons"]})
+    describe_gate(compared["after"], report)
     if settings.on_regression == "raise" and not report["passed"]:
         raise RewardModelRegression(f"The gate refused {compared['after']}: {'; '.join(report['problems'])}")
 
@@ -542,9 +517,7 @@ def _run_evaluation(
         max_length=config.reward_config().max_length,
         model_options=config.model_options(),
     )
-    for name, path in policies.items():
-        if name != "sft":  # the user's
-            add_to_model_card(Path(path), "Evaluation", EVALUATION_TEXT, run.metrics("evaluation")[name])
+    describe_evaluation(policies, run.metrics("evaluation"))
 
 
 def _open_run_folder(
