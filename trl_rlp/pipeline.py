@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset, concatenate_datasets
 
-from trl_rlp.data.argument_names import rename_arguments
 from trl_rlp.data.groups.equivalence import Equivalence
 from trl_rlp.data.groups.instruction import list_instruction_columns
 from trl_rlp.data.preferences.holdout import hold_out
@@ -283,15 +282,14 @@ def sample_anchors(
         samples = _sample(run, "anchor_samples", settings, policy, prompt_dataset, equivalence)
     if not settings.needs_anchors:
         return Anchors(samples, None)
-    with rename_arguments(settings.option_names):
-        anchors = run.stage(
-            "anchors",
-            make_anchors,
-            samples=samples,
-            equivalence=equivalence,
-            threshold=settings.config.confidence_threshold,
-            groups=groups,
-        )
+    anchors = run.stage(
+        "anchors",
+        make_anchors,
+        samples=samples,
+        equivalence=equivalence,
+        threshold=settings.config.confidence_threshold,
+        groups=groups,
+    )
     return Anchors(samples, anchors)
 
 
@@ -401,16 +399,15 @@ def refine_reward_model(
     # Prefer (SPG): y_w from the largest group, y_l from the others.
     synthetic = None
     if settings.config.uses_synthetic_pairs:
-        with rename_arguments(settings.option_names):
-            synthetic = run.stage(
-                "synthetic_preferences",
-                make_synthetic_preferences,
-                groups=samples,
-                reward_model=reward_model,
-                config=settings.config,
-                seed=settings.seed,
-                model_options=settings.model_options,
-            )
+        synthetic = run.stage(
+            "synthetic_preferences",
+            make_synthetic_preferences,
+            groups=samples,
+            reward_model=reward_model,
+            config=settings.config,
+            seed=settings.seed,
+            model_options=settings.model_options,
+        )
 
     # Retrain: a new reward model, from the same start as the first one, on D and D̂ (SPG), with L_M (UML), or both.
     all_preferences = (*earlier_preferences, *([synthetic] if synthetic else []))

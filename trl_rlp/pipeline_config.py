@@ -23,7 +23,6 @@ from trl_rlp.trainer.mappings import parse_fields, parse_mapping, require_no_eva
 from trl_rlp.trainer.ppo.ppo_config import PPOConfig
 from trl_rlp.trainer.precision import require_dtype, supported_precision
 from trl_rlp.trainer.reward.methods import FIELDS, METHODS
-from trl_rlp.trainer.reward.refinement_data import FIELD_NAMES
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 
 
@@ -62,9 +61,6 @@ class RefinementSettings:
             Number of rollouts of step 5 after which the reward model is refined again. `None` does not refine it.
         sample_from (`str`, *optional*, defaults to `"policy"`):
             Which policy is sampled in step 4 of round 1: `"policy"` (π_θ of step 3) or `"sft"` (π_SFT).
-        option_names (`dict[str, str]`, *optional*):
-            What the user's configuration calls the arguments of the functions that make groups, anchors and pairs. It
-            is for error messages, see [`rename_arguments`].
     """
 
     base_model: str | Path
@@ -78,7 +74,6 @@ class RefinementSettings:
     anchor_weight: float = 0.0
     refine_every: int | None = None
     sample_from: str = "policy"
-    option_names: dict[str, str] = field(default_factory=dict)
 
     @property
     def trains_first_policy(self) -> bool:
@@ -637,7 +632,6 @@ class RLPConfig:
             anchor_weight=self.anchor_weight,
             refine_every=self.refine_every,
             sample_from=self.sample_from,
-            option_names={**FIELD_NAMES, "threshold": "`confidence_threshold` in `reward_args`"},
         )
 
     def sampling(self, **overrides: Any) -> dict[str, Any]:

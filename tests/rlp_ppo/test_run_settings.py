@@ -54,8 +54,6 @@ def test_the_settings_of_the_refinement_are_those_of_the_run(tmp_path, base):
     prompt_and_stop = {"stop_token_ids": None, "chat_template_kwargs": None}
     expected = {"num_generations": 6, "temperature": 0.5, "max_new_tokens": 6, "seed": 7, **prompt_and_stop}
     assert settings.sampling == expected
-    names = "`confidence_threshold` in `rlp_reward_args`", "`response_length`"
-    assert (settings.option_names["threshold"], settings.option_names["max_new_tokens"]) == names
     assert settings.seed == 7 and (settings.anchor_weight, settings.refine_every) == (2.0, 8)
     assert {"output_dir", "method"} & settings.args.keys() == set()
     assert (settings.args["confidence_threshold"], settings.args["use_cpu"]) == (0.4, True)

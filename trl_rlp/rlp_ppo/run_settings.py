@@ -20,7 +20,6 @@ from trl_rlp.storage.fingerprints import (
 )
 from trl_rlp.storage.precision import dtype_option
 from trl_rlp.trainer.ppo.ppo_config import DERIVED_SIZES
-from trl_rlp.trainer.reward.refinement_data import FIELD_NAMES
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 
 
@@ -133,11 +132,6 @@ def build_refinement_settings(args: RLPPPOConfig, initial_policy: Path, config: 
         seed=args.seed,
         anchor_weight=args.rlp_anchor_weight,
         refine_every=args.rlp_refine_every,
-        option_names={
-            **FIELD_NAMES,
-            "threshold": "`confidence_threshold` in `rlp_reward_args`",
-            "max_new_tokens": "`response_length`",
-        },
     )
 
 

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from trl_rlp.data.anchors.semantic_anchors import SemanticAnchors, prompt_key
+from trl_rlp.data.argument_names import rename_arguments
 from trl_rlp.data.groups.equivalence import Equivalence, release_after
+from trl_rlp.stages.preferences import SETTING_NAMES
 from trl_rlp.storage.artifacts import load_data
 from trl_rlp.storage.run_folder import SHARDS
 
@@ -34,12 +36,12 @@ def make_anchors(
         `confidence`, the mean confidence of the anchors.
 
     Raises:
-        ValueError: If no prompt has an anchor.
+        ValueError: If no prompt has an anchor. The message names settings of the run.
     """
     rows = load_data(samples)
     if groups is not None and len({prompt_key(prompt) for prompt in rows["prompt"]}) == len(rows):
         rows = load_data(groups)
-    with release_after(equivalence):
+    with release_after(equivalence), rename_arguments(SETTING_NAMES):
         anchors = SemanticAnchors.from_samples(rows, equivalence, threshold=threshold, output_dir=folder / SHARDS)
     anchors.save(folder)
     return {"prompts": anchors.num_prompts, "anchors": len(anchors), "confidence": anchors.mean_confidence}
