@@ -403,7 +403,9 @@ def test_errors_of_a_stage_name_the_settings_of_the_run(tmp_path, sft_model, unt
     preferences, prompts = data(chat=False)
     reward_args = {**TRAINING, "confidence_threshold": 0.9}
     settings = config(tmp_path, sft_model, reward_args=reward_args, **options)
-    with pytest.raises(ValueError, match=r"Rejected: .* Lower `confidence_threshold` in `reward_args` .*, or check that"):
+    with pytest.raises(
+        ValueError, match=r"Rejected: .* Lower `confidence_threshold` in `reward_args` .*, or check that"
+    ):
         run_rlp(settings, preferences, prompts, SameParity(), policy_samples=ready_samples(prompts["prompt"]))
 
 
