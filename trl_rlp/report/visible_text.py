@@ -1,8 +1,9 @@
 """Text for the page: messages as text, characters that are not visible made visible, and a limit on the length."""
 
 import json
-import re
 from typing import Any
+
+import regex
 
 from trl_rlp.data.turns import message_text
 
@@ -10,15 +11,12 @@ from trl_rlp.data.turns import message_text
 MAX_CHARACTERS = 20_000
 """Largest number of characters of a text that the page holds. A longer text ends with a note that says so."""
 
-_HIDDEN = re.compile(
-    # controls, marks that change the direction of text, other characters without width, and half surrogates
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u2028-\u202e"
-    "\u2060-\u206f\u2800\u3164\ud800-\udfff\ufe00-\ufe0d\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3"
-    "\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
-    # what Unicode keeps free of characters
-    "\ufdd0-\ufdef" + "".join(chr(end + 0xFFFE) + chr(end + 0xFFFF) for end in range(0, 0x110000, 0x10000)) + "]"
+_HIDDEN = regex.compile(
+    # controls, half surrogates, ends of lines and paragraphs, and what Unicode calls ignorable or keeps free
+    r"(?V1)[[\p{Cc}\p{Cs}\p{Zl}\p{Zp}\p{Default_Ignorable_Code_Point}\p{Noncharacter_Code_Point}\u2800\ufff9-\ufffb]"
+    r"--[\t\n\u200c\u200d\ufe0e\ufe0f]]"
     # a joiner or a variation selector, the second one of two
-    "|(?<=[\u200c\u200d])[\u200c\u200d\ufe0e\ufe0f]|(?<=[\ufe0e\ufe0f])[\ufe0e\ufe0f]"
+    r"|(?<=[\u200c\u200d])[\u200c\u200d\ufe0e\ufe0f]|(?<=[\ufe0e\ufe0f])[\ufe0e\ufe0f]"
 )
 """
 Characters that nobody can see. Line feeds and tabs stay as they are, and so do single joiners and the selectors of
