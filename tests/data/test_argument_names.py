@@ -15,6 +15,14 @@ def test_names_are_replaced_in_backticks_only():
     )
 
 
+def test_a_text_with_the_name_of_an_argument_is_not_replaced_again():
+    names = {"a": "`a` (`b` of a trainer)", "b": "`c`", "c": "`a`"}
+    assert replace_arguments("`a` is small. `b` and `c` too.", names) == (
+        "`a` (`b` of a trainer) is small. `c` and `a` too."
+    )
+    assert replace_arguments("`` and `a`", {}) == "`` and `a`"
+
+
 def test_an_error_keeps_its_type_and_its_other_values():
     with pytest.raises(NoPairsError, match=r"^Lower `confidence_threshold` in `reward_args`\.$") as caught:
         with rename_arguments(NAMES):

@@ -28,10 +28,16 @@ def replace_arguments(message: str, names: Mapping[str, str]) -> str:
 
     ```
     """
-    for argument, name in names.items():
-        message = re.sub(rf"(^|\. )`{re.escape(argument)}`", rf"\1{name[0].upper()}{name[1:]}", message)
-        message = message.replace(f"`{argument}`", name)
-    return message
+    if not names:
+        return message
+
+    def replace(match: re.Match[str]) -> str:
+        start, argument = match.groups()
+        name = names[argument]
+        return name if start is None else f"{start}{name[0].upper()}{name[1:]}"
+
+    # In one pass, because the text for one argument may have the name of another one.
+    return re.sub(rf"(^|\. )?`({'|'.join(map(re.escape, names))})`", replace, message)
 
 
 @contextmanager
