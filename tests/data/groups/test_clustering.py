@@ -173,6 +173,7 @@ def test_samples_with_one_completion_per_prompt_raise():
 
 @pytest.mark.parametrize(("threshold", "warns"), [(0.5, True), (0.51, False), (0.0, False)])
 def test_a_threshold_of_at_most_one_completion_logs_a_warning(threshold, warns, caplog, monkeypatch):
+    logging.Logger.warning_once.cache_clear()
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     monkeypatch.setattr(logging.getLogger("trl_rlp"), "propagate", True)
     cluster(build_samples([["a", "b"]]), ExactMatch(), threshold=threshold)

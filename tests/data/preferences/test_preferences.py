@@ -152,11 +152,25 @@ def test_a_result_without_pairs_raises_with_counts_and_remedy(labelers):
 
 @pytest.mark.parametrize("method", ["spg", "majority_best"])
 def test_a_threshold_of_at_most_one_completion_logs_a_warning(method, labelers, caplog):
+    logging.Logger.warning_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         synthesize_preferences(build_samples(), method, threshold=0.5, **labelers)
         assert not caplog.records
         synthesize_preferences(build_samples(), method, threshold=0.25, **labelers)
     assert "A confidence threshold of 0.25 of 4 completions is at most one completion" in caplog.text
+
+
+def test_many_shards_log_one_warning(caplog):
+    """Each shard is grouped on its own. `select_all` has no threshold to warn of."""
+    logging.Logger.warning_once.cache_clear()
+    rows = [{"prompt": f"q{row}", "completions": ["4", "4", "4", "5"], "finished": [True] * 4} for row in range(20)]
+    options = {"equivalence": ExactMatch(), "chosen": "random", "shard_size": 4}
+    with caplog.at_level(logging.WARNING):
+        synthesize_preferences(Dataset.from_list(rows), "select_all", **options)
+        assert not caplog.records
+        synthesize_preferences(Dataset.from_list(rows), "spg", threshold=0.2, **options)
+    (record,) = caplog.records
+    assert "so every prompt with two completions that agree is accepted" in record.getMessage()
 
 
 @pytest.mark.parametrize(

@@ -197,11 +197,6 @@ class Group:
             raise ValueError(f"`threshold` is a share of the completions and must be in [0, 1], got {threshold}.")
         self.threshold = threshold
         self.complete_groups = complete_groups
-        self._needed_sizes: dict[int, int] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        # The cache of `datasets` compares what is pickled, and a call must not change it.
-        return {**vars(self), "_needed_sizes": {}}
 
     def __call__(self, batch: Batch, rank: int | None = None) -> Batch:
         """
@@ -260,8 +255,8 @@ class Group:
 
     def find_needed_size(self, num_generations: int) -> int:
         """
-        Returns the size of the smallest group that is accepted, in completions. Logs a warning if any group is large
-        enough.
+        Returns the size of the smallest group that is accepted, in completions. Logs [`warn_of_low_threshold`] unless
+        the threshold is 0, which accepts all prompts on purpose.
 
         Args:
             num_generations (`int`):
@@ -270,9 +265,9 @@ class Group:
         Returns:
             `int`: From 1 to `num_generations`.
         """
-        if num_generations not in self._needed_sizes:
-            self._needed_sizes[num_generations] = _find_needed_size(self.threshold, num_generations)
-        return self._needed_sizes[num_generations]
+        if self.threshold > 0:
+            warn_of_low_threshold(self.threshold, num_generations)
+        return next(size for size in range(1, num_generations + 1) if size / num_generations >= self.threshold)
 
 
 def hold_equivalence(
@@ -412,13 +407,21 @@ def require_decided_groups(samples: Dataset | Mapping[str, list], threshold: flo
             )
 
 
-def _find_needed_size(threshold: float, num_generations: int) -> int:
-    if 0 < threshold * num_generations <= 1:
-        logger.warning(
+def warn_of_low_threshold(threshold: float, num_generations: int) -> None:
+    """
+    Logs a warning if a threshold excludes no majority. It is logged once for equal arguments.
+
+    Args:
+        threshold (`float`):
+            Smallest share of the completions that is accepted, in [0, 1] (γ in the paper).
+        num_generations (`int`):
+            Number n of completions of a prompt.
+    """
+    if threshold * num_generations <= 1:
+        logger.warning_once(
             f"A confidence threshold of {threshold} of {num_generations} completions is at most one completion, so "
-            "a group of any size is accepted. Sample more completions or raise it."
+            "every prompt with two completions that agree is accepted. Sample more completions or raise it."
         )
-    return next(size for size in range(1, num_generations + 1) if size / num_generations >= threshold)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from trl_rlp.data.groups.clustering import has_groups, require_decided_groups
+from trl_rlp.data.groups.clustering import has_groups, require_decided_groups, warn_of_low_threshold
 from trl_rlp.data.groups.instruction import list_instruction_columns
 from trl_rlp.data.judges.judge import Judge
 from trl_rlp.data.preferences.labeling import Label, build_features
@@ -184,12 +184,8 @@ def _build_label(samples: Dataset, method: str, **options: Any) -> Label:
     threshold = 0.0 if method == "select_all" else options["threshold"]
     if has_groups(samples.column_names) and method in GROUP_GENERATORS:
         require_decided_groups(samples, threshold)
-    num_generations = len(samples[0]["completions"])
-    if method in ("spg", "majority_best") and threshold * num_generations <= 1:
-        logger.warning(
-            f"A confidence threshold of {threshold} of {num_generations} completions is at most one completion, so "
-            "every prompt with two completions that agree is accepted. Sample more completions or raise it."
-        )
+    if method in ("spg", "majority_best"):
+        warn_of_low_threshold(threshold, len(samples[0]["completions"]))
     return label
 
 
