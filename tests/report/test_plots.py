@@ -1,7 +1,10 @@
 from xml.etree import ElementTree
 
 import pytest
+from matplotlib import rc_context
 
+from trl_rlp.quickstart import plots as quickstart_plots
+from trl_rlp.report import plots as report_plots
 from trl_rlp.report.acceptance import sweep_thresholds
 from trl_rlp.report.plots import (
     _create_threshold_axes,
@@ -27,6 +30,27 @@ def test_equal_data_give_equal_plots_with_the_threshold():
     image = plot_acceptance(ACCEPTANCE, 0.5)
     assert any("γ = 0.5" in text for text in get_texts(image)) and image.svg.startswith("<svg")
     assert image == plot_acceptance(ACCEPTANCE, 0.5)
+
+
+def test_settings_of_the_user_do_not_change_a_plot():
+    """`text.usetex` is common in papers' settings, and it cannot draw γ or the underscores in names."""
+    pairs = {"pairs": 40, "accuracy": 0.6}
+    arguments = {
+        report_plots.plot_acceptance: (ACCEPTANCE, 0.5),
+        report_plots.plot_label_accuracy: (ACCEPTANCE, 0.5),
+        report_plots.plot_reward_models: ({"human": {"before": pairs, "after": pairs}}, "accuracy", "axis"),
+        report_plots.plot_curves: ("loss", {"reward_model": [(1, 0.5), (2, 0.4)]}),
+        report_plots.plot_against_kl: ("accuracy", {"sft": (0.1, 0.5, 0.1)}),
+        report_plots.plot_lengths: ("rewards", {"a": ([1, 2], [0.1, 0.2])}),
+        quickstart_plots.plot_confidence: ([{"confidence": 0.5, "majority_right": True}], 4, 0.5),
+        quickstart_plots.plot_policies: ({"sft": {"accuracy": 0.5, "interval": [0.4, 0.6]}},),
+    }
+    functions = {**vars(report_plots), **vars(quickstart_plots)}
+    assert set(arguments) == {value for name, value in functions.items() if name.startswith("plot_")}
+    for plot, values in arguments.items():
+        expected = plot(*values)
+        with rc_context({"font.size": 20, "text.usetex": True, "axes.grid": True, "savefig.facecolor": "black"}):
+            assert plot(*values) == expected
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 1.0])

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from trl_rlp.report.elements import Image
-from trl_rlp.report.plots import BLUE, GRAY, ORANGE, WIDE, create_axes, render_svg
+from trl_rlp.report.plots import BLUE, GRAY, ORANGE, WIDE, create_axes, render_svg, with_default_style
 
 
 POLICY_NAMES = {"sft": "π_SFT", "policy": "π  (against r)", "retrained_policy": "π̂  (against r̂)"}
 
 
+@with_default_style
 def plot_confidence(questions: Sequence[dict[str, Any]], num_generations: int, threshold: float) -> Image:
     """
     Plots a histogram of the questions' confidence, split by whether the majority is right.
@@ -49,6 +50,7 @@ def plot_confidence(questions: Sequence[dict[str, Any]], num_generations: int, t
     return render_svg(figure, "Confidence of the questions and whether the majority is right")
 
 
+@with_default_style
 def plot_policies(policies: dict[str, dict[str, Any]]) -> Image:
     """
     Plots the accuracy of each policy with its confidence interval.

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.style import context
 from matplotlib.ticker import MaxNLocator
 
 from trl_rlp.report.acceptance import Acceptance
@@ -23,6 +24,9 @@ SMALL = (4.4, 2.7)
 MAX_LABEL = 56
 MAX_POINTS = 2000
 """Largest number of points of a scatter plot."""
+
+with_default_style = context("default")
+"""Decorator of each function that plots: it draws in matplotlib's own style, whatever the settings of the user are."""
 
 
 def name_label(text: str) -> str:
@@ -77,6 +81,7 @@ def create_axes(size: tuple[float, float]) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+@with_default_style
 def plot_acceptance(acceptance: Acceptance, threshold: float | None) -> Image:
     """
     Plots the share of accepted prompts against the threshold.
@@ -98,6 +103,7 @@ def plot_acceptance(acceptance: Acceptance, threshold: float | None) -> Image:
     return render_svg(figure, "Share of accepted prompts against the threshold")
 
 
+@with_default_style
 def plot_label_accuracy(acceptance: Acceptance, threshold: float | None) -> Image:
     """
     Plots the accuracy of the synthetic labels against the threshold.
@@ -138,6 +144,7 @@ def _create_threshold_axes(label: str, threshold: float | None) -> tuple[Figure,
     return figure, axes
 
 
+@with_default_style
 def plot_reward_models(comparisons: Mapping[str, dict[str, Any]], metric: str, label: str) -> Image:
     """
     Plots a metric of the reward model before and after refinement, on each set of labeled pairs.
@@ -174,6 +181,7 @@ def plot_reward_models(comparisons: Mapping[str, dict[str, Any]], metric: str, l
     )
 
 
+@with_default_style
 def plot_curves(
     title: str, curves: Mapping[str, Sequence[tuple[float, float]]], eval_curves: Mapping[str, Sequence] | None = None
 ) -> Image:
@@ -211,6 +219,7 @@ def plot_curves(
     return render_svg(figure, f"{title} against the optimizer step")
 
 
+@with_default_style
 def plot_against_kl(title: str, points: Mapping[str, tuple[float, float, float | None]]) -> Image:
     """
     Plots a metric of policies against their KL divergence.
@@ -236,6 +245,7 @@ def plot_against_kl(title: str, points: Mapping[str, tuple[float, float, float |
     return render_svg(figure, f"{title} against the KL divergence")
 
 
+@with_default_style
 def plot_lengths(title: str, series: Mapping[str, tuple[Sequence[float], Sequence[float]]], seed: int = 0) -> Image:
     """
     Plots rewards against lengths.
