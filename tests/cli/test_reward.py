@@ -7,6 +7,7 @@ from trl_rlp.cli import main
 from trl_rlp.cli.arguments import EquivalenceArguments
 from trl_rlp.cli.reward import RewardArguments
 from trl_rlp.data.groups.equivalence import ExactMatch
+from trl_rlp.report.training_log import read_training_log
 from trl_rlp.storage.artifacts import load_reward_model
 from trl_rlp.storage.loading import load_rows
 from trl_rlp.trainer.reward.initial_model import init_reward_model
@@ -27,6 +28,9 @@ def test_the_saved_model_is_a_plain_classifier(tmp_path, models, preferences, sa
     assert (out / "model.safetensors").exists() and not (out / "adapter_config.json").exists()
     printed = capsys.readouterr().out
     assert "eval_accuracy" in printed and f"reward model: {out}" in printed
+    log = read_training_log(out)
+    assert log.path == out / "trainer_state.json"
+    assert log.curve("eval_accuracy") and log.last("train_runtime") is not None
     weights = AutoModelForSequenceClassification.from_pretrained(out).state_dict()
     initial = init_reward_model(models["policy"], seed=42)[0].state_dict()
     assert set(weights) == set(initial) and not weights["score.weight"].equal(initial["score.weight"])

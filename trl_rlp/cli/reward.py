@@ -131,7 +131,7 @@ def _build_model_init_kwargs(arguments: ModelConfig, config: RLPRewardConfig) ->
 
 def main(options: Sequence[str]) -> None:
     """
-    Trains a reward model and saves it as a plain sequence classifier.
+    Trains a reward model and saves it as a plain sequence classifier, with the state of its trainer.
 
     Args:
         options (`Sequence[str]`):
@@ -167,6 +167,7 @@ def main(options: Sequence[str]) -> None:
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     metrics = trainer.evaluate() if eval_path else None
     save_trained_model(trainer, config.output_dir)
+    trainer.save_state()  # with the time and the last evaluation, which are in no checkpoint
     trainer.create_model_card(model_name=Path(config.output_dir).name)
     if process_state().is_main_process:
         if eval_path:

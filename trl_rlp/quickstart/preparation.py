@@ -12,6 +12,7 @@ from trl_rlp.evaluation.policy_metrics import describe_outputs
 from trl_rlp.quickstart.simulation import simulate_preferences
 from trl_rlp.storage.artifacts import load_policy, save_data, save_trained_model
 from trl_rlp.storage.run_folder import CHECKPOINTS, SHARDS
+from trl_rlp.trainer.checkpoints import TRAINER_STATE
 from trl_rlp.trainer.precision import supported_precision
 
 
@@ -19,7 +20,7 @@ def train_sft(
     folder: Path, base_model: str | Path, demonstrations: Dataset, args: dict[str, Any], lora: dict[str, Any]
 ) -> dict[str, float]:
     """
-    Fine-tunes a model on demonstrations (step 0) and saves it as a plain causal LM.
+    Fine-tunes a model on demonstrations (step 0) and saves it as a plain causal LM, with the state of the trainer.
 
     Args:
         folder (`Path`):
@@ -46,6 +47,8 @@ def train_sft(
     )
     output = trainer.train()
     save_trained_model(trainer, folder)
+    if trainer.is_world_process_zero():
+        trainer.state.save_to_json(str(folder / TRAINER_STATE))
     return {"train_loss": output.training_loss}
 
 
