@@ -46,10 +46,10 @@ def few_questions(monkeypatch):
 def test_a_run_writes_metrics_and_page_and_resumes(model, tmp_path, few_questions):
     with (tmp_path / "screen.txt").open("w") as screen:
         console = Console(file=screen, width=140)
-        page = quickstart(build_config(model, tmp_path / "run"), TINY, console)
-        seconds = json.loads((tmp_path / "run" / "outcome.json").read_text())["seconds"]
-        again = quickstart(build_config(model, tmp_path / "run"), TINY, console)
-    outcome = json.loads((tmp_path / "run" / "outcome.json").read_text())
+        page = quickstart(build_config(model, tmp_path / "run[old]"), TINY, console)
+        seconds = json.loads((tmp_path / "run[old]" / "outcome.json").read_text())["seconds"]
+        again = quickstart(build_config(model, tmp_path / "run[old]"), TINY, console)
+    outcome = json.loads((tmp_path / "run[old]" / "outcome.json").read_text())
 
     assert again == page
     stages = [name for name in seconds if name.startswith("Step")]
@@ -68,8 +68,9 @@ def test_a_run_writes_metrics_and_page_and_resumes(model, tmp_path, few_question
     text = page.read_text()
     assert all(question.question in text for question in QUESTIONS if question.question in str(outcome["questions"]))
     screen_text = (tmp_path / "screen.txt").read_text()
+    assert f"log: {tmp_path / 'run[old]' / 'log.txt'}\n" in screen_text and f"Page: {page}\n" in screen_text
     assert "Step 0" in screen_text and "Step 5" in screen_text and "not evidence" in screen_text
-    assert "'loss'" not in screen_text and "'loss'" in (tmp_path / "run" / "log.txt").read_text()
+    assert "'loss'" not in screen_text and "'loss'" in (tmp_path / "run[old]" / "log.txt").read_text()
 
 
 def test_a_uml_run_still_describes_synthetic_preferences(model, tmp_path, few_questions):
@@ -87,7 +88,7 @@ def test_a_short_time_budget_reduces_the_work_and_reports_it(model, tmp_path, fe
     assert {name: outcome["sizes"][name] for name in rollouts} == rollouts
     for stage in ("policy", "retrained_policy"):
         state = json.loads((tmp_path / "run" / "rlp" / stage / "stage.json").read_text())
-        assert state["metrics"]["step"] == 2 * outcome["stages"]["policy"]["metrics"]["step"] / 2
+        assert state["metrics"]["step"] == 8  # 2 rollouts of 2 epochs with 2 mini-batches
     assert "2 instead of 3 policy rollouts" in outcome["plans"]["preferences"]["changes"]
     assert "2 instead of 3 policy rollouts" in page.read_text()
     assert "2 instead of 3 policy rollouts" in capsys.readouterr().out

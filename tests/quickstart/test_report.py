@@ -1,8 +1,10 @@
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from rich.console import Console
 
 from tests.report.run_folders import write_run
@@ -17,8 +19,11 @@ from trl_rlp.quickstart.report import (
     print_summary,
     rewrite_page,
 )
-from trl_rlp.report.elements import Section, Text
+from trl_rlp.report import plots
+from trl_rlp.report.elements import Image, Section, Text
 from trl_rlp.report.page import render_page
+from trl_rlp.storage.artifacts import save_data
+from trl_rlp.storage.json_files import write_json
 
 
 OUTCOME = json.loads((Path(__file__).parent / "outcome.json").read_text(encoding="utf-8"))
@@ -85,7 +90,8 @@ def test_the_page_lists_every_question_with_its_pair(page):
 
 
 def test_the_sections_of_a_report_come_after_the_own_ones():
-    sections = {name: Section(name, [Text(f"of {name}")]) for name in ("run", "policies", "prompts", "samples")}
+    names = ("run", "reward_models", "prompts", "samples")
+    sections = {name: Section(name, [Text(f"of {name}")]) for name in names}
     titles = [section.title for section in build_page(OUTCOME, sections)[2]]
     assert titles == [
         "Steps",
@@ -94,21 +100,61 @@ def test_the_sections_of_a_report_come_after_the_own_ones():
         "Synthetic preferences",
         "Kinds of question",
         "All questions",
+        "prompts",
         "samples",
         "run",
         "Time and machine",
     ]
 
 
-def test_a_finished_run_can_be_written_again(tmp_path):
-    assert not is_quickstart_run(tmp_path)
-    write_run(tmp_path)
-    (tmp_path / "outcome.json").write_text(json.dumps(OUTCOME), encoding="utf-8")
-    assert is_quickstart_run(tmp_path)
-    page = rewrite_page(tmp_path)
-    assert page == tmp_path / "report.html"
+@pytest.fixture
+def finished_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "render_svg", lambda figure, title: Image("<svg/>", title))  # test_plots.py tests it
+    folder = write_run(tmp_path / "run")
+    write_json(folder / "outcome.json", OUTCOME)
+    return folder
+
+
+def test_a_finished_run_can_be_written_again(finished_run):
+    assert is_quickstart_run(finished_run) and not is_quickstart_run(finished_run / "gate")
+    page = rewrite_page(finished_run)
+    assert page == finished_run / "report.html"
     text = page.read_text(encoding="utf-8")
     assert "not evidence" in text and "Samples side by side" in text and 'id="rows-questions"' in text
+    # "All questions" has no completions, so the table of the report that has them stays.
+    (prompts,) = re.findall('id="rows-prompts">(.*?)</script>', text)
+    assert ["completions", "texts", "detail"] in json.loads(prompts)["columns"]
+
+
+def test_a_damaged_row_of_a_stage_is_not_blamed_on_the_outcome(finished_run):
+    data = finished_run / "evaluation" / "policy" / "data"
+    rows = Dataset.load_from_disk(str(data)).to_list()
+    shutil.rmtree(data)
+    save_data(Dataset.from_list([{**row, "finished": ["yes"] * 4} for row in rows]), data.parent)
+    with pytest.raises(ValueError, match=r"data' is damaged \(row 0: `finished.0` is 'yes'.*\). Delete the") as error:
+        rewrite_page(finished_run)
+    assert str(error.value).startswith(f"'{data}'") and "outcome.json" not in str(error.value)
+
+
+@pytest.mark.parametrize("part", ["policies", "kinds", "machine"])
+def test_a_damaged_outcome_is_named(finished_run, part):
+    write_json(finished_run / "outcome.json", {name: value for name, value in OUTCOME.items() if name != part})
+    with pytest.raises(ValueError, match=rf"outcome.json' is damaged \('{part}'\). Run `trl-rlp quickstart` again"):
+        rewrite_page(finished_run)
+
+
+def test_a_damaged_question_is_named(finished_run):
+    questions = [{**OUTCOME["questions"][0], "chosen_right": None}, dict(OUTCOME["questions"][1])]
+    del questions[1]["answer"]
+    write_json(finished_run / "outcome.json", {**OUTCOME, "questions": questions})
+    with pytest.raises(ValueError, match=r"outcome.json' is damaged \('answer'\). Run `trl-rlp quickstart` again"):
+        rewrite_page(finished_run)
+
+
+def test_a_folder_as_the_output_is_an_error_before_any_work(finished_run, tmp_path):
+    (finished_run / "outcome.json").write_text("{")
+    with pytest.raises(ValueError, match="`output` .* is a folder. Pass the name of a file, such as '.*report.html'"):
+        rewrite_page(finished_run, tmp_path)
 
 
 def test_the_summary_shows_the_same_metrics(tmp_path):

@@ -185,11 +185,12 @@ def print_result(result: RLPResult, estimates: Mapping[str, StageMemory]) -> Non
         console.print(_build_gate_table(result.stages[name]["metrics"]["comparisons"], name))
     if "evaluation" in result.stages:
         console.print(_build_policy_table(result.stages["evaluation"]["metrics"]))
+    # `out`, because `print` would read `[old]` in a path as markup.
     for entry in result.rounds:
-        console.print(f"refined reward model: {entry.refined_reward_model}", soft_wrap=True)
-        console.print(f"retrained policy:     {entry.retrained_policy}", soft_wrap=True)
+        console.out(f"refined reward model: {entry.refined_reward_model}")
+        console.out(f"retrained policy:     {entry.retrained_policy}")
     folder = shlex.quote(str(result.reward_model.parent))
-    console.print(f"For one HTML file about this run: trl-rlp report {folder}", soft_wrap=True)
+    console.out(f"For one HTML file about this run: trl-rlp report {folder}")
 
 
 def _build_estimate_table(stages: Mapping[str, StageMemory]) -> Table:

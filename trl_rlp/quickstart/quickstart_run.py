@@ -84,7 +84,8 @@ def quickstart(config: QuickstartConfig, sizes: Sizes | None = None, console: Co
     # The time budget changes the results only through the plans, and these are stages of the run.
     settings = {key: value for key, value in asdict(config).items() if key not in ("output_dir", "minutes")}
     run = RunFolder(config.output_dir, {**settings, "sizes": asdict(sizes)})
-    console.print(f"RLP in at most {config.minutes:g} minutes, log: {run.path}/log.txt")
+    # `out`, because `print` would read `[old]` in a path as markup.
+    console.out(f"RLP in at most {config.minutes:g} minutes, log: {run.path}/log.txt")
     planner = Planner(run, sizes, start + PLANNED_SHARE * 60 * config.minutes, console)
     with narrate(run.path / "log.txt", console, start), planner.all_threads(), RunFolder.on_start(planner.prepare):
         outcome = _run_stages(run, config, planner)
@@ -98,7 +99,7 @@ def quickstart(config: QuickstartConfig, sizes: Sizes | None = None, console: Co
     write_json(run.path / OUTCOME, outcome)
     page = write_page(outcome, run.path / PAGE, run.path)
     print_summary(outcome, console)
-    console.print(f"Page: {page}", soft_wrap=True)
+    console.out(f"Page: {page}")
     return page
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text as ConsoleText
 
 from trl_rlp.quickstart.narration import STAGE_TITLES
 from trl_rlp.quickstart.plots import POLICY_NAMES, plot_confidence, plot_policies
@@ -17,7 +18,7 @@ from trl_rlp.report.model_sections import build_reward_model_section, describe_d
 from trl_rlp.report.page import render_page
 from trl_rlp.report.rows import explain_damage, read_object
 from trl_rlp.report.run_contents import read_contents
-from trl_rlp.report.run_report import PAGE, build_sections, save_page
+from trl_rlp.report.run_report import build_sections, resolve_page, save_page
 from trl_rlp.storage.paths import expand_path
 from trl_rlp.storage.run_folder import MANIFEST
 
@@ -28,8 +29,8 @@ CAUTION = (
     "preferences are simulated from the known answers, with a quarter of the labels flipped."
 )
 _REMEDY = "Run `trl-rlp quickstart` again, with another `output_dir`."
-_REPLACED = ("policies", "reward_models", "prompts")
-"""Sections of a report that the quickstart's page has with more in them."""
+_REPLACED = "reward_models"
+"""Section of a report that the quickstart's page has with more in it."""
 
 
 def format_share(value: float | None) -> str:
@@ -155,11 +156,10 @@ def rewrite_page(folder: str | Path, output: str | Path | None = None) -> Path:
         `Path`: The file.
 
     Raises:
-        ValueError: If a file in the folder is damaged.
+        ValueError: If a file in the folder is damaged, or `output` is a folder.
     """
-    path = Path(expand_path(folder))
-    outcome = read_object(path / OUTCOME, dict, _REMEDY)
-    return write_page(outcome, path / PAGE if output is None else Path(expand_path(output)), path)
+    page, path = resolve_page(folder, output), Path(expand_path(folder))
+    return write_page(read_object(path / OUTCOME, dict, _REMEDY), page, path)
 
 
 def write_page(outcome: dict[str, Any], path: Path, folder: Path) -> Path:
@@ -178,7 +178,8 @@ def write_page(outcome: dict[str, Any], path: Path, folder: Path) -> Path:
         `Path`: The same path.
     """
     sections = build_sections(read_contents(folder))
-    page, samples = explain_damage(folder / OUTCOME, _REMEDY, lambda: render_page(*build_page(outcome, sections)))
+    parts = explain_damage(folder / OUTCOME, _REMEDY, lambda: build_page(outcome, sections))
+    page, samples = render_page(*parts)  # it reads rows of other files, whose errors name them
     save_page(path, page, samples)
     return path
 
@@ -214,7 +215,7 @@ def build_page(outcome: dict[str, Any], report: Mapping[str, Section]) -> tuple[
         _build_kinds(outcome),
         _build_questions(outcome["questions"]),
     ]
-    others = [section for name, section in report.items() if name not in (*_REPLACED, "run")]
+    others = [section for name, section in report.items() if name not in (_REPLACED, "run")]
     return (
         "RLP quickstart",
         lead,
@@ -337,7 +338,7 @@ def _build_kinds(outcome: dict[str, Any]) -> Section:
 
 
 def _build_questions(questions: Sequence[dict[str, Any]]) -> Section:
-    rows = sorted(questions, key=lambda row: -row["confidence"])
+    rows = [_build_question_cells(row) for row in sorted(questions, key=lambda row: -row["confidence"])]
     columns = [
         Column("question"),
         Column("kind", "choice"),
@@ -347,7 +348,7 @@ def _build_questions(questions: Sequence[dict[str, Any]]) -> Section:
     columns += [Column(name) for name in ("majority", "chosen", "rejected", "known answer")]
 
     def read(numbers: Sequence[int]) -> list[list[Any]]:
-        return [_build_question_cells(rows[number]) for number in numbers]
+        return [rows[number] for number in numbers]
 
     text = "✓ and ✗ mark texts that are right and wrong by the known answers."
     return Section("All questions", [Text(text), RowTable("questions", columns, len(rows), read)])
@@ -408,9 +409,10 @@ def _print_questions(outcome: dict[str, Any], console: Console) -> None:
     rejected = [row for row in questions if row["status"] != "accepted"]
     for row in accepted[:6] + rejected[:6]:
         mark = "right" if row["majority_right"] else "wrong"
-        table.add_row(
-            row["question"], f"{row['confidence']:.1f}", row["status"], f"{row['majority']} ({mark})", row["answer"]
-        )
+        texts = row["question"], f"{row['majority']} ({mark})", row["answer"]
+        # `ConsoleText`, because rich would read `[/INST]` in a string as markup.
+        question, majority, answer = map(ConsoleText, texts)
+        table.add_row(question, f"{row['confidence']:.1f}", row["status"], majority, answer)
     console.print(table)
 
 
