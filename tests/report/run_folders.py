@@ -38,7 +38,8 @@ def write_stage(folder: Path, metrics: dict, seconds: float = 2.0) -> None:
 
 def write_log(folder: Path, entries: list[dict]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "trainer_state.json", {"global_step": len(entries), "max_steps": 3, "log_history": entries})
+    step = max(entry.get("step", 0) for entry in entries)
+    write_json(folder / "trainer_state.json", {"global_step": step, "max_steps": 3, "log_history": entries})
 
 
 def log_policy(steps: int = 3) -> list[dict]:
@@ -118,6 +119,17 @@ def write_evaluation(folder: Path, size: int) -> None:
         metrics[name] = {"outputs": 4 * size, "accuracy": 0.5 + number / 10, "accuracy_standard_error": 0.05}
         metrics[name] |= {"kl": number / 2, "reward/reward_model": number / 10}
     write_stage(folder, metrics)
+
+
+def write_preferences(folder: Path) -> tuple[Dataset, dict[str, int]]:
+    """Writes the folder of `trl-rlp prefer`: the shards of 3 prompts at confidence .75 and 7 at .25, with γ = .5."""
+    completions = [["4", "4", "4", "5"]] * 3 + [["1", "2", "3", "4"]] * 7
+    prompts = [f"What is 2 plus 2, number {row}?" for row in range(10)]
+    samples = Dataset.from_dict({"prompt": prompts, "completions": completions, "finished": [[True] * 4] * 10})
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "run.json", {"generator": "spg", "threshold": 0.5})
+    options = {"equivalence": ExactMatch(), "chosen": "random", "threshold": 0.5}
+    return synthesize_preferences(samples, "spg", output_dir=folder / "shards", **options)
 
 
 def write_lines(path: Path, rows: list[dict]) -> Path:

@@ -1,8 +1,11 @@
+import math
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from tests.report.run_folders import compare
+from trl_rlp.evaluation.reward_metrics import standard_error
 from trl_rlp.report.elements import Figure, RowTable, Table, Text
 from trl_rlp.report.model_sections import (
     build_completion_section,
@@ -16,8 +19,9 @@ from trl_rlp.report.model_sections import (
     list_small_sets,
     name_gate_sets,
 )
-from trl_rlp.report.rows import Rows
+from trl_rlp.report.rows import Rows, read_parquet
 from trl_rlp.report.run_contents import Round, RunContents
+from trl_rlp.report.shapes import LoggedRow
 from trl_rlp.report.training_log import TrainingLog
 
 
@@ -27,6 +31,11 @@ def test_differences_within_two_standard_errors_are_marked():
     assert describe_difference(-0.05, 0.02) == "-0.050 ± 0.020: worse"
     assert describe_difference(0.03, 0.02).endswith("better, within two standard errors of no difference")
     assert describe_difference(0.0, 0.0).endswith("no difference")
+    alike = standard_error([-1, -1]), standard_error([0.2] * 3)  # rounding makes the second 3e-17
+    assert [describe_difference(-1.0, alike[0]), describe_difference(0.2, alike[1])] == [
+        "-1.000 ± 0.000: all changed alike, so the standard error says nothing",
+        "+0.200 ± 0.000: all changed alike, so the standard error says nothing",
+    ]
     assert describe_difference(1.0, None) == "+1.000: on a single pair"
 
 
@@ -148,8 +157,17 @@ def test_logged_completions_are_listed_with_their_rewards():
     assert build_completion_section(build_contents()) is None and list_logged_rewards(build_contents()) == []
 
 
-def test_a_reward_function_may_skip_rows_and_other_columns_of_numbers_are_no_rewards():
-    """`maths` skips the first row, `fmt` is new in the second file, and `length` is what `log_extra` logged."""
+def read_logged(folder, rewards):
+    """Writes completions as TRL does, which logs NaN for a completion that a reward function skipped."""
+    table = pd.DataFrame({"step": [1] * 2, "prompt": ["p"] * 2, "completion": ["c"] * 2, **rewards})
+    table.to_parquet(folder / "completions_00001.parquet")
+    return read_parquet(folder, LoggedRow)
+
+
+def test_a_reward_function_may_skip_rows_and_other_columns_of_numbers_are_no_rewards(tmp_path):
+    """
+    `maths` skips the first row or all, `fmt` is new in the second file, and `length` is what `log_extra` logged.
+    """
     rows = [
         {"step": "1", "prompt": "p", "completion": "c", "maths": None, "length": 3.0},
         {"step": "x", "prompt": "p", "completion": "cc", "maths": 0.5, "length": 4.0, "fmt": 1.0},
@@ -165,6 +183,9 @@ def test_a_reward_function_may_skip_rows_and_other_columns_of_numbers_are_no_rew
         ["fmt, logged in training", "completions", 1],
         ["maths, logged in training", "completions", 1],
     ]
+    skipped = build_contents(completions=read_logged(tmp_path, {"maths": [math.nan] * 2}), logs=logs)
+    assert list_logged_rewards(skipped) == ["maths"] and build_length_section(skipped) is None
+    assert build_completion_section(skipped).elements[1].read([0, 1]) == [[1, "p", "c", None], [1, "p", "c", None]]
     wrong = build_contents(completions=Rows([{**rows[0], "maths": "x"}], path=Path("completions")), logs=logs)
     with pytest.raises(ValueError, match="'completions' is damaged .the column `maths` of rewards has other values"):
         list_logged_rewards(wrong)

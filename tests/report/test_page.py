@@ -87,6 +87,7 @@ def test_a_page_that_is_too_large_without_rows_is_an_error(monkeypatch):
 def test_a_sampled_table_is_named():
     text = describe_sample(EmbeddedRows("", 12_345, 20_000))
     assert text.startswith("12,345 of 20,000 rows are on this page, drawn at random (seed 0)") and "50 MB" in text
+    assert "filters and their counts are about the rows on this page" in text
 
 
 @pytest.mark.parametrize(

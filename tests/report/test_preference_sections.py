@@ -1,15 +1,17 @@
 import pytest
 from datasets import Dataset
 
+from tests.report.run_folders import write_preferences
 from trl_rlp.report.elements import Figure, RowTable, Table, Text
 from trl_rlp.report.preference_sections import (
     build_acceptance_section,
     build_anchor_section,
     build_prompt_section,
     label_completions,
+    name_prompt_section,
 )
 from trl_rlp.report.rows import Rows
-from trl_rlp.report.run_contents import Round
+from trl_rlp.report.run_contents import Round, read_contents
 
 
 GROUPS = Rows(
@@ -99,11 +101,44 @@ def test_columns_without_data_are_left_out():
     assert build_prompt_section(Round(), "prompts", "") is None
 
 
-def test_preferences_alone_show_why_a_prompt_has_no_pair():
-    pairs = Rows([{**PAIR, "chosen_reward": None}, {"prompt": "b", "confidence": 1.0, "reason": "all_agree"}])
-    rows = read_table(build_prompt_section(Round(pairs=pairs), "prompts", ""))
-    assert [(row["status"], row["chosen"]) for row in rows] == [("pair", "4"), ("all agree", None)]
-    assert "reward of chosen" not in rows[0] and "known answer" not in rows[0]
+def test_preferences_alone_have_pairs_and_counts_but_no_curve(tmp_path):
+    """The shards hold only the reason of a prompt without a pair. A curve would show that all prompts are accepted."""
+    pairs, counts = write_preferences(tmp_path)
+    (data,) = read_contents(tmp_path).rounds
+    assert len(pairs) == 3 and counts["below_threshold"] == 7 and len(data.pairs) == 10
+    assert build_acceptance_section(data, "") is None
+    section = build_prompt_section(data, "prompts", name_prompt_section(data))
+    assert section.title == "Synthetic preferences"
+    assert section.elements[0].text == "Prompts without a pair, by reason: below threshold: 7."
+    assert "no curve of acceptance" in section.elements[1].text
+    assert read_table(section) == [
+        {"prompt": row["prompt"], "confidence": 0.75, "chosen": "4", "rejected": "5"} for row in pairs.to_list()
+    ]
+    assert build_acceptance_section(Round(pairs=Rows(pairs)), "") is None
+    no_pairs = Round(pairs=Rows(data.pairs.take(range(3, 10))), counts=data.counts)
+    (text,) = build_prompt_section(no_pairs, "prompts", "").elements
+    assert "below threshold: 7" in text.text
+
+
+def test_a_prompt_has_a_status_only_if_pairs_were_made():
+    """A run with views of one group, or one that stopped before its pairs, has groups only."""
+    rows = read_table(build_prompt_section(Round(prompts=GROUPS, threshold=0.5), "prompts", ""))
+    assert [row["confidence"] for row in rows] == [0.5, 0.5, 1.0, 0.25] and "status" not in rows[0]
+
+
+@pytest.mark.parametrize(
+    ("data", "title"),
+    [
+        (DATA, "Prompts, groups and pairs"),
+        (Round(prompts=GROUPS), "Prompts and groups"),
+        (Round(prompts=Rows([{"prompt": "a", "completions": ["b"]}]), pairs=Rows([PAIR])), "Prompts and pairs"),
+        (Round(prompts=Rows([{"prompt": "a", "completions": ["b"]}])), "Prompts and completions"),
+    ],
+)
+def test_the_title_says_what_the_table_has(data, title):
+    assert name_prompt_section(data) == title
+    caption = build_prompt_section(data, "prompts", title).elements[0].text
+    assert ("their groups" in caption) == ("groups" in title)
 
 
 def test_acceptance_has_both_curves_only_with_known_answers():

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from datasets import Dataset, DatasetDict
 from pydantic import BaseModel
@@ -24,6 +26,20 @@ def test_rows_are_taken_in_any_order(source):
     assert len(rows) == 3 and rows.names == {"a", "b"}
     assert rows.take([2, 0]) == [ROWS[2], ROWS[0]] and rows.take([]) == []
     assert rows.column("a") == [1, 2, 3]
+
+
+@pytest.mark.parametrize("source", [ROWS, Dataset.from_list(ROWS)], ids=["list", "dataset"])
+def test_columns_are_left_out_if_their_values_have_another_shape(source):
+    class Numbers(BaseModel):
+        a: int
+        b: int
+
+    rows = Rows(source, path=Path("rows"), remedy="Again.")
+    assert rows.has_shape("a", Numbers) and not rows.has_shape("b", Numbers)
+    kept = rows.without(["b", "c"])
+    assert kept.names == {"a"} and kept.take([1]) == [{"a": 2}] and rows.names == {"a", "b"}
+    with pytest.raises(ValueError, match=r"^'rows' is damaged \(x\). Again.$"):
+        raise kept.describe_damage("x")
 
 
 def test_rows_of_a_file_may_lack_keys_and_hold_half_surrogates(tmp_path):

@@ -1,4 +1,6 @@
+import os
 import shutil
+from dataclasses import asdict
 
 import pytest
 from datasets import Dataset
@@ -7,15 +9,25 @@ from tests.report.run_folders import (
     SETTINGS,
     build_samples,
     log_policy,
+    log_reward_model,
     write_json_settings,
     write_lines,
     write_log,
+    write_preferences,
     write_run,
     write_stage,
 )
+from trl_rlp.cli.anchors import main as make_anchors
+from trl_rlp.data.anchors import SemanticAnchors
+from trl_rlp.data.groups import ExactMatch
+from trl_rlp.data.preferences import synthesize_preferences
+from trl_rlp.quickstart.narration import STAGE_TITLES
+from trl_rlp.quickstart.quickstart_config import QuickstartConfig
 from trl_rlp.report.run_contents import list_expected_stages, read_contents
+from trl_rlp.report.run_report import write_report
 from trl_rlp.storage.artifacts import save_data
 from trl_rlp.storage.json_files import write_json
+from trl_rlp.storage.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +85,45 @@ def test_a_run_that_has_just_started_is_described(tmp_path):
 def test_the_expected_stages_are_those_of_the_settings(settings, missing, extra):
     stages, whole = set(list_expected_stages(settings)), set(list_expected_stages(SETTINGS))
     assert whole - stages == missing and extra <= stages
+    assert list_expected_stages({"args.rlp_method": "uml"})[-1] == "gate"  # one round by default
     assert list_expected_stages({"seed": 1}) == []
+
+
+def test_the_quickstart_expects_the_stages_that_it_announces():
+    assert list_expected_stages(asdict(QuickstartConfig())) == list(STAGE_TITLES)
+
+
+def test_an_unfinished_quickstart_is_described(run, tmp_path):
+    """Algorithm 1 has a folder and a manifest of its own, which do not exist before step 2."""
+    folder = tmp_path / "quickstart"
+    settings = asdict(QuickstartConfig())
+    RunFolder(folder, {name: value for name, value in settings.items() if name not in ("output_dir", "minutes")})
+    write_stage(folder / "sft", {"step": 1})
+    (folder / "preferences.partial").mkdir()
+    (text,) = read_contents(folder).missing
+    assert "missing: preferences, reward_model, policy, policy_samples, groups, synthetic_preferences" in text
+    assert "gate, retrained_policy, outcome. Of these, preferences has started. The same command goes on" in text
+
+    (folder / "preferences.partial").rmdir()
+    write_stage(folder / "preferences", {})
+    shutil.copytree(run, folder / "rlp")
+    write_json(folder / "rlp" / "run.json", {**SETTINGS, "eval_prompt_dataset": None})
+    (folder / "outcome.partial").mkdir()
+    (text,) = read_contents(folder).missing
+    assert "These stages are missing: outcome. Of these, outcome has started." in text
+    write_stage(folder / "outcome", {})
+    assert read_contents(folder).missing == []
+
+
+def test_a_trainer_with_rlp_that_left_no_log_of_its_own_says_so(run, tmp_path):
+    """Step 5 is the trainer's own training. Before its first checkpoint, it leaves nothing."""
+    folder = tmp_path / "trainer"
+    shutil.copytree(run, folder / "rlp")
+    write_json(folder / "rlp" / "run.json", {"args.rlp_method": "spg", "args.rlp_rounds": 1})
+    (text,) = read_contents(folder).missing
+    assert text.startswith("The log of step 5, the training of π̂ by the trainer itself, is missing.")
+    write_log(folder, log_policy())
+    assert read_contents(folder).missing == []
 
 
 def test_a_trainer_with_rlp_holds_its_stages_in_a_subfolder(run, tmp_path):
@@ -100,6 +150,23 @@ def test_pairs_and_completions_of_a_trainer_are_read(run, tmp_path):
     assert contents.completions.column("completion") == ["b"]
 
 
+def test_pairs_of_several_trainings_are_those_that_were_written_last(tmp_path):
+    """The folders are named after hashes, so their order says nothing."""
+    write_log(tmp_path, log_reward_model())
+    for number, name in enumerate(("pairs-b", "pairs-c", "pairs-a"), start=1):
+        folder = tmp_path / "_refinement" / name
+        samples, options = build_samples(10 * number), {"threshold": 0.5, "chosen": "random"}
+        synthesize_preferences(samples, "spg", equivalence=ExactMatch(), output_dir=folder, shard_size=10, **options)
+        for shard in folder.glob("shard-*.arrow"):
+            os.utime(shard, (number, number))
+    contents = read_contents(tmp_path)
+    (data,) = contents.rounds
+    assert data.number == 1 and len(data.pairs) == 30
+    assert contents.missing == [
+        "The folder _refinement holds the pairs of 3 trainings. Only those that were written last are shown."
+    ]
+
+
 def test_samples_preferences_and_anchors_are_read(tmp_path):
     rows = [{**row, "answers": ["4"]} for row in build_samples().to_list()]
     write_lines(tmp_path / "sample" / "samples.jsonl", rows)
@@ -119,15 +186,9 @@ def test_samples_preferences_and_anchors_are_read(tmp_path):
 
 
 def test_shards_of_preferences_also_tell_why_a_prompt_has_no_pair(tmp_path):
-    write_json(tmp_path / "run.json", {"generator": "spg", "threshold": 0.5})
-    rows = [{"prompt": "a", "chosen": "b", "reason": None}, {"prompt": "c", "chosen": None, "reason": "all_agree"}]
-    save_data(Dataset.from_list(rows), tmp_path / "made")
-    (arrow,) = (tmp_path / "made" / "data").glob("*.arrow")
-    (tmp_path / "shards").mkdir()
-    arrow.rename(tmp_path / "shards" / "shard-00000.arrow")
-    shutil.rmtree(tmp_path / "made")
+    write_preferences(tmp_path)
     contents = read_contents(tmp_path)
-    assert contents.rounds[0].counts == {"all_agree": 1}
+    assert contents.rounds[0].counts == {"below_threshold": 7} and len(contents.rounds[0].pairs) == 10
     (text,) = contents.missing
     assert text.startswith("`trl-rlp prefer` has not finished")
 
@@ -138,6 +199,59 @@ def test_unfinished_samples_are_described(tmp_path):
     (tmp_path / "shards" / "shard-00000.arrow").touch()
     (text,) = read_contents(tmp_path).missing
     assert text.startswith("`trl-rlp sample` has not finished (1 finished shards")
+
+
+def test_unfinished_anchors_are_described(tmp_path, monkeypatch, capsys):
+    """The command also samples, into the same files as `trl-rlp sample`."""
+    samples = write_lines(tmp_path / "samples.jsonl", build_samples().to_list())
+    folder = tmp_path / "out"
+    options = ["--samples", str(samples), "--equivalence", "exact", "--output_dir", str(folder)]
+    with monkeypatch.context() as patch:
+        patch.setattr(SemanticAnchors, "save", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            make_anchors(options)
+    (folder / "shards").mkdir()
+    for name in ("run.json", "shards/samples.json", "shards/shard-00000.arrow", "samples.jsonl"):
+        (folder / name).touch()
+        assert read_contents(folder).missing == [
+            "`trl-rlp anchors` has not finished. The same command goes on after the last finished shard."
+        ]
+    make_anchors(options)
+    assert read_contents(folder).missing == [] and len(read_contents(folder).anchors) == 6
+
+
+@pytest.mark.parametrize(
+    ("columns", "left_out"),
+    [
+        ({"answers": {"text": ["4"], "answer_start": [1]}}, ["answers"]),
+        ({"answers": 42}, ["answers"]),
+        ({"confidence": "high", "answers": "4"}, ["confidence"]),
+        ({"confidence": 87.5}, ["confidence"]),
+        ({"cluster_ids": [0, 0, 1, 1], "confidence": "high"}, ["cluster_ids", "confidence"]),
+        ({"answers": ["4"], "cluster_ids": [0, 0, 1, 1], "confidence": 0.5}, []),
+    ],
+)
+def test_columns_of_the_prompts_with_our_names_are_no_damage(tmp_path, columns, left_out):
+    """`trl-rlp sample` keeps the columns of the prompts and does not check them."""
+    write_lines(tmp_path / "samples.jsonl", [{**row, **columns} for row in build_samples().to_list()])
+    contents = read_contents(tmp_path)
+    (data,) = contents.rounds
+    assert data.prompts.names == {"prompt", "completions", "finished", *columns} - set(left_out)
+    assert (data.answers is None) == ("answers" not in data.prompts.names)
+    assert all(text.endswith(f": {', '.join(left_out)}.") for text in contents.missing)
+    assert len(contents.missing) == bool(left_out)
+    assert write_report(tmp_path).is_file()
+
+
+@pytest.mark.parametrize("text", ['{"loss": 1}\n{"loss": 2}\n', '{"policy": {"loss": "low"}}'])
+def test_metrics_of_another_program_do_not_hide_a_training(tmp_path, text):
+    write_log(tmp_path, log_policy())
+    (tmp_path / "metrics.json").write_text(text)
+    contents = read_contents(tmp_path)
+    assert list(contents.logs) == ["trainer"] and contents.evaluation == {}
+    (tmp_path / "judge_answers.jsonl").touch()
+    with pytest.raises(ValueError, match="metrics.json' is damaged .* Run `trl-rlp evaluate` again"):
+        read_contents(tmp_path)
 
 
 def test_an_evaluation_is_read_and_an_unfinished_one_is_described(tmp_path):
@@ -231,6 +345,13 @@ def build_no_reward(folder):
     build_few_rewards(folder, [[None]])
 
 
+def build_damaged_policy(folder):
+    write_json_settings(folder)
+    samples = build_samples().map(lambda row: {"completions": [5]}, remove_columns="completions")
+    save_data(samples, folder / "evaluation" / "policy")
+    write_json(folder / "evaluation" / "policy" / "rewards.json", {"r": [[0.5]] * 6})
+
+
 def build_few_answers(folder):
     write_json_settings(folder)
     save_data(build_samples(), folder / "policy_samples")
@@ -264,6 +385,7 @@ def build_foreign_pairs(folder):
         (build_wrong_metrics, r"metrics.json' is damaged \(`policy.kl` is 'x', not a valid number\)"),
         (build_few_rewards, r"policy/rewards.json' is damaged \(`r` does not have one reward for each completion\)"),
         (build_no_reward, r"policy/rewards.json' is damaged \(`r.0.0` is None, not a valid number\)"),
+        (build_damaged_policy, r"^'[^']*policy/data' is damaged \(row 0: `completions.0` is 5, neither text nor mess"),
         (build_few_answers, r"gate/data' is damaged \(1 known answers for 6 prompts\). Delete the folder of this"),
         (build_foreign_pairs, r"data' is damaged \(a pair of the prompt 7, but there are 6 prompts\)"),
     ],

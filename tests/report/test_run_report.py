@@ -135,9 +135,10 @@ def test_a_further_round_has_its_own_sections(run, tmp_path):
     assert {"reward_models_2", "acceptance_2"} <= set(sections)
 
 
-def test_a_folder_as_the_output_is_an_error(run, tmp_path):
-    with pytest.raises(ValueError, match="`output` .* is a folder. Pass the name of a file"):
-        write_report(run, tmp_path)
+def test_a_folder_as_the_output_is_an_error_before_any_work(tmp_path):
+    (tmp_path / "metrics.json").write_text("{")
+    with pytest.raises(ValueError, match="`output` .* is a folder. Pass the name of a file, such as '.*report.html'"):
+        write_report(tmp_path, tmp_path)
 
 
 def test_a_report_above_the_limit_is_sampled_and_says_so(tmp_path, monkeypatch, caplog):

@@ -1,6 +1,6 @@
 import pytest
 
-from tests.report.run_folders import log_policy, write_json_settings, write_lines, write_log, write_run
+from tests.report.run_folders import log_policy, write_json_settings, write_lines, write_log, write_run, write_stage
 from trl_rlp.report.elements import Table, Text
 from trl_rlp.report.run_contents import read_contents
 from trl_rlp.report.run_sections import build_run_section
@@ -27,6 +27,17 @@ def test_stages_have_their_times_and_results(tmp_path):
     assert "wall time" in text and "not finished" not in text
 
 
+def test_stages_of_further_rounds_are_described(tmp_path):
+    write_json_settings(tmp_path)
+    for name in ("policy_samples", "policy_samples_2", "own_2", "own"):
+        write_stage(tmp_path / name, {})
+    (stages, *_), _ = read_section(tmp_path)
+    assert {row[0]: row[1] for row in stages.rows if row[1] != ""} == {
+        "policy_samples": "step 4: samples P of the policy",
+        "policy_samples_2": "step 4: samples P of the policy, round 2",
+    }
+
+
 def test_what_is_missing_comes_first_and_is_highlighted(tmp_path):
     write_json_settings(tmp_path, rounds=2)
     first = build_run_section(read_contents(tmp_path)).elements[0]
@@ -36,7 +47,7 @@ def test_what_is_missing_comes_first_and_is_highlighted(tmp_path):
 def test_a_trainer_has_its_time_and_the_settings_of_its_state(tmp_path):
     write_log(tmp_path, log_policy())
     (settings,), text = read_section(tmp_path)
-    assert settings.rows == [["global_step", "4"], ["max_steps", "3"]]
+    assert settings.rows == [["global_step", "3"], ["max_steps", "3"]]
     assert "took 12 s" in text and "training_args.bin" in text
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 
@@ -39,9 +40,13 @@ class Table:
     rows: Sequence[Sequence[Any]]
     summary: str | None = None
 
-    def is_number(self, column: int) -> bool:
-        """Checks whether all cells of a column are numbers or unknown. Such columns are aligned on the right."""
-        return all(cell is None or isinstance(cell, int | float) for cell in (row[column] for row in self.rows))
+    @cached_property
+    def are_numbers(self) -> list[bool]:
+        """Whether all cells of each column are numbers or unknown. Such columns are aligned on the right."""
+        return [
+            all(row[column] is None or isinstance(row[column], int | float) for row in self.rows)
+            for column in range(len(self.columns))
+        ]
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,9 @@ GATE_NAMES = {
 }
 """Names of the sets of pairs that the gate compares."""
 
+ROUNDING_ERROR = 1e-12
+"""Largest standard error of equal values, which is not exactly 0 for fractions such as 0.2."""
+
 
 def describe_difference(difference: float, standard_error: float | None) -> str:
     """
@@ -32,13 +35,16 @@ def describe_difference(difference: float, standard_error: float | None) -> str:
             Standard error of the difference. `None` for a single pair.
 
     Returns:
-        `str`: For example `+0.050 ± 0.020: better`. Differences within two standard errors of 0 are marked.
+        `str`: For example `+0.050 ± 0.020: better`. Differences within two standard errors of 0 are marked. If all
+        pairs changed alike, the standard error is 0 for any number of pairs, so there is no verdict.
     """
     text = format_difference(difference, standard_error)
     if standard_error is None:
         return f"{text}: on a single pair"
     if difference == 0:
         return f"{text}: no difference"
+    if standard_error < ROUNDING_ERROR:
+        return f"{text}: all changed alike, so the standard error says nothing"
     direction = "better" if difference > 0 else "worse"
     certainty = "" if abs(difference) > 2 * standard_error else ", within two standard errors of no difference"
     return f"{text}: {direction}{certainty}"
@@ -306,7 +312,8 @@ def list_logged_rewards(contents: RunContents) -> list[str]:
 
     Returns:
         `list[str]`: Names of columns of numbers. They have a mean in the log of the trainer. Without a log of rewards,
-        they are all columns of numbers other than step and advantage.
+        they are all columns of numbers other than step and advantage. A reward function may have skipped any row, or
+        all.
 
     Raises:
         ValueError: If a reward is not a number.
@@ -315,17 +322,14 @@ def list_logged_rewards(contents: RunContents) -> list[str]:
     if rows is None:
         return []
     logged = {name for name in rows.names if log is not None and f"rewards/{name}/mean" in log.keys()}
+    names = sorted(logged or rows.names - {"step", "advantage"})
+    known = {name: [value for value in rows.column(name) if value is not None] for name in names}
+    numeric = [name for name in names if all(isinstance(value, int | float) for value in known[name])]
     if not logged:
-        return sorted(name for name in rows.names - {"step", "advantage"} if _is_numeric(rows.column(name)))
-    for name in logged:
-        if not _is_numeric(rows.column(name)):
-            raise rows.describe_damage(f"the column `{name}` of rewards has other values than numbers")
-    return sorted(logged)
-
-
-def _is_numeric(values: Sequence[Any]) -> bool:
-    known = [value for value in values if value is not None]
-    return bool(known) and all(isinstance(value, int | float) for value in known)
+        return [name for name in numeric if known[name]]
+    for name in logged.difference(numeric):
+        raise rows.describe_damage(f"the column `{name}` of rewards has other values than numbers")
+    return numeric
 
 
 def _convert_step(step: Any) -> int | float | None:

@@ -171,7 +171,8 @@ def describe_sample(rows: EmbeddedRows) -> str:
     """
     return (
         f"{rows.shown:,} of {rows.total:,} rows are on this page, drawn at random (seed {SEED}), because a report is "
-        f"limited to {MAX_BYTES // 1_000_000} MB. Plots and counts are those of all rows."
+        f"limited to {MAX_BYTES // 1_000_000} MB. Plots and tables of numbers are about all rows. Searches, filters "
+        "and their counts are about the rows on this page."
     )
 
 

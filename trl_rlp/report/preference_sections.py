@@ -1,6 +1,6 @@
 """The sections about prompts: acceptance, labels, groups and pairs, and anchors."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trl_rlp.data.groups.clustering import find_largest_group
@@ -29,12 +29,13 @@ def build_acceptance_section(data: Round, title: str) -> Section | None:
             Heading.
 
     Returns:
-        [`Section`] or `None`: `None` if no prompt has a confidence.
+        [`Section`] or `None`: `None` if no prompt has a confidence. Preferences alone have only the confidences of
+        prompts with a pair, so they cannot say which share of the prompts that is.
     """
-    pairs = [] if data.pairs is None else _list_pairs(data.pairs)
-    bounds = _read_bounds(data)
+    bounds = None if data.prompts is None else _read_bounds(data.prompts)
     if bounds is None:
         return None
+    pairs = [] if data.pairs is None else _list_pairs(data.pairs)
     right_sides = None
     if data.answers is not None and pairs and all(pair.get(ROW_NUMBER) is not None for pair in pairs):
         right_sides = find_right_sides(pairs, [data.answers[pair[ROW_NUMBER]] for pair in pairs])
@@ -48,24 +49,26 @@ def build_acceptance_section(data: Round, title: str) -> Section | None:
     elif pairs and not any(acceptance.decided):
         elements.append(Text("The known answers decide no pair, because none has exactly one right side."))
     if data.counts:
-        counts = ", ".join(f"{reason.replace('_', ' ')}: {count:,}" for reason, count in data.counts.items())
-        elements.append(Text(f"Prompts without a pair, by reason: {counts}."))
+        elements.append(Text(_describe_counts(data.counts)))
     return Section(title, elements)
 
 
 def _list_pairs(pairs: Rows) -> list[dict[str, Any]]:
-    """Returns the pairs with a confidence. Rows of shards also have prompts without a pair, with a reason."""
-    rows = pairs.take(range(len(pairs)))
-    return [row for row in rows if not row.get("reason") and row.get("confidence") is not None]
+    """Returns the pairs with a confidence."""
+    return [row for row in pairs.take(range(len(pairs))) if row.get("confidence") is not None]
 
 
-def _read_bounds(data: Round) -> tuple[list[float], list[float]] | None:
+def _describe_counts(counts: Mapping[str, int]) -> str:
+    reasons = ", ".join(f"{reason.replace('_', ' ')}: {count:,}" for reason, count in counts.items())
+    return f"Prompts without a pair, by reason: {reasons}."
+
+
+def _read_bounds(prompts: Rows) -> tuple[list[float], list[float]] | None:
     """Returns bounds on the confidence of each prompt."""
-    source = data.prompts if data.prompts is not None and "confidence" in data.prompts.names else data.pairs
-    if source is None or "confidence" not in source.names:
+    if "confidence" not in prompts.names:
         return None
-    lower = source.column("confidence")
-    upper = source.column("confidence_upper") if "confidence_upper" in source.names else lower
+    lower = prompts.column("confidence")
+    upper = prompts.column("confidence_upper") if "confidence_upper" in prompts.names else lower
     known = [(low, high) for low, high in zip(lower, upper, strict=True) if low is not None and high is not None]
     if not known:
         return None
@@ -102,9 +105,28 @@ def _build_acceptance_table(acceptance: Acceptance, has_pairs: bool, has_answers
     return Table(columns, [list(row) for row in zip(*values, strict=True)], "The numbers of these curves")
 
 
+def name_prompt_section(data: Round) -> str:
+    """
+    Returns the heading of [`build_prompt_section`].
+
+    Args:
+        data ([`Round`]):
+            Samples and preferences.
+
+    Returns:
+        `str`: For example "Prompts, groups and pairs".
+    """
+    if data.prompts is None:
+        return "Synthetic preferences"
+    parts = ["groups"] if _has_values(data.prompts, "confidence") else []
+    parts += ["pairs"] if data.pairs is not None else []
+    *first, last = parts or ["completions"]
+    return f"{', '.join(['Prompts', *first])} and {last}"
+
+
 def build_prompt_section(data: Round, name: str, title: str) -> Section | None:
     """
-    Builds the table of prompts with their confidences, groups and pairs.
+    Builds the table of prompts with their confidences, groups and pairs. Of preferences alone, it has the pairs.
 
     Args:
         data ([`Round`]):
@@ -115,16 +137,34 @@ def build_prompt_section(data: Round, name: str, title: str) -> Section | None:
             Heading.
 
     Returns:
-        [`Section`] or `None`: `None` if there are no rows.
+        [`Section`] or `None`: `None` if there are neither rows nor counts.
     """
     reader = _PromptReader(data)
-    if not reader.size:
-        return None
-    text = (
-        "Open a row to see all completions and their groups. Completions of a group have the same meaning. Characters "
-        "that cannot be seen are shown by their names, such as ⟨U+202E⟩."
-    )
-    return Section(title, [Text(text), RowTable(name, reader.columns, reader.size, reader.read)])
+    elements: list[Element] = []
+    if data.prompts is None:
+        if data.counts:
+            elements.append(Text(_describe_counts(data.counts)))
+        if reader.size:
+            text = "A row is a pair. Prompts without a pair are not saved here, so there is no curve of acceptance."
+            elements.append(Text(text))
+    elif reader.has_groups:
+        elements.append(
+            Text("Open a row to see all completions and their groups. Completions of a group have the same meaning.")
+        )
+    if reader.size:
+        elements.append(Text("Characters that cannot be seen are shown by their names, such as ⟨U+202E⟩."))
+        elements.append(RowTable(name, reader.columns, reader.size, reader.read))
+    return Section(title, elements) if elements else None
+
+
+def _has_values(rows: Rows | None, name: str) -> bool:
+    return rows is not None and name in rows.names and any(value is not None for value in rows.column(name))
+
+
+def _find_pairs(pairs: Rows) -> list[int]:
+    """Returns the numbers of the rows that are pairs. Shards also have rows that only say why there is no pair."""
+    reasons = pairs.column("reason") if "reason" in pairs.names else [None] * len(pairs)
+    return [number for number, reason in enumerate(reasons) if not reason]
 
 
 class _PromptReader:
@@ -132,57 +172,48 @@ class _PromptReader:
 
     def __init__(self, data: Round):
         self._data = data
-        sources = [rows for rows in (data.prompts, data.pairs) if rows is not None]
-        self._source = sources[0] if sources else Rows([])
-        self.size, names = len(self._source), self._source.names
-        self._has_groups = "confidence" in names
-        self._has_completions = "completions" in names
-        self._pair_numbers: dict[int, int] = {}
+        self._pair_rows: dict[int, int] = {}
         if data.pairs is not None and data.prompts is not None and ROW_NUMBER in data.pairs.names:
             numbers = data.pairs.column(ROW_NUMBER)
-            self._pair_numbers = {number: row for row, number in enumerate(numbers) if number is not None}
-        self._has_rewards = data.pairs is not None and any(
-            value is not None
-            for value in (data.pairs.column("chosen_reward") if "chosen_reward" in data.pairs.names else ())
-        )
+            self._pair_rows = {number: row for row, number in enumerate(numbers) if number is not None}
+        elif data.pairs is not None and data.prompts is None:
+            self._pair_rows = dict(enumerate(_find_pairs(data.pairs)))
+        self.size = len(self._pair_rows) if data.prompts is None else len(data.prompts)
+        self.has_groups = _has_values(data.prompts, "confidence")
         self.columns = self._list_columns()
 
     def _list_columns(self) -> list[Column]:
+        prompts, pairs = self._data.prompts, self._data.pairs
         columns = [Column("prompt")]
-        if self._has_groups:
+        if self.has_groups or prompts is None and _has_values(pairs, "confidence"):
             columns.append(Column("confidence", "number"))
-        if self._has_groups or self._data.pairs is not None:
+        if prompts is not None and pairs is not None:
             columns.append(Column("status", "choice"))
-        if self._data.pairs is not None:
+        if pairs is not None:
             columns += [Column("chosen"), Column("rejected")]
-        if self._has_rewards:
+        if _has_values(pairs, "chosen_reward"):
             columns += [Column("reward of chosen", "number"), Column("reward of rejected", "number")]
         if self._data.answers is not None:
-            if self._data.pairs is not None:
+            if pairs is not None:
                 columns.append(Column("label", "choice"))
             columns.append(Column("known answer", "text", "detail"))
-        if self._has_completions:
-            is_only = self._data.pairs is None and not self._has_groups
+        if prompts is not None and "completions" in prompts.names:
+            is_only = pairs is None and not self.has_groups
             columns.append(Column("completions", "texts", "cell" if is_only else "detail"))
         return columns
 
     def read(self, numbers: Sequence[int]) -> list[list[Any]]:
         """Returns the cells of rows."""
-        rows = self._source.take(numbers)
-        places = [self._pair_numbers.get(number) for number in numbers]
-        found = [place for place in places if place is not None]
-        pairs = iter(() if self._data.pairs is None else self._data.pairs.take(found))
-        cells = []
-        for number, row, place in zip(numbers, rows, places, strict=True):
-            pair = next(pairs) if place is not None else None
-            if self._data.prompts is None:
-                pair = row if not row.get("reason") else None
-            cells.append(self._build_cells(number, row, pair))
-        return cells
+        with_pair = [number for number in numbers if number in self._pair_rows]
+        taken = [] if self._data.pairs is None else self._data.pairs.take([self._pair_rows[n] for n in with_pair])
+        pairs = dict(zip(with_pair, taken, strict=True))
+        if self._data.prompts is None:
+            return [self._build_cells(number, pairs[number], pairs[number]) for number in numbers]
+        rows = zip(numbers, self._data.prompts.take(numbers), strict=True)
+        return [self._build_cells(number, row, pairs.get(number)) for number, row in rows]
 
     def _build_cells(self, number: int, row: dict[str, Any], pair: dict[str, Any] | None) -> list[Any]:
-        place = row.get(ROW_NUMBER, number) if self._data.prompts is None else number
-        answers = None if self._data.answers is None or place is None else self._data.answers[place]
+        answers = None if self._data.answers is None else self._data.answers[number]
         values = {
             "prompt": plain_text(row.get("prompt")),
             "confidence": row.get("confidence"),
@@ -202,8 +233,6 @@ def _find_status(row: dict[str, Any], pair: dict[str, Any] | None, threshold: fl
     """Returns why a prompt has no pair, as far as its row says."""
     if pair is not None:
         return ACCEPTED
-    if row.get("reason"):
-        return str(row["reason"]).replace("_", " ")
     confidence, groups = row.get("confidence"), row.get("cluster_ids")
     if confidence is None or groups is None:
         return "no pair"

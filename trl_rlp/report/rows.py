@@ -1,6 +1,6 @@
 """Rows that a run has saved: a dataset, a JSON Lines file, Parquet files or shards."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -96,6 +96,43 @@ class Rows:
             values = self._source[name][:]
         _require_rows(values, range(len(values)), field_shape(self._shape, name), name)
         return values
+
+    def has_shape(self, name: str, shape: type[BaseModel]) -> bool:
+        """
+        Checks whether all values of a column have a shape, for a column that a user may have written.
+
+        Args:
+            name (`str`):
+                Name of the column.
+            shape (`type[BaseModel]`):
+                Shape of a row that has this column.
+
+        Returns:
+            `bool`.
+        """
+        values = self.column(name)
+        try:
+            _require_rows(values, range(len(values)), field_shape(shape, name), name)
+        except ValueError:
+            return False
+        return True
+
+    def without(self, names: Collection[str]) -> "Rows":
+        """
+        Leaves out columns.
+
+        Args:
+            names (`Collection[str]`):
+                Their names.
+
+        Returns:
+            [`Rows`]: The same rows.
+        """
+        if isinstance(self._source, list):
+            source = [{name: value for name, value in row.items() if name not in names} for row in self._source]
+        else:
+            source = self._source.remove_columns([name for name in self._source.column_names if name in names])
+        return Rows(source, self._shape, self._path, self._remedy)
 
     def describe_damage(self, reason: str) -> ValueError:
         """

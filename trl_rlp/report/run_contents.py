@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trl_rlp.data.groups.clustering import has_groups
 from trl_rlp.data.preferences.labeling import ROW_NUMBER
 from trl_rlp.evaluation.alpaca_eval import read_annotations
 from trl_rlp.evaluation.collected_metrics import METRICS_FILE
@@ -28,6 +29,7 @@ from trl_rlp.report.shapes import (
     Evaluation,
     LoggedRow,
     PreferenceRow,
+    SampledRow,
     SampleRow,
     Settings,
     Stage,
@@ -64,7 +66,10 @@ _WHAT_TO_PASS = (
     "Pass the output folder of `trl-rlp run`, `sample`, `prefer`, `anchors`, `evaluate` or `quickstart`, or the "
     "`output_dir` of a trainer."
 )
+_EVALUATE_AGAIN = "Run `trl-rlp evaluate` again, with another `output_dir`."
+_GROUP_COLUMNS = {"cluster_ids", "confidence", "confidence_upper"}
 _PARTIAL = ".partial"
+_REFINEMENT = "_refinement"
 _ROUND_SHAPES = {
     "policy_samples": SampleRow,
     "groups": SampleRow,
@@ -85,7 +90,7 @@ class Round:
         prompts ([`Rows`], *optional*):
             Prompts with their completions, and with groups if they were grouped.
         pairs ([`Rows`], *optional*):
-            Synthetic preferences. Rows of shards also have the prompts without a pair, with a `reason`.
+            Synthetic preferences. Shards also have a row for each prompt without a pair, with its `reason` only.
         answers (`list`, *optional*):
             Known answers of each prompt.
         counts (`dict[str, int]`):
@@ -174,13 +179,17 @@ def read_contents(folder: str | Path) -> RunContents:
         _read_stages(contents, root)
     _read_trainer(contents)
     _read_command(contents)
+    contents.missing += _find_missing_stages(roots, contents)
     _read_evaluation(contents)
-    for root in roots:
-        contents.missing += _find_missing_stages(root, contents)
-    found = (contents.stages, contents.logs, contents.rounds, contents.anchors, contents.evaluation, contents.missing)
-    if not any(part is not None and len(part) for part in found):
+    if not _has_parts(contents):
         raise ValueError(_explain_foreign(path))
     return contents
+
+
+def _has_parts(contents: RunContents) -> bool:
+    """Checks whether there is anything to report."""
+    found = (contents.stages, contents.logs, contents.rounds, contents.anchors, contents.evaluation, contents.missing)
+    return any(part is not None and len(part) for part in found)
 
 
 def _explain_foreign(path: Path) -> str:
@@ -212,20 +221,29 @@ def _read_stages(contents: RunContents, root: Path) -> None:
 def _read_stage(file: Path) -> dict[str, Any]:
     """Reads the result of a stage."""
     stage = {"metrics": {}, "seconds": None, "peak_memory_gib": None, **read_object(file, Stage, MAKE_AGAIN)}
-    shape = STAGE_METRICS.get(_split_name(file.parent.name)[0], Any)
+    shape = STAGE_METRICS.get(split_round_name(file.parent.name)[0], Any)
     explain_damage(file, MAKE_AGAIN, lambda: require_shape(stage["metrics"], shape, "metrics"))
     return stage
 
 
-def _split_name(name: str) -> tuple[str, int]:
-    """Splits the name of a stage into that of the first round, and the number of the round."""
+def split_round_name(name: str) -> tuple[str, int]:
+    """
+    Splits the name of a stage into that of the first round, and the number of the round.
+
+    Args:
+        name (`str`):
+            Name of the stage or of its unfinished folder.
+
+    Returns:
+        `tuple[str, int]`: For example `("gate", 2)` for `"gate_2"`, and `("gate", 1)` for `"gate"`.
+    """
     base, _, number = name.removesuffix(_PARTIAL).rpartition("_")
     return (base, int(number)) if number.isdecimal() else (name.removesuffix(_PARTIAL), 1)
 
 
 def _order(name: str) -> tuple[float, int, str]:
     """Sorts stages by round, and then by their order in a round. The evaluation comes last."""
-    stage, number = _split_name(name)
+    stage, number = split_round_name(name)
     names = list(STAGES)
     place = names.index(stage) if stage in names else len(names)
     return (math.inf if stage in ("evaluation", "outcome") else number), place, name
@@ -261,15 +279,21 @@ def _read_policies(contents: RunContents, root: Path) -> None:
                 contents.policies[name] = rows
                 file = policies[name] / REWARDS
                 if file.is_file():
-                    contents.rewards[name] = read_object(file, dict[str, list[list[float]]], MAKE_AGAIN)
-                    explain_damage(file, MAKE_AGAIN, lambda name=name: _require_rewards(contents, name))
+                    contents.rewards[name] = _read_rewards(file, rows)
 
 
-def _require_rewards(contents: RunContents, policy: str) -> None:
+def _read_rewards(file: Path, policy: Rows) -> dict[str, list[list[float]]]:
+    """Reads the rewards of a policy's completions."""
+    rewards = read_object(file, dict[str, list[list[float]]], MAKE_AGAIN)
+    sizes = [len(completions) for completions in policy.column("completions")]
+    explain_damage(file, MAKE_AGAIN, lambda: _require_sizes(rewards, sizes))
+    return rewards
+
+
+def _require_sizes(rewards: dict[str, list[list[float]]], sizes: list[int]) -> None:
     """Checks that each completion has a reward."""
-    sizes = [len(completions) for completions in contents.policies[policy].column("completions")]
-    for name, rewards in contents.rewards[policy].items():
-        if [len(row) for row in rewards] != sizes:
+    for name, values in rewards.items():
+        if [len(row) for row in values] != sizes:
             raise ValueError(f"`{name}` does not have one reward for each completion")
 
 
@@ -280,10 +304,24 @@ def _read_trainer(contents: RunContents) -> None:
         contents.logs["trainer"] = log
         contents.settings[log.path.relative_to(contents.folder).as_posix()] = log.settings
     contents.completions = read_parquet(contents.folder / "completions", LoggedRow)
-    for folder in sorted((contents.folder / "_refinement").glob("pairs-*")):
-        pairs = read_shards(folder, PreferenceRow)
-        if pairs is not None:
-            contents.rounds.append(Round(len(contents.rounds) + 1, pairs=pairs, counts=count_reasons(pairs)))
+    _read_refinement(contents)
+
+
+def _read_refinement(contents: RunContents) -> None:
+    """Reads the pairs of a reward trainer. A training with other samples or settings adds its own to the folder."""
+    times: dict[Path, float] = {}
+    for shard in (contents.folder / _REFINEMENT).glob("pairs-*/shard-*.arrow"):
+        times[shard.parent] = max(shard.stat().st_mtime, times.get(shard.parent, 0))
+    if not times:
+        return
+    pairs = read_shards(max(times, key=lambda folder: (times[folder], folder.name)), PreferenceRow)
+    if pairs is not None:
+        contents.rounds.append(Round(len(contents.rounds) + 1, pairs=pairs, counts=count_reasons(pairs)))
+    if len(times) > 1:
+        contents.missing.append(
+            f"The folder {_REFINEMENT} holds the pairs of {len(times)} trainings. Only those that were written last "
+            "are shown."
+        )
 
 
 def _read_command(contents: RunContents) -> None:
@@ -292,7 +330,7 @@ def _read_command(contents: RunContents) -> None:
     if (folder / "anchors.json").is_file():
         contents.anchors = read_stage_rows(folder, AnchorRow)
         contents.settings["anchors.json"] = read_object(folder / "anchors.json", dict, "Make the anchors again.")
-    samples = read_file_rows(folder / "samples.jsonl", SampleRow)
+    samples = _read_samples(contents)
     if samples is not None:
         answers = samples.column("answers") if "answers" in samples.names else None
         contents.rounds.append(Round(prompts=samples, answers=answers))
@@ -309,6 +347,11 @@ def _read_command(contents: RunContents) -> None:
             contents.missing.append(
                 "`trl-rlp prefer` has not finished. The same command goes on after the last finished shard."
             )
+    elif "merge" in settings:
+        if contents.anchors is None:
+            contents.missing.append(
+                "`trl-rlp anchors` has not finished. The same command goes on after the last finished shard."
+            )
     elif samples is None and (folder / SHARDS / "samples.json").is_file() and not contents.stages:
         shards = len(list((folder / SHARDS).glob("shard-*.arrow")))
         contents.missing.append(
@@ -317,25 +360,56 @@ def _read_command(contents: RunContents) -> None:
         )
 
 
+def _read_samples(contents: RunContents) -> Rows | None:
+    """Reads `samples.jsonl`. Columns of the prompts that have the names of ours may hold anything."""
+    samples = read_file_rows(contents.folder / "samples.jsonl", SampledRow)
+    if samples is None:
+        return None
+    foreign = []
+    for columns, is_complete in (({"answers"}, True), (_GROUP_COLUMNS, has_groups(samples.names))):
+        found = sorted(columns & samples.names)
+        if not is_complete or not all(samples.has_shape(name, SampleRow) for name in found):
+            foreign += found
+    if foreign:
+        contents.missing.append(
+            "Columns of samples.jsonl that are left out, because their values are not what the commands write to "
+            f"columns with these names: {', '.join(foreign)}."
+        )
+    return samples.without(foreign)
+
+
 def _read_evaluation(contents: RunContents) -> None:
     """Reads what `trl-rlp evaluate` writes. Other programs write files with these names too."""
     folder = contents.folder
-    again = "Run `trl-rlp evaluate` again, with another `output_dir`."
-    path = folder / METRICS_FILE
-    metrics = explain_damage(path, again, lambda: read_json(path)) if path.is_file() else None
-    if isinstance(metrics, dict) and _is_evaluation(metrics):
-        contents.evaluation = explain_damage(path, again, lambda: require_shape(metrics, Evaluation))
-    elif (folder / ANSWERS_FILE).is_file():
+    contents.evaluation = _read_metrics(contents)
+    if not contents.evaluation:
+        if not (folder / ANSWERS_FILE).is_file():
+            return
         contents.missing.append(
             "`trl-rlp evaluate` has not finished. The same command asks the judge only what it has not answered."
         )
-    else:
-        return
     for name, file in ANNOTATION_FILES.items():
         path = folder / file
         if path.is_file():
-            rows = explain_damage(path, again, lambda path=path: read_annotations(path))
-            contents.annotations[name] = Rows(rows, AnnotationRow, path, again)
+            rows = explain_damage(path, _EVALUATE_AGAIN, lambda path=path: read_annotations(path))
+            contents.annotations[name] = Rows(rows, AnnotationRow, path, _EVALUATE_AGAIN)
+
+
+def _read_metrics(contents: RunContents) -> dict[str, Any]:
+    """Reads the metrics. Beside another run and without a judge, a file that is no evaluation is another program's."""
+    path = contents.folder / METRICS_FILE
+    if not path.is_file():
+        return {}
+    try:
+        metrics = explain_damage(path, _EVALUATE_AGAIN, lambda: read_json(path))
+        if not isinstance(metrics, dict) or not _is_evaluation(metrics):
+            return {}
+        return explain_damage(path, _EVALUATE_AGAIN, lambda: require_shape(metrics, Evaluation))
+    except ValueError:
+        is_judged = any((path.parent / file).is_file() for file in (ANSWERS_FILE, *ANNOTATION_FILES.values()))
+        if is_judged or not _has_parts(contents):
+            raise
+    return {}
 
 
 def _is_evaluation(metrics: dict[str, Any]) -> bool:
@@ -361,17 +435,25 @@ def count_reasons(pairs: Rows) -> dict[str, int]:
     return counts
 
 
-def _find_missing_stages(root: Path, contents: RunContents) -> list[str]:
+def _find_missing_stages(roots: list[Path], contents: RunContents) -> list[str]:
     """Returns sentences about the stages that the settings ask for and that have not finished."""
-    settings = contents.settings[(root / MANIFEST).relative_to(contents.folder).as_posix()]
-    missing = [name for name in list_expected_stages(settings) if not (root / name / RESULT).is_file()]
-    if not missing:
-        return []
-    started = [name for name in missing if (root / f"{name}{_PARTIAL}").is_dir()]
-    text = f"The run has not finished. These stages are missing: {', '.join(missing)}."
-    if started:
-        text += f" Of these, {', '.join(started)} has started."
-    return [f"{text} The same command goes on after the last finished stage."]
+    settings = [contents.settings[(root / MANIFEST).relative_to(contents.folder).as_posix()] for root in roots]
+    expected = {name for values in settings for name in list_expected_stages(values)}
+    missing = sorted(expected - contents.stages.keys(), key=_order)
+    sentences = []
+    if missing:
+        started = [name for name in missing if any((root / f"{name}{_PARTIAL}").is_dir() for root in roots)]
+        text = f"The run has not finished. These stages are missing: {', '.join(missing)}."
+        if started:
+            text += f" Of these, {', '.join(started)} has started."
+        sentences.append(f"{text} The same command goes on after the last finished stage.")
+    is_trainer = "args.rlp_method" in contents.settings.get(f"{RLP_FOLDER}/{MANIFEST}", {})
+    if is_trainer and "trainer" not in contents.logs:
+        sentences.append(
+            "The log of step 5, the training of π̂ by the trainer itself, is missing. The training has not started, or "
+            "it ended before its first checkpoint and without `trainer.save_state()`."
+        )
+    return sentences
 
 
 def list_expected_stages(settings: dict[str, Any]) -> list[str]:
@@ -383,13 +465,17 @@ def list_expected_stages(settings: dict[str, Any]) -> list[str]:
             Settings of the run, from its manifest.
 
     Returns:
-        `list[str]`: Names of stages. Empty for the settings of something else.
+        `list[str]`: Names of stages, with those around Algorithm 1 for the quickstart. Empty for the settings of
+        something else.
     """
+    if "question_seed" in settings:  # the quickstart, which starts Algorithm 1 after its own first stages
+        algorithm = {"sft_model": "sft", "rounds": 1, "method": settings.get("method", "")}
+        return ["sft", "preferences", *list_expected_stages(algorithm), "outcome"]
     is_trainer = "args.rlp_method" in settings
     if not is_trainer and not {"sft_model", "rounds", "method"} <= settings.keys():
         return []
     method = settings["args.rlp_method"] if is_trainer else settings["method"]
-    rounds = settings["args.rlp_rounds"] if is_trainer else settings["rounds"]
+    rounds = settings.get("args.rlp_rounds", 1) if is_trainer else settings["rounds"]
     stages = ["reward_model"]
     if is_trainer or settings.get("sample_from") != "sft":
         stages.append("policy")

@@ -14,7 +14,12 @@ from trl_rlp.report.model_sections import (
     name_gate_sets,
 )
 from trl_rlp.report.page import render_page
-from trl_rlp.report.preference_sections import build_acceptance_section, build_anchor_section, build_prompt_section
+from trl_rlp.report.preference_sections import (
+    build_acceptance_section,
+    build_anchor_section,
+    build_prompt_section,
+    name_prompt_section,
+)
 from trl_rlp.report.run_contents import RunContents, read_contents
 from trl_rlp.report.run_sections import build_run_section
 from trl_rlp.report.training_sections import (
@@ -40,6 +45,9 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
     against γ, the reward model before and after refinement, curves of the training, rewards against length, and
     samples of two policies side by side. It says what is missing. Texts of the run cannot become markup or scripts.
 
+    For the folder of a quickstart, it writes a report without the sections and the caution of the quickstart's page.
+    The command `trl-rlp report` writes that page.
+
     Args:
         folder (`str` or `Path`):
             Output folder of [`run_rlp`] or of a command (`run`, `sample`, `prefer`, `anchors`, `evaluate`,
@@ -54,7 +62,7 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If the folder is empty, holds no run, or a file in it is damaged.
+        ValueError: If the folder is empty, holds no run, or a file in it is damaged, or `output` is a folder.
 
     Example:
 
@@ -64,14 +72,34 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
     page = write_report("runs/spg")
     ```
     """
+    path = resolve_page(folder, output)
     contents = read_contents(folder)
-    path = Path(expand_path(folder)) / PAGE if output is None else Path(expand_path(output))
-    if path.is_dir():
-        raise ValueError(f"`output` '{path}' is a folder. Pass the name of a file, such as '{path / PAGE}'.")
     name = contents.folder.resolve().name
     lead = [Text(f"What the folder '{name}' holds. Parts without data are left out.")]
     page, samples = render_page(f"Report: {name}", lead, list(build_sections(contents).values()))
     save_page(path, page, samples)
+    return path
+
+
+def resolve_page(folder: str | Path, output: str | Path | None) -> Path:
+    """
+    Returns the file of a report, and checks that it can be one.
+
+    Args:
+        folder (`str` or `Path`):
+            Folder of the run.
+        output (`str` or `Path`, *optional*):
+            The file. `None` for `report.html` in the folder.
+
+    Returns:
+        `Path`: The file.
+
+    Raises:
+        ValueError: If it is a folder.
+    """
+    path = Path(expand_path(folder)) / PAGE if output is None else Path(expand_path(output))
+    if path.is_dir():
+        raise ValueError(f"`output` '{path}' is a folder. Pass the name of a file, such as '{path / PAGE}'.")
     return path
 
 
@@ -126,10 +154,7 @@ def build_sections(contents: RunContents) -> dict[str, Section]:
     sections["lengths"] = build_length_section(contents)
     for number, data in enumerate(contents.rounds, start=1):
         name = round_name("prompts", number)
-        title = _number_title(
-            "Prompts, groups and pairs" if data.pairs is not None else "Prompts and completions", number
-        )
-        sections[name] = build_prompt_section(data, name, title)
+        sections[name] = build_prompt_section(data, name, _number_title(name_prompt_section(data), number))
     sections["anchors"] = None if contents.anchors is None else build_anchor_section(contents.anchors)
     sections["samples"] = build_sample_section(contents)
     sections["completions"] = build_completion_section(contents)

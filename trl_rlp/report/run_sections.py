@@ -6,7 +6,7 @@ from typing import Any
 
 from trl_rlp.report.elements import Element, Section, Table, Text
 from trl_rlp.report.model_sections import list_small_sets
-from trl_rlp.report.run_contents import STAGES, RunContents
+from trl_rlp.report.run_contents import STAGES, RunContents, split_round_name
 from trl_rlp.report.training_log import TrainingLog
 from trl_rlp.storage.redaction import remove_secrets
 
@@ -66,10 +66,9 @@ def _round(seconds: float | None) -> int | None:
 
 
 def _describe_stage(name: str) -> str:
-    base, _, number = name.rpartition("_")
-    if number.isdigit() and base in STAGES:
-        return f"{STAGES[base]}, round {number}"
-    return STAGES.get(name, "")
+    base, number = split_round_name(name)
+    text = STAGES.get(base, "")
+    return f"{text}, round {number}" if text and number > 1 else text
 
 
 def _summarize(metrics: Mapping[str, Any]) -> str:

@@ -208,12 +208,17 @@ class TrainerState(BaseModel):
     log_history: list[dict[str, Any]]
 
 
-class SampleRow(BaseModel):
-    """A prompt with completions of a policy, and with groups if they were grouped."""
+class SampledRow(BaseModel):
+    """A prompt with completions of a policy."""
 
     prompt: Text
     completions: list[Completion]
     finished: list[bool | None] | None = None
+
+
+class SampleRow(SampledRow):
+    """The same, with groups if they were grouped, and with known answers."""
+
     cluster_ids: list[int] | None = None
     confidence: float | None = None
     confidence_upper: float | None = None
@@ -221,7 +226,7 @@ class SampleRow(BaseModel):
 
 
 class PreferenceRow(BaseModel):
-    """A pair, or in shards also a prompt without a pair."""
+    """A pair, or in shards also the reason why a prompt has no pair."""
 
     prompt: Text
     chosen: Completion | None

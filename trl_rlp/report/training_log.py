@@ -7,6 +7,7 @@ from typing import Any
 
 from trl_rlp.report.rows import read_object
 from trl_rlp.report.shapes import TrainerState
+from trl_rlp.storage.run_folder import CHECKPOINTS
 
 
 STATE = "trainer_state.json"
@@ -63,7 +64,8 @@ def read_training_log(folder: Path) -> TrainingLog | None:
     """
     Reads the log of the trainer whose `output_dir` or stage is a folder.
 
-    The state that the trainer saved at its end comes first, then that of the last checkpoint.
+    It is in the state that the trainer saved at its end. If the last checkpoint has more steps, that state is from a
+    training before, and the log is that of the checkpoint.
 
     Args:
         folder (`Path`):
@@ -75,13 +77,22 @@ def read_training_log(folder: Path) -> TrainingLog | None:
     Raises:
         ValueError: If the state is damaged.
     """
-    checkpoints = [path for parent in (folder, folder / "checkpoints") for path in parent.glob("checkpoint-*")]
-    checkpoints = [path for path in checkpoints if re.fullmatch(r"checkpoint-\d+", path.name)]
-    checkpoints.sort(key=lambda path: -int(path.name.split("-")[1]))
-    for candidate in (folder, *checkpoints):
-        path = candidate / STATE
-        if path.is_file():
-            state = read_object(path, TrainerState, _REMEDY)
-            settings = {name: state[name] for name in _STATE_SETTINGS if name in state}
-            return TrainingLog(path, state["log_history"], settings)
-    return None
+    paths = [path for parent in (folder, folder / CHECKPOINTS) for path in parent.glob(f"checkpoint-*/{STATE}")]
+    paths = [path for path in paths if re.fullmatch(r"checkpoint-\d+", path.parent.name)]
+    last = max(paths, key=_read_step, default=None)
+    saved = _read_state(folder / STATE) if (folder / STATE).is_file() else None
+    if saved is None or last is None:
+        return saved if last is None else _read_state(last)
+    step = saved.settings.get("global_step")
+    return _read_state(last) if isinstance(step, int) and step < _read_step(last) else saved
+
+
+def _read_step(path: Path) -> int:
+    """Reads the step of a checkpoint from the name of its folder."""
+    return int(path.parent.name.split("-")[1])
+
+
+def _read_state(path: Path) -> TrainingLog:
+    state = read_object(path, TrainerState, _REMEDY)
+    settings = {name: state[name] for name in _STATE_SETTINGS if name in state}
+    return TrainingLog(path, state["log_history"], settings)
