@@ -20,7 +20,7 @@ from trl_rlp.evaluation.gate_report import RewardModelRegression
 from trl_rlp.memory_estimate import RunShape, estimate_memory
 from trl_rlp.pipeline import run_rlp
 from trl_rlp.pipeline_config import RLPConfig
-from trl_rlp.report.run_contents import read_contents
+from trl_rlp.report.contents_reader import read_contents
 from trl_rlp.stages.in_loop import LAST_REWARD_MODEL
 from trl_rlp.stages.reward_model import train_reward_model
 from trl_rlp.storage import artifacts

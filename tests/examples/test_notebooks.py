@@ -60,7 +60,13 @@ PRINTED = {
         "PPO with RLP minus PPO",
     ],
     "03_algorithm_1.ipynb": ["prompts gave a pair", "policy pairs: r̂ minus r", "π̂: accuracy", "report.html"],
-    "04_grpo_with_anchors.ipynb": ["of the anchors", "fixed: ", "anchored: ", "anchored minus fixed", "heldout_accuracy_after"],
+    "04_grpo_with_anchors.ipynb": [
+        "of the anchors",
+        "fixed: ",
+        "anchored: ",
+        "anchored minus fixed",
+        "heldout_accuracy_after",
+    ],
     "05_judge_models.ipynb": [
         "Brier score",
         "best by reward within the majority: n = 1",

@@ -2,6 +2,7 @@ import pytest
 from datasets import Dataset
 
 from tests.report.run_folders import write_preferences
+from trl_rlp.report.contents_reader import read_contents
 from trl_rlp.report.elements import Figure, RowTable, Table, Text
 from trl_rlp.report.preference_sections import (
     build_acceptance_section,
@@ -11,7 +12,7 @@ from trl_rlp.report.preference_sections import (
     name_prompt_section,
 )
 from trl_rlp.report.rows import Rows
-from trl_rlp.report.run_contents import Round, read_contents
+from trl_rlp.report.run_contents import Round
 
 
 GROUPS = Rows(

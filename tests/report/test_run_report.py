@@ -12,8 +12,8 @@ from tests.report.run_folders import build_samples, write_lines, write_log, writ
 from trl_rlp import write_report
 from trl_rlp.report import page as page_module
 from trl_rlp.report import plots
+from trl_rlp.report.contents_reader import read_contents
 from trl_rlp.report.elements import Image
-from trl_rlp.report.run_contents import read_contents
 from trl_rlp.report.run_report import build_sections
 from trl_rlp.storage.artifacts import save_data
 from trl_rlp.storage.json_files import write_json

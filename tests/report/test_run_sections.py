@@ -1,8 +1,8 @@
 import pytest
 
 from tests.report.run_folders import log_policy, write_json_settings, write_lines, write_log, write_run, write_stage
+from trl_rlp.report.contents_reader import read_contents
 from trl_rlp.report.elements import Table, Text
-from trl_rlp.report.run_contents import read_contents
 from trl_rlp.report.run_sections import build_run_section
 from trl_rlp.storage.json_files import read_json, write_json
 

@@ -13,11 +13,11 @@ from trl_rlp.quickstart.narration import STAGE_TITLES
 from trl_rlp.quickstart.plots import POLICY_NAMES, plot_confidence, plot_policies
 from trl_rlp.quickstart.questions import WRONG_MAJORITY_KINDS
 from trl_rlp.report import elements
+from trl_rlp.report.contents_reader import read_contents
 from trl_rlp.report.elements import Column, Figure, RowTable, Section, Text
 from trl_rlp.report.model_sections import build_reward_model_section, describe_difference, format_difference
 from trl_rlp.report.page import render_page
 from trl_rlp.report.rows import explain_damage, read_object
-from trl_rlp.report.run_contents import read_contents
 from trl_rlp.report.run_report import build_sections, resolve_page, save_page
 from trl_rlp.storage.paths import expand_path
 from trl_rlp.storage.run_folder import MANIFEST

@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+from trl_rlp.report.contents_reader import read_contents
 from trl_rlp.report.elements import Section, Text
 from trl_rlp.report.evaluation_sections import build_evaluation_sections
 from trl_rlp.report.model_sections import (
@@ -20,7 +21,7 @@ from trl_rlp.report.preference_sections import (
     build_prompt_section,
     name_prompt_section,
 )
-from trl_rlp.report.run_contents import RunContents, read_contents
+from trl_rlp.report.run_contents import RunContents
 from trl_rlp.report.run_sections import build_run_section
 from trl_rlp.report.training_sections import (
     build_other_curve_section,

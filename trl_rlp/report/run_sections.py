@@ -6,7 +6,8 @@ from typing import Any
 
 from trl_rlp.report.elements import Element, Section, Table, Text
 from trl_rlp.report.model_sections import list_small_sets
-from trl_rlp.report.run_contents import STAGES, RunContents, split_round_name
+from trl_rlp.report.run_contents import RunContents
+from trl_rlp.report.run_stages import STAGES, split_round_name
 from trl_rlp.report.training_log import TrainingLog
 from trl_rlp.storage.redaction import remove_secrets
 
