@@ -41,6 +41,17 @@ def test_the_completions_that_a_trainer_prints(text):
     assert get_text(console).count(text) == 2
 
 
+def test_a_terminal_obeys_no_completion():
+    """A policy with byte tokens can write escape sequences, which clear a screen or rewrite lines above."""
+    outcome, console = copy.deepcopy(OUTCOME), build_console()
+    outcome["questions"][0] |= {"majority": "4\x1b[2J", "answer": "4\r5"}
+    print_summary(outcome, console)
+    print_table([{"query": "2 + 2\x9b2J", "model response": "4\x1b]0;title\x07"}], console)
+    shown = get_text(console)
+    assert "4⟨U+001B⟩[2J" in shown and "4⟨U+000D⟩5" in shown and "2 + 2⟨U+009B⟩2J" in shown
+    assert not {"\x1b", "\r", "\x9b", "\x07"} & set(shown)
+
+
 @pytest.mark.parametrize("text", TEXTS)
 def test_the_folders_of_a_run(text, capsys):
     folder = Path(f"run {text} " + "x" * 100)

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text as ConsoleText
 
+from trl_rlp.data.hidden_characters import show_hidden
 from trl_rlp.quickstart.narration import STAGE_TITLES
 from trl_rlp.quickstart.plots import POLICY_NAMES, plot_confidence, plot_policies
 from trl_rlp.quickstart.questions import WRONG_MAJORITY_KINDS
@@ -410,8 +411,8 @@ def _print_questions(outcome: dict[str, Any], console: Console) -> None:
     for row in accepted[:6] + rejected[:6]:
         mark = "right" if row["majority_right"] else "wrong"
         texts = row["question"], f"{row['majority']} ({mark})", row["answer"]
-        # `ConsoleText`, because rich would read `[/INST]` in a string as markup.
-        question, majority, answer = map(ConsoleText, texts)
+        # `ConsoleText`, because rich would read `[/INST]` in a string as markup. A terminal would obey controls.
+        question, majority, answer = (ConsoleText(show_hidden(text)) for text in texts)
         table.add_row(question, f"{row['confidence']:.1f}", row["status"], majority, answer)
     console.print(table)
 

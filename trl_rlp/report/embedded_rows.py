@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from trl_rlp.data.hidden_characters import show_hidden
 from trl_rlp.report.elements import RowTable
-from trl_rlp.report.visible_text import cut_text, show_hidden
+from trl_rlp.report.visible_text import cut_text
 
 
 SEED = 0

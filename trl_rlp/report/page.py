@@ -10,9 +10,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
+from trl_rlp.data.hidden_characters import show_hidden
 from trl_rlp.report.elements import Element, Figure, Image, RowTable, Section, Table, Text
 from trl_rlp.report.embedded_rows import SEED, EmbeddedRows, embed_tables
-from trl_rlp.report.visible_text import cut_text, plain_text, show_hidden
+from trl_rlp.report.visible_text import cut_text, plain_text
 
 
 MAX_BYTES = 50_000_000

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.style import context
 from matplotlib.ticker import MaxNLocator
 
+from trl_rlp.data.hidden_characters import show_hidden
 from trl_rlp.report.acceptance import Acceptance
 from trl_rlp.report.elements import Image
-from trl_rlp.report.visible_text import show_hidden
 
 
 BLUE, ORANGE, GRAY = "#3b6fb6", "#d9822b", "#9aa3ad"

@@ -8,8 +8,8 @@ import pyarrow as pa
 from datasets import Dataset, concatenate_datasets
 from pydantic import BaseModel
 
+from trl_rlp.data.hidden_characters import show_hidden
 from trl_rlp.report.shapes import field_shape, require_shape
-from trl_rlp.report.visible_text import show_hidden
 from trl_rlp.storage.artifacts import DATA
 from trl_rlp.storage.data_files import read_rows
 from trl_rlp.storage.json_files import read_json

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
+from trl_rlp.data.hidden_characters import show_hidden
 from trl_rlp.data.turns import message_text
 from trl_rlp.trainer.ppo.ppo_config import PPOConfig
 
@@ -57,8 +58,8 @@ def print_table(rows: list[dict[str, Any]], console: Console | None = None) -> N
         return
     table = Table(*rows[0], show_lines=True)
     for row in rows[:MAX_ROWS]:
-        # `Text`, because rich would read `[INST]` in a string as markup.
-        table.add_row(*(Text(_format_cell(value)) for value in row.values()))
+        # `Text`, because rich would read `[INST]` in a string as markup. A terminal would obey controls.
+        table.add_row(*(Text(show_hidden(_format_cell(value))) for value in row.values()))
     (console or Console()).print(table)
 
 
