@@ -5,7 +5,7 @@ import pytest
 import torch
 from datasets import Dataset, Features, Json, List
 
-from trl_rlp.data.columns import add_columns, flatten_samples, read_columns, require_sample_columns
+from trl_rlp.data.columns import add_columns, flatten_samples, list_finished, read_columns, require_sample_columns
 
 
 MESSAGES = [{"role": "user", "content": "a"}]
@@ -96,3 +96,10 @@ def test_samples_are_flattened_in_the_order_of_their_rows():
     }
     expected = (["a", "a", "c"], ["1", "2", "3"], [True, False, True])
     assert flatten_samples(columns) == flatten_samples(Dataset.from_dict(columns)) == expected
+
+
+def test_only_a_false_flag_is_unfinished():
+    columns = {"chosen": ["a", "b", "c"], "rejected": ["d", "e", "f"], "chosen_finished": [None, False, True]}
+    for pairs in (columns, Dataset.from_dict(columns)):
+        assert list_finished(pairs, "chosen") == [True, False, True]
+        assert list_finished(pairs, "rejected") == [True, True, True]

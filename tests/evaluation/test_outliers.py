@@ -1,4 +1,5 @@
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from datasets import Dataset
@@ -124,3 +125,13 @@ def test_both_sides_of_pairs_are_represented(kind):
     )
     assert states == pytest.approx(expected, abs=1e-5)
     assert torch.is_grad_enabled()
+
+
+def test_sides_without_a_flag_are_finished():
+    tokenizer = tiny_tokenizer(chat=False)
+    model = tiny_reward_model(tokenizer)
+    pairs = Dataset.from_list([{"prompt": f"{row}?", "chosen": "yes", "rejected": "no"} for row in range(2)])
+    missing = {f"{side}_finished": pa.array([None, None], pa.bool_()) for side in ("chosen", "rejected")}
+    mixed = Dataset.from_dict({**pairs.to_dict(), **missing})
+    states = represent_pairs(model, tokenizer, pairs)
+    assert represent_pairs(model, tokenizer, mixed) == pytest.approx(states, abs=1e-5)

@@ -4,6 +4,7 @@ import pytest
 from datasets import Dataset
 
 from tests.tiny_models import tiny_reward_model, tiny_tokenizer
+from trl_rlp.data.preferences.mixing import mix_preferences
 from trl_rlp.data.scoring import score
 from trl_rlp.evaluation.reward_metrics import (
     brier_score,
@@ -12,6 +13,7 @@ from trl_rlp.evaluation.reward_metrics import (
     pair_metrics,
     preference_accuracy,
     reward_margins,
+    score_pairs,
 )
 
 
@@ -91,3 +93,15 @@ def test_implicit_and_explicit_prompts_give_the_same_metrics(chat):
         explicit, implicit = {"prompt": turn, **answers}, {side: turn + answer for side, answer in answers.items()}
     first = evaluate_reward_model(model, tokenizer, Dataset.from_list([explicit]))
     assert evaluate_reward_model(model, tokenizer, Dataset.from_list([implicit])) == pytest.approx(first)
+
+
+def test_human_pairs_of_mixed_data_have_the_rewards_of_the_pairs_alone():
+    """Mixed data has no flags for human pairs, whose completions are finished."""
+    tokenizer = tiny_tokenizer(chat=False)
+    model = tiny_reward_model(tokenizer)
+    human = Dataset.from_list([{"prompt": f"{row}?", "chosen": "yes", "rejected": "no"} for row in range(2)])
+    flags = {"chosen_finished": True, "rejected_finished": False}
+    synthetic = Dataset.from_list([{"prompt": "a", "chosen": "1", "rejected": "2", **flags}])
+    alone, mixed = (score_pairs(model, tokenizer, pairs)[0] for pairs in (human, mix_preferences(human, synthetic)))
+    for side, rewards in alone.items():
+        assert mixed[side][:2] == pytest.approx(rewards, abs=1e-5)

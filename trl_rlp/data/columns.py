@@ -147,3 +147,23 @@ def flatten_samples(samples: Dataset | Mapping[str, Sequence]) -> tuple[list, li
     prompts = [prompt for prompt, completions in pairs for _ in completions]
     completions, finished = ([*chain.from_iterable(samples[name])] for name in ("completions", "finished"))
     return prompts, completions, finished
+
+
+def list_finished(pairs: Dataset | Mapping[str, list], side: str) -> list[bool]:
+    """
+    Returns for one side of labeled pairs which completions are finished.
+
+    Args:
+        pairs ([`~datasets.Dataset`] or `Mapping[str, list]`):
+            TRL's preference format, or a batch of its columns.
+        side (`str`):
+            `"chosen"` or `"rejected"`.
+
+    Returns:
+        `list[bool]`: The column `chosen_finished` or `rejected_finished`. All are finished without the column. A
+        completion whose entry is `None` is finished too, because a mixed dataset has `None` for human pairs.
+    """
+    names = pairs.column_names if isinstance(pairs, Dataset) else list(pairs)
+    if f"{side}_finished" not in names:
+        return [True] * len(pairs[side])
+    return [flag is not False for flag in pairs[f"{side}_finished"]]

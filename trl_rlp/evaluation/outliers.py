@@ -6,6 +6,7 @@ from sklearn.covariance import ledoit_wolf_shrinkage
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rlp.data.batching import eval_mode, pad_right, require_context, split_by_token_budget
+from trl_rlp.data.columns import list_finished
 from trl_rlp.data.row_scores import require_reward_model
 from trl_rlp.data.score_inputs import capture_score_inputs, find_score_layers, select_scored_states
 from trl_rlp.data.scoring import batch_scoring_ids
@@ -206,7 +207,8 @@ def represent_pairs(
             Tokenizer of `model`.
         preferences ([`~datasets.Dataset`]):
             TRL's preference format, as text or messages, with an explicit or implicit prompt. The columns
-            `chosen_finished` and `rejected_finished` are optional.
+            `chosen_finished` and `rejected_finished` are optional. Without them, or with `None`, completions count as
+            finished.
         max_length (`int`, *optional*):
             Maximum number of tokens per row, as in [`score`].
         max_texts (`int`, *optional*, defaults to `1000`):
@@ -222,16 +224,16 @@ def represent_pairs(
     count = min(len(preferences), max(1, max_texts // 2))
     order = [*range(0, count, 2), *range(1, count, 2)]
     pairs = preferences.select([row * len(preferences) // count for row in order])
-    columns = pairs.column_names
-    texts = [row[side] for row in pairs for side in ("chosen", "rejected")]
+    columns, sides = pairs.column_names, ("chosen", "rejected")
+    texts = [row[side] for row in pairs for side in sides]
     default = "" if isinstance(texts[0], str) else []
-    sides = ("chosen_finished", "rejected_finished")
+    finished = zip(*(list_finished(pairs, side) for side in sides), strict=True)
     return represent(
         model,
         processing_class,
         [prompt for prompt in (pairs["prompt"] if "prompt" in columns else [default] * count) for _ in sides],
         texts,
-        [row.get(side, True) for row in pairs for side in sides],
+        [flag for flags in finished for flag in flags],
         max_length=max_length,
         template_options=[options for options in list_template_options(pairs) or [{}] * count for _ in sides],
     )

@@ -6,6 +6,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from trl_rlp.data.columns import list_finished
 from trl_rlp.data.scoring import score
 from trl_rlp.data.template_options import list_template_options
 from trl_rlp.data.turns import message_text
@@ -171,8 +172,8 @@ def score_pairs(
             Tokenizer of `model`.
         preferences ([`~datasets.Dataset`]):
             TRL's preference format, as text or messages, with an explicit or implicit prompt. The columns
-            `chosen_finished` and `rejected_finished` are optional. Without them, all completions count as finished.
-            `tools` and `chat_template_kwargs` are optional arguments of the chat template, as in TRL.
+            `chosen_finished` and `rejected_finished` are optional. Without them, or with `None`, completions count as
+            finished. `tools` and `chat_template_kwargs` are optional arguments of the chat template, as in TRL.
         max_length (`int`, *optional*):
             Maximum number of tokens per row, as in [`score`].
 
@@ -185,8 +186,7 @@ def score_pairs(
         ValueError: If a column is missing, the dataset is empty, or for the same reasons as [`score`].
     """
     preferences = require_preferences(preferences)
-    columns = preferences.column_names
-    if "prompt" in columns:
+    if "prompt" in preferences.column_names:
         prompts = list(preferences["prompt"])
     else:
         prompts = ["" if isinstance(chosen, str) else [] for chosen in preferences["chosen"]]
@@ -196,7 +196,7 @@ def score_pairs(
             processing_class,
             prompts,
             list(preferences[side]),
-            list(preferences[f"{side}_finished"]) if f"{side}_finished" in columns else None,
+            list_finished(preferences, side),
             max_length=max_length,
             template_options=list_template_options(preferences),
             share_batches=True,

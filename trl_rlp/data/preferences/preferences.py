@@ -13,6 +13,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from trl_rlp.data.columns import list_finished
 from trl_rlp.data.groups.clustering import has_groups, require_decided_groups, warn_of_low_threshold
 from trl_rlp.data.groups.instruction import list_instruction_columns
 from trl_rlp.data.judges.judge import Judge
@@ -224,8 +225,8 @@ def tokenize_preferences(
     Args:
         dataset ([`~datasets.Dataset`]):
             Preferences in TRL's format, as text or messages, with or without `prompt`. `chosen_finished` and
-            `rejected_finished` say which completions are finished. If they are missing, all are. The columns `tools`
-            and `chat_template_kwargs` are optional arguments of the chat template, as in TRL.
+            `rejected_finished` say which completions are finished. Without them, or with `None`, all are. The columns
+            `tools` and `chat_template_kwargs` are optional arguments of the chat template, as in TRL.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the reward model.
         max_length (`int`, *optional*):
@@ -270,8 +271,7 @@ def _add_ids(
     options = list_template_options(batch) or [{}] * size
     columns, overlong = {}, [0] * size
     for side in ("chosen", "rejected"):
-        # In a mixed dataset, this column is None for human pairs. Their completions are finished.
-        finished = [flag is not False for flag in batch.get(f"{side}_finished", [True] * size)]
+        finished = list_finished(batch, side)
         ids = batch_scoring_ids(processing_class, prompts, batch[side], finished, template_options=options)
         if max_length is not None:
             overlong = [count + (len(row) > max_length) for count, row in zip(overlong, ids, strict=True)]
