@@ -1,6 +1,9 @@
+import json
+
 import pytest
 
 import trl_rlp
+from tests.tiny_models import save, tiny_reward_model, tiny_tokenizer
 from trl_rlp.cli import main
 from trl_rlp.cli.main import COMMANDS
 
@@ -62,3 +65,19 @@ def test_flags_override_the_config_file(tmp_path, capsys):
     config.write_text("model: m\nprompts: from_file.jsonl\noutput_dir: o\n")
     assert main(["sample", "--config", str(config), "--prompts", "from_flag.jsonl"]) == 2
     assert "from_flag.jsonl" in capsys.readouterr().err
+
+
+def test_a_chat_template_that_refuses_messages_is_one_line(tmp_path, capsys):
+    """TRL's trainers apply the template too, so its own error is expected as well."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
+    model = save(tiny_reward_model(tokenizer), tokenizer, tmp_path / "model")
+    sides = {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
+    (tmp_path / "pairs.json").write_text(json.dumps([{"prompt": [{"role": "system", "content": "a"}], **sides}]))
+    words = ["evaluate", "--reward_model", model, "--preferences", str(tmp_path / "pairs.json")]
+    assert main([*words, "--output_dir", str(tmp_path / "out")]) == 2
+    assert "the roles ['system', 'assistant']: System role not supported." in capsys.readouterr().err.splitlines()[-1]
+    words = ["reward", "--method", "none", "--model_name_or_path", model, "--use_cpu", "true", "--report_to", "none"]
+    words += ["--preference_dataset", str(tmp_path / "pairs.json"), "--output_dir", str(tmp_path / "reward")]
+    assert main(words) == 2
+    assert "trl-rlp reward: System role not supported" in capsys.readouterr().err.splitlines()[-1]

@@ -12,6 +12,8 @@ from trl_rlp.data.preferences.preferences import synthesize_preferences, tokeniz
 from trl_rlp.data.preferences.views import ViewSampler
 from trl_rlp.data.scoring import batch_scoring_ids, score, scoring_ids
 from trl_rlp.data.turns import (
+    ChatTemplateError,
+    apply_template,
     build_preference_sides,
     drop_missing_keys,
     drop_prefill,
@@ -180,3 +182,20 @@ def test_an_unfinished_turn_that_the_template_rewrites_stays_open(tokenizer):
         ids = scoring_ids(tokenizer, prompt, "two and two</think> 4", finished=False)
         assert tokenizer.decode(ids) == "<|user|>2 + 2?<|assistant|>4"
         assert tokenizer.decode(scoring_ids(tokenizer, prompt, "so</think> 4")) == "<|user|>2 + 2?<|assistant|>4<eos>"
+
+
+REFUSING = "{% if messages[0].role != 'user' %}{{ raise_exception('System role not supported') }}{% endif %}"
+
+
+@pytest.mark.parametrize("ending", [[], turn("It is")], ids=["question", "prefill"])
+def test_a_template_that_refuses_messages_names_their_roles(tokenizer, ending):
+    tokenizer.chat_template = REFUSING + tokenizer.chat_template
+    chat = [{"role": "system", "content": "Be brief"}, *QUESTION, *ending]
+    match = r"cannot render messages with the roles \['system', 'user'.*\]: System role not supported\. Change the"
+    with pytest.raises(ChatTemplateError, match=match):
+        apply_template(tokenizer, chat, tokenize=False)
+    with pytest.raises(ChatTemplateError, match=match):
+        prompt_token_ids(chat, tokenizer)
+    for finished in (True, False):
+        with pytest.raises(ChatTemplateError, match=match):
+            scoring_ids(tokenizer, chat, " 4.", finished)

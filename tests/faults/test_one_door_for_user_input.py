@@ -86,6 +86,7 @@ def test_samples_and_metrics_are_written_to_the_home_folder(home, capsys):
 def test_every_path_of_a_command_is_expanded(home, command):
     """A user wrote `~` in YAML or after `--name=`, where no shell expands it."""
     choices = ("method", "policy_trainer", "on_regression", "engine", "inference_dtype", "sample_from", "preset")
+    choices += ("equivalence",)
     names = [
         name
         for kind in COMMANDS[command]

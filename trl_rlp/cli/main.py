@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from jinja2 import TemplateError
 from safetensors import SafetensorError
 
 from trl_rlp import __version__
@@ -21,8 +22,18 @@ COMMANDS = {
     "report": "write one HTML file about a run, a training, samples or preferences",
     "quickstart": "run Algorithm 1 on SmolLM2-135M in ten minutes, without a GPU, an account or the Hub",
 }
-# safetensors has its own error for a checkpoint that cannot be written, as on a full disk.
-EXPECTED_ERRORS = (ValueError, TypeError, OSError, RuntimeError, ImportError, ArithmeticError, SafetensorError)
+# safetensors has its own error for a checkpoint that cannot be written, as on a full disk. TRL's trainers apply chat
+# templates, which may refuse messages.
+EXPECTED_ERRORS = (
+    ValueError,
+    TypeError,
+    OSError,
+    RuntimeError,
+    ImportError,
+    ArithmeticError,
+    SafetensorError,
+    TemplateError,
+)
 TRACEBACK = "TRL_RLP_TRACEBACK"
 
 

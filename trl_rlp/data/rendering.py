@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from trl_rlp.data.turns import THOUGHT_KEYS, Message, Messages, drop_missing_keys, join_turns
+from trl_rlp.data.turns import THOUGHT_KEYS, Message, Messages, apply_template, drop_missing_keys, join_turns
 
 
 _WORD = "word"
@@ -67,14 +67,14 @@ def render_chat(
         `str`: The text, with the special tokens that the template writes.
 
     Raises:
-        ValueError: If the tokenizer has no chat template.
+        ValueError: If the tokenizer has no chat template, or its template refuses the messages.
     """
     if processing_class.chat_template is None:
         raise ValueError("`processing_class` has no chat template, but the prompts are messages. Set `chat_template`.")
     chat = join_turns(prompt, completion) if isinstance(completion, str) else [*prompt, *completion]
     chat = drop_missing_keys(chat)
     if finished or chat[-1]["role"] != "assistant":  # a completion that stops after a tool's output has no open turn
-        return processing_class.apply_chat_template(chat, tokenize=False, **template_options)
+        return apply_template(processing_class, chat, tokenize=False, **template_options)
     return _render_open_turn(processing_class, chat, template_options)
 
 
@@ -90,9 +90,7 @@ def _render_open_turn(
         return _render_open_thought(processing_class, chat, thoughts, template_options)
     chat = [*chat[:-1], {"content": "", **last}]
     try:
-        return processing_class.apply_chat_template(
-            chat, tokenize=False, continue_final_message=True, **template_options
-        )
+        return apply_template(processing_class, chat, tokenize=False, continue_final_message=True, **template_options)
     except ValueError:  # the template rewrites the turn, for example to separate the reasoning from the answer
         return _remove_end_of_turn(processing_class, chat, last, template_options)
 
@@ -102,7 +100,7 @@ def _render_open_thought(
 ) -> str:
     marked = {key: text + _END_OF_THOUGHT for key, text in thoughts.items()}
     last = {"content": "", **chat[-1]}
-    text = processing_class.apply_chat_template([*chat[:-1], {**last, **marked}], tokenize=False, **template_options)
+    text = apply_template(processing_class, [*chat[:-1], {**last, **marked}], tokenize=False, **template_options)
     before, mark, _ = text.rpartition(_END_OF_THOUGHT)
     # Some templates do not render thoughts.
     return before if mark else _remove_end_of_turn(processing_class, [*chat[:-1], last], last, template_options)
@@ -118,7 +116,7 @@ def _remove_end_of_turn(
     """
 
     def render(messages: Messages) -> str:
-        return processing_class.apply_chat_template(messages, tokenize=False, **template_options)
+        return apply_template(processing_class, messages, tokenize=False, **template_options)
 
     _, mark, end_of_turn = render([*chat[:-1], {**last, "content": _WORD}]).rpartition(_WORD)
     # Some templates read lists of parts only, and do not render text.

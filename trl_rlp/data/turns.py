@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from trl_rlp.data.special_tokens import tokenize_texts
@@ -30,6 +31,39 @@ def drop_missing_keys(messages: Messages) -> Messages:
         `list[dict]`: The same messages without these keys.
     """
     return [{key: value for key, value in message.items() if value is not None} for message in messages]
+
+
+class ChatTemplateError(ValueError):
+    """A chat template refuses messages, for example a system message, or roles that do not alternate."""
+
+
+def apply_template(processing_class: PreTrainedTokenizerBase, messages: Messages, **options: Any) -> Any:
+    """
+    Renders messages with the chat template.
+
+    Args:
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer with a chat template.
+        messages (`list[dict]`):
+            Messages.
+        options:
+            Further arguments of `apply_chat_template`.
+
+    Returns:
+        The result of `apply_chat_template`.
+
+    Raises:
+        ChatTemplateError: If the template refuses the messages.
+        ValueError: For the same reasons as `apply_chat_template`.
+    """
+    try:
+        return processing_class.apply_chat_template(messages, **options)
+    except TemplateError as error:
+        roles = [message.get("role") for message in messages]
+        raise ChatTemplateError(
+            f"The chat template cannot render messages with the roles {roles}: {error}. Change the messages, for "
+            "example move a system message into the first user message, or use another chat template."
+        ) from error
 
 
 def message_text(message: Message) -> str:
@@ -222,13 +256,19 @@ def continue_final_message_ids(
 
     Raises:
         ValueError: If the template changes the assistant message, for example if it strips white space or removes
-            reasoning. A completion could not be joined to such a message.
+            reasoning. A completion could not be joined to such a message. Also if it refuses the messages.
     """
     _, prefill = split_assistant_prefill(prompt)
     try:
-        text = processing_class.apply_chat_template(
-            drop_missing_keys(prompt), tokenize=False, continue_final_message=True, **template_options
+        text = apply_template(
+            processing_class,
+            drop_missing_keys(prompt),
+            tokenize=False,
+            continue_final_message=True,
+            **template_options,
         )
+    except ChatTemplateError:
+        raise
     except ValueError:
         text = None
     if text is None or not text.endswith(prefill):
@@ -258,8 +298,8 @@ def prompt_token_ids(
         `list[int]`: Token ids.
 
     Raises:
-        ValueError: If the prompt is messages and the tokenizer has no chat template, or if the template changes an
-            assistant message at the prompt's end.
+        ValueError: If the prompt is messages and the tokenizer has no chat template, or if the template refuses the
+            messages or changes an assistant message at the prompt's end.
     """
     if isinstance(prompt, str):
         return tokenize_texts(processing_class, [prompt])[0]
@@ -267,8 +307,8 @@ def prompt_token_ids(
         raise ValueError("`processing_class` has no chat template, but the prompts are messages. Set `chat_template`.")
     if ends_with_assistant(prompt):
         return continue_final_message_ids(processing_class, prompt, **template_options)
-    return processing_class.apply_chat_template(
-        drop_missing_keys(prompt), add_generation_prompt=True, return_dict=True, **template_options
+    return apply_template(
+        processing_class, drop_missing_keys(prompt), add_generation_prompt=True, return_dict=True, **template_options
     )["input_ids"]
 
 

@@ -193,3 +193,10 @@ def test_processes_that_share_batches_ask_each_question_once(tmp_path, monkeypat
     assert shared[0] >= 2 and 0 < len((tmp_path / "answers.jsonl").read_text().splitlines()) < len(questions)
     monkeypatch.setattr(f"{module}.share_work", lambda items, work: items and pytest.fail("asked again"))
     assert judge(TEXTS, FIRSTS, SECONDS) == expected
+
+
+def test_a_template_that_refuses_the_question_is_an_error():
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('No user') }}"
+    with pytest.raises(ValueError, match=r"cannot render messages with the roles \['user'\]: No user"):
+        language_model_judge(tiny_causal_lm(tokenizer), tokenizer)(TEXTS, FIRSTS, SECONDS)

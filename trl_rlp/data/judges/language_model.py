@@ -16,7 +16,7 @@ from trl_rlp.data.judges.answer_cache import Answer
 from trl_rlp.data.judges.asked_judge import AskedJudge
 from trl_rlp.data.judges.judge import snap_ties
 from trl_rlp.data.judges.verdicts import Labels, find_labels
-from trl_rlp.data.turns import Messages, message_text, split_assistant_prefill
+from trl_rlp.data.turns import Messages, apply_template, message_text, split_assistant_prefill
 from trl_rlp.storage.fingerprints import weights_fingerprint
 from trl_rlp.storage.processes import run_on_main, share_work
 
@@ -225,7 +225,7 @@ def _render_question(processing_class: PreTrainedTokenizerBase, question: str) -
     if processing_class.chat_template is None:
         return question + "\n\nBetter response: "
     messages = [{"role": "user", "content": question}]
-    return processing_class.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return apply_template(processing_class, messages, tokenize=False, add_generation_prompt=True)
 
 
 def _render_prompt(prompt: str | Messages) -> str:
