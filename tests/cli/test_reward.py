@@ -92,3 +92,25 @@ def test_only_what_the_method_needs_is_loaded(tmp_path, models, samples, prefere
     if "labeling_reward_model" in given:
         weights = load_reward_model(models["reward"])[0].state_dict()
         assert all(weight.equal(weights[k]) for k, weight in arguments["labeling_reward_model"].state_dict().items())
+
+
+def test_a_model_or_checkpoints_of_another_training_are_not_overwritten(tmp_path, models, preferences, capsys):
+    out = tmp_path / "out"
+    words = ["reward", "--model_name_or_path", models["policy"], "--preference_dataset", preferences]
+    words += ["--method", "none", "--output_dir", str(out), "--save_steps", "1", *TRAINING]
+    assert main(words) == 0
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    for more in ([], ["--resume_from_checkpoint", "false"]):
+        assert main([*words, "--learning_rate", "0.1", *more]) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert "already has a model or checkpoints: checkpoint-1, config.json. Choose another `output_dir`" in error
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    (out / "config.json").unlink()
+    assert main(words) == 2
+    assert "already has a model or checkpoints: checkpoint-1. " in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_is_missing_is_an_error_before_a_model_is_loaded(tmp_path, preferences, capsys):
+    words = ["reward", "--model_name_or_path", "no/such", "--preference_dataset", preferences, *TRAINING]
+    assert main([*words, "--output_dir", str(tmp_path / "out"), "--resume_from_checkpoint", "true"]) == 2
+    assert "contains no complete checkpoint. Remove it to" in capsys.readouterr().err

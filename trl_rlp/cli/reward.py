@@ -14,7 +14,8 @@ from trl_rlp.storage.artifacts import load_reward_model, save_trained_model
 from trl_rlp.storage.loading import load_rows
 from trl_rlp.storage.manifest import require_writable
 from trl_rlp.storage.precision import dtype_option, require_inference_dtype
-from trl_rlp.storage.processes import process_state
+from trl_rlp.storage.processes import process_state, run_on_main
+from trl_rlp.trainer.checkpoints import resolve_checkpoint
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 
 
@@ -129,9 +130,23 @@ def _build_model_init_kwargs(arguments: ModelConfig, config: RLPRewardConfig) ->
     return {name: value for name, value in options.items() if value is not None} | (config.model_init_kwargs or {})
 
 
+def _require_no_model(folder: Path) -> None:
+    """Checks that no model or checkpoint of another training would be overwritten."""
+    patterns = ("checkpoint-*", "config.json", "adapter_config.json")
+    existing = sorted(path.name for pattern in patterns for path in folder.glob(pattern))
+    if existing:
+        raise ValueError(
+            f"`output_dir` {folder} already has a model or checkpoints: {', '.join(existing[:3])}. Choose another "
+            "`output_dir`, set `resume_from_checkpoint` to true to go on from its last checkpoint, or delete them to "
+            "start again."
+        )
+
+
 def main(options: Sequence[str]) -> None:
     """
     Trains a reward model and saves it as a plain sequence classifier, with the state of its trainer.
+
+    A folder that has a model or checkpoints is refused, unless the training resumes from a checkpoint.
 
     Args:
         options (`Sequence[str]`):
@@ -151,6 +166,9 @@ def main(options: Sequence[str]) -> None:
     require_inference_dtype("inference_dtype", data.inference_dtype)
     require_bitsandbytes(model_arguments)
     require_writable(Path(config.output_dir))
+    checkpoint = resolve_checkpoint(config.resume_from_checkpoint, config.output_dir)
+    if checkpoint is None:
+        run_on_main(lambda: _require_no_model(Path(config.output_dir)))
     config.model_init_kwargs = _build_model_init_kwargs(model_arguments, config)
     peft_config = get_peft_config(model_arguments)
     if peft_config is not None:
@@ -164,7 +182,7 @@ def main(options: Sequence[str]) -> None:
         peft_config=peft_config,
         **data.load_refinement(equivalence, config),
     )
-    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trainer.evaluate() if eval_path else None
     save_trained_model(trainer, config.output_dir)
     trainer.save_state()  # with the time and the last evaluation, which are in no checkpoint
