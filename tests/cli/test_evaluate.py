@@ -120,6 +120,9 @@ def test_policy_samples_are_evaluated(tmp_path, models):
     assert evaluate(tmp_path, *flags(samples=path, **names), folder="kl")["policy"]["kl"] > 0
 
 
+ASKED = {"outputs": "a", "reference_outputs": "b", "judge_model": "c", "judge": "language_model"}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -143,6 +146,18 @@ def test_policy_samples_are_evaluated(tmp_path, models):
             {"outputs": "a", "reference_outputs": "b", "judge_model": "c", "judge": "server"},
             '`judge`="server" needs `base_url`.',
         ),
+        ({**ASKED, "tolerance": "5"}, "`tolerance` is a share of the answers, in [0, 1], got 5.0."),
+        ({**ASKED, "tolerance": "-1"}, "`tolerance` is a share of the answers, in [0, 1], got -1.0."),
+        ({"samples": "a", "judge": "server"}, "`judge` has no effect without `outputs`. Remove it."),
+        ({"samples": "a", "tolerance": "1"}, "`tolerance` has no effect without a judge that is asked."),
+        ({**ASKED, "judge": "reward_model", "tolerance": "1"}, "`tolerance` has no effect without a judge that is"),
+        ({**ASKED, "base_url": "http://a"}, '`base_url` has no effect without `outputs` and `judge`="server".'),
+        ({**ASKED, "max_tokens": "9"}, '`max_tokens` has no effect without `outputs` and `judge`="server".'),
+        ({**ASKED, "timeout": "9"}, '`timeout` has no effect without `outputs` and `judge`="server". Remove it.'),
+        ({"samples": "a", "api_key": "key"}, "`api_key` has no effect without `outputs` and"),
+        ({"samples": "a", "anchors": "b"}, "`anchors` has no effect without `outputs` or `annotations`. Remove it."),
+        ({**ASKED, "max_length": "9"}, "`max_length` has no effect without a reward model. Remove it."),
+        ({"samples": "a", "inference_dtype": "float32"}, "`inference_dtype` has no effect if no model is loaded."),
     ],
 )
 def test_invalid_combinations_are_one_line(tmp_path, options, message, capsys):
@@ -208,3 +223,45 @@ def test_pairs_and_answers_of_the_wrong_type_are_one_line(tmp_path, models, caps
     ):
         assert main(["evaluate", "--output_dir", str(tmp_path / "out"), *words]) == 2
         assert match in capsys.readouterr().err.splitlines()[-1]
+
+
+CHECKED_FILES = {
+    "preferences": ([{"prompt": "a"}], "`preferences` lacks the columns ['chosen', 'rejected']"),
+    "samples": (
+        [{"prompt": "a", "completions": ["b", "c"], "finished": [True, True], "answers": 3}],
+        "`answers` row 0 must be an accepted answer",
+    ),
+    "anchors": (
+        [dict.fromkeys(("preference", "index", "std_delta_len", "instruction_difficulty"), 1.0)],
+        "There are 6 prompts, but `anchors` has 1 instructions",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHECKED_FILES)
+def test_no_judge_is_loaded_before_all_files_are_checked(tmp_path, outputs, name, monkeypatch, capsys):
+    monkeypatch.setattr("trl_rlp.cli.evaluate.load_judge", lambda *_, **__: pytest.fail("a judge was loaded"))
+    rows, message = CHECKED_FILES[name]
+    words = flags(**outputs, judge_model="j", **{name: write_rows(tmp_path / "rows.json", rows)})
+    words += flags(reward_model="r") if name == "preferences" else []
+    assert main(["evaluate", "--output_dir", str(tmp_path / "out"), *words]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_reward_model_judges_again_after_an_evaluation_that_failed(tmp_path, models, capsys):
+    """A failed evaluation has no metrics. The annotations of another judge stay."""
+    rows = [{"instruction": f"{row}?", "output": "a" * row} for row in range(3)]
+    files = {name: write_rows(tmp_path / f"{name}.json", rows) for name in ("outputs", "reference_outputs")}
+    sample = {"prompt": "a", "completions": ["b", "cc"], "finished": [True, True]}
+    files["samples"] = write_rows(tmp_path / "samples.json", [sample])
+    words = flags(**files, judge_model=models["reward"])
+    failing = [*words, *flags(policy="no/such", reference_policy="no/such")]
+    assert main(["evaluate", "--output_dir", str(tmp_path / "out"), *failing]) == 2
+    assert (tmp_path / "out" / "annotations.json").exists() and "no/such" in capsys.readouterr().err
+    other = [*words, *flags(judge_model=models["policy"])]
+    assert main(["evaluate", "--output_dir", str(tmp_path / "out"), *other]) == 2
+    assert "already has ['annotations.json']. Choose another" in capsys.readouterr().err
+    assert evaluate(tmp_path, *words)["win_rate"]["prompts"] == 3
+    assert main(["evaluate", "--output_dir", str(tmp_path / "out"), *words]) == 2
+    assert "already has ['metrics.json', 'annotations.json']. Choose" in capsys.readouterr().err

@@ -72,15 +72,17 @@ def test_sample_loads_its_policy_with_them(models, tmp_path, write_rows, monkeyp
         sample.main(["--model", models["policy"], *paths, *WORDS])
 
 
-def test_prefer_loads_its_models_with_them(models, tmp_path, samples, monkeypatch):
+@pytest.mark.parametrize(("generator", "name"), [("spg", "equivalence"), ("rlaif", "judge")])
+def test_prefer_loads_its_models_with_them(models, tmp_path, samples, monkeypatch, generator, name):
     found = {}
     monkeypatch.setattr(prefer, "check_synthesis", lambda rows, **synthesis: found.update(synthesis))
     monkeypatch.setattr(prefer, "synthesize_preferences", lambda *_, **__: stop_with(found["reward_model"]))
     words = ["--samples", samples, "--output_dir", str(tmp_path / "out"), "--reward_model", models["reward"]]
-    words += ["--judge_model", models["policy"], "--equivalence_model", models["nli"]]
+    words += ["--generator", generator, "--equivalence_model", models["nli"]]
+    words += ["--judge_model", models["policy"]] if generator == "rlaif" else []
     with pytest.raises(Loaded, match="bfloat16, 'eager'"):
         prefer.main([*words, *WORDS])
-    assert found["judge"].model.dtype == found["equivalence"].model.dtype == torch.bfloat16
+    assert found[name].model.dtype == torch.bfloat16
     with pytest.raises(ValueError, match="`inference_dtype` was 'bfloat16' and is 'float32'"):
         prefer.main([*words, "--inference_dtype", "float32"])
 

@@ -81,6 +81,6 @@ if __name__ == "__main__":
     importlib.import_module("trl_rlp.cli.launched_processes").silence_other_processes()
     run_commands(data, out)
     if process_state().process_index == 1:
-        trl_rlp.cli.evaluate.load_rows = read_damaged
+        trl_rlp.cli.evaluate.load_pairs = read_damaged
     options = list_commands(data, out)["evaluate"]
     sys.exit(main(["evaluate", *options, "--output_dir", str(out / "damaged")]))

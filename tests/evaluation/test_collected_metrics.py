@@ -5,7 +5,7 @@ import pytest
 
 from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from trl_rlp.evaluation.annotation_report import describe_win_rates
-from trl_rlp.evaluation.collected_metrics import collect_metrics, write_metrics
+from trl_rlp.evaluation.collected_metrics import collect_metrics, load_pairs, load_samples, write_metrics
 from trl_rlp.evaluation.policy_metrics import describe_outputs, kl_to_reference
 from trl_rlp.evaluation.reward_bench import reward_bench_pairs
 from trl_rlp.evaluation.reward_report import describe_reward_model
@@ -62,3 +62,25 @@ def test_metrics_are_written_without_nan(tmp_path):
     path = write_metrics(tmp_path / "new", {"policy": {"kl": math.nan, "finished": 1.0}})
     assert path == tmp_path / "new" / "metrics.json"
     assert json.loads(path.read_text()) == {"policy": {"kl": None, "finished": 1.0}}
+
+
+def test_a_reference_policy_with_another_tokenizer_is_an_error(tmp_path):
+    paths = {}
+    for name, offset in (("policy", 0), ("reference_policy", 3)):
+        tokenizer = tiny_tokenizer(offset=offset)
+        paths[name] = save(tiny_causal_lm(tokenizer), tokenizer, tmp_path / name)
+    with pytest.raises(ValueError, match="The tokenizers of the policy and of its reference differ"):
+        collect_metrics(samples=write_rows(tmp_path / "samples.json", SAMPLES), **paths)
+
+
+def test_files_are_checked_when_they_are_loaded(tmp_path):
+    samples, pairs = write_rows(tmp_path / "samples.json", SAMPLES), write_rows(tmp_path / "pairs.json", PAIRS)
+    assert load_samples(samples)["completions"][:] == [["b", "cc"]]
+    assert load_pairs(pairs)["prompt"][:] == ["a?"]
+    assert load_pairs(pairs, chat=True)["prompt"][0] == [{"role": "user", "content": "a?"}]
+    with pytest.raises(ValueError, match=r"`samples` .*\['prompt', 'completions', 'finished'\]"):
+        load_samples(pairs)
+    with pytest.raises(ValueError, match=r"`preferences` .*\['chosen', 'rejected'\]"):
+        load_pairs(samples)
+    with pytest.raises(TypeError, match="`answers` row 0 must be an accepted answer"):
+        load_samples(write_rows(tmp_path / "wrong.json", [{**SAMPLES[0], "answers": 3}]))

@@ -103,3 +103,9 @@ def test_judges_are_loaded(tmp_path, kind, chat):
     expected = add_user_turns(expected) if chat else expected
     pairs = ["1?", "2?"], ["a", "b"], ["c", "d"]
     assert judge(*pairs) == pytest.approx(expected(*pairs))
+
+
+@pytest.mark.parametrize("tolerance", [5, -0.1])
+def test_a_tolerance_that_is_no_share_is_an_error_before_the_judge_is_asked(tmp_path, tolerance):
+    with pytest.raises(ValueError, match=rf"`tolerance` is a share of the answers, in \[0, 1\], got {tolerance}\."):
+        judge_outputs(tmp_path, {"outputs": OUTPUTS}, REFERENCE, None, "none", tolerance=tolerance)

@@ -7,7 +7,14 @@ from datasets import Dataset
 from tests.tiny_models import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.scoring import score
 from trl_rlp.evaluation import policy_metrics
-from trl_rlp.evaluation.policy_metrics import _prompt_kl, describe_outputs, kl_to_reference, mean_reward, token_kl
+from trl_rlp.evaluation.policy_metrics import (
+    _prompt_kl,
+    describe_outputs,
+    kl_to_reference,
+    mean_reward,
+    require_same_ids,
+    token_kl,
+)
 
 
 SAMPLES = Dataset.from_dict(
@@ -75,3 +82,28 @@ def test_mean_reward_is_the_mean_of_all_scores():
 def test_another_number_of_answers_raises_an_error():
     with pytest.raises(ValueError, match="`answers` has 1 entries for 2 samples"):
         describe_outputs(SAMPLES, ["ada"])
+
+
+def test_tokenizers_with_other_ids_are_an_error():
+    """Tokens that only one of them has do not matter."""
+    larger = tiny_tokenizer()
+    larger.add_tokens(["<think>"])
+    require_same_ids(larger, tiny_tokenizer())
+    require_same_ids(tiny_tokenizer(), larger)
+    with pytest.raises(
+        ValueError, match=r"of the policy and of its reference differ: '!' has the ids .* as reference"
+    ):
+        require_same_ids(tiny_tokenizer(), tiny_tokenizer(offset=3))
+
+
+@pytest.mark.parametrize("name", ["policy", "reference"])
+def test_a_token_that_a_model_does_not_know_is_an_error(name):
+    smaller, larger = tiny_tokenizer(), tiny_tokenizer()
+    larger.add_tokens(["<think>"])
+    models = {"policy": tiny_causal_lm(larger), "reference": tiny_causal_lm(larger)}
+    samples = SAMPLES.map(lambda row: {"completions": ["<think>", ""]})
+    assert kl_to_reference(*models.values(), larger, samples) == pytest.approx(0, abs=1e-6)
+    models[name] = tiny_causal_lm(smaller)
+    match = f"`{name}` has 261 tokens, but a sample has a token with the id 261. Choose a model with the tokenizer"
+    with pytest.raises(ValueError, match=match):
+        kl_to_reference(*models.values(), larger, samples)

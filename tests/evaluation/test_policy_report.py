@@ -44,3 +44,16 @@ def test_a_reference_that_is_not_among_the_policies_is_an_error(tmp_path, polici
     prompts = Dataset.from_dict({"prompt": ["1?"]})
     with pytest.raises(ValueError, match=r"`reference` must be one of the policies \['sft', 'policy'\], got 'base'"):
         describe_policies(tmp_path, policies, prompts, SAMPLING, reference="base")
+
+
+def test_a_policy_with_another_tokenizer_than_the_reference_is_an_error(tmp_path, policies):
+    tokenizer = tiny_tokenizer(chat=False, offset=3)
+    other = save(tiny_causal_lm(tokenizer), tokenizer, tmp_path / "other")
+    with pytest.raises(ValueError, match="The tokenizers of the policy and of its reference differ"):
+        describe_policies(
+            tmp_path / "out",
+            {"sft": policies["sft"], "policy": other},
+            Dataset.from_dict({"prompt": ["1?"]}),
+            SAMPLING,
+            reference="sft",
+        )

@@ -7,9 +7,11 @@ from typing import Any
 
 from trl_rlp.cli.arguments import parse
 from trl_rlp.cli.model_arguments import InferenceArguments
+from trl_rlp.cli.sampling import require_effect
 from trl_rlp.cli.server_arguments import ServerArguments
+from trl_rlp.data.judges.asked_judge import require_tolerance
 from trl_rlp.evaluation.alpaca_eval import Rows, read_annotations
-from trl_rlp.evaluation.collected_metrics import METRICS_FILE, collect_metrics, write_metrics
+from trl_rlp.evaluation.collected_metrics import METRICS_FILE, collect_metrics, load_pairs, load_samples, write_metrics
 from trl_rlp.evaluation.judged_outputs import (
     ANNOTATION_FILES,
     ANSWERS_FILE,
@@ -18,9 +20,8 @@ from trl_rlp.evaluation.judged_outputs import (
     load_judge,
     read_matching_outputs,
 )
-from trl_rlp.evaluation.length_control import load_anchors
+from trl_rlp.evaluation.length_control import Anchors, load_anchors, require_anchored
 from trl_rlp.storage.json_files import replace_nan
-from trl_rlp.storage.loading import load_rows
 from trl_rlp.storage.manifest import require_writable
 from trl_rlp.storage.processes import process_state, run_on_main
 
@@ -180,16 +181,19 @@ def main(options: Sequence[str]) -> None:
     )
     _require_combination(arguments)
     _require_exact_models(arguments, model_arguments)
+    _require_effects(arguments, server_arguments, model_arguments)
     connection = server_arguments.connection()
     folder = Path(arguments.output_dir)
     require_writable(folder)
     run_on_main(lambda: _require_new_files(folder, arguments))
-    for path in filter(None, (arguments.preferences, arguments.samples)):
-        load_rows(path)  # A wrong path is found before a judge is asked.
+    if arguments.preferences:  # All files are checked before a judge is asked.
+        load_pairs(arguments.preferences)
+    if arguments.samples:
+        load_samples(arguments.samples)
     annotations, judge_counts, anchors = [], None, None
     if arguments.outputs or arguments.annotations:
         anchors = None if arguments.anchors is None else load_anchors(arguments.anchors)
-        annotations, judge_counts = _load_annotations(arguments, connection, model_arguments, folder)
+        annotations, judge_counts = _load_annotations(arguments, anchors, connection, model_arguments, folder)
     names = ("reward_model", "preferences", "samples", "policy", "reference_policy", "max_length")
     metrics = collect_metrics(
         annotations=annotations,
@@ -215,13 +219,27 @@ def _require_exact_models(arguments: EvaluateArguments, model_arguments: Inferen
 
 
 def _require_new_files(folder: Path, arguments: EvaluateArguments) -> None:
-    """Checks that no file of an earlier evaluation would be overwritten, unless it was interrupted or failed."""
+    """
+    Checks that no file of an earlier evaluation would be overwritten.
+
+    An evaluation that was interrupted or failed has no metrics. The answers of a judge that is asked are kept, and a
+    reward model judges again without cost.
+    """
     names = [METRICS_FILE]
     if not (folder / ANSWERS_FILE).exists():
         names += [file for name, file in ANNOTATION_FILES.items() if vars(arguments)[name]]
     existing = [name for name in names if (folder / name).exists()]
+    if METRICS_FILE not in existing and arguments.judge == "reward_model":
+        existing = [name for name in existing if not _is_made_by(folder / name, _name_judge(arguments))]
     if existing:
         raise ValueError(f"`output_dir` {folder} already has {existing}. Choose another `output_dir`, or move them.")
+
+
+def _is_made_by(annotations: Path, annotator: str) -> bool:
+    try:
+        return all(row.get("annotator") == annotator for row in read_annotations(annotations))
+    except ValueError:
+        return False
 
 
 def _require_combination(arguments: EvaluateArguments) -> None:
@@ -249,10 +267,41 @@ def _require_combination(arguments: EvaluateArguments) -> None:
         raise ValueError("`outputs` and `annotations` are both passed. Pass outputs to judge, or their annotations.")
     if arguments.outputs and arguments.judge == "server" and arguments.base_url is None:
         raise ValueError('`judge`="server" needs `base_url`. Pass the base URL of its API, usually ending in /v1.')
+    require_tolerance(arguments.tolerance)
+
+
+def _require_effects(
+    arguments: EvaluateArguments, server_arguments: ServerArguments, model_arguments: InferenceArguments
+) -> None:
+    """Checks that no option is set that nothing reads."""
+    judge = arguments.judge if arguments.outputs else None
+    if judge is None:
+        _require_defaults(arguments, ("judge",), "without `outputs`")
+    if judge in (None, "reward_model"):
+        _require_defaults(arguments, ("tolerance",), "without a judge that is asked")
+    if judge != "server":
+        _require_defaults(arguments, ("base_url", "max_tokens"), 'without `outputs` and `judge`="server"')
+        require_effect(server_arguments, 'without `outputs` and `judge`="server"')
+    if judge is None and not arguments.annotations:
+        _require_defaults(arguments, ("anchors",), "without `outputs` or `annotations`")
+    if judge != "reward_model" and not arguments.reward_model:
+        _require_defaults(arguments, ("max_length",), "without a reward model")
+    if judge in (None, "server") and not arguments.reward_model and not arguments.policy:
+        require_effect(model_arguments, "if no model is loaded")
+
+
+def _require_defaults(arguments: EvaluateArguments, names: Sequence[str], reason: str) -> None:
+    for name in names:
+        if vars(arguments)[name] != getattr(EvaluateArguments, name):
+            raise ValueError(f"`{name}` has no effect {reason}. Remove it.")
 
 
 def _load_annotations(
-    arguments: EvaluateArguments, connection: dict[str, Any], model_arguments: InferenceArguments, folder: Path
+    arguments: EvaluateArguments,
+    anchors: Anchors | None,
+    connection: dict[str, Any],
+    model_arguments: InferenceArguments,
+    folder: Path,
 ) -> tuple[list[Rows], dict[str, int] | None]:
     """Reads the annotations, or reads the outputs and lets a judge annotate them."""
     if arguments.annotations:
@@ -260,6 +309,8 @@ def _load_annotations(
         return [read_annotations(path) for path in paths], None
     paths = {name: vars(arguments)[name] for name in ANNOTATION_FILES if vars(arguments)[name]}
     outputs, reference_outputs = read_matching_outputs(paths, arguments.reference_outputs)
+    if anchors is not None:
+        require_anchored(len(reference_outputs), anchors)
     judge = load_judge(
         arguments.judge,
         arguments.judge_model,
@@ -270,8 +321,12 @@ def _load_annotations(
         model_options=model_arguments.policy_options(),
         **connection,
     )
-    annotator = f"{arguments.judge}: {arguments.judge_model}"
-    return judge_outputs(folder, outputs, reference_outputs, judge, annotator, arguments.tolerance)
+    return judge_outputs(folder, outputs, reference_outputs, judge, _name_judge(arguments), arguments.tolerance)
+
+
+def _name_judge(arguments: EvaluateArguments) -> str:
+    """Returns the name of the judge in its annotations."""
+    return f"{arguments.judge}: {arguments.judge_model}"
 
 
 def _print_metrics(metrics: dict[str, Any]) -> None:

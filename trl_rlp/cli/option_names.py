@@ -30,6 +30,7 @@ OPTION_NAMES: dict[str, dict[str, str]] = {
         "model": "the model",
         "policy_samples": "`samples`",
         "processing_class": "the model's tokenizer",
+        "reference": "`reference_policy`",
     },
 }
 """For each command: arguments of functions that it calls, and their names in the command."""

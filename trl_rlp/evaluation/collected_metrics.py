@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
+
+from trl_rlp.data.validation import require_preferences, require_sample_answers, require_samples
 from trl_rlp.evaluation.alpaca_eval import Rows
 from trl_rlp.evaluation.annotation_report import describe_win_rates
 from trl_rlp.evaluation.length_control import Anchors
-from trl_rlp.evaluation.policy_metrics import describe_outputs, kl_to_reference
+from trl_rlp.evaluation.policy_metrics import describe_outputs, kl_to_reference, require_same_ids
 from trl_rlp.evaluation.reward_bench import reward_bench_pairs
 from trl_rlp.evaluation.reward_report import describe_reward_model
 from trl_rlp.storage.artifacts import load_policy, load_reward_model
@@ -92,6 +95,49 @@ def write_metrics(folder: str | Path, metrics: dict[str, Any]) -> Path:
     return folder / METRICS_FILE
 
 
+def load_pairs(preferences: str | Path, *, chat: bool = False) -> Dataset:
+    """
+    Loads labeled pairs and checks them.
+
+    Args:
+        preferences (`str` or `Path`):
+            Labeled pairs, as in [`describe_saved_reward_model`].
+        chat (`bool`, *optional*, defaults to `False`):
+            Whether to convert texts in RewardBench's format to messages, as in [`reward_bench_pairs`].
+
+    Returns:
+        `datasets.Dataset`: TRL's preference format, and `subset` if the pairs have it.
+
+    Raises:
+        OSError, TypeError, ValueError: If the pairs cannot be loaded, or are no labeled pairs.
+    """
+    pairs = load_rows(preferences)
+    if {"subset", "question", "input"} & set(pairs.column_names):
+        return reward_bench_pairs(pairs, chat=chat)
+    return require_preferences(pairs)
+
+
+def load_samples(samples: str | Path) -> Dataset:
+    """
+    Loads policy samples and checks them.
+
+    Args:
+        samples (`str` or `Path`):
+            Policy samples, as in [`describe_saved_samples`].
+
+    Returns:
+        `datasets.Dataset`: The samples.
+
+    Raises:
+        OSError, TypeError, ValueError: If the samples cannot be loaded, are no policy samples, or have an answer that
+            is neither text nor a list of texts.
+    """
+    rows = require_samples(load_rows(samples), "samples")
+    if "answers" in rows.column_names:
+        require_sample_answers(rows["answers"][:], rows)
+    return rows
+
+
 def describe_saved_reward_model(
     reward_model: str | Path,
     preferences: str | Path,
@@ -121,9 +167,7 @@ def describe_saved_reward_model(
             [`describe_reward_model`].
     """
     model, processing_class = load_reward_model(reward_model, **(model_options or {}))
-    pairs = load_rows(preferences)
-    if {"subset", "question", "input"} & set(pairs.column_names):
-        pairs = reward_bench_pairs(pairs, chat=processing_class.chat_template is not None)
+    pairs = load_pairs(preferences, chat=processing_class.chat_template is not None)
     return describe_reward_model(model, processing_class, pairs, max_length=max_length)
 
 
@@ -152,12 +196,13 @@ def describe_saved_samples(
 
     Raises:
         OSError, TypeError, ValueError: If the samples or a policy cannot be loaded, or for the same reasons as
-            [`describe_outputs`].
+            [`describe_outputs`], [`require_same_ids`] and [`kl_to_reference`].
     """
-    rows = load_rows(samples)
+    rows = load_samples(samples)
     metrics = describe_outputs(rows, rows["answers"][:] if "answers" in rows.column_names else None)
     if policy is not None:
         model, processing_class = load_policy(policy, **(model_options or {}))
-        reference, _ = load_policy(reference_policy, **(model_options or {}))
+        reference, reference_processing_class = load_policy(reference_policy, **(model_options or {}))
+        require_same_ids(processing_class, reference_processing_class)
         metrics["kl"] = kl_to_reference(model, reference, processing_class, rows)
     return metrics

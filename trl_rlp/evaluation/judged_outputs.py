@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trl_rlp.data.judges.asked_judge import AskedJudge
+from trl_rlp.data.judges.asked_judge import AskedJudge, require_tolerance
 from trl_rlp.data.judges.judge import Judge, add_user_turns, reward_judge
 from trl_rlp.data.judges.language_model import language_model_judge
 from trl_rlp.data.judges.server import ServerJudge
@@ -171,8 +171,10 @@ def judge_outputs(
         that were left out). The counts are `None` for a reward model.
 
     Raises:
-        ValueError: If the judge returns a value outside [0, 1], or too many of its answers are unreadable.
+        ValueError: If `tolerance` is out of range, the judge returns a value outside [0, 1], or too many of its
+            answers are unreadable.
     """
+    require_tolerance(tolerance)
     folder = Path(expand_path(folder))
 
     def annotate_all() -> list[Rows]:

@@ -206,16 +206,34 @@ def _check_inputs(
         row = int(((values < 0) | (values > 1)).argmax())
         raise ValueError(f"`preferences` row {row} is {values[row]}, but a preference is in [0, 1].")
     if anchors is not None:
-        _check_instructions(len(values), len(anchors.by_instruction))
+        _check_instructions(len(values), anchors)
     return values
 
 
-def _check_instructions(prompts: int, instructions: int) -> None:
+def require_anchored(prompts: int, anchors: Anchors) -> None:
+    """
+    Checks that there are not more prompts than anchored instructions.
+
+    Args:
+        prompts (`int`):
+            Number of prompts.
+        anchors ([`Anchors`]):
+            AlpacaEval's anchors.
+
+    Raises:
+        ValueError: If there are more.
+    """
+    instructions = len(anchors.by_instruction)
     if prompts > instructions:
         raise ValueError(
             f"There are {prompts} prompts, but `anchors` has {instructions} instructions. Use `anchors` only with "
             "AlpacaEval's data."
         )
+
+
+def _check_instructions(prompts: int, anchors: Anchors) -> None:
+    require_anchored(prompts, anchors)
+    instructions = len(anchors.by_instruction)
     if prompts < instructions:
         logger.warning(
             f"There are {prompts} prompts for the {instructions} instructions of `anchors`. Difficulties are matched "

@@ -1,7 +1,8 @@
 """Metrics of policy samples: reward, length, share of finished completions, and KL divergence from the reference."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,40 @@ def _prompt_kl(
     return (token_kl(*logits) * mask.to(policy.device)).sum(-1).tolist()  # (n,)
 
 
+def require_same_ids(
+    processing_class: PreTrainedTokenizerBase, reference_processing_class: PreTrainedTokenizerBase
+) -> None:
+    """
+    Checks that the tokenizers of a policy and of its reference have the same id for each token that both have.
+
+    Args:
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the policy.
+        reference_processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the reference policy.
+
+    Raises:
+        ValueError: If a token has two ids.
+    """
+    ids, reference_ids = processing_class.get_vocab(), reference_processing_class.get_vocab()
+    for token in sorted(ids.keys() & reference_ids.keys()):
+        if ids[token] != reference_ids[token]:
+            raise ValueError(
+                f"The tokenizers of the policy and of its reference differ: {token!r} has the ids {ids[token]} and "
+                f"{reference_ids[token]}. Choose the model that the policy's training started from as reference."
+            )
+
+
+def _require_known_ids(model: PreTrainedModel, name: str, ids: Iterable[int]) -> None:
+    size = model.config.get_text_config().vocab_size
+    highest = max(ids, default=0)
+    if highest >= size:
+        raise ValueError(
+            f"`{name}` has {size} tokens, but a sample has a token with the id {highest}. Choose a model with the "
+            "tokenizer of the policy."
+        )
+
+
 def kl_to_reference(
     policy: PreTrainedModel,
     reference: PreTrainedModel,
@@ -108,7 +143,7 @@ def kl_to_reference(
         `float`: Nats per completion, at least 0. NaN if no completion has a token.
 
     Raises:
-        ValueError: If the samples are not policy samples.
+        ValueError: If the samples are not policy samples, or have a token that one of the two models does not know.
     """
     samples = require_samples(samples, "samples")
 
@@ -129,6 +164,8 @@ def _row_kl(
         for completion in zip(row["completions"], row["finished"], strict=True)
     ]
     prompt_ids = prompt_token_ids(row["prompt"], processing_class, **get_template_options(row))
+    for name, model in (("policy", policy), ("reference", reference)):
+        _require_known_ids(model, name, chain(prompt_ids, *completions))
     return _prompt_kl(policy, reference, prompt_ids, [ids for ids in completions if ids])
 
 

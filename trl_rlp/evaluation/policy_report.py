@@ -7,7 +7,7 @@ from datasets import Dataset
 
 from trl_rlp.data.sampling.engines import sample_completions
 from trl_rlp.data.sampling.ready_samples import find_answers
-from trl_rlp.evaluation.policy_metrics import describe_outputs, kl_to_reference
+from trl_rlp.evaluation.policy_metrics import describe_outputs, kl_to_reference, require_same_ids
 from trl_rlp.storage.artifacts import load_policy, save_data
 from trl_rlp.storage.run_folder import SHARDS
 
@@ -46,7 +46,8 @@ def describe_policies(
         and `kl`, in nats per completion. The reference's `kl` is 0.
 
     Raises:
-        ValueError: If `reference` is not one of the policies.
+        ValueError: If `reference` is not one of the policies, or a policy has another tokenizer, see
+            [`require_same_ids`].
     """
     if reference not in policies:
         raise ValueError(f"`reference` must be one of the policies {list(policies)}, got {reference!r}.")
@@ -82,6 +83,7 @@ def _sample_policy(
     if reference_path is None:
         return samples, 0.0
     policy, processing_class = load_policy(path, **model_options)
-    reference, _ = load_policy(reference_path, **model_options)
+    reference, reference_processing_class = load_policy(reference_path, **model_options)
+    require_same_ids(processing_class, reference_processing_class)
     kl_samples = samples.select(range(min(num_kl_prompts, len(samples))))
     return samples, kl_to_reference(policy, reference, processing_class, kl_samples)

@@ -17,6 +17,21 @@ ADVICE = "Use another model or template, allow a server's model longer answers (
 PAIRS_NAMED = 10
 
 
+def require_tolerance(tolerance: float) -> None:
+    """
+    Checks a maximum share of unreadable answers.
+
+    Args:
+        tolerance (`float`):
+            The share.
+
+    Raises:
+        ValueError: If it is not in [0, 1].
+    """
+    if not 0 <= tolerance <= 1:
+        raise ValueError(f"`tolerance` is a share of the answers, in [0, 1], got {tolerance}. Change it, or omit it.")
+
+
 class AskedJudge(ABC):
     """
     Keeps answers, and counts unreadable ones: those that name neither of the two completions. Too many are an error.
@@ -38,8 +53,7 @@ class AskedJudge(ABC):
     """
 
     def __init__(self, tolerance: float, cache: str | os.PathLike | None = None):
-        if not 0 <= tolerance <= 1:
-            raise ValueError(f"`tolerance` is a share of the answers, in [0, 1], got {tolerance}.")
+        require_tolerance(tolerance)
         self.tolerance = tolerance
         self.asked = self.unreadable = self.cut = self.refused = 0
         self._cache = AnswerCache(cache)
