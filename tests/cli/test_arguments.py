@@ -42,7 +42,7 @@ def test_an_embedding_without_a_threshold_is_an_error():
 def test_a_name_without_a_builder_is_an_error(monkeypatch):
     monkeypatch.setitem(EQUIVALENCES, "new", ExactMatch)
     with pytest.raises(ValueError, match=r"must be one of \['embedding', 'exact', 'nli'\], got 'new'"):
-        EquivalenceArguments(equivalence="new").build()
+        EquivalenceArguments(equivalence="new")
 
 
 @dataclass

@@ -179,3 +179,10 @@ def test_no_accepted_prompt_is_one_line(tmp_path, models, write_rows, capsys):
     assert run_command([*words, *more, str(tmp_path / "out")]) == 2
     assert "`generator` was 'spg' and is 'reward'. Choose another" in capsys.readouterr().err
     assert run_command([*words, *more, str(tmp_path / "reward")]) == 0
+
+
+def test_a_judge_that_nothing_asks_is_an_error(words, tmp_path):
+    match = r"`--judge_model` has no effect with `--generator` spg. Remove it, or choose one of \['rlaif'\]"
+    with pytest.raises(ValueError, match=match):
+        main([*words, "--judge_model", "no/such"])
+    assert not (tmp_path / "out").exists()

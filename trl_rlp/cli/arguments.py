@@ -87,6 +87,10 @@ class EquivalenceArguments:
         default=None, metadata={"help": "File that keeps the labels of the NLI model between runs."}
     )
 
+    def __post_init__(self):
+        if self.equivalence not in BUILDERS:
+            raise ValueError(f"`equivalence` must be one of {sorted(BUILDERS)}, got {self.equivalence!r}.")
+
     def build(self, dtype: str = "auto") -> Equivalence:
         """
         Builds the equivalence that the arguments describe.
@@ -99,10 +103,8 @@ class EquivalenceArguments:
             An equivalence of `trl_rlp.data.groups`.
 
         Raises:
-            ValueError: If the name is unknown, or `"embedding"` has no threshold.
+            ValueError: If `"embedding"` has no threshold.
         """
-        if self.equivalence not in BUILDERS:
-            raise ValueError(f"`equivalence` must be one of {sorted(BUILDERS)}, got {self.equivalence!r}.")
         return BUILDERS[self.equivalence](self, dtype)
 
 

@@ -9,7 +9,7 @@ from datasets import Dataset
 from trl_rlp.cli.arguments import EquivalenceArguments, parse
 from trl_rlp.cli.model_arguments import InferenceArguments
 from trl_rlp.data.judges.language_model import language_model_judge
-from trl_rlp.data.preferences.pairing import GENERATORS, GROUP_GENERATORS
+from trl_rlp.data.preferences.pairing import GENERATORS, GROUP_GENERATORS, JUDGE_GENERATORS
 from trl_rlp.data.preferences.picks import collect_picks
 from trl_rlp.data.preferences.preferences import check_synthesis, synthesize_preferences
 from trl_rlp.storage.artifacts import load_policy, load_reward_model
@@ -150,6 +150,11 @@ def main(options: Sequence[str]) -> None:
     )
     if arguments.generator not in GENERATORS:
         raise ValueError(f"`--generator` must be one of {sorted(GENERATORS)}, got {arguments.generator!r}.")
+    if arguments.judge_model and arguments.generator not in JUDGE_GENERATORS:
+        raise ValueError(
+            f"`--judge_model` has no effect with `--generator` {arguments.generator}. Remove it, or choose one of "
+            f"{sorted(JUDGE_GENERATORS)}."
+        )
     if arguments.reward_model:
         model_arguments.require_exact("reward_model")
     samples = load_rows(arguments.samples)
