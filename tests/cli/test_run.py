@@ -118,3 +118,16 @@ def test_names_of_several_rounds_are_not_cut():
     )
     cells = [line.split("│")[1].strip() for line in console.file.getvalue().splitlines() if line.startswith("│")]
     assert "".join(cells) == "".join(metrics)
+
+
+@pytest.mark.parametrize("command", ["run", "reward", "prefer", "anchors"])
+def test_the_name_of_the_equivalence_is_checked_also_if_nothing_is_grouped(command, capsys):
+    required = {
+        "run": ("sft_model", "preference_dataset", "prompt_dataset"),
+        "reward": ("preference_dataset",),
+        "prefer": ("samples",),
+        "anchors": (),
+    }
+    words = [word for name in ("output_dir", *required[command]) for word in (f"--{name}", "x")]
+    assert main([command, *words, "--equivalence", "typo"]) == 2
+    assert "`equivalence` must be one of ['embedding', 'exact', 'nli'], got 'typo'" in capsys.readouterr().err

@@ -37,9 +37,11 @@ class RunArguments:
         prompt_split (`str`, *optional*, defaults to `"train"`):
             Split of `prompt_dataset`, if it has splits.
         eval_preference_dataset (`str`, *optional*):
-            Human preferences for the gate. By default, a part of D is held out.
+            Human preferences for the gate, with the split `test` if it has splits. By default, a part of D is held
+            out.
         eval_prompt_dataset (`str`, *optional*):
-            Prompts to evaluate the policies on. By default, the policies are not evaluated.
+            Prompts to evaluate the policies on, with the split `test` if it has splits. By default, the policies are
+            not evaluated.
         policy_samples (`str`, *optional*):
             Samples P of the policy with `prompt`, `completions` and `finished`, instead of sampling.
         preset (`str`, *optional*):
@@ -61,11 +63,22 @@ class RunArguments:
     )
     prompt_split: str = field(default="train", metadata={"help": "Split of `prompt_dataset`, if it has splits."})
     eval_preference_dataset: str | None = field(
-        default=None, metadata={"help": "Human preferences for the gate. By default, a part of D is held out."}
+        default=None,
+        metadata={
+            "help": (
+                "Human preferences for the gate, with the split `test` if it has splits. By default, a part of D is "
+                "held out."
+            )
+        },
     )
     eval_prompt_dataset: str | None = field(
         default=None,
-        metadata={"help": "Prompts to evaluate the policies on. By default, the policies are not evaluated."},
+        metadata={
+            "help": (
+                "Prompts to evaluate the policies on, with the split `test` if it has splits. By default, the "
+                "policies are not evaluated."
+            )
+        },
     )
     policy_samples: str | None = field(
         default=None,
