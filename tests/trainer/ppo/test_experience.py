@@ -89,6 +89,15 @@ def test_micro_batches_can_have_equal_weights_as_in_trl_1_12(tmp_path):
         assert get_normalizers(batch) == [2 * batch.experience.completion_mask.sum()] * 2
 
 
+@pytest.mark.parametrize("loss_normalization, divisor", [("micro_batch", 2.0), ("mini_batch", 1.0)])
+def test_losses_without_a_token_are_divided_by_that_of_one_token(tmp_path, loss_normalization, divisor):
+    """A step has two micro-batches and one process. The sum of no losses is 0, so the loss is 0 instead of 0 / 0."""
+    experience = make_experience(completion_mask=torch.zeros(4, 5, dtype=torch.bool))
+    args = ppo_config(tmp_path, loss_normalization=loss_normalization)
+    batch = Rollout(experience, args, Accelerator(cpu=True)).next_micro_batch()
+    assert batch.policy_normalizer.item() == divisor
+
+
 def test_values_have_their_own_mask(tmp_path):
     experience = make_experience(value_mask=torch.ones(4, 5, dtype=torch.bool))
     batch = Rollout(experience, ppo_config(tmp_path), Accelerator(cpu=True)).next_micro_batch()

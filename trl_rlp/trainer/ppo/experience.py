@@ -161,13 +161,14 @@ def compute_normalizers(
             The trainer's accelerator.
 
     Returns:
-        `torch.Tensor` of shape `(micro_batches, 2)`: The divisors of the policy loss and of the value loss.
+        `torch.Tensor` of shape `(micro_batches, 2)`: The divisors of the policy loss and of the value loss. Without
+        any token, they are those of one token, and the loss is 0.
     """
     masks = (experience.completion_mask, experience.value_mask)
     lengths = torch.stack([mask.sum(dim=1) for mask in masks], dim=1)  # (batch, 2)
     counts = lengths[micro_batches.to(lengths.device)].sum(dim=1).float()  # (micro_batches, 2)
     if args.loss_normalization == "micro_batch":
-        return counts * args.gradient_accumulation_steps
+        return counts.clamp(min=1) * args.gradient_accumulation_steps
     steps = counts.view(-1, args.gradient_accumulation_steps, 2).sum(dim=1)  # (steps, 2)
-    steps = accelerator.reduce(steps, reduction="sum") / accelerator.num_processes
+    steps = accelerator.reduce(steps, reduction="sum").clamp(min=1) / accelerator.num_processes
     return steps.repeat_interleave(args.gradient_accumulation_steps, dim=0)  # (micro_batches, 2)
