@@ -9,7 +9,9 @@ from peft import LoraConfig
 from transformers import AutoModelForSequenceClassification, TrainerCallback
 
 from tests.ppo_runs import has_changed, logged, ppo_config, ppo_trainer, prompts, weights
+from tests.tiny_models import tiny_reward_model, tiny_tokenizer
 from trl_rlp.losses.ppo import masked_moments
+from trl_rlp.storage.precision import cast_weights
 from trl_rlp.trainer.checkpoints import last_checkpoint
 from trl_rlp.trainer.ppo.ppo_checkpoints import PPOState
 
@@ -231,6 +233,20 @@ def test_resumed_run_has_the_log_and_the_weights_of_an_uninterrupted_run(tmp_pat
         assert logged(resumed)[:-1] == logged(uninterrupted)[:-1]
         assert not has_changed(resumed.model, weights(uninterrupted.model))
         assert not has_changed(resumed.value_model, weights(uninterrupted.value_model))
+
+
+def test_resumed_score_head_is_not_rounded_to_the_dtype_of_the_other_weights(tmp_path):
+    """As in a value model from `load_reward_model` on an accelerator."""
+    trainers = []
+    for _ in range(2):
+        value_model = tiny_reward_model(tiny_tokenizer(), seed=5)
+        cast_weights(value_model, torch.bfloat16)
+        trainers.append(ppo_trainer(tmp_path, value_model=value_model, save_strategy="steps", save_steps=3))
+    finished, resumed = trainers
+    finished.train()
+    resumed.train(resume_from_checkpoint=True)
+    assert finished.value_model.score.weight.dtype == torch.float32
+    assert not has_changed(resumed.value_model, weights(finished.value_model))
 
 
 @pytest.mark.parametrize("data", [prompts(8), prompts(6).to_iterable_dataset()], ids=["within an epoch", "stream"])

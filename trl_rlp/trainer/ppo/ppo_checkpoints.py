@@ -383,8 +383,8 @@ def load_critic(folder: Path, critic: nn.Module, optimizer: torch.optim.Optimize
     if is_adapter:
         weights = torch.load(folder / VALUE_ADAPTER, map_location="cpu", weights_only=True)
     else:
-        with whole_weights():
-            weights = type(model).from_pretrained(folder / VALUE_MODEL, dtype="auto").state_dict()
+        with whole_weights():  # in fp32, because "auto" would round a score head that is wider than the other weights
+            weights = type(model).from_pretrained(folder / VALUE_MODEL, dtype=torch.float32).state_dict()
     weights = {f"model.{name}": tensor for name, tensor in weights.items()}
     set_model_state_dict(critic, weights, options=StateDictOptions(full_state_dict=True, strict=not is_adapter))
     state = torch.load(path, map_location="cpu", weights_only=True)
