@@ -1,4 +1,6 @@
+import functools
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,6 +9,7 @@ from peft import LoraConfig
 from tests.ppo_runs import ppo_config, prompts
 from tests.reward_runs import SameText, preferences
 from tests.tiny_models import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
+from trl_rlp.rewards.reward_function import RewardFunction
 from trl_rlp.rlp_ppo.rlp_ppo_config import RLPPPOConfig
 from trl_rlp.rlp_ppo.run_settings import (
     IRRELEVANT_PREFIXES,
@@ -22,10 +25,11 @@ from trl_rlp.rlp_ppo.run_settings import (
 
 def test_the_refinement_inherits_seed_device_and_tracker_from_the_policy_trainer(tmp_path):
     settings = {"seed": 7, "gradient_checkpointing": False, "rlp_method": "uml", "rlp_reward_args": {"max_steps": 3}}
+    settings["trust_remote_code"] = True
     args = ppo_config(tmp_path, RLPPPOConfig, project="tried", run_name="first", **settings)
     config = build_reward_config(args)
     assert (config.seed, config.use_cpu, config.gradient_checkpointing, config.max_steps) == (7, True, False, 3)
-    assert (config.project, config.run_name) == ("tried", "first")
+    assert (config.project, config.run_name, config.trust_remote_code) == ("tried", "first", True)
     args.rlp_reward_args = {"seed": 8, "use_cpu": True}
     assert build_reward_config(args).seed == 8
     args.rlp_reward_args = {"bf16": True}
@@ -81,6 +85,10 @@ def find_differences(first: dict, second: dict) -> set[str]:
 
 def test_settings_that_do_not_decide_the_result_may_change(tmp_path):
     changed = {"logging_steps": 5, "save_steps": 3, "eval_steps": 2, "dataloader_num_workers": 1, "run_name": "b"}
+    changed |= {"vllm_server_host": "other", "vllm_server_port": 1, "vllm_server_timeout": 1.0, "vllm_group_port": 1}
+    changed |= {"vllm_server_base_url": "http://other", "vllm_gpu_memory_utilization": 0.2}
+    changed |= {"vllm_tensor_parallel_size": 2, "vllm_enable_sleep_mode": True}
+    changed |= {"local_rollout_forward_batch_size": 1, "torch_empty_cache_steps": 1, "skip_memory_metrics": False}
     first, second = describe(tmp_path / "a"), describe(tmp_path / "b", disable_tqdm=False, **changed)
     assert find_differences(first, second) == set()
 
@@ -115,6 +123,30 @@ def test_a_configuration_that_a_trainer_has_used_describes_the_same_run(tmp_path
 @pytest.mark.parametrize("prefix", IRRELEVANT_PREFIXES)
 def test_every_prefix_belongs_to_a_field(prefix):
     assert any(field.name.startswith(prefix) for field in fields(RLPPPOConfig))
+
+
+REWARD_OPTIONS = {"mean": 1.0, "standard_deviation": 2.0, "max_length": 8, "name": "other"}
+
+
+def test_reward_functions_of_a_model_are_compared_by_what_they_score(tmp_path):
+    tokenizer = tiny_tokenizer()
+
+    def fingerprint(seed=1, is_standardized=False, **options):
+        function = RewardFunction(tiny_reward_model(tokenizer, seed=seed), tokenizer, [1], **options)
+        return fingerprint_argument([function], is_standardized)
+
+    changed = [fingerprint(**{name: value}) for name, value in REWARD_OPTIONS.items()]
+    others = [fingerprint(), fingerprint(seed=2), *changed]
+    assert fingerprint() == fingerprint() and len({str(other) for other in others}) == 6
+    # `standardize_rewards` ignores the scale, and replaces it in the user's object.
+    assert fingerprint(mean=1.0, is_standardized=True) == fingerprint(is_standardized=True)
+
+
+def test_paths_and_named_functions_are_compared_by_their_names():
+    assert fingerprint_argument([Path("a"), Path("b")]) == ["a", "b"]
+    reward = functools.partial(len)
+    reward.__name__ = "length"
+    assert fingerprint_argument(reward) == "length"
 
 
 def test_fingerprints_of_different_arguments_differ():

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rlp.data.groups.equivalence import Equivalence
 from trl_rlp.pipeline_config import RefinementSettings
+from trl_rlp.rewards.reward_function import RewardFunction
 from trl_rlp.rlp_ppo.rlp_ppo_config import RLPPPOConfig
 from trl_rlp.storage.fingerprints import (
     dataset_fingerprint,
@@ -28,6 +29,7 @@ INHERITED = (
     "use_cpu",
     "bf16",
     "gradient_checkpointing",
+    "trust_remote_code",
     "report_to",
     "run_name",
     "project",
@@ -60,8 +62,16 @@ IRRELEVANT_PREFIXES = (
     "num_completions_to_",
     "reward_model_path",
     "dataset_num_proc",
+    "local_",
+    "skip_memory_",
+    "torch_empty_cache_",
+    "vllm_server_",
+    "vllm_group_",
+    "vllm_gpu_",
+    "vllm_tensor_",
+    "vllm_enable_sleep_",
 )
-"""Prefixes of the names of fields that do not decide the results."""
+"""Prefixes of the names of fields that do not decide the results. Some decide where or how fast a run computes."""
 
 
 def refinement_args(args: RLPPPOConfig) -> dict[str, Any]:
@@ -175,33 +185,53 @@ def describe_run(
         "prompts": dataset_fingerprint(prompt_dataset),
         "preference_dataset": dataset_fingerprint(preference_dataset),
         "equivalence": None if equivalence is None else equivalence.fingerprint,
-        **{name: fingerprint_argument(value) for name, value in arguments.items()},
+        **{name: fingerprint_argument(value, args.standardize_rewards) for name, value in arguments.items()},
     }
 
 
-def fingerprint_argument(value: Any) -> Any:
+def fingerprint_argument(value: Any, is_standardized: bool = False) -> Any:
     """
     Computes a plain value that identifies an argument of a trainer.
 
     Args:
         value (`Any`):
-            A model, a tokenizer, a PEFT configuration, a function (identified by its name only), text, `None`, or a
-            list of them.
+            A model, a tokenizer, a PEFT configuration, a [`RewardFunction`], another function (identified by its name
+            only), a path, text, `None`, or a list of them.
+        is_standardized (`bool`, *optional*, defaults to `False`):
+            Whether the trainer sets the scale of a [`RewardFunction`]. Its scale then does not count.
 
     Returns:
         `str`, `list` or `None`: Fingerprint of the value.
     """
     if value is None or isinstance(value, str):
         return value
+    if isinstance(value, Path):
+        return str(value)
     if isinstance(value, (list, tuple)):
-        return [fingerprint_argument(entry) for entry in value]
+        return [fingerprint_argument(entry, is_standardized) for entry in value]
     if isinstance(value, nn.Module):
         return weights_fingerprint(value)
     if isinstance(value, PreTrainedTokenizerBase):
         return tokenizer_fingerprint(value)
     if isinstance(value, PeftConfig):
         return value_fingerprint(json.loads(json.dumps(value.to_dict(), default=_to_plain)))
-    return getattr(value, "__qualname__", type(value).__qualname__)
+    if isinstance(value, RewardFunction):
+        return _fingerprint_reward_function(value, is_standardized)
+    return getattr(value, "__qualname__", None) or getattr(value, "__name__", type(value).__qualname__)
+
+
+def _fingerprint_reward_function(function: RewardFunction, is_standardized: bool) -> str:
+    settings = [
+        function.__name__,
+        weights_fingerprint(function.model),
+        tokenizer_fingerprint(function.processing_class),
+        sorted(function.eos_token_ids),
+        function.max_length,
+        function.reads_policy_tokens,
+        function.chat_template_kwargs,
+        None if is_standardized else [function.mean, function.standard_deviation],
+    ]
+    return value_fingerprint(json.loads(json.dumps(settings, default=_to_plain)))
 
 
 def _to_plain(value: Any) -> Any:
