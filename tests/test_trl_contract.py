@@ -57,6 +57,7 @@ PPO_OVERRIDDEN = {
     "_get_per_token_logps_and_entropies": ["self"],
     "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
     "_generate_and_score_completions": ["self", "inputs"],
+    "_generate_single_turn": ["self"],
     "_save": ["self", "output_dir", "state_dict"],
     "_save_checkpoint": ["self", "model", "trial"],
     "_save_rng_state": ["self", "output_dir"],

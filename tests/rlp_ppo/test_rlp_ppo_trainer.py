@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from tests.reward_runs import preferences
 from tests.tiny_models import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.normalization import normalize_text
 from trl_rlp.rlp_ppo.rlp_ppo_config import RLPPPOConfig
-from trl_rlp.storage.artifacts import load_data
+from trl_rlp.storage.artifacts import load_data, save_model
 from trl_rlp.storage.json_files import read_json
 
 
@@ -222,6 +223,60 @@ def test_arguments_of_ppo_are_checked_before_the_folder_is_claimed(tmp_path):
     with pytest.raises(ValueError, match="`train_dataset` lacks a column `prompt`"):
         rlp_trainer(tmp_path / "run", data=Dataset.from_dict({"text": ["a"] * 8}))
     assert not (tmp_path / "run").exists()
+
+
+def test_all_policies_are_trained_with_the_same_pad_and_stop_tokens(tmp_path):
+    """The pad token is outside the embedding, and the prompts are padded with it."""
+    tokenizer = tiny_tokenizer()
+    models = {"model": tiny_causal_lm(tokenizer), "reward_model": tiny_reward_model(tokenizer, seed=3)}
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    data = Dataset.from_dict(
+        {"input_ids": [[tokenizer.pad_token_id, *ids] for ids in prompts(kind="ids")["input_ids"]]}
+    )
+    trainer = rlp_trainer(tmp_path, data=data, processing_class=tokenizer, **models)
+    first = trainer._build_stage_trainer(tmp_path / "first")
+    assert first._pad_token_id == trainer._pad_token_id == tokenizer.pad_token_id
+    assert first._finish_token_ids == trainer._finish_token_ids == [tokenizer.eos_token_id]
+
+
+def record_moves(reward_model) -> list[str]:
+    moves, move = [], reward_model.to
+    reward_model.to = lambda device: moves.append(str(device)) or move(device)
+    return moves
+
+
+@pytest.mark.parametrize("has_value_model", [False, True])
+def test_step_5_has_the_refined_reward_model_and_leaves_the_first_one_on_the_cpu(
+    tmp_path, monkeypatch, recwarn, has_value_model
+):
+    """The refined one scores with the maximum length that it was trained with."""
+    tokenizer = tiny_tokenizer()
+    save_model(tmp_path / "refined", tiny_reward_model(tokenizer, seed=9), tokenizer)
+    value = {"value_model": tiny_reward_model(tokenizer, seed=5)} if has_value_model else {}
+    value["value_peft_config"] = LoraConfig(r=2, target_modules=["q_proj"])
+    trainer = rlp_trainer(tmp_path / "run", rlp_reward_args={"max_steps": 1, "max_length": 16}, **value)
+    first, value_model, moves = trainer.reward_model, trainer.value_model, record_moves(trainer.reward_model)
+    refinement = SimpleNamespace(reward_model=tmp_path / "refined")
+    monkeypatch.setattr(trainer, "_refine_reward_model", lambda: refinement)
+    monkeypatch.setattr(module.PPOTrainer, "train", lambda *args: None)
+    trainer.train()
+    assert trainer.refinement is refinement and moves == ["cpu"]
+    assert trainer.reward_model is trainer.reward_funcs[0].model is not first
+    assert trainer.reward_funcs[0].max_length == 16
+    assert (trainer.value_model is value_model) == has_value_model
+    assert not [warning for warning in recwarn if "with PEFT for a second time" in str(warning.message)]
+
+
+def test_after_an_error_all_models_are_on_the_device_again(tmp_path, monkeypatch):
+    def fail():
+        raise RuntimeError("no memory")
+
+    trainer = rlp_trainer(tmp_path)
+    moves = record_moves(trainer.reward_model)
+    monkeypatch.setattr(trainer, "_refine_reward_model", fail)
+    with pytest.raises(RuntimeError, match="no memory"):
+        trainer.train()
+    assert moves == ["cpu", str(trainer.args.device)] and trainer.refinement is None
 
 
 # Rounds, anchors and refinement in the loop

@@ -4,6 +4,7 @@ import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,8 +17,11 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from tests.ppo_runs import logged, ppo_trainer, prompts
 from tests.reward_runs import get_logged, policy_samples, preferences, rlp_trainer
-from tests.tiny_models import tiny_causal_lm, tiny_tokenizer
+from tests.tiny_models import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from tests.trainer.two_process_ppo import SETTINGS, replay
+from trl_rlp.rlp_ppo.rlp_ppo_config import RLPPPOConfig
+from trl_rlp.rlp_ppo.rlp_ppo_trainer import RLPPPOTrainer
+from trl_rlp.storage.artifacts import save_model
 from trl_rlp.storage.processes import leave_process_group
 from trl_rlp.trainer.ppo import ppo_trainer as ppo_trainer_module
 from trl_rlp.trainer.ppo.ppo_trainer import PPOTrainer
@@ -115,6 +119,29 @@ def train_with_nan(folder: Path) -> None:
     assert all(weight.isfinite().all() for weight in full_weights(trainer.policy_model, trainer.value_model))
 
 
+def train_again(folder: Path) -> None:
+    """Step 5 of RLP-PPO keeps the user's value model, which FSDP cannot shard a second time."""
+    tokenizer = tiny_tokenizer()
+    save_model(folder / "refined", tiny_reward_model(tokenizer, seed=9), tokenizer)
+    trainer = ppo_trainer(
+        folder / "run",
+        prompts(12),
+        trainer_class=RLPPPOTrainer,
+        config_class=RLPPPOConfig,
+        model=tiny_causal_lm(tokenizer, tie_word_embeddings=False),
+        value_model=tiny_reward_model(tokenizer, seed=5),
+        preference_dataset=preferences(12),
+        rlp_method="uml",
+        **{**SETTINGS, "optim": "adamw_torch", "total_episodes": 4},
+    )
+    replay(trainer)
+    trainer._refine_reward_model = lambda: SimpleNamespace(reward_model=folder / "refined")
+    before = full_weights(trainer.value_model)
+    trainer.train()
+    assert_sharded(trainer.value_model)
+    assert not all(map(torch.equal, full_weights(trainer.value_model), before))
+
+
 def refine(folder: Path, joint_forward: bool, resumes: bool = False) -> dict[str, list[float]]:
     settings = {"gradient_accumulation_steps": 2, "save_strategy": "steps", "save_steps": 2}
     settings |= {"method": "uml", "policy_samples": policy_samples(), "joint_forward": joint_forward}
@@ -140,6 +167,7 @@ if __name__ == "__main__":
     with fsdp():
         train_ppo(folder)
         train_with_nan(folder / "nan-fsdp")
+        train_again(folder / "again")
     train_with_nan(folder / "nan-ddp")
     sys.stdout.write("both processes agree\n")
     leave_process_group()

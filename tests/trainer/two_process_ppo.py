@@ -9,7 +9,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.ppo_runs import logged, ppo_trainer, prompts
+from tests.ppo_runs import logged, ppo_config, ppo_trainer, prompts
 from trl_rlp.storage.processes import leave_process_group
 from trl_rlp.trainer.ppo.ppo_trainer import PPOTrainer
 
@@ -84,6 +84,8 @@ def weights(trainer: PPOTrainer) -> list[torch.Tensor]:
 
 def main(folder: Path, is_replicated: bool) -> None:
     torch.set_num_threads(1)
+    smallest = ppo_config(folder, per_device_train_batch_size=1, gradient_accumulation_steps=1)
+    assert smallest.generation_batch_size == 2  # one completion on each process can be whitened
     trainer = run(folder, 2, is_replicated)
     state = PartialState()
     assert state.num_processes == 2 and type(trainer.model_wrapped).__name__ == "DistributedDataParallel"

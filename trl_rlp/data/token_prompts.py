@@ -43,7 +43,7 @@ def add_prompts(rows: list[dict], processing_class: PreTrainedTokenizerBase, voc
             Rows of a dataset, each with `prompt` (text or messages) or `input_ids`. Ids with 0 in an `attention_mask`
             are dropped. Messages may be in an array, as with `set_format("numpy")`.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
-            The policy's tokenizer.
+            The policy's tokenizer, with the pad token that the rows were padded with.
         vocabulary_size (`int`):
             Number of embedding rows of the policy. A pad token beyond it is dropped. Some scripts add such a token
             without resizing the embedding.

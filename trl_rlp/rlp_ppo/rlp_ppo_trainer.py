@@ -202,7 +202,8 @@ class RLPPPOTrainer(PPOTrainer):
         self._prompt_dataset, self._preference_dataset = prompt_dataset, preference_dataset
         self._equivalence = equivalence
         # The first policy starts from copies, because the trainer changes the models that it gets.
-        self._first_arguments = {**arguments, "args": args, "value_model": copy.deepcopy(arguments["value_model"])}
+        copies = {"value_model": copy.deepcopy(arguments["value_model"])}
+        self._first_arguments = {**arguments, **copies, "args": args, "processing_class": processing_class}
 
     def train(
         self,
@@ -234,10 +235,11 @@ class RLPPPOTrainer(PPOTrainer):
         if self._has_rlp and self.refinement is None:
             self._move_models("cpu")  # where they wait for step 5
             try:
-                self.refinement = self._refine_reward_model()
+                refinement = self._refine_reward_model()
+                self._replace_reward_model(refinement.reward_model)
             finally:
                 self._move_models(self.args.device)
-            self._replace_reward_model(self.refinement.reward_model)
+            self.refinement = refinement
         # Step 5 of the last round: retrain the policy, from its initial weights, against the refined reward model.
         with release_after(self._equivalence if self._in_loop else None):
             return super().train(checkpoint, trial, ignore_keys_for_eval)
@@ -340,22 +342,30 @@ class RLPPPOTrainer(PPOTrainer):
         copied = ["peft_config", "value_peft_config", *(["value_model"] if self.args.rlp_rounds > 1 else [])]
         copies = {name: copy.deepcopy(self._first_arguments[name]) for name in copied}
         arguments = {**self._first_arguments, **copies, "args": args, **changes}
-        return PPOTrainer(processing_class=self.processing_class, model=policy, **arguments)
+        return PPOTrainer(model=policy, **arguments)
 
     def _load_reward_function(self, folder: Path) -> RewardFunction:
-        model, processing_class = load_reward_model(folder, **self._refinement_settings.model_options)
-        (function,) = self._build_reward_functions(model, [], processing_class, self.processing_class, self.args)
+        """Loads a refined reward model. It scores with the maximum length that it was trained and compared with."""
+        settings = self._refinement_settings
+        model, processing_class = load_reward_model(folder, **settings.model_options)
+        (function,) = self._build_reward_functions(
+            model, [], processing_class, self._given_processing_class, self.args
+        )
+        function.max_length = settings.config.max_length
         return function
 
     def _replace_reward_model(self, folder: Path) -> None:
-        """Replaces the reward model, and the critic, which may start from it."""
+        """Replaces the reward model, and the critic, which may start from it. It has not been trained yet."""
         self.reward_funcs[0] = self._load_reward_function(folder)
         self.reward_model = self.reward_funcs[0].model
         if self._in_loop is not None:
             self._add_in_loop(self._in_loop)
         self._are_rewards_standardized = False
         set_seed(self.args.seed, device_specific=True)  # as before the first critic, whose adapter may be random
-        self._add_critic()
+        if self._given_value_model is not None and self.accelerator.distributed_type == DistributedType.FSDP:
+            self._follow_refinements([0])  # FSDP cannot shard the user's value model again
+        else:
+            self._add_critic()
 
     def _add_in_loop(self, in_loop: InLoop) -> None:
         """Adds the anchor reward, and the callback that refines the reward model, to this trainer."""

@@ -150,6 +150,7 @@ def test_only_known_names_are_accepted(tmp_path, name, allowed):
         ("missing_eos_penalty", -1.0, "above 0 or None, got -1.0"),
         ("reward_clip", 0.0, "above 0 or None, got 0.0"),
         ("total_episodes", 0, "above 0 or None, got 0"),
+        ("local_rollout_forward_batch_size", 0, "at least 1, got 0"),
         ("num_mini_batches", 3, "does not divide `gradient_accumulation_steps`=2"),
     ],
 )
@@ -171,6 +172,17 @@ def test_fields_of_grpo_without_a_meaning_in_ppo_are_refused(tmp_path, name):
 def test_rollout_of_one_completion_is_refused(tmp_path):
     with pytest.raises(ValueError, match="advantages of a rollout with one completion cannot be whitened"):
         ppo_config(tmp_path, per_device_train_batch_size=1, gradient_accumulation_steps=1)
+
+
+def test_one_completion_on_each_of_several_processes_is_a_rollout(tmp_path, monkeypatch):
+    monkeypatch.setattr(PPOConfig, "world_size", 8)
+    args = ppo_config(tmp_path, per_device_train_batch_size=1, gradient_accumulation_steps=1)
+    assert (args.generation_batch_size, args.num_generations) == (8, 1)
+
+
+def test_adaptive_kl_coef_that_starts_at_0_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="`kl_coef` is 0, where `adaptive_kl` leaves it"):
+        ppo_config(tmp_path, adaptive_kl=True, kl_coef=0.0)
 
 
 def test_horizon_that_is_too_short_for_a_rollout_is_refused(tmp_path):

@@ -12,6 +12,7 @@ from transformers import (
     DataCollatorWithPadding,
     TrainerCallback,
 )
+from trl import GRPOTrainer
 
 import trl_rlp.rewards.reward_function
 from tests.ppo_runs import has_changed, logged, ppo_trainer, prompts, weights
@@ -193,6 +194,21 @@ def test_padded_token_ids_are_read_by_their_attention_mask(tmp_path):
     assert logs[0] == logs[1]
 
 
+def test_pad_tokens_outside_the_embedding_are_dropped_from_token_ids(tmp_path):
+    texts, logs = prompts()["prompt"], []
+    for name, num_pads in (("padded", 2), ("plain", 0)):
+        tokenizer = tiny_tokenizer()
+        models = {"model": tiny_causal_lm(tokenizer), "reward_model": tiny_reward_model(tokenizer, seed=3)}
+        tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+        ids = [[tokenizer.pad_token_id] * num_pads + tokenizer(text)["input_ids"] for text in texts]
+        data = Dataset.from_dict({"input_ids": ids})
+        trainer = ppo_trainer(tmp_path / name, data, processing_class=tokenizer, eval_dataset=data, **models)
+        trainer.train()
+        trainer.generate_completions(sampling=True)
+        logs.append(logged(trainer))
+    assert logs[0] == logs[1]
+
+
 @pytest.mark.parametrize("beginning", ["It is", ""])
 def test_assistant_message_at_the_end_of_a_prompt_is_continued(tmp_path, beginning):
     tokenizer = tiny_tokenizer()
@@ -328,7 +344,7 @@ def test_critic_is_told_that_a_refined_reward_has_moved(tmp_path, settings):
 def test_critic_that_is_not_told_has_other_advantages(tmp_path, monkeypatch):
     """Without the subscription, the previous test would fail."""
     expected = run_with_a_jump(tmp_path, False)
-    monkeypatch.setattr(PPOTrainer, "_follow_refinements", lambda self, state: None)
+    monkeypatch.setattr(PPOTrainer, "_follow_refinements", lambda self, rows: None)
     not_told = run_with_a_jump(tmp_path, True)
     experiences = [trainer._rollout.experience for trainer in (expected, not_told)]
     assert not torch.allclose(experiences[1].advantages, experiences[0].advantages, atol=0.1)
@@ -438,6 +454,42 @@ def test_model_card_names_the_paper(tmp_path):
     ppo_trainer(tmp_path).create_model_card(model_name="policy")
     card = (tmp_path / "README.md").read_text()
     assert "trained with PPO" in card and "- Method: [Proximal Policy Optimization Algorithms](" in card
+
+
+def test_evaluation_stays_evaluation_if_generation_ends_in_training_mode(tmp_path, monkeypatch):
+    """So does TRL's continuous batching, which is too slow here."""
+
+    def generate(self, prompt_ids, *args, **kwargs):
+        self.model.train()
+        return [[40, 41, 42, 1] for _ in prompt_ids], None
+
+    monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", generate)
+    reward = refinable_reward()
+    trainer = ppo_trainer(tmp_path, reward_funcs=reward, eval_dataset=prompts(4))
+    reward.follow(trainer.model)
+    assert "eval_loss" in trainer.evaluate()
+    trainer.generate_completions()
+    assert trainer.ppo_state.rollouts == reward.num_rollouts == 0
+    trainer.train()
+    assert trainer.ppo_state.rollouts == reward.num_rollouts == 3
+
+
+def test_completion_of_eos_alone_skips_no_step(tmp_path):
+    """With pad = EOS, the policy loss has no token of it. A micro-batch has one completion, and a step has four."""
+    tokenizer = tiny_tokenizer(pad_is_eos=True)
+    trainer = ppo_trainer(
+        tmp_path,
+        processing_class=tokenizer,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=4,
+        score_position="after_last_token",
+        loss_normalization="micro_batch",
+    )
+    completions = [[tokenizer.eos_token_id], *([40, 41, 42, tokenizer.eos_token_id] for _ in range(3))]
+    trainer._generate_single_turn = lambda prompt_ids, *args, **kwargs: (completions, None)
+    trainer.train()
+    assert trainer.ppo_state.skipped_steps == 0
+    assert all(weight.isfinite().all() for weight in trainer.model.parameters())
 
 
 def test_evaluation_does_not_change_the_statistics_of_the_run(tmp_path):

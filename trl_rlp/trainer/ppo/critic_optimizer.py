@@ -21,8 +21,8 @@ class CriticOptimizer(TrainerCallback):
     """
     Updates the critic just before each optimizer step of the policy. If the guard refuses the step, neither changes.
 
-    The optimizer has the same class and settings as the policy's, and follows the same learning-rate schedule. The
-    critic's gradients are clipped separately.
+    The optimizer has the same class and settings as the policy's, and follows the same learning-rate schedule. If the
+    policy's learning rate is 0, that of the critic is constant. The critic's gradients are clipped separately.
 
     Args:
         critic ([`Critic`]):

@@ -102,14 +102,15 @@ class PPOConfig(GRPOConfig):
         num_ppo_epochs (`int`, *optional*, defaults to `4`):
             Number of passes over each rollout, at least 1.
         local_rollout_forward_batch_size (`int`, *optional*, defaults to `64`):
-            Maximum number of completions per forward pass without gradients, on each device. On an accelerator, a pass
-            also has at most 16,384 tokens.
+            Maximum number of completions per forward pass without gradients, on each device, at least 1. On an
+            accelerator, a pass also has at most 16,384 tokens.
         inference_dtype (`str`, *optional*, defaults to `"auto"`):
             Dtype of reward models that the trainer loads by their name: `auto`, `float32` or `bfloat16`. `auto` is
             bf16 on an accelerator that computes in it, and the dtype of the checkpoint on a CPU. Score heads are in
             fp32.
         num_sample_generations (`int`, *optional*, defaults to `10`):
-            Number of times that completions of the evaluation prompts are printed during training. 0 prints none.
+            Approximate number of times that completions of the evaluation prompts are printed during training. 0
+            prints none.
 
         > Parameters that control the reward
 
@@ -255,8 +256,8 @@ class PPOConfig(GRPOConfig):
         default=64,
         metadata={
             "help": (
-                "Maximum number of completions per forward pass without gradients, on each device. On an accelerator, "
-                "a pass also has at most 16,384 tokens."
+                "Maximum number of completions per forward pass without gradients, on each device, at least 1. On an "
+                "accelerator, a pass also has at most 16,384 tokens."
             )
         },
     )
@@ -274,8 +275,8 @@ class PPOConfig(GRPOConfig):
         default=10,
         metadata={
             "help": (
-                "Number of times that completions of the evaluation prompts are printed during training. 0 prints "
-                "none."
+                "Approximate number of times that completions of the evaluation prompts are printed during training. "
+                "0 prints none."
             )
         },
     )
@@ -509,6 +510,7 @@ class PPOConfig(GRPOConfig):
 
     def _check_ranges(self) -> None:
         at_least_one = ("num_generations", "response_length", "num_mini_batches", "num_ppo_epochs")
+        at_least_one += ("local_rollout_forward_batch_size",)
         above_zero = ("temperature", "kl_target", "kl_horizon", "cliprange")
         above_zero_or_none = (
             "missing_eos_penalty",
@@ -527,6 +529,10 @@ class PPOConfig(GRPOConfig):
         for name, (is_valid, expected) in ranges.items():
             if not is_valid:
                 raise ValueError(f"`{name}` must be {expected}, got {values[name]}.")
+        if self.adaptive_kl and self.kl_coef == 0:
+            raise ValueError(
+                "`kl_coef` is 0, where `adaptive_kl` leaves it, because it only multiplies. Set it above 0."
+            )
 
     def _express_rollout_in_grpo_fields(self) -> None:
         """Sets the fields of GRPO that control how a rollout is generated and how often it is used."""
@@ -545,9 +551,12 @@ class PPOConfig(GRPOConfig):
             # GRPO refuses one completion per prompt, because its own advantages compare completions of a prompt.
             self.num_generations = self.per_device_train_batch_size * self.steps_per_generation
             if self.num_generations == 1:
+                _ = self.device  # starts the processes, which `world_size` counts
+                self.num_generations = self.world_size
+            if self.num_generations == 1:
                 raise ValueError(
-                    "`per_device_train_batch_size` times `gradient_accumulation_steps` is 1, but the advantages of a "
-                    "rollout with one completion cannot be whitened. Raise one of them."
+                    "`per_device_train_batch_size` times `gradient_accumulation_steps` is 1 in a single process, but "
+                    "the advantages of a rollout with one completion cannot be whitened. Raise one of them."
                 )
         self.num_generations_eval = self.num_generations_eval or 1
 

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -225,7 +225,11 @@ class PPOTrainer(ModelCardMixin, GRPOTrainer):
         require_backend(self.accelerator, self.args)
         self._set_stop_tokens()
         self.ref_model = None if ref_model is None else prepare_reference(ref_model, self.accelerator, needs_copy)
-        self._given_value_model, self._value_peft_config = value_model, value_peft_config
+        self._value_peft_config = value_peft_config
+        # Prepared only once, because PEFT would add a second adapter to the same model.
+        self._given_value_model = (
+            None if value_model is None else prepare_value_model(value_model, value_peft_config, self.args)
+        )
         self._add_critic()
         self._term_logs = {mode: TermLog((*ROLLOUT_METRICS, *LOSS_METRICS)) for mode in ("train", "eval")}
         self.add_callback(SampleGenerations(self))
@@ -233,7 +237,8 @@ class PPOTrainer(ModelCardMixin, GRPOTrainer):
     def _resolve_tokens(
         self, model: PreTrainedModel | PeftModel, processing_class: PreTrainedTokenizerBase, args: PPOConfig
     ) -> None:
-        """Stores the tokens that stop, finish and pad a completion, before TRL replaces the tokenizer's pad token."""
+        """Stores the user's tokenizer, and its tokens that stop, finish and pad a completion."""
+        self._given_processing_class = processing_class  # the trainer's own one may have another pad token
         self._stop_token_ids = resolve_stop_tokens(args, model, processing_class)
         # Without a stop token, a completion that contains EOS still counts as finished.
         self._finish_token_ids = self._stop_token_ids or [processing_class.eos_token_id]
@@ -274,7 +279,7 @@ class PPOTrainer(ModelCardMixin, GRPOTrainer):
         value_model = self._given_value_model
         if value_model is None:
             value_model = init_value_model(self.args.value_model_init, self.model, self._policy_token_reward_model())
-        value_model = prepare_value_model(value_model, self._value_peft_config, self.args)
+            value_model = prepare_value_model(value_model, self._value_peft_config, self.args)
         critic = Critic(value_model)
         self.ppo_state = PPOState(kl_coef=self.args.kl_coef, steps_per_rollout=self.args.steps_per_rollout)
         self._guard = FiniteGuard(self.ppo_state, self.accelerator, self.args.output_dir)
@@ -294,11 +299,13 @@ class PPOTrainer(ModelCardMixin, GRPOTrainer):
         for callback in (self._critic_optimizer, self._checkpoints):
             self.add_callback(callback)
         self._models = TokenModels(self.model, self.ref_model, critic, self.args, self.accelerator)
-        self._follow_refinements(self.ppo_state)
+        self._follow_refinements(range(len(self.reward_funcs)))
 
-    def _follow_refinements(self, state: PPOState) -> None:
-        """Tells the state of this critic when a refinement moves a reward."""
-        for row, function in enumerate(self.reward_funcs):
+    def _follow_refinements(self, rows: Iterable[int]) -> None:
+        """Tells the state of this critic when a refinement moves one of these rewards."""
+        state = self.ppo_state
+        for row in rows:
+            function = self.reward_funcs[row]
             if isinstance(function, RefinableReward):
                 function.subscribe(lambda shift, row=row: state.shift_values(self.reward_weights[row].item() * shift))
 
@@ -416,7 +423,7 @@ class PPOTrainer(ModelCardMixin, GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Experience | dict[str, Any]:
         """Returns the experience of a rollout. In evaluation, returns minus the objective as the loss."""
         start_trackio_run(self)
-        rows = add_prompts(inputs, self.processing_class, self._vocabulary_size)
+        rows = add_prompts(inputs, self._given_processing_class, self._vocabulary_size)
         with default_generation_config(self.model):
             generated = super()._generate_and_score_completions(rows)
         is_training = self.model.training
@@ -459,6 +466,13 @@ class PPOTrainer(ModelCardMixin, GRPOTrainer):
         """Tokenizes a prompt that ends with an assistant message. TRL would open a second one after it."""
         options = {"tools": self.tools or None, "chat_template": self.chat_template, **self.chat_template_kwargs}
         return continue_final_message_ids(self.processing_class, prompt, **options)
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> tuple[list[list[int]], list[list[float]] | None]:
+        """Keeps the mode of the policy. Continuous batching leaves it in training mode, in evaluation too."""
+        was_training = self.model.training
+        generated = super()._generate_single_turn(*args, **kwargs)
+        self.model.train(was_training)
+        return generated
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor | None, ...]:
         """Skips a forward pass that only GRPO needs. With vLLM it stays, to compare log-probabilities."""
@@ -614,7 +628,7 @@ class PPOTrainer(ModelCardMixin, GRPOTrainer):
         name = next(iter(self.eval_dataset)) if isinstance(self.eval_dataset, dict) else None
         try:
             for rows in self.get_eval_dataloader(name):
-                rows = add_prompts(rows, self.processing_class, self._vocabulary_size)
+                rows = add_prompts(rows, self._given_processing_class, self._vocabulary_size)
                 with default_generation_config(self.model):
                     super()._generate_and_score_completions(rows)
                 if sampling:

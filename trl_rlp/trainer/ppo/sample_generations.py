@@ -24,7 +24,8 @@ class Generator(Protocol):
 
 class SampleGenerations(TrainerCallback):
     """
-    Prints completions `num_sample_generations` times per run: after the first rollout and then at equal intervals.
+    Prints completions about `num_sample_generations` times per run: after the first rollout and then at equal
+    intervals, which are rounded down to whole rollouts as in TRL 1.12.
 
     Args:
         trainer ([`Generator`]):
