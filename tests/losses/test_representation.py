@@ -117,6 +117,17 @@ def test_the_latents_have_the_means_and_the_standard_deviations_of_the_head():
         assert torch.allclose(latents.std(dim=0), deviations[view], atol=0.15)
 
 
+@pytest.mark.parametrize("loss", sorted(set(LOSSES) - {"cl"}))
+def test_a_generator_replaces_the_global_one(loss):
+    """It draws the same latents as the global one with the same seed, and leaves the global one as it is."""
+    module = build_loss(loss=loss)
+    expected = run_loss(module, seed=5)["loss"]
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    given = module(*draw_hidden_states(), IDS, generator=torch.Generator().manual_seed(5))["loss"]
+    assert torch.equal(given, expected) and torch.equal(torch.get_rng_state(), state)
+
+
 def test_infomax_pairs_the_hidden_state_of_a_view_with_its_own_latent():
     module, recorded = build_loss(loss="infomax"), []
     critic = module.critic

@@ -59,8 +59,8 @@ class RepresentationLoss(nn.Module):
     here.
 
     All computations are in fp32, also under autocast and with hidden states in half precision. The latents are sampled
-    with torch's global generator of the device of the hidden states, also in `eval()` mode, so `torch.manual_seed`
-    reproduces them. Nothing else is random. NaN in a hidden state is not masked and gives a NaN loss.
+    with the given generator, or with torch's global one of the device of the hidden states, also in `eval()` mode.
+    Nothing else is random. NaN in a hidden state is not masked and gives a NaN loss.
 
     Args:
         hidden_size (`int`):
@@ -134,6 +134,7 @@ class RepresentationLoss(nn.Module):
         hidden_2: torch.Tensor,
         prompt_indices: torch.Tensor,
         kl_weight: float | None = None,
+        generator: torch.Generator | None = None,
     ) -> dict[str, torch.Tensor]:
         """
         Computes the loss and its metrics on one batch of views.
@@ -149,6 +150,9 @@ class RepresentationLoss(nn.Module):
                 Integers that are equal if and only if the prompt is the same. At least two of them differ.
             kl_weight (`float`, *optional*):
                 Weight of the symmetric KL in this call, at least 0, for example for a warm-up. Only `mib` uses it.
+            generator (`torch.Generator`, *optional*):
+                Generator of the latents, on the device of the hidden states. Defaults to torch's global one. `cl` has
+                no random latents.
 
         Returns:
             `dict[str, torch.Tensor]`: fp32 scalars. All except `"loss"` are detached.
@@ -173,7 +177,7 @@ class RepresentationLoss(nn.Module):
         product = product_pairs(prompt_indices)  # (batch, batch)
         with torch.autocast(hidden_1.device.type, enabled=False):
             hidden = torch.cat([hidden_1, hidden_2]).float()  # (2 batch, hidden)
-            report = LOSSES[self.loss](self, hidden, product, kl_weight)
+            report = LOSSES[self.loss](self, hidden, product, kl_weight, generator)
         report["mi_zero"] = torch.tensor(ZERO_INFORMATION[self.estimator], device=hidden.device)
         return {name: value if name == "loss" else value.detach() for name, value in report.items()}
 
@@ -187,9 +191,15 @@ class RepresentationLoss(nn.Module):
                 )
 
 
-def _mib(module: RepresentationLoss, hidden: torch.Tensor, product: torch.Tensor, kl_weight: float):
+def _mib(
+    module: RepresentationLoss,
+    hidden: torch.Tensor,
+    product: torch.Tensor,
+    kl_weight: float,
+    generator: torch.Generator | None,
+):
     mean, deviation = module.head(hidden)  # (2 batch, latent) each
-    scores = module.critic(*_sample_latents(mean, deviation).chunk(2))  # (batch, batch)
+    scores = module.critic(*_sample_latents(mean, deviation, generator).chunk(2))  # (batch, batch)
     (mean_1, mean_2), (deviation_1, deviation_2) = mean.chunk(2), deviation.chunk(2)  # (batch, latent) each
     first, second, reduction = (mean_1, deviation_1), (mean_2, deviation_2), module.recipe.kl_reduction
     return {
@@ -202,22 +212,40 @@ def _mib(module: RepresentationLoss, hidden: torch.Tensor, product: torch.Tensor
     }
 
 
-def _mvi(module: RepresentationLoss, hidden: torch.Tensor, product: torch.Tensor, kl_weight: float):
+def _mvi(
+    module: RepresentationLoss,
+    hidden: torch.Tensor,
+    product: torch.Tensor,
+    kl_weight: float,
+    generator: torch.Generator | None,
+):
     mean, deviation = module.head(hidden)  # (2 batch, latent) each
-    scores = module.critic(*_sample_latents(mean, deviation).chunk(2))  # (batch, batch)
+    scores = module.critic(*_sample_latents(mean, deviation, generator).chunk(2))  # (batch, batch)
     loss = mvi_loss(scores, product, module.estimator)
     return {"loss": loss, "mi": -loss, "mean_spread": _compute_spread(mean), "deviation": deviation.mean()}
 
 
-def _infomax(module: RepresentationLoss, hidden: torch.Tensor, product: torch.Tensor, kl_weight: float):
+def _infomax(
+    module: RepresentationLoss,
+    hidden: torch.Tensor,
+    product: torch.Tensor,
+    kl_weight: float,
+    generator: torch.Generator | None,
+):
     mean, deviation = module.head(hidden)  # (2 batch, latent) each
-    (hidden_1, hidden_2), (z_1, z_2) = hidden.chunk(2), _sample_latents(mean, deviation).chunk(2)
+    (hidden_1, hidden_2), (z_1, z_2) = hidden.chunk(2), _sample_latents(mean, deviation, generator).chunk(2)
     scores_1, scores_2 = module.critic(hidden_1, z_1), module.critic(hidden_2, z_2)  # (batch, batch) each
     loss = infomax_loss(scores_1, scores_2, product, module.estimator)
     return {"loss": loss, "mi": -loss, "mean_spread": _compute_spread(mean), "deviation": deviation.mean()}
 
 
-def _contrastive(module: RepresentationLoss, hidden: torch.Tensor, product: torch.Tensor, kl_weight: float):
+def _contrastive(
+    module: RepresentationLoss,
+    hidden: torch.Tensor,
+    product: torch.Tensor,
+    kl_weight: float,
+    generator: torch.Generator | None,
+):
     mean = module.head(hidden)  # (2 batch, latent)
     mean_1, mean_2 = mean.chunk(2)  # (batch, latent) each
     loss = contrastive_loss(mean_1, mean_2, product)
@@ -233,8 +261,9 @@ LOSSES: dict[str, Callable[..., dict[str, torch.Tensor]]] = {
 """The representation losses of Table 4 of the paper, by the name used in configurations."""
 
 
-def _sample_latents(mean: torch.Tensor, deviation: torch.Tensor) -> torch.Tensor:
-    return mean + deviation * torch.randn_like(deviation)
+def _sample_latents(mean: torch.Tensor, deviation: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    noise = torch.randn(deviation.shape, generator=generator, dtype=deviation.dtype, device=deviation.device)
+    return mean + deviation * noise
 
 
 def _compute_spread(mean: torch.Tensor) -> torch.Tensor:

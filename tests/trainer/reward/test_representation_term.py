@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -58,6 +60,23 @@ def test_a_batch_with_one_prompt_is_zero_and_counted(tmp_path):
     assert term(torch.randn(4, 16), torch.tensor([3, 3]), step=0).item() == 0
     assert term(torch.randn(4, 16), torch.tensor([3, 4]), step=0).item() != 0
     assert term.log.means(Accelerator(cpu=True))["skipped_view_batches"] == 1
+
+
+def test_processes_draw_independent_latents_and_keep_equal_global_generators(tmp_path):
+    """Otherwise the average over processes would not average the noise. Process 1 skips the first batch."""
+    args = RLPRewardConfig(str(tmp_path), method="uml", **SETTINGS)
+    hidden, indices, losses, states = torch.randn(8, 16), torch.arange(4), [], []
+    for process in range(2):
+        accelerator = SimpleNamespace(
+            num_processes=2, process_index=process, parallelism_config=None, device=torch.device("cpu")
+        )
+        term = RepresentationTerm(tiny_reward_model(tiny_tokenizer()), 0, args, accelerator)
+        torch.manual_seed(1)
+        term(hidden, indices * (1 - process), step=0)
+        losses.append([term(hidden, indices, step=0).item() for _ in range(2)])
+        states.append(torch.get_rng_state())
+    assert len({*losses[0], *losses[1]}) == 4
+    assert torch.equal(*states)
 
 
 @pytest.mark.parametrize("is_joint, calls", [(True, 1), (False, 2)])

@@ -12,6 +12,7 @@ from trl_rlp.trainer.reward.heads_callback import HeadsCallback
 from trl_rlp.trainer.reward.joint_forward import JointForward
 from trl_rlp.trainer.reward.representation_log import RepresentationLog
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
+from trl_rlp.trainer.reward.stream_passes import find_data_process
 
 
 class RepresentationTerm:
@@ -42,6 +43,7 @@ class RepresentationTerm:
         self._layers = find_score_layers(model)
         self._pad_token_id = pad_token_id
         self._args = args
+        self._num_parts, self._part = find_data_process(accelerator)
         # All processes must start with the same heads. The model's random draws must stay those of `method="none"`.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(args.seed)
@@ -74,7 +76,8 @@ class RepresentationTerm:
         """
         Computes λ L_M.
 
-        The result is zero for a batch with fewer than two distinct prompts. Such batches are counted in the log.
+        The result is zero for a batch with fewer than two distinct prompts. Such batches are counted in the log. The
+        latents of each process are independent.
 
         Args:
             hidden (`torch.Tensor` of shape `(2 * batch, hidden)`):
@@ -87,14 +90,29 @@ class RepresentationTerm:
         Returns:
             `torch.Tensor`: A scalar in nats.
         """
+        generator = self._draw_generator(hidden.device)  # also for a skipped batch, so that all processes draw it
         if len(prompt_indices.unique()) < 2:
             self.log.add_skipped()
             return hidden.new_zeros(())
         kl_weight = self.compute_kl_weight(step)
-        terms: dict[str, Any] = self.heads_callback.heads(*hidden.chunk(2), prompt_indices, kl_weight=kl_weight)
+        terms: dict[str, Any] = self.heads_callback.heads(
+            *hidden.chunk(2), prompt_indices, kl_weight=kl_weight, generator=generator
+        )
         representation_loss = terms.pop("loss")
         self.log.add({**terms, "representation_loss": representation_loss})
         return self._args.representation_coef * representation_loss
+
+    def _draw_generator(self, device: torch.device) -> torch.Generator | None:
+        """
+        Draws a generator of the latents of one batch. A single process uses torch's global one.
+
+        All processes have equal global generators on the CPU. These must stay equal, because data orders may depend on
+        them, and a checkpoint saves them.
+        """
+        if self._num_parts == 1:
+            return None
+        seed = int(torch.randint(2**62, ()))
+        return torch.Generator(device).manual_seed(seed + self._part)
 
     def compute_kl_weight(self, step: int) -> float:
         """

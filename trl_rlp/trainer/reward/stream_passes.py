@@ -27,7 +27,7 @@ def number_stream(stream: IterableDataset, accelerator: Accelerator) -> Iterable
     Returns:
         [`~datasets.IterableDataset`]: The same rows, numbered in each pass.
     """
-    num_readers, reader = _count_data_processes(accelerator)
+    num_readers, reader = find_data_process(accelerator)
     # As in accelerate: with fewer shards, each process reads the whole stream and drops the rows of the others.
     if accelerator.split_batches or stream.num_shards < num_readers:
         num_readers, reader = 1, 0
@@ -36,8 +36,17 @@ def number_stream(stream: IterableDataset, accelerator: Accelerator) -> Iterable
     return stream.map(_add_number, with_indices=True, fn_kwargs=settings)
 
 
-def _count_data_processes(accelerator: Accelerator) -> tuple[int, int]:
-    """Returns how many processes get different batches, and the number of this one. Tensor parallel ones get equal."""
+def find_data_process(accelerator: Accelerator) -> tuple[int, int]:
+    """
+    Finds which part of the data this process trains on. Tensor parallel processes get the same part.
+
+    Args:
+        accelerator (`accelerate.Accelerator`):
+            The trainer's accelerator.
+
+    Returns:
+        `tuple[int, int]`: Number of parts, and number of the part of this process.
+    """
     parallelism = accelerator.parallelism_config
     group_size = 1 if parallelism is None else parallelism.tp_size * parallelism.cp_size
     return accelerator.num_processes // group_size, accelerator.process_index // group_size
