@@ -150,6 +150,26 @@ def test_a_policy_stage_holds_policy_reference_critic_and_reward_model():
     assert without_reference["policy"].weights == 4 * (weights + body)
 
 
+@pytest.mark.parametrize("peft", [None, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    ("init", "reads_policy_tokens", "is_reward"),
+    [(None, True, True), ("reward", True, True), ("policy", True, False), (None, False, False)],
+)
+def test_the_critic_has_the_body_of_the_model_that_it_starts_from(init, reads_policy_tokens, is_reward, peft):
+    policy, reward = llama_config(), llama_config(hidden_size=128)
+    body = measure_model(reward if is_reward else policy, is_classifier=True).parameters
+    weights = measure_model(policy).parameters
+    scorer = measure_model(reward, is_classifier=True).parameters
+    shape = RunShape(policy, reward, 8, device=torch.device("cpu"), reward_reads_policy_tokens=reads_policy_tokens)
+    config = run_config(policy_args={**ON_CPU, "value_model_init": init}, policy_peft=peft)
+    memory = estimate_memory(config, shape)["retrained_policy"]
+    if peft is None:
+        assert memory.weights == 4 * (2 * weights + scorer + body)
+        assert memory.gradients == 4 * (weights + body)
+    else:  # with two small adapters
+        assert memory.weights == pytest.approx(4 * (weights + scorer + body), rel=0.02)
+
+
 def test_on_an_accelerator_models_that_only_infer_are_in_bf16_and_the_lm_head_is_fused():
     cpu, accelerator = estimate("cpu"), estimate("cuda")
     assert accelerator["gate"].weights == cpu["gate"].weights / 2
@@ -188,8 +208,11 @@ def test_the_shape_of_a_run_is_read_from_folders(tmp_path):
     shape = read_run_shape(settings, prompts, nli_path, has_evaluation=True)
     assert shape.policy.to_dict() == shape.reward_base.to_dict() and shape.prompt_length == 3
     assert shape.equivalence.num_labels == 3 and not shape.is_sharded and shape.num_processes == 1
+    assert shape.reward_reads_policy_tokens
     groups = estimate_memory(settings, shape)["groups"]
     assert groups.weights == count_bytes(nli.parameters())
+    settings.reward_base_model = save(nli, tiny_tokenizer(offset=1), tmp_path / "other tokens")
+    assert not read_run_shape(settings, prompts).reward_reads_policy_tokens
     settings.sft_model = "no-such/model"
     with pytest.raises(OSError, match="No model could be loaded from 'no-such/model'"):
         read_run_shape(settings, prompts)

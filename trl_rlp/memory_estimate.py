@@ -22,11 +22,13 @@ from trl_rlp.data.batching import TOKENS_PER_FORWARD
 from trl_rlp.data.sampling.token_budget import LOGIT_BYTES
 from trl_rlp.data.turns import prompt_token_ids
 from trl_rlp.pipeline_config import RefinementSettings, RLPConfig
+from trl_rlp.rewards.reward_sources import shares_token_ids
 from trl_rlp.storage.adapters import find_adapter
 from trl_rlp.storage.artifacts import HUB_OPTIONS, explain_missing_model, load_tokenizer
 from trl_rlp.storage.device_memory import GIB
 from trl_rlp.storage.processes import process_state
 from trl_rlp.storage.run_folder import round_name
+from trl_rlp.trainer.ppo.ppo_config import PPOConfig
 
 
 NUM_PROMPTS = 256
@@ -288,6 +290,8 @@ class RunShape:
             Whether the trained models are spread over the processes.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether to allow the code of a model on the Hub.
+        reward_reads_policy_tokens (`bool`, *optional*, defaults to `True`):
+            Whether the reward model reads the policy's tokens, so that PPO's value model can start from it.
     """
 
     policy: PreTrainedConfig
@@ -299,6 +303,7 @@ class RunShape:
     num_processes: int = 1
     is_sharded: bool = False
     trust_remote_code: bool = False
+    reward_reads_policy_tokens: bool = True
 
     def measure(
         self, config: PreTrainedConfig, is_reward_model: bool = False, peft_config: LoraConfig | None = None
@@ -345,11 +350,15 @@ def read_run_shape(
     state = process_state()
     hub_options = {name: value for name, value in config.model_options().items() if name in HUB_OPTIONS}
     processing_class = load_tokenizer(config.sft_model, **hub_options)
+    policy, reward_path = _load_config(config.sft_model, hub_options), config.reward_base_model or config.sft_model
+    reads_tokens = shares_token_ids(
+        load_tokenizer(reward_path, **hub_options), processing_class, policy.get_text_config().vocab_size
+    )
     prompts = prompt_dataset["prompt"][:NUM_PROMPTS]
     zero_stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "0")
     return RunShape(
-        policy=_load_config(config.sft_model, hub_options),
-        reward_base=_load_config(config.reward_base_model or config.sft_model, hub_options),
+        policy=policy,
+        reward_base=_load_config(reward_path, hub_options),
         prompt_length=max(len(prompt_token_ids(prompt, processing_class)) for prompt in prompts),
         equivalence=None if equivalence_model is None else _load_config(equivalence_model, {}),
         has_evaluation=has_evaluation,
@@ -357,6 +366,7 @@ def read_run_shape(
         num_processes=state.num_processes,
         is_sharded=str_to_bool(os.environ.get("ACCELERATE_USE_FSDP", "false")) == 1 or zero_stage == "3",
         trust_remote_code=hub_options.get("trust_remote_code", False),
+        reward_reads_policy_tokens=reads_tokens,
     )
 
 
@@ -462,11 +472,11 @@ def _estimate_policy_training(
     completion = given.get("max_completion_length") or given["response_length"]
     length, rows = shape.prompt_length + completion, args.per_device_train_batch_size
     training = _build_training(args, shape, shape.policy, rows * length)
-    is_ppo = config.policy_trainer == "ppo"
+    is_ppo = isinstance(args, PPOConfig)
     total = training.estimate(shape.measure(shape.policy, peft_config=peft_config)) + reward_model
     if is_ppo:
         value_peft_config = None if peft_config is None else replace(peft_config, task_type="SEQ_CLS")
-        total += training.estimate(shape.measure(shape.policy, True, value_peft_config))
+        total += training.estimate(shape.measure(_find_critic_body(args, shape), True, value_peft_config))
     if peft_config is None and (is_ppo or args.beta):
         shards = shape.num_processes if shape.is_sharded else 1
         total += StageMemory(weights=policy.parameters * training.weight_bytes / shards)
@@ -476,6 +486,12 @@ def _estimate_policy_training(
     num_sequences = args.per_device_train_batch_size * args.steps_per_generation
     cache_bytes = 2 if args.bf16 or training.weight_bytes == 2 else 4
     return total + estimate_sampling(policy, cache_bytes, num_sequences, length)
+
+
+def _find_critic_body(args: PPOConfig, shape: RunShape) -> PreTrainedConfig:
+    """Returns the config of the model that PPO's critic starts from, as `init_value_model` selects it."""
+    is_policy = args.value_model_init == "policy" or not shape.reward_reads_policy_tokens
+    return shape.policy if is_policy else shape.reward_base
 
 
 def _build_training(

@@ -117,6 +117,23 @@ def test_rewards_are_standardized_on_samples_of_the_sft_model(tmp_path, sft_mode
     assert (arguments["reward_funcs"].mean, arguments["reward_funcs"].standard_deviation) == (0.0, 1.0)
 
 
+@pytest.mark.parametrize(("init", "starts_from_reward"), [(None, True), ("reward", True), ("policy", False)])
+def test_the_critic_starts_from_the_reward_model_unless_the_arguments_say_otherwise(
+    tmp_path, sft_model, reward_model, monkeypatch, init, starts_from_reward
+):
+    critics = []
+    monkeypatch.setattr(
+        module, "train_to_end", lambda trainer, folder, tags: critics.append(trainer.value_model) or {}
+    )
+    train_policy(tmp_path, sft_model, reward_model, prompts(4), {**TRAINING, "value_model_init": init})
+    critic = critics[0].model.layers[0].self_attn.q_proj.weight
+    reward, _ = load_reward_model(reward_model)
+    policy, _ = load_policy(sft_model)
+    weights = [model.model.layers[0].self_attn.q_proj.weight for model in (reward, policy)]
+    assert not weights[0].equal(weights[1])
+    assert [critic.equal(weight) for weight in weights] == [starts_from_reward, not starts_from_reward]
+
+
 def test_only_ppo_gets_an_adapter_for_its_value_model(tmp_path, sft_model, reward_model, arguments):
     peft_config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
     train_policy(tmp_path, sft_model, reward_model, prompts(4), TRAINING, "ppo", peft_config)

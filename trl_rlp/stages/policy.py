@@ -93,8 +93,6 @@ def train_policy(
         raise ValueError(f"`policy_trainer` must be one of {sorted(POLICY_TRAINERS)}, got {policy_trainer!r}.")
     trainer_class, config_class = POLICY_TRAINERS[policy_trainer]
     config = config_class(**supported_precision(args), output_dir=str(folder / CHECKPOINTS))
-    if isinstance(config, PPOConfig) and config.value_model_init is None:
-        config.value_model_init = "policy"  # has the size that the memory estimate expects
     reward, processing_class = _build_reward_function(
         config, sft_model, reward_model, prompt_dataset, standardize_with, max_length, model_options or {}
     )
