@@ -199,6 +199,7 @@ def test_the_policy_is_trained_on_completions_of_the_sampled_length(policy_train
     assert read_length(max_completion_length=5) == {"max_completion_length": 5}
     if policy_trainer == "ppo":
         assert read_length(response_length=5) == {"response_length": 5}
+    assert read_length(max_completion_length=None) == {"max_completion_length": 40}
 
 
 def test_grpo_that_divides_by_the_deviation_is_warned_of_once(caplog):

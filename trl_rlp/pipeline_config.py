@@ -669,7 +669,7 @@ class RLPConfig:
 
     def _add_completion_length(self, policy_args: dict[str, Any]) -> dict[str, Any]:
         """Trains on completions of the same length as those that are sampled, unless the mapping sets a length."""
-        if {"max_completion_length", "response_length"} & policy_args.keys():
+        if policy_args.get("max_completion_length") is not None or "response_length" in policy_args:
             return policy_args
         return {**policy_args, "max_completion_length": self.max_new_tokens}
 

@@ -9,7 +9,7 @@
 Trains a reward model like TRL's own script. Two lines differ: the import of `trl_rlp` and `policy_samples=`.
 
 The first line imports the configuration and the trainer from `trl_rlp` instead of `trl`. Without `--method`, this is
-the only difference, and the run is the same as TRL's, step for step:
+the only difference, and the run is the same as TRL's, step for step (docs/rlp_reward_trainer.md has two exceptions):
 
     python examples/scripts/reward_modeling.py --model_name_or_path HuggingFaceTB/SmolLM2-135M-Instruct \
         --dataset_name pandalm_human_842.jsonl --output_dir reward

@@ -136,6 +136,7 @@ def test_every_trainer_gets_the_anchor_reward_and_refines(tmp_path, sft_model, r
         assert metrics["reward"] == pytest.approx(total, abs=1e-5)
     card = (folder / LAST_REWARD_MODEL / "README.md").read_text()
     assert f"replaced the reward model: {metrics['refinement/count']:.0f}." in card
+    assert "Human preferences: 6 pairs, without those above `max_length`" in card
     last, first = (
         AutoModelForSequenceClassification.from_pretrained(path).state_dict()
         for path in (folder / LAST_REWARD_MODEL, reward_model)

@@ -75,14 +75,15 @@ def test_the_sharding_that_the_callback_refuses_is_refused(tmp_path, monkeypatch
 
 def test_rollouts_are_counted_by_hand(tmp_path):
     """
-    PPO counts rollouts itself. Of 8 prompts, a batch of 4 completions with 2 a prompt takes 2, so 3 epochs have 12
-    rollouts. 10 optimizer steps of 2 micro-batches, with 4 micro-batches a rollout and 1 pass, are 5 rollouts.
+    PPO counts rollouts itself. Of 7 prompts, a batch of 4 completions with 2 a prompt takes 2, so an epoch has 3
+    complete batches, and 3 epochs have 9 rollouts. 9 optimizer steps of 2 micro-batches, with 4 micro-batches a
+    rollout and 1 pass, begin 5 rollouts.
     """
     shared = {"use_cpu": True, "bf16": False, "per_device_train_batch_size": 4, "num_generations": 2}
     assert count_rollouts(PPOConfig(str(tmp_path), **shared, max_steps=7), prompts()) == 7
     for config_class in (GRPOConfig, RLOOConfig):
-        assert count_rollouts(config_class(str(tmp_path), **shared, num_train_epochs=3), prompts()) == 12
-        steps = {"max_steps": 10, "gradient_accumulation_steps": 2, "steps_per_generation": 4}
+        assert count_rollouts(config_class(str(tmp_path), **shared, num_train_epochs=3), prompts(7)) == 9
+        steps = {"max_steps": 9, "gradient_accumulation_steps": 2, "steps_per_generation": 4}
         assert count_rollouts(config_class(str(tmp_path), **shared, **steps), prompts()) == 5
 
 

@@ -40,6 +40,19 @@ def copy_weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: weight.detach().clone() for name, weight in module.named_parameters()}
 
 
+def record_noise(heads: torch.nn.Module) -> list[torch.Tensor]:
+    """Returns a list of the noise of each batch: the latents of the first views in units of the head's Gaussian."""
+    gaussians, noise = [], []
+    heads.head.register_forward_hook(lambda module, inputs, outputs: gaussians.append(outputs))
+
+    def store(module, inputs):
+        mean, deviation = (values.chunk(2)[0] for values in gaussians[-1])
+        noise.append(((inputs[0] - mean) / deviation).detach())
+
+    heads.critic.register_forward_pre_hook(store)
+    return noise
+
+
 def refine(folder: Path, joint_forward: bool) -> None:
     tokenizer = tiny_tokenizer()
     collator = UnevenCollator(
@@ -53,7 +66,10 @@ def refine(folder: Path, joint_forward: bool) -> None:
     UnevenCollator.rank, UnevenCollator.batches = trainer.accelerator.process_index, 0
     heads = trainer.representation_term.heads_callback.heads
     model_before, heads_before = copy_weights(trainer.model), copy_weights(heads)
+    noise = record_noise(heads)
     trainer.train()
+    first, second = gather_object([noise[0].flatten()[:8].tolist()])
+    assert all(abs(one - other) > 1e-4 for one, other in zip(first, second, strict=True))
     assert_equal_on_both(trainer.model, model_before)
     assert_equal_on_both(heads, heads_before)
     # The two processes have four micro-batches per step. Process 1 skips one of its two.

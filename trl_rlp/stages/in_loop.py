@@ -140,7 +140,7 @@ class InLoop:
         """
         reward, folder = callback.reward, folder / LAST_REWARD_MODEL
         save_model(folder, reward.model, reward.processing_class)
-        data = [f"Human preferences: {count_rows(self.preference_dataset)} pairs"]
+        data = [f"Human preferences: {count_rows(self.preference_dataset)} pairs, without those above `max_length`"]
         if self.config.uses_synthetic_pairs:
             data.append("Synthetic preferences: pairs of policy samples, also of those from the policy's training")
         if self.config.uses_views:

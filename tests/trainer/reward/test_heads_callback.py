@@ -1,5 +1,7 @@
 """The heads in a run: they are trained, saved and resumed with the model."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import TrainerCallback
@@ -48,6 +50,20 @@ def test_true_resumes_from_the_last_checkpoint(tmp_path):
     second.train(resume_from_checkpoint=True)
     assert second.state.global_step == 4
     assert get_logged(second, "mi")[:2] == get_logged(first, "mi")
+
+
+def test_a_step_without_a_representation_loss_passes_a_gradient_scaler(tmp_path):
+    """fp16 scales gradients. The views of all micro-batches of a step may come from one prompt each."""
+    callback = rlp_trainer(tmp_path).representation_term.heads_callback
+    callback.accelerator = SimpleNamespace(num_processes=1, scaler=torch.amp.GradScaler("cpu"))
+    before = {name: weight.clone() for name, weight in callback.heads.state_dict().items()}
+    arguments = SimpleNamespace(max_grad_norm=1.0), None, None
+    callback.on_pre_optimizer_step(*arguments)
+    assert all(weight.equal(before[name]) for name, weight in callback.heads.state_dict().items())
+    loss = callback.heads(torch.randn(4, 16), torch.randn(4, 16), torch.arange(4))["loss"]
+    callback.accelerator.scaler.scale(loss).backward()
+    callback.on_pre_optimizer_step(*arguments)
+    assert not any(weight.equal(before[name]) for name, weight in callback.heads.named_parameters())
 
 
 def test_a_checkpoint_contains_the_heads_and_the_model_does_not(tmp_path):

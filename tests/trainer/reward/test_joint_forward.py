@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tests.tiny_models import tiny_reward_model, tiny_tokenizer
+from tests.tiny_models import tiny_nli, tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.score_inputs import find_score_layers
 from trl_rlp.trainer.reward.joint_forward import JointForward, stack_rows
 
@@ -18,20 +18,30 @@ def test_rows_are_padded_to_the_longer_batch():
 
 
 @pytest.mark.parametrize("is_joint, calls", [(True, 1), (False, 2)])
-def test_outputs_of_pairs_and_states_of_views_equal_separate_passes(is_joint, calls):
-    model = tiny_reward_model(tiny_tokenizer())
+@pytest.mark.parametrize("is_causal", [True, False], ids=["decoder", "encoder"])
+def test_outputs_of_pairs_and_states_of_views_equal_separate_passes(is_joint, calls, is_causal):
+    """In a decoder, text before the padding never sees it. An encoder needs the right mask. Its weights are large."""
+    tokenizer = tiny_tokenizer()
+    encoder = tiny_nli(tokenizer, labels=("score",), initializer_range=1.0)
+    model = tiny_reward_model(tokenizer) if is_causal else encoder
+    (score,) = find_score_layers(model)
     passes = []
     model.register_forward_hook(lambda *_: passes.append(1))
     views = {"input_ids": VIEWS, "attention_mask": (VIEWS != 0).long()}
-    forward = JointForward(model, find_score_layers(model), views, pad_token_id=0, is_joint=is_joint)
-    outputs = forward(input_ids=PAIRS, attention_mask=(PAIRS != 0).long(), use_cache=False, margin=torch.ones(1))
+    forward = JointForward(model, [score], views, pad_token_id=0, is_joint=is_joint)
+    outputs = forward(
+        input_ids=PAIRS,
+        attention_mask=(PAIRS != 0).long(),
+        use_cache=False,
+        **({"margin": torch.ones(1)} if is_causal else {}),
+    )
     assert len(passes) == calls
     separate = model(input_ids=PAIRS, attention_mask=(PAIRS != 0).long())
     assert outputs.logits.shape == (2, 1)
     assert torch.allclose(outputs.logits, separate.logits, atol=1e-6)
     scores = model(**views).logits
     assert forward.hidden.shape == (4, 16)
-    assert torch.allclose(model.score(forward.hidden), scores, atol=1e-6)
+    assert torch.allclose(score(forward.hidden), scores, atol=1e-6)
 
 
 @pytest.mark.parametrize("is_joint", [True, False])

@@ -1,3 +1,4 @@
+import math
 import re
 from dataclasses import fields
 
@@ -75,12 +76,12 @@ def test_allowed_names_are_the_keys_of_the_dict_that_uses_them(tmp_path, name, n
 @pytest.mark.parametrize(
     "name, valid, invalid",
     [
-        ("representation_coef", [0.0, 2.0], [-0.1]),
-        ("kl_weight", [None, 0.0], [-1.0]),
+        ("representation_coef", [0.0, 2.0], [-0.1, math.inf]),
+        ("kl_weight", [None, 0.0], [-1.0, math.inf]),
         ("kl_ramp_steps", [0, 10], [-1]),
         ("view_prompts_per_device", [2, 64], [1, 0]),
-        ("heads_learning_rate", [1e-6], [0.0, -1e-4]),
-        ("heads_weight_decay", [0.0, 0.1], [-0.1]),
+        ("heads_learning_rate", [1e-6], [0.0, -1e-4, math.inf]),
+        ("heads_weight_decay", [0.0, 0.1], [-0.1, math.inf]),
         ("confidence_threshold", [0.0, 1.0], [-0.01, 1.01]),
         ("synthetic_share", [None, 0.5], [0.0, 1.0, 1.5]),
     ],

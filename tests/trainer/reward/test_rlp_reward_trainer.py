@@ -380,6 +380,31 @@ def test_an_adapter_keeps_its_score_head(tmp_path, settings):
 # Warnings and errors
 
 
+def test_pairs_that_are_too_long_are_counted_once(tmp_path, caplog):
+    """
+    The prompt has 10 bytes, and the rejected completions of the 8 pairs have 8, 16, 24, 8, 16, 24, 8 and 16. With EOS,
+    two texts have more than 30 tokens. Of the first 4, it is one.
+    """
+    for _ in range(2):
+        trainer = rlp_trainer(tmp_path, method="spg", eval_dataset=preferences(4), max_length=30)
+    messages = [record.message for record in caplog.records if "longer than `max_length`=30 tokens" in record.message]
+    assert "2 of 8 pairs of `train_dataset`" in messages[0] and "1 of 4 pairs of `eval_dataset`" in messages[1]
+    assert len(messages) == 2
+    assert trainer._data_lines[0] == "Human preferences: 6 pairs"
+    caplog.clear()
+    rlp_trainer(tmp_path, max_length=35)
+    assert "longer than `max_length`" not in caplog.text
+
+
+@pytest.mark.parametrize("method", ["none", "uml", "spg"])
+def test_too_short_a_limit_for_all_pairs_is_an_error(tmp_path, method):
+    match = r"All pairs of `train_dataset` \(8\) are longer than `max_length`=3 tokens.*Raise `max_length`"
+    with pytest.raises(ValueError, match=match):
+        rlp_trainer(tmp_path, method, max_length=3)
+    with pytest.raises(ValueError, match=r"All pairs of `eval_dataset` \(2\)"):
+        rlp_trainer(tmp_path, method, max_length=20, eval_dataset=preferences(6).select([1, 2]))
+
+
 def test_a_frozen_score_head_logs_a_warning(tmp_path, caplog):
     trainer = rlp_trainer(tmp_path, method="none", peft_config=LoraConfig(r=2, target_modules=["q_proj"]))
     assert any("score head is frozen" in record.message for record in caplog.records)

@@ -54,6 +54,8 @@ class HeadsCallback(TrainerCallback):
         """Updates the heads with the gradients of all micro-batches since the last step."""
         if self.accelerator.num_processes > 1:
             average_gradients(self.heads.parameters(), self.accelerator)
+        if all(parameter.grad is None for parameter in self.heads.parameters()):
+            return  # no micro-batch had L_M, and a gradient scaler refuses a step without gradients
         scaler = self.accelerator.scaler
         if scaler is not None:
             scaler.unscale_(self.optimizer)

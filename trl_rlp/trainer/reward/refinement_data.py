@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -28,6 +29,8 @@ from trl_rlp.storage.fingerprints import (
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 from trl_rlp.trainer.reward.stream_passes import number_stream
 
+
+logger = get_logger(__name__)
 
 HUMAN_COLUMNS = ("chosen_ids", "rejected_ids", "margin")
 """Columns of tokenized human pairs that training reads: those that TRL reads."""
@@ -180,6 +183,36 @@ def drop_repeated_tokens(
         {"num_proc": num_proc, "desc": "Removing repeated special tokens"} if isinstance(dataset, Dataset) else {}
     )
     return dataset.map(_drop_from_row, fn_kwargs={"processing_class": processing_class}, **options)
+
+
+def report_too_long_pairs(num_pairs: int, num_kept: int, max_length: int | None, name: str) -> None:
+    """
+    Warns about pairs that TRL left out because a text is longer than `max_length`.
+
+    Args:
+        num_pairs (`int`):
+            Number of all pairs.
+        num_kept (`int`):
+            Number of pairs that are left.
+        max_length (`int`, *optional*):
+            Maximum number of tokens of a text.
+        name (`str`):
+            Name of the argument with the pairs.
+
+    Raises:
+        ValueError: If no pair is left.
+    """
+    if num_kept == num_pairs:
+        return
+    if num_kept == 0:
+        raise ValueError(
+            f"All pairs of `{name}` ({num_pairs}) are longer than `max_length`={max_length} tokens, and TRL leaves "
+            "such pairs out. Raise `max_length`, or pass shorter texts."
+        )
+    logger.warning_once(
+        f"{num_pairs - num_kept} of {num_pairs} pairs of `{name}` are longer than `max_length`={max_length} tokens "
+        "and are left out, as in TRL. Raise `max_length` to keep them."
+    )
 
 
 def _drop_from_row(row: dict[str, Any], processing_class: PreTrainedTokenizerBase) -> dict[str, list[int]]:

@@ -1,5 +1,6 @@
 """Settings of the reward trainer that trains on human preferences and policy samples."""
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -29,9 +30,8 @@ class RLPRewardConfig(RewardConfig):
 
     Parameters:
         method (`str`, *optional*, defaults to `"none"`):
-            What training adds to the human pairs: `none` (nothing, the same as TRL's RewardTrainer, step for step),
-            `uml` (the multi-view loss on policy samples, RLP-UML), `spg` (synthetic pairs from policy samples,
-            RLP-SPG), or `uml+spg` (both).
+            What training adds to the human pairs: `none` (nothing, as TRL's RewardTrainer), `uml` (the multi-view loss
+            on policy samples, RLP-UML), `spg` (synthetic pairs from policy samples, RLP-SPG), or `uml+spg` (both).
 
         > Parameters that control the multi-view loss (`uml`)
 
@@ -110,9 +110,9 @@ class RLPRewardConfig(RewardConfig):
     method: str = field(
         default="none",
         metadata={
-            "help": "What training adds to the human pairs: `none` (nothing, the same as TRL's RewardTrainer, step "
-            "for step), `uml` (the multi-view loss on policy samples, RLP-UML), `spg` (synthetic pairs from "
-            "policy samples, RLP-SPG), or `uml+spg` (both)."
+            "help": "What training adds to the human pairs: `none` (nothing, as TRL's RewardTrainer), `uml` (the "
+            "multi-view loss on policy samples, RLP-UML), `spg` (synthetic pairs from policy samples, "
+            "RLP-SPG), or `uml+spg` (both)."
         },
     )
 
@@ -291,18 +291,18 @@ class RLPRewardConfig(RewardConfig):
 
     def _check_ranges(self) -> None:
         ranges = {
-            "representation_coef": (self.representation_coef >= 0, "at least 0"),
+            "representation_coef": (0 <= self.representation_coef < math.inf, "at least 0 and finite"),
             "kl_weight": (
-                self.kl_weight is None or self.kl_weight >= 0,
-                "at least 0, or None for the weight of the recipe",
+                self.kl_weight is None or 0 <= self.kl_weight < math.inf,
+                "at least 0 and finite, or None for the weight of the recipe",
             ),
             "kl_ramp_steps": (self.kl_ramp_steps >= 0, "at least 0"),
             "view_prompts_per_device": (
                 self.view_prompts_per_device >= 2,
                 "at least 2, because product pairs need two prompts",
             ),
-            "heads_learning_rate": (self.heads_learning_rate > 0, "above 0"),
-            "heads_weight_decay": (self.heads_weight_decay >= 0, "at least 0"),
+            "heads_learning_rate": (0 < self.heads_learning_rate < math.inf, "above 0 and finite"),
+            "heads_weight_decay": (0 <= self.heads_weight_decay < math.inf, "at least 0 and finite"),
             "confidence_threshold": (0 <= self.confidence_threshold <= 1, "between 0 and 1"),
             "synthetic_share": (
                 self.synthetic_share is None or 0 < self.synthetic_share < 1,

@@ -38,6 +38,7 @@ from trl_rlp.trainer.reward.refinement_data import (
     add_synthetic_pairs,
     build_collator,
     drop_repeated_tokens,
+    report_too_long_pairs,
     select_columns,
     synthesize_pairs,
 )
@@ -82,7 +83,9 @@ class RLPRewardTrainer(ModelCardMixin, RewardTrainer):
     $$L = -E_{D \cup \hat D} \log\sigma(r(x, y_w) - r(x, y_l)) + \lambda L_M$$
 
     It is a drop-in replacement for [`~trl.RewardTrainer`]. `args.method` selects the terms:
-    - `none`: No additional terms. The trainer is the same as TRL's, step for step.
+    - `none`: No additional terms. The trainer is the same as TRL's, step for step, with two exceptions: the score head
+      of an adapter on a model in half precision is trained in fp32, and an EOS or BOS that the tokenizer adds to that
+      of the text is removed.
     - `uml`: Adds L_M on pairs of policy samples.
     - `spg`: Adds synthetic pairs D̂.
     - `uml+spg`: Adds both.
@@ -130,8 +133,8 @@ class RLPRewardTrainer(ModelCardMixin, RewardTrainer):
 
     Raises:
         TypeError: If `args` is not an [`RLPRewardConfig`], or an argument has the wrong type.
-        ValueError: If an argument that the method needs is missing, an argument is not used by the method, or all
-            weights of the model are frozen.
+        ValueError: If an argument that the method needs is missing, an argument is not used by the method, all weights
+            of the model are frozen, or all pairs are longer than `args.max_length`.
 
     Reference:
         Eq. 1 of [Lang et al. 2024](https://arxiv.org/abs/2403.19279).
@@ -222,8 +225,14 @@ class RLPRewardTrainer(ModelCardMixin, RewardTrainer):
         args: RLPRewardConfig,
         dataset_name: str,
     ) -> Dataset | IterableDataset:
-        """Keeps one EOS at the end of text, as scoring does. TRL appends it, and some tokenizers append it again."""
+        """
+        Counts the pairs that TRL leaves out. Keeps one EOS at the end of text, as scoring does: TRL appends it, and
+        some tokenizers append it again.
+        """
         prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        if isinstance(dataset, Dataset):
+            name = "train_dataset" if dataset_name == "train" else "eval_dataset"
+            report_too_long_pairs(len(dataset), len(prepared), args.max_length, name)
         return drop_repeated_tokens(prepared, processing_class, args.dataset_num_proc)
 
     def _prepare_score_head(self) -> None:
