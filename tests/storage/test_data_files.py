@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 import pytest
-from datasets import Dataset
+from datasets import Dataset, List, Value
 
 from trl_rlp.storage.data_files import COMPRESSIONS, looks_like_data_file, read_dataset, read_rows
 
@@ -204,6 +204,8 @@ def test_large_integers_and_numbers_that_are_not_finite_are_read_exactly(tmp_pat
         (['"x"', '"y"', '["z"]'], "several kinds of values in one column: `a` changes its kind in line 3"),
         (["1", '"y"', "2"], "several kinds of values in one column: `a` changes its kind in line 2"),
         (['"x"', '"\\ud83d"'], "half of a character in the column `a`, line 2"),
+        (['{"x": 1}', '{"y": "\\ud83d"}'], "half of a character in the column `a`, line 2"),
+        (['{"x": 1}', '{"y": 18446744073709551616}'], "an integer of more than 64 bits in the column `a`, line 2"),
     ],
 )
 def test_values_that_no_table_can_hold_are_named(tmp_path, values, match):
@@ -218,8 +220,37 @@ def test_keys_that_appear_late_are_none_before(tmp_path):
     assert read_dataset(tmp_path / "rows.jsonl").to_dict() == {
         "a": [1, None, 3, None],
         "b": [None, 2, None, None],
-        "c": [None, None, [{"d": 1, "e": None}], [{"d": None, "e": 2}]],
+        "c": [None, None, [{"d": 1}], [{"e": 2}]],
     }
+
+
+def call(arguments) -> list[dict]:
+    message = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
+    return [{"role": "user", "content": "7"}, message]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [call({"a": 1}), call({"b": 1})],
+        [call({"a": 1}), call({"a": "7"})],  # a text that is JSON stays text
+        [call({"a": 1}), None, call({"a": 2.5, "b": 1e-12})],
+        [call('{"a": 1}'), call({"a": None})],
+        [[{"function": {"name": "f"}}], [{"function": {"name": "g"}, "strict": True}]],
+        [{"enable_thinking": False}, {"date": "2024-01-02"}, {}],
+    ],
+)
+def test_dicts_are_as_in_the_file(tmp_path, values):
+    """Structs fill in the keys of other rows, so a template would write `"b": null` into a call."""
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"a": value}) + "\n" for value in values))
+    assert [str(value) for value in read_dataset(tmp_path / "rows.jsonl")["a"]] == [str(value) for value in values]
+
+
+def test_plain_messages_keep_their_struct(tmp_path):
+    named = {"role": "user", "content": "x", "name": "Ann"}
+    rows = [[named], [{"role": "user", "content": "y"}]]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"a": row}) + "\n" for row in rows))
+    assert read_dataset(tmp_path / "rows.jsonl").features["a"] == List({name: Value("string") for name in named})
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,9 @@ from typing import Any, BinaryIO
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset
+from datasets import Dataset, Features, Json, List
+
+from trl_rlp.storage.json_files import replace_nan
 
 
 DATA_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")
@@ -261,10 +263,78 @@ ARROW_ERRORS = (pa.ArrowException, OverflowError, TypeError, ValueError)
 
 
 def _build_dataset(path: Path, columns: dict[str, list[Any]], places: list[str]) -> Dataset:
+    built = {name: _build_json(path, name, values, places) for name, values in columns.items()}
     try:
-        return Dataset.from_dict(columns)
+        return Dataset.from_dict({name: columns[name] if array is None else array for name, array in built.items()})
     except ARROW_ERRORS:
-        return Dataset.from_dict({name: _build_column(path, name, columns[name], places) for name in columns})
+        plain = {name: _build_column(path, name, columns[name], places) for name in columns if built[name] is None}
+        return Dataset.from_dict({name: plain.get(name, array) for name, array in built.items()})
+
+
+def _build_json(path: Path, name: str, values: list[Any], places: list[str]) -> pa.ChunkedArray | None:
+    """Builds a column of dicts as JSON if structs would change them. Returns `None` for other columns."""
+    feature = find_json_type(values)
+    if feature is None:
+        return None
+    texts = []
+    for place, value in zip(places, values, strict=True):
+        try:
+            texts.append(_write_dicts(replace_nan(value)))
+        except ValueError as error:
+            raise _explain_refusal(path, name, place, error) from error
+    return Dataset.from_dict({name: texts}, features=Features({name: feature})).data.column(name)
+
+
+def find_json_type(values: list[Any]) -> Json | List | None:
+    """
+    Returns the type of a column whose dicts structs would change, because they fill in the keys of other dicts.
+
+    Args:
+        values (`list`):
+            Values of the column. The keys of messages may differ, because a key whose value is `None` counts as
+            missing there. The keys inside them, for example those of a tool call, may not.
+
+    Returns:
+        [`~datasets.Json`] or [`~datasets.List`] or `None`: A type with `Json` in place of the outermost dicts. `None`
+        if the values are not dicts or lists of dicts, or if structs hold them as they are.
+    """
+    known = [value for value in values if value is not None]
+    if known and all(isinstance(value, list) for value in known):
+        inner = find_json_type(list(itertools.chain.from_iterable(known)))
+        return None if inner is None else List(inner)
+    if not known or not all(isinstance(value, dict) for value in known):
+        return None
+    if not all("role" in value for value in known):
+        return None if _are_alike(known) else Json()
+    names = dict.fromkeys(itertools.chain.from_iterable(known))
+    return None if all(_are_alike([value[name] for value in known if name in value]) for name in names) else Json()
+
+
+def _are_alike(values: list[Any]) -> bool:
+    """Whether values have one type, and dicts in them the same keys."""
+    known = [value for value in values if value is not None]
+    if known and all(isinstance(value, list) for value in known):
+        return _are_alike(list(itertools.chain.from_iterable(known)))
+    if known and all(isinstance(value, dict) for value in known):
+        names = known[0].keys()
+        return all(value.keys() == names for value in known) and all(
+            _are_alike([value[name] for value in known]) for name in names
+        )
+    return len({type(value) for value in known}) <= 1
+
+
+def _write_dicts(value: Any) -> Any:
+    """
+    Writes the outermost dicts as JSON text, and checks that `Json` can read it. `Json` itself writes ten decimals of a
+    number. When it reads, the 16th digit may still change.
+    """
+    if isinstance(value, list):
+        return [_write_dicts(entry) for entry in value]
+    if value is None:
+        return None
+    text = json.dumps(value, ensure_ascii=False)
+    Json().decode_example(text)
+    return text
 
 
 def _build_column(path: Path, name: str, values: list[Any], places: list[str]) -> list[Any] | pa.Array:
@@ -273,22 +343,29 @@ def _build_column(path: Path, name: str, values: list[Any], places: list[str]) -
     if problem is None:
         return values
     row, error = problem
-    is_large = isinstance(error, OverflowError) or "too large" in str(error)
-    if is_large and all(value is None or (type(value) is int and 0 <= value < 2**64) for value in values):
+    if _is_large(error) and all(value is None or (type(value) is int and 0 <= value < 2**64) for value in values):
         return pa.array(values, pa.uint64())
+    raise _explain_refusal(path, name, places[row], error) from error
+
+
+def _is_large(error: Exception) -> bool:
+    return isinstance(error, OverflowError) or any(text in str(error) for text in ("too large", "too big"))
+
+
+def _explain_refusal(path: Path, name: str, place: str, error: Exception) -> ValueError:
     start = f"The dataset at '{path}' has"
     if isinstance(error, UnicodeEncodeError):
-        raise ValueError(
-            f"{start} half of a character in the column `{name}`, {places[row]} ({error}). Correct or drop the row."
-        ) from error
-    if is_large:
-        raise ValueError(
-            f"{start} an integer of more than 64 bits in the column `{name}`, {places[row]}. Write it in quotes."
-        ) from error
-    raise ValueError(
-        f"{start} several kinds of values in one column: `{name}` changes its kind in {places[row]} ({error}). Write "
-        "one kind per column, for example messages for every prompt."
-    ) from error
+        return ValueError(
+            f"{start} half of a character in the column `{name}`, {place} ({error}). Correct or drop the row."
+        )
+    if _is_large(error):
+        return ValueError(
+            f"{start} an integer of more than 64 bits in the column `{name}`, {place}. Write it in quotes."
+        )
+    return ValueError(
+        f"{start} several kinds of values in one column: `{name}` changes its kind in {place} ({error}). Write one "
+        "kind per column, for example messages for every prompt."
+    )
 
 
 def _find_problem(values: list[Any]) -> tuple[int, Exception] | None:

@@ -10,6 +10,7 @@ from tests.tiny_models import save, tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.groups import ExactMatch, cluster
 from trl_rlp.data.preferences import Label, pairing, synthesize_preferences
 from trl_rlp.data.preferences.pairing import GENERATORS, GROUP_GENERATORS
+from trl_rlp.data.turns import drop_missing_keys
 
 
 def prefer_first(prompts, firsts, seconds):
@@ -91,6 +92,23 @@ def test_tables_keep_the_types_of_tools(reward_model):
     pairs = pairs.with_format(None)
     assert pairs.features == expected.features and get_pairs(pairs) == get_pairs(expected)
     assert pairs["tools"][:] == [None, None, tools[3], tools[5]]
+
+
+@pytest.mark.parametrize("arguments", [({"a": 1}, {"b": 1}), ({"a": 1}, {"a": "7"})])
+def test_tool_calls_in_lists_stay_as_they_are(arguments):
+    """Arrow fills in the keys of the other call, or refuses arguments of another type."""
+    calls = [[{"function": {"name": "f", "arguments": argument}}] for argument in arguments]
+    rows = [
+        {
+            "prompt": [{"role": "assistant", "tool_calls": call}, {"role": "tool", "content": "r"}],
+            "completions": ["x", "x", "y"],
+            "finished": [True] * 3,
+        }
+        for call in calls
+    ]
+    batch = cluster(Dataset.from_list(rows, on_mixed_types="use_json"), ExactMatch())[:]
+    pairs = Dataset(Label(chosen="random")(batch))
+    assert [drop_missing_keys(prompt) for prompt in pairs["prompt"]] == [row["prompt"] for row in rows]
 
 
 @pytest.mark.parametrize("kind", ["lists", "numpy", "arrow"])

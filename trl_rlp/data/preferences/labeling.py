@@ -33,6 +33,7 @@ from trl_rlp.data.scoring import score
 from trl_rlp.data.template_options import TEMPLATE_COLUMNS
 from trl_rlp.data.turns import build_preference_sides, split_assistant_prefill
 from trl_rlp.data.worker_models import hold_reward_model, prepare_worker
+from trl_rlp.storage.data_files import find_json_type
 
 
 ROW_NUMBER = "sample_row"
@@ -147,8 +148,9 @@ class Label:
             columns |= _restore_shares(columns)
         numbers = columns.get(ROW_NUMBER, [None] * len(columns["prompt"])) if indices is None else indices
         records, _ = self.label(columns, numbers)
-        table = batch if isinstance(batch, pa.Table) else _build_table(columns)
-        features = build_features(Features.from_arrow_schema(table.schema), self.keep_candidates)
+        is_table = isinstance(batch, pa.Table)
+        types = Features.from_arrow_schema(batch.schema) if is_table else _find_features(columns)
+        features = build_features(types, self.keep_candidates)
         values = {name: [record.get(name) for record in records] for name in features}
         return Dataset.from_dict(values, features=features).with_format("arrow")[:]
 
@@ -237,9 +239,12 @@ _AUDIT_FEATURES = {
 }
 
 
-def _build_table(columns: dict[str, list]) -> pa.Table:
-    names = [name for name in ("prompt", *TEMPLATE_COLUMNS) if name in columns]
-    return pa.table({name: pa.array(columns[name]) for name in names})
+def _find_features(columns: dict[str, list]) -> Features:
+    """Derives the types of plain values. Dicts that differ in their keys, as in tool calls, are JSON, not structs."""
+    types = {}
+    for name in [name for name in ("prompt", *TEMPLATE_COLUMNS) if name in columns]:
+        types[name] = find_json_type(columns[name]) or Dataset.from_dict({name: columns[name]}).features[name]
+    return Features(types)
 
 
 def _restore_shares(columns: dict[str, list]) -> dict[str, list]:
