@@ -1,10 +1,10 @@
+import datetime
 import errno
 import json
 import math
-from pathlib import Path
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Features, Json, Value
 from safetensors import SafetensorError
 
 from trl_rlp.storage.json_files import name_failed_write, read_json, replace_nan, write_json, write_rows, write_text
@@ -35,12 +35,32 @@ def test_a_file_is_written_completely_or_not_at_all(tmp_path, monkeypatch):
 def test_rows_are_written_completely_or_not_at_all(tmp_path, monkeypatch):
     path, rows = tmp_path / "rows.jsonl", Dataset.from_dict({"a": ["é", "x\n"], "b": [[1], [2, 3]]})
     with monkeypatch.context() as patch, pytest.raises(OSError, match="disk is full"):
-        patch.setattr(Dataset, "to_json", lambda rows, path: (Path(path).write_text('{"a'), crash()))
+        patch.setattr("trl_rlp.storage.json_files.replace_nan", lambda row: row if row["b"] == [1] else crash())
         write_rows(path, rows)
     assert not path.exists()
     write_rows(str(path), rows)
     assert load_rows(str(path)).to_list() == rows.to_list()
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_rows_are_written_exactly(tmp_path):
+    """pandas writes ten decimals, and times in milliseconds since 1970. A share of 1/3 then misses its threshold."""
+    time = datetime.datetime(2024, 1, 2, 3, 4, 5, 678)
+    values = {
+        "number": [1e-12, 1 / 3, 2**62 + 1, math.nan],
+        "time": [time, None, time, time],
+        "day": [time.date(), None, None, None],
+        "nested": [{"role": "é\u2028/", "calls": [{"a": 0.1}]}, None, {"calls": [{"b": 1}]}, {}],
+    }
+    features = {"number": Value("float64"), "time": Value("timestamp[us]"), "day": Value("date32"), "nested": Json()}
+    rows = Dataset.from_dict(values, features=Features(features))
+    write_rows(tmp_path / "rows.jsonl", rows.with_format("numpy"))
+    assert [json.loads(line) for line in open(tmp_path / "rows.jsonl", encoding="utf-8")] == [
+        {"number": 1e-12, "time": "2024-01-02T03:04:05.000678", "day": "2024-01-02", "nested": values["nested"][0]},
+        {"number": 1 / 3, "time": None, "day": None, "nested": None},
+        {"number": float(2**62 + 1), "time": "2024-01-02T03:04:05.000678", "day": None, "nested": values["nested"][2]},
+        {"number": None, "time": "2024-01-02T03:04:05.000678", "day": None, "nested": {}},
+    ]
 
 
 def test_nan_and_infinity_become_none():

@@ -1,5 +1,6 @@
 """JSON and text files that are written completely or not at all."""
 
+import datetime
 import json
 import math
 import os
@@ -64,14 +65,22 @@ def write_rows(path: str | Path, rows: Dataset) -> None:
     """
     Writes a dataset as JSON Lines, completely or not at all.
 
+    Numbers have all their digits. Dates and times are text in ISO 8601. NaN and infinity become `null`.
+
     Args:
         path (`str` or `Path`):
             The file. An existing file is replaced.
         rows ([`~datasets.Dataset`]):
             The dataset. Each row becomes one line.
     """
-    with replace_at_end(Path(path)) as partial:
-        rows.to_json(str(partial))
+    # `Dataset.to_json` would round numbers to ten decimals, and write dates as milliseconds.
+    with replace_at_end(Path(path)) as partial, open(partial, "w", encoding="utf-8", newline="\n") as file:
+        for row in rows.with_format(None):
+            file.write(json.dumps(replace_nan(row), ensure_ascii=False, default=_write_other) + "\n")
+
+
+def _write_other(value: Any) -> str:
+    return value.isoformat() if isinstance(value, datetime.date | datetime.time) else str(value)
 
 
 @contextmanager
