@@ -5,6 +5,9 @@ import pytest
 import torch
 from datasets import Dataset, List, Value, concatenate_datasets, load_from_disk
 from peft import LoraConfig, get_peft_model
+from tokenizers.normalizers import Lowercase
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer
 
 from tests.tiny_models import tiny_causal_lm, tiny_tokenizer
 from trl_rlp.storage import fingerprints
@@ -56,6 +59,36 @@ def test_the_vocabulary_and_the_chat_template_change_the_fingerprint(tokenizer):
     fingerprints = {tokenizer_fingerprint(other) for other in (tokenizer, *others)}
     assert len(fingerprints) == 4
     assert tokenizer_fingerprint(tiny_tokenizer()) == tokenizer_fingerprint(tokenizer)
+
+
+def change_backend(name, value):
+    tokenizer = tiny_tokenizer()
+    setattr(tokenizer.backend_tokenizer, name, value)
+    return tokenizer
+
+
+def change_role(name, token):
+    tokenizer = tiny_tokenizer()
+    setattr(tokenizer, name, token)
+    return tokenizer
+
+
+def test_all_that_decides_the_token_ids_changes_the_fingerprint_of_a_tokenizer(tokenizer, tmp_path):
+    """A tokenizer with `add_bos_token` has the same vocabulary, but its folder of samples is another one."""
+    bos = TemplateProcessing(single="<|user|> $A", special_tokens=[("<|user|>", 3)])
+    others = [
+        change_backend("post_processor", bos),
+        change_backend("normalizer", Lowercase()),
+        change_role("eos_token", "<|user|>"),
+        change_role("bos_token", "<|user|>"),
+    ]
+    assert len({tokenizer_fingerprint(other) for other in (tokenizer, *others)}) == 5
+    padded = tiny_tokenizer()
+    padded(["a", "abc"], padding=True, truncation=True, max_length=2)
+    padded.save_pretrained(tmp_path)
+    padded.pad_token = padded.eos_token
+    same = (padded, AutoTokenizer.from_pretrained(tmp_path))
+    assert {tokenizer_fingerprint(other) for other in same} == {tokenizer_fingerprint(tokenizer)}
 
 
 def test_the_content_and_the_order_of_lists_change_the_fingerprint():

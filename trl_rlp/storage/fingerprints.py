@@ -69,7 +69,10 @@ def files_fingerprint(folder: str | Path) -> str:
 
 def tokenizer_fingerprint(processing_class: PreTrainedTokenizerBase) -> str:
     """
-    Computes a fingerprint of a tokenizer from its vocabulary and its chat template.
+    Computes a fingerprint of a tokenizer from everything that decides the token ids of a text or a chat: vocabulary,
+    merges, normalization, the tokens that it adds to a text, the roles of special tokens and the chat template.
+
+    The pad token, padding and truncation do not count, because calls and trainers change them.
 
     Args:
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
@@ -78,7 +81,12 @@ def tokenizer_fingerprint(processing_class: PreTrainedTokenizerBase) -> str:
     Returns:
         `str`: 32 hexadecimal digits.
     """
-    return value_fingerprint([processing_class.get_vocab(), processing_class.chat_template])
+    roles = {role: str(tokens) for role, tokens in processing_class.special_tokens_map.items() if role != "pad_token"}
+    parts = {}
+    if processing_class.is_fast:  # tokenizers in Python have no description of their parts
+        parts = json.loads(processing_class.backend_tokenizer.to_str())
+        parts = {name: part for name, part in parts.items() if name not in ("padding", "truncation")}
+    return value_fingerprint([processing_class.get_vocab(), processing_class.chat_template, roles, parts])
 
 
 def value_fingerprint(value: Any) -> str:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers.normalizers import Lowercase
 from transformers import BertConfig, BertModel
 
 from tests.tiny_models import tiny_tokenizer
@@ -106,3 +107,14 @@ def test_a_real_encoder_separates_a_paraphrase_from_another_statement():
     firsts = ["The match was called off because of heavy rain."] * 2
     seconds = ["Heavy rain led to the match being canceled.", "The home side won the match by two goals."]
     assert equivalence.are_equivalent(["What happened?"] * 2, firsts, seconds) == [True, False]
+
+
+def test_the_fingerprint_depends_on_how_the_tokenizer_reads_texts(tokenizer):
+    lowercase = tiny_tokenizer()
+    lowercase.backend_tokenizer.normalizer = Lowercase()
+    same, other = (
+        EmbeddingEquivalence(build_encoder(tokenizer), reader, threshold=0.5)
+        for reader in (tiny_tokenizer(), lowercase)
+    )
+    assert same.fingerprint == EmbeddingEquivalence(build_encoder(tokenizer), tokenizer, threshold=0.5).fingerprint
+    assert same.fingerprint != other.fingerprint

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers.normalizers import Lowercase
 from transformers import (
     DebertaV2Config,
     DebertaV2ForSequenceClassification,
@@ -283,3 +284,11 @@ def test_a_real_classifier_separates_a_restatement_from_another_answer():
     seconds = ["It is Paris.", "Rome", "Paris, France"]
     same = NLIEquivalence(str(folder)).are_equivalent(["What is the capital of France?"] * 3, ["Paris"] * 3, seconds)
     assert same == [True, False, True]
+
+
+def test_the_fingerprint_depends_on_how_the_tokenizer_reads_texts(tokenizer):
+    lowercase = tiny_tokenizer()
+    lowercase.backend_tokenizer.normalizer = Lowercase()
+    readers = (tokenizer, tiny_tokenizer(), lowercase)
+    fingerprints = [NLIEquivalence(tiny_nli(tokenizer), reader).fingerprint for reader in readers]
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]

@@ -11,6 +11,7 @@ from transformers.utils import logging
 from trl_rlp.data.batching import eval_mode, pad_right, split_by_token_budget
 from trl_rlp.data.groups.encoders import Encoder, choose_tokens_per_batch
 from trl_rlp.data.normalization import normalize_text
+from trl_rlp.storage.fingerprints import tokenizer_fingerprint
 
 
 logger = logging.get_logger(__name__)
@@ -92,8 +93,8 @@ class EmbeddingEquivalence:
     @property
     def fingerprint(self) -> str:
         """A hash of everything that a verdict depends on: weights, tokenizer and threshold."""
-        vocabulary = sorted(self.processing_class.get_vocab().items())
-        parts = [self.model_fingerprint, vocabulary, self.threshold]
+        tokenizer = tokenizer_fingerprint(self.processing_class)
+        parts = [self.model_fingerprint, tokenizer, self.threshold]
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
     def normalize(self, text: str) -> str:

@@ -15,6 +15,7 @@ from trl_rlp.data.groups.instruction import AUTO, InstructionSource
 from trl_rlp.data.groups.label_cache import LabelCache
 from trl_rlp.data.groups.pair_encoding import EncodedPair, PairEncoder
 from trl_rlp.data.normalization import normalize_text
+from trl_rlp.storage.fingerprints import tokenizer_fingerprint
 
 
 logger = logging.get_logger(__name__)
@@ -166,11 +167,11 @@ class NLIEquivalence:
     @property
     def fingerprint(self) -> str:
         """A hash of everything that a verdict depends on: weights, tokenizer, longest pair, rule and instruction."""
-        vocabulary = sorted(self.processing_class.get_vocab().items())
+        tokenizer = tokenizer_fingerprint(self.processing_class)
         # A function is identified by its name only.
         source = self.instruction
         instruction = source if source is None or isinstance(source, str) else ("function", _get_name(source))
-        parts = [self.model_fingerprint, vocabulary, self._pair_encoder.max_length, self.rule, instruction]
+        parts = [self.model_fingerprint, tokenizer, self._pair_encoder.max_length, self.rule, instruction]
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
     def normalize(self, text: str) -> str:
