@@ -67,6 +67,9 @@ def load_merged_model(auto_class: type, path: str | Path, adapter: PeftConfig, *
         dtype="float32" if is_half(dtype) else dtype,
         **options,
     )
+    dtype = dtype if is_half(dtype) else base.dtype  # that of the checkpoint may have 16 bits
+    if is_half(dtype):
+        base.float()
     adapter = copy.copy(adapter)
     adapter.task_type = None  # the adapter of a policy also fits a reward model with a new score head
     model = PeftModel.from_pretrained(base, str(path), config=adapter, revision=revision).merge_and_unload()

@@ -18,7 +18,8 @@ from transformers import (
     Trainer,
 )
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
-from transformers.utils import find_adapter_config_file
+from transformers.utils import CONFIG_NAME, find_adapter_config_file
+from transformers.utils.hub import cached_file
 
 from trl_rlp.storage.adapters import find_adapter, load_merged_model
 from trl_rlp.storage.json_files import name_failed_write
@@ -33,6 +34,9 @@ DATA = "data"
 
 HUB_OPTIONS = ("revision", "trust_remote_code")
 """Options of a model's `from_pretrained` that also belong to its tokenizer."""
+
+FILE_OPTIONS = ("cache_dir", "local_files_only", "revision", "token")
+"""Options of `from_pretrained` that select the files of a model on the Hub."""
 
 
 @contextmanager
@@ -92,24 +96,25 @@ def load_complete_model(auto_class: type, path: str | Path, kind: str, **options
 
 def _load_whole_model(auto_class: type, path: str, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Casts the weights of a classifier after loading, because loading would also round those of its head."""
-    dtype = options["dtype"]
-    is_cast = is_half(dtype) and auto_class is AutoModelForSequenceClassification
-    if is_cast and "device_map" not in options:  # a model that needs several devices may not fit in a wider dtype
-        options["dtype"] = "auto"
+    dtype, is_classifier = options["dtype"], auto_class is AutoModelForSequenceClassification
+    if is_classifier and is_half(dtype) and "device_map" not in options:
+        options["dtype"] = "auto"  # a model that needs several devices may not fit in a wider dtype
     model, report = auto_class.from_pretrained(path, output_loading_info=True, **options)
-    if is_cast and not is_quantized(model):
-        _restore_head(model, path)
+    dtype = dtype if is_half(dtype) else model.dtype  # that of the checkpoint may have 16 bits
+    if is_classifier and is_half(dtype) and not is_quantized(model):
+        _restore_head(model, path, {name: options[name] for name in FILE_OPTIONS if name in options})
         cast_weights(model, dtype)
     return model, report
 
 
-def _restore_head(model: PreTrainedModel, folder: str) -> None:
+def _restore_head(model: PreTrainedModel, path: str, file_options: dict[str, Any]) -> None:
     """
     Reads the score head of a saved model once more. transformers has rounded it if the config names a narrower dtype,
     as in a folder that was written from a model of [`cast_weights`].
     """
     parameters = dict(model.named_parameters())
-    for file in Path(folder).glob("*.safetensors"):
+    folder = Path(path) if Path(path).is_dir() else Path(cached_file(path, CONFIG_NAME, **file_options) or "").parent
+    for file in folder.glob("*.safetensors"):
         with safe_open(file, "pt") as tensors:
             for name in parameters.keys() & set(tensors.keys()):
                 if name.split(".")[0] in SCORE_HEADS:
@@ -201,8 +206,8 @@ def load_reward_model(path: str | Path, **options: Any) -> tuple[PreTrainedModel
         path (`str` or `Path`):
             Folder or Hub name of a sequence classifier with one label, or of an adapter for one.
         options:
-            Options of `from_pretrained`, as in [`load_policy`]. In bf16 and fp16, the score head keeps its weights in
-            fp32 and computes in fp32.
+            Options of `from_pretrained`, as in [`load_policy`]. In bf16 and fp16, also those of the checkpoint, the
+            score head keeps its weights in fp32 and computes in fp32.
 
     Returns:
         `tuple[PreTrainedModel, PreTrainedTokenizerBase]`: The model and its tokenizer. The model is in evaluation
