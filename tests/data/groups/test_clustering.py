@@ -12,7 +12,7 @@ from datasets.fingerprint import Hasher
 
 from tests.tiny_models import save, tiny_nli, tiny_tokenizer
 from trl_rlp.data.groups import ExactMatch, Group, NLIEquivalence, cluster, find_largest_group
-from trl_rlp.data.groups.clustering import find_majority, has_groups
+from trl_rlp.data.groups.clustering import find_majority, has_groups, require_decided_groups
 
 
 def build_samples(completions, prompts=None):
@@ -75,6 +75,24 @@ def test_confidence_and_largest_group_match_the_plain_loop(density, threshold):
             assert find_largest_group(row["cluster_ids"]) == largest
         else:
             assert row["confidence"] <= confidence <= row["confidence_upper"] < threshold
+
+
+def test_groups_that_are_used_at_a_lower_threshold_match_the_plain_loop():
+    """Of two equally large groups, the first opened is the largest. A search for a larger group may not find it."""
+    samples, equivalence = (
+        draw_samples(random.Random(6), num_prompts=300, num_generations=4),
+        RandomEquivalence(3, 0.3),
+    )
+    decided = 0
+    for row in cluster(samples, equivalence, threshold=0.6):
+        try:
+            require_decided_groups({name: [row[name]] for name in ("confidence", "confidence_upper")}, 0.5)
+        except ValueError:
+            continue
+        decided += 1
+        largest = max(run_plain_loop(row["prompt"], row["completions"], equivalence), key=len)
+        assert find_majority(row["cluster_ids"], 0.5) == (largest if len(largest) >= 2 else [])
+    assert decided > 100
 
 
 @pytest.mark.parametrize("density", [0.05, 0.3, 0.7])

@@ -12,6 +12,7 @@ from trl_rlp.data.preferences.pairing import (
     JUDGE_GENERATORS,
     REWARD_GENERATORS,
     PairingSettings,
+    build_row_generator,
     count_group_sizes,
 )
 
@@ -214,7 +215,7 @@ def test_groups_for_another_threshold_raise():
         ValueError, match="`samples` row 0 was clustered for another threshold. Its confidence is betw"
     ):
         GENERATORS["spg"](samples, build_settings(samples, threshold=0.3))
-    with pytest.raises(ValueError, match="between 0.33 and 0.66, so it is unknown whether it reaches 0.0"):
+    with pytest.raises(ValueError, match="between 0.33 and 0.66, and its largest group is not certain at 0.0"):
         GENERATORS["select_all"](samples, build_settings(samples))
 
 
@@ -293,3 +294,10 @@ def test_the_draws_of_a_row_do_not_depend_on_other_rows(method):
 
 def test_there_are_two_ways_to_pick_the_chosen_completion():
     assert set(CHOSEN) == {"reward", "random"}
+
+
+def test_a_draw_does_not_depend_on_the_keys_of_other_rows():
+    """If a message of another row has a name, datasets give all messages a name, which is None."""
+    row = {"prompt": [{"role": "user", "content": "q"}], "completions": ["a", "b"]}
+    filled = {**row, "prompt": [{"role": "user", "content": "q", "name": None}]}
+    assert build_row_generator(0, row).integers(10**9) == build_row_generator(0, filled).integers(10**9)

@@ -390,7 +390,7 @@ def require_decided_groups(samples: Dataset | Mapping[str, list], threshold: flo
             Smallest confidence that is accepted, in [0, 1].
 
     Raises:
-        ValueError: If it is unknown whether a row reaches the threshold.
+        ValueError: If it is unknown whether a row reaches the threshold, or which group is the largest.
     """
     if isinstance(samples, Dataset):
         names = [name for name in ("confidence", "confidence_upper") if name in samples.column_names]
@@ -402,8 +402,8 @@ def require_decided_groups(samples: Dataset | Mapping[str, list], threshold: flo
         if low < high and high >= threshold:
             raise ValueError(
                 f"`samples` row {row} was clustered for another threshold. Its confidence is between {low} and "
-                f"{high}, so it is unknown whether it reaches {threshold}. Call `cluster(threshold={threshold})`, "
-                "or pass `complete_groups=True` to it."
+                f"{high}, and its largest group is not certain at {threshold}. Call "
+                f"`cluster(threshold={threshold})`, or pass `complete_groups=True` to it."
             )
 
 
@@ -479,12 +479,22 @@ def _run_searches(
 
 
 def _build_record(inputs: _DistinctCompletions, groups: list[PossibleGroup], num_generations: int) -> dict[str, Any]:
-    """Returns the new columns of one prompt."""
+    """Returns the new columns of one prompt. Its bounds are equal only if it is certain which group is the largest."""
+    lower = max((group.lower for group in groups), default=0)
+    upper = max((group.upper for group in groups), default=0)
+    if lower == upper and not _is_first_certain(groups, upper):
+        lower -= 1
     return {
         "cluster_ids": _build_cluster_ids(inputs, groups, num_generations),
-        "confidence": max((group.lower for group in groups), default=0) / num_generations,
-        "confidence_upper": max((group.upper for group in groups), default=0) / num_generations,
+        "confidence": lower / num_generations,
+        "confidence_upper": upper / num_generations,
     }
+
+
+def _is_first_certain(groups: list[PossibleGroup], size: int) -> bool:
+    """Whether the first opened group that may have this size has it for certain."""
+    first = next((group for group in groups if group.upper == size), None)
+    return first is None or first.lower == size
 
 
 def _build_cluster_ids(inputs: _DistinctCompletions, groups: list[PossibleGroup], num_generations: int) -> list[int]:

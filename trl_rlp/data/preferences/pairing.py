@@ -15,6 +15,7 @@ from trl_rlp.data.groups.clustering import Group, find_largest_group, has_groups
 from trl_rlp.data.judges.judge import TIE, Judge, judge_pairs
 from trl_rlp.data.normalization import normalize_text
 from trl_rlp.data.preferences.completion_rewards import CompletionRewards
+from trl_rlp.data.turns import drop_missing_keys
 
 
 Row = dict[str, Any]
@@ -382,5 +383,6 @@ def build_row_generator(seed: int, row: Row) -> np.random.Generator:
     Returns:
         `numpy.random.Generator`: The generator.
     """
-    content = json.dumps([row["prompt"], row["completions"]], sort_keys=True).encode()
+    prompt = row["prompt"] if isinstance(row["prompt"], str) else drop_missing_keys(row["prompt"])
+    content = json.dumps([prompt, row["completions"]], sort_keys=True).encode()
     return np.random.default_rng([seed, int.from_bytes(hashlib.blake2b(content, digest_size=16).digest())])
