@@ -106,6 +106,11 @@ def test_an_empty_list_has_no_rewards(model):
     assert score_rows(model, []) == []
 
 
+def test_a_row_without_tokens_is_an_error(model):
+    with pytest.raises(ValueError, match="Row 8 has no tokens. Drop it, or give it a prompt."):
+        score_rows(model, [[5, 6], []], first_row=7)
+
+
 def test_models_without_exactly_one_output_are_errors(model):
     require_reward_model(model)
     two = tiny_reward_model(tiny_tokenizer(), num_labels=2)

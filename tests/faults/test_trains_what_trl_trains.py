@@ -26,13 +26,15 @@ from trl_rlp.data.preferences.mixing import mix_preferences
 from trl_rlp.data.preferences.preferences import synthesize_preferences, tokenize_preferences
 from trl_rlp.data.preferences.views import ViewSampler
 from trl_rlp.data.sampling.engines import sample_completions
-from trl_rlp.data.scoring import score_samples
+from trl_rlp.data.scoring import score_samples, scoring_ids
+from trl_rlp.data.template_options import get_template_options
 from trl_rlp.evaluation.alpaca_eval import write_model_outputs
 from trl_rlp.evaluation.policy_metrics import describe_outputs
 from trl_rlp.evaluation.policy_pairs import answer_pairs
 from trl_rlp.evaluation.reward_bench import reward_bench_pairs
 from trl_rlp.evaluation.reward_metrics import score_pairs
 from trl_rlp.pipeline import run_rlp
+from trl_rlp.storage.loading import load_rows
 
 
 USER_COLUMNS = {
@@ -345,3 +347,30 @@ def test_the_pipeline_takes_formats_and_columns(kind, policy_trainer, tmp_path):
     settings = config(tmp_path, folder, method="uml+spg", policy_trainer=policy_trainer)
     result = run_rlp(settings, preferences, prompts, SameParity())
     assert result.retrained_policy.exists()
+
+
+def test_tool_calls_of_a_file_are_rendered_as_they_are(tmp_path):
+    """
+    Two rows of a file call different tools. The reader filled the arguments of each call and the properties of each
+    tool with those of the other, as nulls, and templates wrote them into the text.
+    """
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{{ tools | tojson }}{% for m in messages %}{{ m['content'] }}{% if m.tool_calls %}{{ m.tool_calls | tojson }}"
+        "{% endif %}{% endfor %}"
+    )
+    rows = []
+    for name, argument in (("f", "a"), ("g", "b")):
+        tool = {"name": name, "parameters": {"properties": {argument: {"type": "string"}}}}
+        calls = [{"type": "function", "function": {"name": name, "arguments": {argument: "x"}}}]
+        chosen = [{"role": "assistant", "content": "", "tool_calls": calls}]
+        rows.append({"prompt": [{"role": "user", "content": "q"}], "chosen": chosen, "tools": [tool]})
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for row, loaded in zip(rows, load_rows(tmp_path / "rows.jsonl"), strict=True):
+        texts = [
+            tokenizer.decode(
+                scoring_ids(tokenizer, one["prompt"], one["chosen"], True, None, get_template_options(one))
+            )
+            for one in (row, loaded)
+        ]
+        assert texts[0] == texts[1]

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from tests.tiny_models import save, tiny_causal_lm, tiny_nli, tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.row_scores import score_rows
 from trl_rlp.storage import artifacts, precision
-from trl_rlp.storage.artifacts import load_policy, load_reward_model
+from trl_rlp.storage.artifacts import load_complete_model, load_policy, load_reward_model
 from trl_rlp.storage.precision import cast_weights, choose_dtype, is_half, require_inference_dtype
 
 
@@ -60,6 +60,35 @@ def test_the_score_head_of_a_saved_bf16_model_is_not_rounded_when_it_is_loaded(f
     assert score_rows(loaded, ROWS[:8]) == score_rows(model, ROWS[:8])
 
 
+@pytest.fixture(scope="module")
+def bf16_folder(folder, tmp_path_factory):
+    """A checkpoint whose weights, with those of the head, are all in bf16, as most published ones."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.bfloat16)
+    return save(model, TOKENIZER, tmp_path_factory.mktemp("bf16"))
+
+
+@pytest.mark.parametrize("options", [{}, {"dtype": "auto"}, {"dtype": "bfloat16"}])
+def test_the_head_of_a_bf16_checkpoint_computes_in_fp32_whatever_dtype_is_asked_for(bf16_folder, options):
+    """In bf16, most of the rewards would be equal, and the first completion would count as the best."""
+    model, _ = load_reward_model(bf16_folder, **options)
+    assert model.dtype == torch.bfloat16 and model.score.weight.dtype == torch.float32
+    assert len(set(score_rows(model, ROWS))) == len(ROWS)
+
+
+def test_the_head_of_a_model_on_the_hub_is_not_rounded(folder, tmp_path, monkeypatch):
+    model, tokenizer = load_reward_model(folder, dtype="bfloat16")
+    repository = tmp_path / "models--org--reward"
+    save(model, tokenizer, repository / "snapshots" / "abc")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    options = {"cache_dir": tmp_path, "local_files_only": True, "num_labels": 1}
+    for dtype in ("auto", "bfloat16"):
+        loaded = load_complete_model(
+            AutoModelForSequenceClassification, "org/reward", "a reward model", dtype=dtype, **options
+        )
+        assert torch.equal(loaded.score.weight, model.score.weight)
+
+
 def test_a_model_that_is_spread_over_devices_has_its_score_head_in_fp32(folder):
     model, _ = load_reward_model(folder, dtype="bfloat16", device_map={"": "cpu"})
     exact, _ = load_reward_model(folder, dtype="float32")
@@ -105,11 +134,12 @@ def test_a_policy_takes_the_options_of_from_pretrained(tmp_path, monkeypatch):
     ("auto_class", "task_type"),
     [(AutoModelForCausalLM, "CAUSAL_LM"), (AutoModelForSequenceClassification, "SEQ_CLS")],
 )
-def test_an_adapter_is_merged_before_the_weights_are_rounded(tmp_path, auto_class, task_type):
+@pytest.mark.parametrize(("base_dtype", "dtype"), [("float32", "bfloat16"), ("bfloat16", "auto")])
+def test_an_adapter_is_merged_before_the_weights_are_rounded(tmp_path, auto_class, task_type, base_dtype, dtype):
     """A change below half of bf16's spacing is lost if it is added to a weight that is rounded already."""
     build = tiny_causal_lm if task_type == "CAUSAL_LM" else tiny_reward_model
     load = load_policy if task_type == "CAUSAL_LM" else load_reward_model
-    base = save(build(TOKENIZER), TOKENIZER, tmp_path / "base")
+    base = save(build(TOKENIZER).to(getattr(torch, base_dtype)), TOKENIZER, tmp_path / "base")
     config = LoraConfig(r=2, target_modules=["q_proj"], task_type=task_type, init_lora_weights=False)
     model = get_peft_model(auto_class.from_pretrained(base), config)
     for name, parameter in model.named_parameters():
@@ -117,9 +147,9 @@ def test_an_adapter_is_merged_before_the_weights_are_rounded(tmp_path, auto_clas
             parameter.data *= 0.02
     save(model, TOKENIZER, tmp_path / "adapter")
     name = "model.layers.0.self_attn.q_proj.weight"
-    exact, rounded = (
-        load(tmp_path / "adapter", dtype=dtype)[0].state_dict()[name] for dtype in ("float32", "bfloat16")
-    )
+    exact, rounded = (load(tmp_path / "adapter", dtype=choice)[0] for choice in ("float32", dtype))
+    assert task_type == "CAUSAL_LM" or rounded.score.weight.dtype == torch.float32
+    exact, rounded = (model.state_dict()[name] for model in (exact, rounded))
     assert torch.equal(exact.bfloat16(), rounded)
 
 

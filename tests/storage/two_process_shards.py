@@ -82,6 +82,15 @@ def refuse_different_folders(folder: Path) -> None:
     except ValueError as error:
         text = str(error)
     assert "is not the same folder on all processes: process 1 on " in text and "Pass an `output_dir`" in text
+    make, shard_folder._make_temporary_folder = shard_folder._make_temporary_folder, lambda: own
+    for work in (lambda: run(halve, None), shard_folder.require_shared_temporary_folder):
+        text = ""
+        try:
+            work()
+        except ValueError as error:
+            text = str(error)
+        assert "process 1 on " in text and "Set the environment variable TMPDIR to a folder" in text
+    shard_folder._make_temporary_folder = make
 
 
 def outlive_a_process(folder: Path) -> None:

@@ -109,7 +109,9 @@ def _require_scorable(model: PreTrainedModel | PeftModel, rows: list[list[int]],
     require_context(model, [len(ids) for ids in rows], first_row)
     size = model.get_input_embeddings().weight.shape[0]
     for row, ids in enumerate(rows):
-        if ids and max(ids) >= size:
+        if not ids:
+            raise ValueError(f"Row {first_row + row} has no tokens. Drop it, or give it a prompt.")
+        if max(ids) >= size:
             raise ValueError(
                 f"Row {first_row + row} contains token id {max(ids)}, outside the reward model's embedding of {size} "
                 "rows. Pass the tokenizer of `model`, or call `model.resize_token_embeddings`."

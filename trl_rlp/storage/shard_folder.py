@@ -31,6 +31,8 @@ MANIFEST = "samples.json"
 SHARED_FOLDER_SECONDS = 60.0
 """How long a process looks for a file that the main process has written, until the folder counts as another one."""
 _ROWS = b"trl_rlp_rows"
+_OUTPUT_DIR_REMEDY = "Pass an `output_dir` on a file system that all hosts share."
+_TMPDIR_REMEDY = "Set the environment variable TMPDIR to a folder on a file system that all hosts share."
 
 Record = dict[str, Any]
 
@@ -251,8 +253,20 @@ def open_shard_folder(
     # Not a collective of training, because on a slow disk many shards take longer than its time limit.
     run = run_on_main(lambda: _start(ShardFolder(path, "", shards, features, is_final)))
     if state.num_processes > 1:
-        _require_shared(path, path / f".run-{run}")
+        _require_shared(path, path / f".run-{run}", is_temporary=output_dir is None)
     return ShardFolder(path, run, shards, features, is_final)
+
+
+def require_shared_temporary_folder() -> None:
+    """
+    Checks that all processes see the temporary folders of the main process, before work that will need one. Each
+    process must call this function.
+
+    Raises:
+        ValueError: If a process on another host does not see them.
+    """
+    if process_state().num_processes > 1:
+        open_shard_folder(None, None, [], None, None)
 
 
 def _start(folder: ShardFolder) -> str:
@@ -272,7 +286,7 @@ def _make_temporary_folder() -> Path:
     return Path(path)
 
 
-def _require_shared(folder: Path, sign: Path) -> None:
+def _require_shared(folder: Path, sign: Path, is_temporary: bool) -> None:
     """Checks that all processes see the file that the main process has written, and removes it."""
     deadline = time.monotonic() + SHARED_FOLDER_SECONDS
     while not (is_seen := sign.exists()) and time.monotonic() < deadline:
@@ -285,7 +299,7 @@ def _require_shared(folder: Path, sign: Path) -> None:
     if blind:
         raise ValueError(
             f"{folder} is not the same folder on all processes: {', '.join(blind)} cannot see what the main process "
-            "wrote there. Pass an `output_dir` on a file system that all hosts share."
+            f"wrote there. {_TMPDIR_REMEDY if is_temporary else _OUTPUT_DIR_REMEDY}"
         )
 
 

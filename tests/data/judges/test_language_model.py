@@ -6,6 +6,7 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer
 
 from tests.tiny_models import tiny_causal_lm, tiny_tokenizer
+from trl_rlp.data.judges import language_model
 from trl_rlp.data.judges.language_model import JUDGE_TEMPLATE, language_model_judge
 
 
@@ -161,6 +162,16 @@ def test_answers_are_kept_for_the_same_model_only(tmp_path):
     found = language_model_judge(other, tokenizer, cache=cache)(TEXTS, FIRSTS, SECONDS)
     assert found == pytest.approx(language_model_judge(other, tokenizer)(TEXTS, FIRSTS, SECONDS), abs=1e-6) != expected
     assert len(cache.read_text().splitlines()) == 8
+
+
+def test_the_weights_are_hashed_once(tmp_path, monkeypatch):
+    """A hash of a judge of 8B copies 16 GB to the host, and a run calls the judge for each shard."""
+    tokenizer, hashed = tiny_tokenizer(), []
+    monkeypatch.setattr(language_model, "weights_fingerprint", lambda model: hashed.append(model) or "hash")
+    judge = language_model_judge(tiny_causal_lm(tokenizer), tokenizer, cache=tmp_path / "answers.jsonl")
+    for _ in range(2):
+        judge(TEXTS, FIRSTS, SECONDS)
+    assert len(hashed) == 1
 
 
 def test_processes_that_share_batches_ask_each_question_once(tmp_path, monkeypatch):

@@ -1,10 +1,11 @@
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Features, Json, List, Value
 from trl import RewardConfig, RewardTrainer
 
 from tests.tiny_models import tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.preferences.mixing import mix_preferences
 from trl_rlp.data.preferences.preferences import tokenize_preferences
+from trl_rlp.data.turns import drop_missing_keys
 
 
 def build_human(rows=4, **overrides):
@@ -93,6 +94,47 @@ def test_messages_with_different_fields_are_aligned():
         [{"name": "Ann", "content": "p0", "role": "user"}],
         [{"name": None, "content": "s0", "role": "user"}],
     ]
+
+
+QUESTION = [{"role": "user", "content": "q"}]
+NAMED = [{"role": "user", "content": "q", "name": "Ann"}]
+CALLS = [[{"role": "user", "content": "q", "call": {"arguments": {name: 1}}}] for name in "ab"]
+
+
+@pytest.mark.parametrize(
+    ("column", "human", "synthetic", "kind"),
+    [
+        ("prompt", QUESTION, NAMED, None),
+        ("prompt", NAMED, QUESTION, None),
+        ("prompt", QUESTION, NAMED, List(Json())),
+        ("prompt", *CALLS, None),
+        ("k", 1, 1.5, None),
+        ("k", 1.5, 1, None),
+        ("chat_template_kwargs", {"a": 1}, {"b": 1}, None),
+    ],
+)
+@pytest.mark.parametrize("is_json_in_human", [True, False])
+def test_the_wider_type_holds_the_values_of_both(column, human, synthetic, kind, is_json_in_human):
+    pair = {"prompt": QUESTION, "chosen": QUESTION, "rejected": QUESTION}
+    rows = [[{**pair, column: value}] for value in (human, synthetic)]
+    datasets = [Dataset.from_list(row) for row in rows]
+    if kind is not None:
+        at = 0 if is_json_in_human else 1
+        datasets[at] = Dataset.from_list(rows[at], features=Features({**datasets[at].features, column: kind}))
+    mixed = mix_preferences(*datasets)[column]
+    if column == "prompt":
+        mixed = [drop_missing_keys(prompt) for prompt in mixed]
+    assert list(mixed) == [human, synthetic]
+
+
+def test_types_that_no_type_holds_are_an_error_in_one_line():
+    pair = {"chosen": "a", "rejected": "b"}
+    datasets = [Dataset.from_list([{**pair, "k": value}]) for value in ([1], [{"a": 1}])]
+    with pytest.raises(ValueError, match="The column `k` holds Value.* in `human` and {.* in `synthetic`. Rename it"):
+        mix_preferences(*datasets)
+    narrow = Dataset.from_list([{**pair, "k": 1}]).cast_column("k", Value("int8"))
+    with pytest.raises(ValueError, match=r"types of `human` and `synthetic` differ .*300.*Cast both to the same"):
+        mix_preferences(narrow, Dataset.from_list([{**pair, "k": 300}]))
 
 
 def test_datasets_that_do_not_fit_raise():

@@ -10,6 +10,7 @@ from datasets import Dataset
 from peft import LoraConfig
 
 import trl_rlp.trainer.callbacks.reward_refinement as refinement_module
+import trl_rlp.trainer.callbacks.reward_refinement_callback as callback_module
 from tests.ppo_runs import has_changed, ppo_trainer, prompts, weights
 from tests.refinement_runs import SameParity, anchors, policy_trainer, refinable_reward, refinement
 from tests.reward_runs import preferences, synthetic_preferences
@@ -143,6 +144,19 @@ def test_published_groups_of_recorded_rollouts(tmp_path):
     settings = {"num_generations": 4, "per_device_train_batch_size": 8, "max_steps": 3}
     build_trainer(tmp_path / "run", "grpo", [reward], [callback], **settings).train()
     assert callback.num_accepted == 1
+
+
+def test_hosts_that_share_no_folder_are_an_error_before_the_training(tmp_path, monkeypatch):
+    def refuse():
+        raise ValueError("Set the environment variable TMPDIR")
+
+    monkeypatch.setattr(callback_module, "require_shared_temporary_folder", refuse)
+    reward = refinable_reward()
+    callback = refinement(tmp_path, reward, equivalence=SameParity(), confidence_threshold=0.5)
+    trainer = build_trainer(tmp_path, "grpo", [reward], [callback])
+    with pytest.raises(ValueError, match="TMPDIR"):
+        trainer.train()
+    assert trainer.state.global_step == 0
 
 
 def run_schedule(folder, monkeypatch, kind="grpo", every=2, **settings) -> tuple[list, RewardRefinementCallback]:

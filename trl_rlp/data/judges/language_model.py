@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import re
@@ -72,7 +73,8 @@ def language_model_judge(
             Maximum share of questions in one call, in [0, 1], whose most likely next token is neither label. A larger
             share is an error. The probabilities of these questions count like all others.
         cache (`str` or `os.PathLike`, *optional*):
-            File that stores the answers, see [`AnswerCache`]. An interrupted run resumes from it.
+            File that stores the answers, see [`AnswerCache`]. An interrupted run resumes from it. The weights of
+            `model` must not change after the first call, because they are hashed once.
         share_batches (`bool`, *optional*, defaults to `False`):
             Whether the processes of `accelerate launch` share the batches of each call. Each of them must then call
             the judge with the same pairs, and each gets all probabilities.
@@ -127,6 +129,11 @@ class LanguageModelJudge(AskedJudge):
         found = dict(zip(pairs, snap_ties((first_wins + 1 - second_wins) / 2), strict=True))
         return [found.get(pair) for pair in range(len(prompts))]
 
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        """Computed once, because it reads all weights."""
+        return weights_fingerprint(self.model)
+
     def _find_overlong(self, lengths: list[int], pairs: int) -> dict[int, str]:
         """Returns the pairs with a question beyond the model's context, and what is wrong with each of them."""
         context = read_context(self.model)
@@ -139,7 +146,7 @@ class LanguageModelJudge(AskedJudge):
     def _answer(self, stems: list[list[int]], label_tokens: list[tuple[int, int]]) -> list[Answer]:
         """Returns the probability of A against B after each stem, and the text of the most likely next token."""
         is_kept = self._cache.path is not None
-        fingerprint = weights_fingerprint(self.model) if is_kept else None
+        fingerprint = self._fingerprint if is_kept else None
         questions = list(zip([fingerprint] * len(stems), stems, label_tokens, strict=True))
         answers = dict(enumerate(self._find_answers(questions) if is_kept else [None] * len(stems)))
         missing = [row for row, answer in answers.items() if answer is None]

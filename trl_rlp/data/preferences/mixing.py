@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Features, Value, concatenate_datasets
+from datasets import Dataset, Features, Json, LargeList, List, Value, concatenate_datasets
 
 from trl_rlp.data.validation import require_columns
 
@@ -17,10 +17,11 @@ def mix_preferences(
     """
     Builds D ∪ D̂: human preferences, then synthetic preferences, with the columns of both.
 
-    A column that one dataset lacks is empty in its rows: `None`, or `{}` for `chat_template_kwargs`, which TRL reads
-    as a dict. The exception is `margin`, which TRL's loss reads. If human pairs have a margin, synthetic pairs get
-    margin 0. If human pairs have no margin, synthetic pairs lose theirs. The column `is_synthetic` marks the synthetic
-    pairs. The rows are not shuffled, because the trainer shuffles them.
+    A column with different types in the two datasets gets the wider type: floats rather than integers, messages with
+    the keys of both, JSON for other dicts. A column that one dataset lacks is empty in its rows: `None`, or `{}` for
+    `chat_template_kwargs`, which TRL reads as a dict. The exception is `margin`, which TRL's loss reads. If human
+    pairs have a margin, synthetic pairs get margin 0. If human pairs have no margin, synthetic pairs lose theirs. The
+    column `is_synthetic` marks the synthetic pairs. The rows are not shuffled, because the trainer shuffles them.
 
     Args:
         human ([`~datasets.Dataset`]):
@@ -52,7 +53,12 @@ def mix_preferences(
         feature = human.features["margin"]
         synthetic = synthetic.add_column("margin", [0] * len(synthetic), feature=feature)
     _check_types(human, synthetic)
-    features = Features({**synthetic.features, **human.features, _MARK: Value("bool")})
+    shared = {
+        name: _join_types(name, feature, synthetic.features[name])
+        for name, feature in human.features.items()
+        if name in synthetic.column_names
+    }
+    features = Features({**synthetic.features, **human.features, **shared, _MARK: Value("bool")})
     return concatenate_datasets(
         [_align_columns(human, features, is_synthetic=False), _align_columns(synthetic, features, is_synthetic=True)]
     )
@@ -83,6 +89,26 @@ def _describe_kind(feature: Any) -> str:
     if not isinstance(feature, Value):
         return "nested values"
     return "text" if "string" in feature.dtype else "numbers"
+
+
+def _join_types(name: str, human: Any, synthetic: Any) -> Any:
+    """Returns a type that holds the values of both. Of two types of texts or of integers, it is that of `human`."""
+    if human == synthetic:
+        return human
+    types = human, synthetic
+    if all(isinstance(one, Json | dict) for one in types):
+        are_messages = all("role" in one for one in types if isinstance(one, dict))
+        if any(isinstance(one, Json) for one in types) or (human.keys() != synthetic.keys() and not are_messages):
+            return Json()  # a struct would fill in the keys of the other dataset
+        both = {key: _join_types(name, human[key], synthetic[key]) for key in human.keys() & synthetic.keys()}
+        return {**synthetic, **human, **both}
+    if all(isinstance(one, List | LargeList) for one in types):
+        return type(human)(_join_types(name, human.feature, synthetic.feature))
+    if all(isinstance(one, Value) for one in types) and _describe_kind(human) == _describe_kind(synthetic):
+        return synthetic if "float" in synthetic.dtype and "float" not in human.dtype else human
+    raise ValueError(
+        f"The column `{name}` holds {human} in `human` and {synthetic} in `synthetic`. Rename it in one of them."
+    )
 
 
 def _draw_synthetic(synthetic: Dataset, num_human: int, share: float, seed: int) -> Dataset:
@@ -139,4 +165,10 @@ def _align_columns(dataset: Dataset, features: Features, is_synthetic: bool) -> 
         if name not in dataset.column_names:
             empty = {} if name == "chat_template_kwargs" else None
             dataset = dataset.add_column(name, [empty] * len(dataset), feature=features[name])
-    return dataset.select_columns(list(features)).cast(features)
+    try:
+        return dataset.select_columns(list(features)).cast(features)
+    except (TypeError, ValueError) as error:  # for example an integer that does not fit
+        raise ValueError(
+            f"The types of `human` and `synthetic` differ ({' '.join(str(error).split())}). Cast both to the same "
+            "`features`."
+        ) from error

@@ -59,7 +59,8 @@ def sample_completions(
             The policy, a decoder-only causal LM: its folder or Hub name, or for the engine `"transformers"` also the
             model itself, on the device to sample on. For the engine `"server"`, its name on the server.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            The policy's tokenizer. It does not need a pad token. Defaults to the tokenizer of the folder or name.
+            The policy's tokenizer. It does not need a pad token. Defaults to the tokenizer of the folder or name. The
+            engine `"server"` does not read it.
         engine (`str`, *optional*, defaults to `"transformers"`):
             What draws the tokens: `"transformers"`, `"vllm"` (vLLM in a process of its own, which ends after the last
             prompt) or `"server"` (see [`sample_from_server`]).
@@ -92,7 +93,8 @@ def sample_completions(
             `chat_template_kwargs`, which scoring and TRL's `RewardTrainer` read.
         model_options (`dict`, *optional*):
             Options of `from_pretrained` if `model` is a folder or a name, as in [`load_policy`]. vLLM takes `dtype`,
-            `revision` and `trust_remote_code` from it, and chooses its attention and its devices itself.
+            `revision` and `trust_remote_code` from it, and chooses its attention and its devices itself. The engine
+            `"server"` does not read it.
         output_dir (`str` or `Path`, *optional*):
             Folder for finished shards. An interrupted run resumes from it.
         shard_size (`int`, *optional*):

@@ -22,6 +22,7 @@ from trl_rlp.data.validation import require_columns, require_preferences
 from trl_rlp.evaluation.reward_metrics import reward_margins
 from trl_rlp.rewards.refinable_reward import RefinableReward
 from trl_rlp.storage.device_memory import release_at_end
+from trl_rlp.storage.shard_folder import require_shared_temporary_folder
 from trl_rlp.trainer.callbacks.refinement_checks import (
     PolicyConfig,
     check_policy_run,
@@ -207,6 +208,8 @@ class RewardRefinementCallback(TrainerCallback, ExportableState):
         self.reward.follow(kwargs["model"])
         if self.comparison is not None:
             require_known_prompts(kwargs["train_dataloader"].dataset, self.comparison, kwargs["processing_class"])
+        if self.comparison is None or self.args.views_share_group:  # refinements call `cluster`
+            require_shared_temporary_folder()
         self._check_models()
         self._begin()
         if state.global_step > 0:
