@@ -6,6 +6,7 @@ from datasets import Dataset
 import trl_rlp.cli.prefer as module
 from trl_rlp.cli import main as run_command
 from trl_rlp.cli.prefer import main
+from trl_rlp.storage.json_files import replace_nan
 from trl_rlp.storage.loading import load_rows
 from trl_rlp.storage.run_folder import RunFolder
 
@@ -74,13 +75,13 @@ def test_a_folder_that_another_run_claims_in_the_meantime_stays_unchanged(tmp_pa
 def test_an_interrupted_write_leaves_no_preferences_and_the_same_settings_write_them(
     tmp_path, words, result, monkeypatch
 ):
-    def interrupted(rows, path):
-        with open(path, "w") as file:
-            file.write('{"prompt')
-        raise KeyboardInterrupt
+    def interrupted(value):
+        if "chosen" in value:
+            raise KeyboardInterrupt
+        return replace_nan(value)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Dataset, "to_json", interrupted)
+        patch.setattr("trl_rlp.storage.json_files.replace_nan", interrupted)
         main(words)
     assert not (tmp_path / "out" / "preferences.jsonl").exists()
     main(words)

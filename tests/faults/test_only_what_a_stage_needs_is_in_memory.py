@@ -115,7 +115,10 @@ def test_the_local_variables_of_all_errors_in_a_chain_are_released(sft_model):
 
 
 def test_the_models_of_step_5_wait_on_the_cpu_while_the_others_are_trained(tmp_path, monkeypatch):
-    """The trainer of Algorithm 1 held its own policy, critic, reference and reward model on the device in step 4."""
+    """
+    The trainer of Algorithm 1 held its own policy, critic, reference and reward model on the device in step 4. Step 5
+    has another critic and reward model, so the first ones stay on the CPU.
+    """
     trainer = rlp_trainer(tmp_path, method="spg", data=ppo_prompts())
     moves, live = [], LiveModels()
     models = {
@@ -139,7 +142,7 @@ def test_the_models_of_step_5_wait_on_the_cpu_while_the_others_are_trained(tmp_p
         "gate",
     ]
     assert all(set(where.values()) == {"cpu"} and names == [] for _, where, names in moves)
-    assert set(places.values()) == {"device"}
+    assert places == {"policy": "device", "reference": "device", "critic": "cpu", "reward model": "cpu"}
 
 
 def follow_moves(monkeypatch, name, model, places):

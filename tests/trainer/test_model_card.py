@@ -123,7 +123,8 @@ def test_a_reward_model_that_was_refined_in_the_loop_has_a_card_of_its_own(tmp_p
     assert card.text.strip().startswith("# Model Card for last_reward_model\n")
     for text in (
         "and not the paper's. Number of refinements that replaced the reward model: ",
-        "- Base model: the model in the local folder `sft`\n- Human preferences: 6 pairs\n- Synthetic preferences: ",
+        "- Base model: the model in the local folder `sft`\n- Human preferences: 6 pairs, without those above ",
+        "- Synthetic preferences: pairs of policy samples, also of those from the policy's training",
         "| `method` | spg |",
         "| `refinement/count` | ",
         "@inproceedings{lang2024fine",
