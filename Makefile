@@ -22,7 +22,7 @@ install: $(VENV)/.installed
 quickstart: install
 	$(BIN)/trl-rlp quickstart
 
-# Executes the notebooks and saves their outputs, about forty minutes. `NLI=FOLDER` replaces the classifier of the Hub.
+# Executes the notebooks and saves their outputs, about half an hour. `NLI=FOLDER` replaces the classifier of the Hub.
 NLI ?=
 notebooks: install
 	$(BIN)/python examples/notebooks/execute.py $(if $(NLI),--set 'nli_model_path="$(NLI)"')
