@@ -217,7 +217,7 @@ def test_values_that_no_table_can_hold_are_named(tmp_path, values, match):
 
 def test_keys_that_appear_late_are_none_before(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"a": 1}\n{"b": 2}\n{"a": 3, "c": [{"d": 1}]}\n{"c": [{"e": 2}]}\n')
-    assert read_dataset(tmp_path / "rows.jsonl").to_dict() == {
+    assert read_dataset(tmp_path / "rows.jsonl")[:] == {
         "a": [1, None, 3, None],
         "b": [None, 2, None, None],
         "c": [None, None, [{"d": 1}], [{"e": 2}]],
