@@ -351,7 +351,7 @@ def read_run_shape(
     hub_options = {name: value for name, value in config.model_options().items() if name in HUB_OPTIONS}
     processing_class = load_tokenizer(config.sft_model, **hub_options)
     policy, reward_path = _load_config(config.sft_model, hub_options), config.reward_base_model or config.sft_model
-    reads_tokens = shares_token_ids(
+    reads_tokens = reward_path == config.sft_model or shares_token_ids(
         load_tokenizer(reward_path, **hub_options), processing_class, policy.get_text_config().vocab_size
     )
     prompts = prompt_dataset["prompt"][:NUM_PROMPTS]

@@ -11,7 +11,6 @@ from tests.report.run_folders import (
     write_lines,
     write_log,
     write_preferences,
-    write_run,
 )
 from trl_rlp.cli.anchors import main as make_anchors
 from trl_rlp.data.anchors import SemanticAnchors
@@ -21,16 +20,6 @@ from trl_rlp.report.contents_reader import read_contents
 from trl_rlp.report.run_report import write_report
 from trl_rlp.storage.artifacts import save_data
 from trl_rlp.storage.json_files import write_json
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    return write_run(tmp_path_factory.mktemp("contents") / "run")
-
-
-@pytest.fixture
-def run(finished, tmp_path):
-    return shutil.copytree(finished, tmp_path / "run")
 
 
 def test_pairs_and_completions_of_a_trainer_are_read(run, tmp_path):

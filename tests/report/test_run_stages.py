@@ -7,7 +7,7 @@ from tests.report.run_folders import (
 )
 from trl_rlp.quickstart.narration import STAGE_TITLES
 from trl_rlp.quickstart.quickstart_config import QuickstartConfig
-from trl_rlp.report.run_stages import list_expected_stages, order_of_stage, split_round_name
+from trl_rlp.report.run_stages import get_stage_order, list_expected_stages, split_round_name
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_the_quickstart_expects_the_stages_that_it_announces():
 
 def test_stages_are_sorted_by_round_with_the_evaluation_at_the_end():
     names = ["evaluation", "gate_2", "unknown", "gate", "policy_samples_2.partial", "policy"]
-    assert sorted(names, key=order_of_stage) == [
+    assert sorted(names, key=get_stage_order) == [
         "policy",
         "gate",
         "unknown",

@@ -8,23 +8,12 @@ from tests.report.run_folders import (
     log_policy,
     write_json_settings,
     write_log,
-    write_run,
     write_stage,
 )
 from trl_rlp.quickstart.quickstart_config import QuickstartConfig
 from trl_rlp.report.contents_reader import read_contents
 from trl_rlp.storage.json_files import write_json
 from trl_rlp.storage.run_folder import RunFolder
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    return write_run(tmp_path_factory.mktemp("contents") / "run")
-
-
-@pytest.fixture
-def run(finished, tmp_path):
-    return shutil.copytree(finished, tmp_path / "run")
 
 
 def test_a_finished_run_lacks_nothing(run):

@@ -44,7 +44,7 @@ def split_round_name(name: str) -> tuple[str, int]:
     return (base, int(number)) if number.isdecimal() else (name.removesuffix(PARTIAL), 1)
 
 
-def order_of_stage(name: str) -> tuple[float, int, str]:
+def get_stage_order(name: str) -> tuple[float, int, str]:
     """
     Returns the key that sorts stages by round, and then by their order in a round. The evaluation comes last.
 

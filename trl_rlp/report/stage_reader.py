@@ -7,7 +7,7 @@ from typing import Any
 from trl_rlp.data.preferences.labeling import ROW_NUMBER
 from trl_rlp.report.rows import MAKE_AGAIN, Rows, explain_damage, read_object, read_stage_rows
 from trl_rlp.report.run_contents import Round, RunContents
-from trl_rlp.report.run_stages import PARTIAL, list_expected_stages, order_of_stage, split_round_name
+from trl_rlp.report.run_stages import PARTIAL, get_stage_order, list_expected_stages, split_round_name
 from trl_rlp.report.shapes import STAGE_METRICS, AnswersRow, PreferenceRow, SampleRow, Settings, Stage, require_shape
 from trl_rlp.report.training_log import read_training_log
 from trl_rlp.storage.run_folder import MANIFEST, RESULT, round_name
@@ -45,9 +45,9 @@ def read_stages(contents: RunContents, root: Path) -> None:
     remedy = "Without its settings, the run cannot be resumed. Start it again."
     contents.settings[manifest] = read_object(root / MANIFEST, Settings, remedy)
     found = {file.parent.name: _read_stage(file) for file in root.glob(f"*/{RESULT}")}
-    for name in sorted(found, key=order_of_stage):
+    for name in sorted(found, key=get_stage_order):
         contents.stages[name] = found[name]
-    for folder in sorted(root.iterdir(), key=lambda entry: order_of_stage(entry.name)):
+    for folder in sorted(root.iterdir(), key=lambda entry: get_stage_order(entry.name)):
         is_stage = folder.is_dir() and folder.name.removesuffix(PARTIAL) in found or folder.name.endswith(PARTIAL)
         log = read_training_log(folder) if is_stage else None
         if log is not None:
@@ -88,7 +88,7 @@ def _read_rounds(root: Path, stages: dict[str, dict[str, Any]]) -> Iterator[Roun
 def _read_policies(contents: RunContents, root: Path) -> None:
     for stage in ("evaluation", "outcome"):
         policies = {path.name: path for path in (root / stage).glob("*") if path.is_dir()}
-        for name in sorted(policies, key=lambda name: (name != "sft", *order_of_stage(name))):
+        for name in sorted(policies, key=lambda name: (name != "sft", *get_stage_order(name))):
             rows = read_stage_rows(policies[name], SampleRow)
             if rows is not None and {"prompt", "completions"} <= rows.names:
                 contents.policies[name] = rows
@@ -127,7 +127,7 @@ def find_missing_stages(roots: list[Path], contents: RunContents) -> list[str]:
     """
     settings = [contents.settings[(root / MANIFEST).relative_to(contents.folder).as_posix()] for root in roots]
     expected = {name for values in settings for name in list_expected_stages(values)}
-    missing = sorted(expected - contents.stages.keys(), key=order_of_stage)
+    missing = sorted(expected - contents.stages.keys(), key=get_stage_order)
     sentences = []
     if missing:
         started = [name for name in missing if any((root / f"{name}{PARTIAL}").is_dir() for root in roots)]
