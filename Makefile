@@ -32,9 +32,10 @@ anchors: install
 	HF_HUB_OFFLINE=1 $(BIN)/python examples/laboratory/real_policies.py run --seeds 0 --kl_coefs 0.1 \
 		--methods ppo spg anchored majority_sft majority_dpo --output_dir laboratory_runs/anchors
 
-# Two processes with one thread each. The models are tiny, and on a busy machine threads wait for each other.
+# Two processes with one thread each. The models are tiny, and on a busy machine threads wait for each other. In the order of
+# the files, the longest test (of the laboratory) starts early, and no process waits for it at the end.
 test: install
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 slow: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
