@@ -2,6 +2,8 @@ import gc
 import signal
 
 import pytest
+import torch
+from transformers.utils import logging
 
 
 def pytest_collection_finish(session):
@@ -11,8 +13,14 @@ def pytest_collection_finish(session):
 
 
 @pytest.fixture(autouse=True)
-def sigterm_handler():
-    """Restores the handler of SIGTERM. A trainer with `enable_jit_checkpoint` does so only when its training ends."""
-    before = signal.getsignal(signal.SIGTERM)
+def process_settings():
+    """
+    Restores what scripts and trainers set for the whole process: verbosity of transformers, threads of torch, and the
+    handler of SIGTERM, which a trainer with `enable_jit_checkpoint` restores only when its training ends.
+    """
+    handler, verbosity, threads = signal.getsignal(signal.SIGTERM), logging.get_verbosity(), torch.get_num_threads()
     yield
-    signal.signal(signal.SIGTERM, before)
+    signal.signal(signal.SIGTERM, handler)
+    logging.set_verbosity(verbosity)
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)

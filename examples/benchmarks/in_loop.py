@@ -26,12 +26,14 @@ is the median over rounds. The script takes about twelve minutes on one core.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import random
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +106,9 @@ class TimedAnchorReward(SemanticAnchorReward):
         return rewards
 
 
-def time_reward_training() -> list[float]:
-    """Returns a list that gets the seconds of each training of a reward model from now on."""
+@contextlib.contextmanager
+def time_reward_training() -> Iterator[list[float]]:
+    """Gives a list that gets the seconds of each training of a reward model inside a `with` block."""
     seconds, train = [], RLPRewardTrainer.train
 
     def train_and_time(trainer: RLPRewardTrainer, *args: Any, **kwargs: Any) -> Any:
@@ -115,7 +118,10 @@ def time_reward_training() -> list[float]:
         return output
 
     RLPRewardTrainer.train = train_and_time
-    return seconds
+    try:
+        yield seconds
+    finally:
+        RLPRewardTrainer.train = train
 
 
 class TimedRefinement(RewardRefinementCallback):
@@ -368,10 +374,10 @@ def count_questions(data: Path, prompts_per_rollout: int = 16, num_generations: 
 
 def report_share(sizes: argparse.Namespace, rounds: int) -> dict[str, dict]:
     results: dict[str, list[dict]] = {name: [] for name in TRAINERS}
-    trainings = time_reward_training()
-    for number in range(rounds):
-        for name in TRAINERS if number % 2 == 0 else TRAINERS[::-1]:
-            results[name].append(measure_share(name, sizes, trainings))
+    with time_reward_training() as trainings:
+        for number in range(rounds):
+            for name in TRAINERS if number % 2 == 0 else TRAINERS[::-1]:
+                results[name].append(measure_share(name, sizes, trainings))
     parameters = sum(parameter.numel() for parameter in make_llama(LlamaForCausalLM, sizes, 0).parameters())
     print(f"Llamas of {parameters / 1e6:.1f} million parameters, rollouts of {sizes.batch * sizes.micro_batches}")
     figures = {}

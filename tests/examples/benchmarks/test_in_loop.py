@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from trl_rlp import RLPRewardTrainer
+
 
 SCRIPT = Path(__file__).parents[3] / "examples/benchmarks/in_loop.py"
 SIZES = (
@@ -35,7 +37,9 @@ def test_results_are_written(data, monkeypatch, capsys):
     output = data / "results.json"
     options = [*SIZES, "--rounds", "1", "--data", str(data), "--output", str(output)]
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *options])
+    train = RLPRewardTrainer.train
     runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert RLPRewardTrainer.train is train
     results = json.loads(output.read_text())["figures"]
     assert {name: result["goal"] for name, result in results.items()} == {
         "in_loop_share_ppo": 0.15,
