@@ -8,7 +8,8 @@ TORCH ?= torch==2.13.0
 # Torch comes first, so that its build can be chosen: `UV_TORCH_BACKEND=cpu make install` installs one for the CPU. Without
 # it, the package index decides. On Linux, its builds bring gigabytes of CUDA libraries.
 install_torch = $(1)/bin/pip install --quiet uv && \
-	UV_FIND_LINKS="$${UV_FIND_LINKS-$$PIP_FIND_LINKS}" $(1)/bin/uv pip install --quiet --python $(1)/bin/python --no-deps "$(TORCH)"
+	UV_FIND_LINKS="$${UV_FIND_LINKS-$$PIP_FIND_LINKS}" $(1)/bin/uv pip install --quiet --compile-bytecode \
+	--python $(1)/bin/python --no-deps "$(TORCH)"
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -33,9 +34,11 @@ anchors: install
 		--methods ppo spg anchored majority_sft majority_dpo --output_dir laboratory_runs/anchors
 
 # Two processes with one thread each. The models are tiny, and on a busy machine threads wait for each other. In the order of
-# the files, the longest test (of the laboratory) starts early, and no process waits for it at the end.
+# the files, the longest test (of the laboratory) starts early, and no process waits for it at the end. Tests start many
+# processes, so bytecode is written even where the environment says not to.
 test: install
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
+		-n 2 --dist loadfile --no-loadscope-reorder
 
 slow: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow

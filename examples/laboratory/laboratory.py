@@ -19,7 +19,6 @@ import time
 from pathlib import Path
 
 from methods import PARTS, list_results
-from provenance import describe_settings
 from settings import SETTINGS
 
 
@@ -58,6 +57,8 @@ def run_seed(folder: Path, seed: int, name: str, selected: list[str]) -> None:
 
 def check_settings(folder: Path, name: str) -> None:
     """Writes the settings and methods to a new folder. Refuses a folder with different ones."""
+    from provenance import describe_settings
+
     folder.mkdir(parents=True, exist_ok=True)
     path, settings = folder / "settings.json", describe_settings(name)
     if not path.exists():
