@@ -8,7 +8,8 @@ Policies of SmolLM2-135M-Instruct on questions with known answers: PPO, GRPO, pu
 Each seed has its own split of the questions, its own π_SFT, D and r. Every policy starts from π_SFT. It is evaluated
 on the questions that it was trained on (U) and on held-out questions, with new samples and the known answers. The same
 command resumes an interrupted run after its last finished stage, and prints a table of each seed. `report` writes
-`policies.md` and `policies.json`, with intervals over seeds.
+`policies.md` and `policies.json`, with intervals over seeds. `report --data FILE` adds the seeds of such a JSON file,
+for example from another machine.
 
 The settings were chosen on seeds 90 and 91, with the known answers or r as the reward. Only the learning rate on picks
 was chosen with methods of ours: it is the larger of two values that were tried with SFT and DPO on seed 91. The report
@@ -78,9 +79,12 @@ def main() -> None:
     parser.add_argument("--kl_coefs", nargs="+", type=float, help="β of the methods that have one")
     parser.add_argument("--settings", choices=SETTINGS, default="smollm2")
     parser.add_argument("--output_dir", type=Path, default=Path("laboratory_runs/policies"), help="folder of the runs")
+    parser.add_argument(
+        "--data", nargs="+", type=Path, default=[], help="`policies.json` of other seeds (for `report`)"
+    )
     arguments = parser.parse_args()
     if arguments.command == "report":
-        print(write_report(arguments.output_dir, arguments.settings))
+        print(write_report(arguments.output_dir, arguments.settings, arguments.data))
         return
     if not arguments.seeds:
         parser.error("--seeds is required for `run`, for example --seeds 400-404")

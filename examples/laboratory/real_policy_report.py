@@ -1,6 +1,7 @@
 """The report of the experiment with policies on a real model: checks of the runs, and tables over seeds."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,36 +40,63 @@ COLUMNS = {"accuracy": 3, "decided": 0, "pairs": 0}
 """Metrics of labels, and their digits in a table."""
 
 
-def write_report(folder: Path, settings_name: str) -> str:
-    """Checks the runs of a folder, and writes the page with all tables and the metrics by seed. Returns the page."""
-    runs, commit = load_runs(folder, settings_name)
-    (folder / "policies.json").write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
+def write_report(folder: Path, settings_name: str, data: Sequence[Path] = ()) -> str:
+    """
+    Checks the runs of a folder and of other machines, and writes the page with all tables and the metrics by seed.
+
+    Args:
+        folder (`Path`):
+            Folder of the runs, which gets the files.
+        settings_name (`str`):
+            Name of the settings of all runs.
+        data (sequence of `Path`):
+            Metrics by seed that earlier reports wrote.
+
+    Returns:
+        `str`: The page.
+    """
+    runs, commit = load_runs(folder, settings_name, data)
+    folder.mkdir(parents=True, exist_ok=True)
+    metrics = {"settings": asdict(SETTINGS[settings_name]), "seeds": runs}
+    (folder / "policies.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     page = build_page(runs, SETTINGS[settings_name], settings_name, commit)
     (folder / "policies.md").write_text(page + "\n", encoding="utf-8")
     return page
 
 
-def load_runs(folder: Path, settings_name: str) -> tuple[Runs, str]:
+def load_runs(folder: Path, settings_name: str, data: Sequence[Path] = ()) -> tuple[Runs, str]:
     """Loads the metrics of all stages by seed, and their commit. Refuses runs that cannot be in one table."""
-    expected = json.loads(json.dumps(asdict(SETTINGS[settings_name])))
     runs: Runs = {}
     for path in sorted(file.parent for file in folder.glob("seed-*/run.json")):
         run = read_json(path / "run.json")
         if path.name != f"seed-{run['seed']}":
             raise SystemExit(f"{path} contains a run of seed {run['seed']}. Restore its name, or remove it.")
-        if run["settings"] != expected:
-            raise SystemExit(
-                f"{path} was run with other settings than {settings_name!r} of this code. Report it with the code "
-                "that made it, or run the seed again with another --output_dir."
-            )
+        require_settings(path, run["settings"], settings_name)
         stages = {file.parent.name: read_json(file) for file in sorted(path.glob("*/stage.json"))}
         if stages:
             runs[run["seed"]] = {
                 name: stage["metrics"] | {"seconds": stage["seconds"]} for name, stage in stages.items()
             }
+    for path in data:
+        metrics = read_json(path)
+        require_settings(path, metrics["settings"], settings_name)
+        others = {int(seed): run for seed, run in metrics["seeds"].items()}
+        if repeated := sorted(set(runs) & set(others)):
+            raise SystemExit(f"{path} contains seeds that were read before: {join(repeated)}. Remove one of the two.")
+        runs |= others
     if len(runs) < 2:
         raise SystemExit(f"{folder} contains {len(runs)} seeds, but an interval needs at least two. Run more seeds.")
+    runs = dict(sorted(runs.items()))
     return runs, check_runs(runs, is_smoke=settings_name == "smoke")
+
+
+def require_settings(path: Path, settings: dict[str, Any], settings_name: str) -> None:
+    """Refuses runs with other settings than those of this code."""
+    if settings != json.loads(json.dumps(asdict(SETTINGS[settings_name]))):
+        raise SystemExit(
+            f"{path} was run with other settings than {settings_name!r} of this code. Report it with the code "
+            "that made it, or run the seed again with another --output_dir."
+        )
 
 
 def check_runs(runs: Runs, is_smoke: bool) -> str:

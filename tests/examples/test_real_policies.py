@@ -61,7 +61,7 @@ def test_all_methods_run_resume_and_appear_in_the_report(tmp_path, call, capsys)
     assert page.strip() in capsys.readouterr().out
     for name in (*METHODS, *PICK_METHODS, "pi_sft"):
         assert f"| {name} |" in page, name
-    metrics = json.loads((runs / "policies.json").read_text())["0"]
+    metrics = json.loads((runs / "policies.json").read_text())["seeds"]["0"]
     assert metrics["known_answers 0.02"]["kl"] > 0 and metrics["pi_sft"]["kl"] == 0
     assert len(metrics["anchored 0.02"]["verdicts"]) == 2  # windows of one rollout
     assert any("refinement/accepted" in row for row in metrics["refined_in_loop 0.02"]["curve"])
@@ -210,6 +210,30 @@ def test_fewer_than_two_seeds_and_other_settings_are_refused(tmp_path):
     write_json(tmp_path / "seed-400" / "pi_sft" / "stage.json", {"metrics": {"commit": "a"}, "seconds": 1.0})
     with pytest.raises(SystemExit, match="contains 1 seeds"):
         load_runs(tmp_path, "smollm2")
+
+
+def test_seeds_of_other_reports_are_added_once_and_with_the_same_settings(tmp_path):
+    from real_policy_report import load_runs, write_report
+    from real_settings import SETTINGS
+
+    settings, metrics = asdict(SETTINGS["smoke"]), {"commit": "a"}
+    for folder, seeds in (("first", (3, 1)), ("second", (2,))):
+        for seed in seeds:
+            stage = tmp_path / folder / f"seed-{seed}" / "sft"
+            RunFolder(stage.parent, {"seed": seed, "settings": settings})
+            stage.mkdir()
+            write_json(stage / "stage.json", {"metrics": metrics, "seconds": float(seed)})
+    data = tmp_path / "first" / "policies.json"
+    write_json(data, {"settings": settings, "seeds": load_runs(tmp_path / "first", "smoke")[0]})
+    runs, commit = load_runs(tmp_path / "second", "smoke", [data])
+    assert commit == "a" and list(runs) == [1, 2, 3]
+    assert [run["sft"]["seconds"] for run in runs.values()] == [1.0, 2.0, 3.0]
+    assert load_runs(tmp_path / "none", "smoke", [data])[0].keys() == {1, 3}
+    with pytest.raises(SystemExit, match=r"policies.json contains seeds that were read before: 1, 3"):
+        load_runs(tmp_path / "first", "smoke", [data])
+    write_json(data, {**json.loads(data.read_text()), "settings": asdict(SETTINGS["smollm2"])})
+    with pytest.raises(SystemExit, match="policies.json was run with other settings than 'smoke'"):
+        write_report(tmp_path / "second", "smoke", [data])
 
 
 @pytest.mark.parametrize(
