@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from provenance import UNKNOWN, find_commit, join, name_seeds, require_known
+from real_claims import build_claims_table
 from real_methods import METHODS, PICK_METHODS, name_result
 from real_seed_table import PARTS
 from real_settings import EXPLORED_SEEDS, SETTINGS, RealSettings
@@ -27,6 +28,10 @@ POLICY_COLUMNS = {
 }
 """Columns of the table of policies: the keys of the metric, and its digits."""
 
+CLAIMS_NOTE = (
+    "All claims are about the share of correct answers, except for the row on r. The same values are in the table of "
+    "differences for each β, without correction."
+)
 DIFFERENCE_NOTE = (
     "The intervals are not corrected for their number. Without any effect, one in twenty would exclude 0. "
     "`known_answers` is trained with the answers of the trained questions, so it is a ceiling there and not a method."
@@ -146,6 +151,7 @@ def build_page(runs: Runs, settings: RealSettings, settings_name: str, commit: s
             "± half the width of the 95% interval over seeds (Student's t). Differences are paired by seed and by "
             f"question.{describe_missing(runs, settings)}",
             f"## Policies\n\n{build_policy_table(runs, results)}",
+            f"## Claims\n\n{build_claims_table(runs, results)}\n\n{CLAIMS_NOTE}",
             f"## Differences\n\n{build_difference_table(runs, results)}\n\n{DIFFERENCE_NOTE}",
             f"## Selection without training\n\n{build_selection_table(runs, settings)}\n\n{SELECTION_NOTE}",
             f"## Rewards and answers during the training\n\n{build_curve_table(runs, results, settings)}",

@@ -59,6 +59,7 @@ def test_all_methods_run_resume_and_appear_in_the_report(tmp_path, call, capsys)
     call("report")
     page = (runs / "policies.md").read_text()
     assert page.strip() in capsys.readouterr().out
+    assert "| above ppo at the same β, held-out questions | anchored − ppo, β 0.02 |" in page
     for name in (*METHODS, *PICK_METHODS, "pi_sft"):
         assert f"| {name} |" in page, name
     metrics = json.loads((runs / "policies.json").read_text())["seeds"]["0"]
@@ -174,6 +175,40 @@ def test_stages_without_a_commit_do_not_mix_with_others():
 
     with pytest.raises(SystemExit, match=r"different commits: a \(seeds 400\), unknown \(seeds 401\)"):
         check_runs({400: {"pi_sft": {"commit": "a"}}, 401: {"pi_sft": {}}}, True)
+
+
+def test_claims_compare_policies_at_the_same_kl_weight():
+    """
+    Two seeds. Anchors minus PPO on held-out questions is .1 and .2 at the two β that both have, so .15 in the mean.
+    Anchors ran at a third β, too, which is not compared.
+    """
+    from real_claims import build_claims_table
+
+    def policy(right, proxy=0.0):
+        return {"trained": {"right": 0.5, "proxy": proxy}, "heldout": {"right": right}}
+
+    selection = {"single": 0.4, "best": 0.3, "majority": 0.5}
+    run = {"pi_sft": policy(0.4), "known_answers 0.1": policy(0.5), "majority_sft": policy(0.3)}
+    run |= {"ppo 0.02": policy(0.2, proxy=1.5), "ppo 0.1": policy(0.4, proxy=1.0)}
+    run |= {f"anchored {beta}": policy(right) for beta, right in (("0.02", 0.3), ("0.1", 0.6), ("0.4", 0.9))}
+    run["picks"] = {f"{part}, r": selection for part in ("trained", "heldout")}
+    results = [(name, float(beta) if beta else None) for name, _, beta in (key.partition(" ") for key in run)]
+    table = build_claims_table({1: run, 2: run}, [pair for pair in results if pair[0] != "picks"])
+    rows = {(row[0], row[1]): row[2:] for row in (line.strip("| ").split(" | ") for line in table.splitlines()[2:])}
+    expected = {
+        ("above π_SFT, held-out questions", "known_answers 0.1 − π_SFT"): 0.1,
+        ("above π_SFT, held-out questions", "majority_sft − π_SFT"): -0.1,
+        ("above ppo at the same β, held-out questions", "anchored − ppo, β 0.02, 0.1"): 0.15,
+        ("over-optimization of a fixed r", "r: ppo 0.02 − ppo 0.1"): 0.5,
+        ("over-optimization of a fixed r", "correct, held-out questions: ppo 0.1 − ppo 0.02"): 0.2,
+        ("majority, then reward, held-out questions", "majority − best-of-n"): 0.2,
+        ("majority, then reward, trained questions", "majority − one sample"): 0.1,
+    }
+    for claim, value in expected.items():
+        verdict = "replicated" if value > 0 else "reversed"
+        assert rows[claim] == [f"{value:+.3f} [{value:+.3f}, {value:+.3f}]", "0.000", verdict]
+    assert rows["above π_SFT, trained questions", "known_answers 0.1 − π_SFT"][-1] == "not replicated"
+    assert len(rows) == 2 * 2 + 2 + 3 + 4
 
 
 def test_results_that_only_some_seeds_have_are_named():
