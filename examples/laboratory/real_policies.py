@@ -36,14 +36,14 @@ from trl_rlp.storage.run_folder import RunFolder
 
 
 def run_seeds(
-    folder: Path, seeds: list[int], settings_name: str, methods: list[str], kl_coefs: list[float] | None
+    folder: Path, seeds: list[int], settings_name: str, methods: list[str], kl_coefs: list[float] | None, threads: int
 ) -> None:
-    """Runs the selected methods for every seed, on one core."""
+    """Runs the selected methods for every seed."""
     import torch
     import transformers
     from real_policy_run import RealRun
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     transformers.logging.set_verbosity_error()
     settings, model, questions = SETTINGS[settings_name], load_smollm2(), load_questions()
     for seed in seeds:
@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("--kl_coefs", nargs="+", type=float, help="β of the methods that have one")
     parser.add_argument("--settings", choices=SETTINGS, default="smollm2")
     parser.add_argument("--output_dir", type=Path, default=Path("laboratory_runs/policies"), help="folder of the runs")
+    parser.add_argument("--threads", type=int, default=1, help="threads of a run, 1 if seeds run side by side")
     parser.add_argument(
         "--data", nargs="+", type=Path, default=[], help="`policies.json` of other seeds (for `report`)"
     )
@@ -92,7 +93,16 @@ def main() -> None:
     if unknown:
         allowed = SETTINGS[arguments.settings].kl_coefs
         parser.error(f"--kl_coefs must be among {allowed} of these settings, but got {unknown}")
-    run_seeds(arguments.output_dir, arguments.seeds, arguments.settings, arguments.methods, arguments.kl_coefs)
+    if arguments.threads < 1:
+        parser.error("--threads must be at least 1")
+    run_seeds(
+        arguments.output_dir,
+        arguments.seeds,
+        arguments.settings,
+        arguments.methods,
+        arguments.kl_coefs,
+        arguments.threads,
+    )
 
 
 if __name__ == "__main__":

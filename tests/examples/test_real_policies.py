@@ -273,7 +273,11 @@ def test_seeds_of_other_reports_are_added_once_and_with_the_same_settings(tmp_pa
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["run"], "--seeds is required"), (["run", "--seeds", "0", "--kl_coefs", "0.3"], "--kl_coefs must be among")],
+    [
+        (["run"], "--seeds is required"),
+        (["run", "--seeds", "0", "--kl_coefs", "0.3"], "--kl_coefs must be among"),
+        (["run", "--seeds", "0", "--threads", "0"], "--threads must be at least 1"),
+    ],
 )
 def test_wrong_options_end_before_any_work(monkeypatch, words, message, capsys):
     import real_policies
