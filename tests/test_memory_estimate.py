@@ -255,3 +255,13 @@ def test_the_model_that_compares_with_anchors_is_in_memory_in_step_5():
     shape = RunShape(llama_config(), llama_config(), 8, equivalence=llama_config(num_labels=3))
     stages = estimate_memory(run_config(anchor_weight=3.0), shape)
     assert stages["retrained_policy"].weights - stages["policy"].weights == stages["groups"].weights > 0
+
+
+@pytest.mark.parametrize(("inference_dtype", "bytes_per_weight"), [("auto", 4), ("bfloat16", 2)])
+def test_an_equivalence_on_a_cpu_computes_in_fp32_unless_a_dtype_is_given(inference_dtype, bytes_per_weight):
+    """The checkpoint has 16 bits. A reward model of the same config has 2 bytes per weight on a CPU, or as given."""
+    half = llama_config(num_labels=3)
+    half.dtype = torch.bfloat16
+    shape = RunShape(llama_config(), llama_config(), 8, equivalence=half, device=torch.device("cpu"))
+    weights = estimate_memory(run_config(inference_dtype=inference_dtype), shape)["groups"].weights
+    assert weights == bytes_per_weight * measure_model(half, is_classifier=True).parameters

@@ -453,7 +453,8 @@ def _estimate_groups(config: RLPConfig, shape: RunShape) -> StageMemory:
     if shape.equivalence is None:
         return StageMemory()
     size = measure_model(shape.equivalence, is_classifier=True, trust_remote_code=shape.trust_remote_code)
-    return estimate_inference(size, _count_inference_bytes(config, shape, shape.equivalence), TOKENS_PER_FORWARD)
+    weight_bytes = _count_inference_bytes(config, shape, shape.equivalence, dtype_on_cpu="float32")
+    return estimate_inference(size, weight_bytes, TOKENS_PER_FORWARD)
 
 
 def _estimate_reward_training(config: RLPConfig, shape: RunShape, size: ModelSize, uses_views: bool) -> StageMemory:
@@ -508,10 +509,12 @@ def _build_training(
     )
 
 
-def _count_inference_bytes(config: RLPConfig, shape: RunShape, model_config: PreTrainedConfig) -> int:
+def _count_inference_bytes(
+    config: RLPConfig, shape: RunShape, model_config: PreTrainedConfig, dtype_on_cpu: str = "auto"
+) -> int:
     chosen = None if config.inference_dtype == "auto" else config.inference_dtype
     is_cpu = shape.device.type == "cpu"
-    return _count_bytes(chosen or ("auto" if is_cpu else "bfloat16"), model_config)
+    return _count_bytes(chosen or (dtype_on_cpu if is_cpu else "bfloat16"), model_config)
 
 
 def _count_bytes(dtype: str | torch.dtype, model_config: PreTrainedConfig) -> int:

@@ -5,9 +5,9 @@ SmolLM2-135M-Instruct on questions with known answers: label accuracy of synthet
     python examples/laboratory/real_model.py --data svamp --svamp SVAMP.json --seeds 0-2
 
 Each seed has its own split of the questions, its own π_SFT and its own D. P is sampled from π_SFT, not from a policy
-after PPO. At this size, PPO changes the policy by a few hundredths of a nat (see docs/results.md), and it would take
-half of the time. A seed takes about 15 minutes (own) or 30 minutes (svamp) on one core. The same command resumes an
-interrupted run. It writes `summary.md` and `metrics.json` to the folder that holds the folders of the seeds.
+after PPO, which would take half of the time. `real_policies.py` trains policies. A seed takes about 15 minutes (own)
+or 30 minutes (svamp) on one core. The same command resumes an interrupted run. It writes `summary.md` and
+`metrics.json` to the folder that holds the folders of the seeds.
 """
 
 import argparse

@@ -27,7 +27,7 @@ from trl_rlp.storage.run_folder import MANIFEST
 OUTCOME = "outcome.json"
 CAUTION = (
     "A demonstration on one small model with one seed. It is not evidence for or against the method. The human "
-    "preferences are simulated from the known answers, with a quarter of the labels flipped."
+    "preferences are simulated from the known answers, and each label is flipped with probability .25."
 )
 _REMEDY = "Run `trl-rlp quickstart` again, with another `output_dir`."
 _REPLACED = "reward_models"
