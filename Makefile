@@ -28,11 +28,12 @@ NLI ?=
 notebooks: install
 	$(BIN)/python examples/notebooks/execute.py $(if $(NLI),--set 'nli_model_path="$(NLI)"')
 
+LABORATORY_THREADS ?= 2
 # What is ours on the same model and questions, next to PPO and published SPG, for one seed.
-THREADS ?= 2
 anchors: install
 	HF_HUB_OFFLINE=1 $(BIN)/python examples/laboratory/real_policies.py run --seeds 0 --kl_coefs 0.1 \
-		--methods ppo spg anchored majority_sft majority_dpo --threads $(THREADS) --output_dir laboratory_runs/anchors
+		--methods ppo spg anchored majority_sft majority_dpo --threads $(LABORATORY_THREADS) \
+		--output_dir laboratory_runs/anchors
 
 # Two processes with one thread each. The models are tiny, and on a busy machine threads wait for each other. In the order of
 # the files, the longest test (of the laboratory) starts early, and no process waits for it at the end. Tests start many

@@ -108,7 +108,7 @@ class TimedAnchorReward(SemanticAnchorReward):
 
 @contextlib.contextmanager
 def time_reward_training() -> Iterator[list[float]]:
-    """Gives a list that gets the seconds of each training of a reward model inside a `with` block."""
+    """Yields a list. Each training of a reward model inside the `with` block adds its seconds to it."""
     seconds, train = [], RLPRewardTrainer.train
 
     def train_and_time(trainer: RLPRewardTrainer, *args: Any, **kwargs: Any) -> Any:

@@ -1,8 +1,13 @@
-"""What is claimed of policies of a real model, tested on the seeds of a report."""
+"""
+What is claimed of policies of a real model, tested on the seeds of a report.
+
+The ceiling is no claim. Its certain rows would make the correction of the others milder.
+"""
 
 from typing import Any
 
-from claims import VERDICTS, Step, format_claims
+from claims import Step, format_claims
+from ours_claims import VERDICTS
 from real_methods import PICK_METHODS, name_result
 from real_seed_table import PARTS
 from real_tables import Runs, select_metric
@@ -16,12 +21,9 @@ COMPARED = {"ppo": ("spg", *OURS), "spg": OURS}
 
 def build_claims_table(runs: Runs, results: list[tuple[str, float | None]]) -> str:
     """Builds the table of claims. `results` lists the policies that all seeds have, as pairs of name and β."""
-    steps = [
-        *_build_reference_steps(results),
-        *_build_comparison_steps(results),
-        *_build_over_optimization_steps(results),
-    ]
-    return format_claims(runs, steps + _build_selection_steps(), VERDICTS, marks_uncorrected=True)
+    steps = _build_taught_steps(results) + _build_comparison_steps(results)
+    steps += _build_over_optimization_steps(results) + _build_selection_steps()
+    return format_claims(runs, steps, VERDICTS, marks_uncorrected=True)
 
 
 def list_kl_coefs(results: list[tuple[str, float | None]], *names: str) -> list[float]:
@@ -31,26 +33,26 @@ def list_kl_coefs(results: list[tuple[str, float | None]], *names: str) -> list[
 
 
 def average(values: list[Value]) -> Value:
-    """Returns the function that averages values of one seed."""
+    """Returns the function that averages values of one seed. It returns `None` if one of them is missing."""
 
-    def value(run: dict[str, Any]) -> float:
-        return sum(value(run) for value in values) / len(values)
+    def compute(run: dict[str, Any]) -> float | None:
+        numbers = [value(run) for value in values]
+        return None if None in numbers else sum(numbers) / len(numbers)
 
-    return value
+    return compute
 
 
-def _build_reference_steps(results: list[tuple[str, float | None]]) -> list[Step]:
-    """Builds the rows of policies that should be better than π_SFT: the ceiling, and those taught by picks."""
-    names = [name_result("known_answers", kl_coef) for kl_coef in list_kl_coefs(results, "known_answers")]
-    names += [name for name in PICK_METHODS if (name, None) in results]
+def _build_taught_steps(results: list[tuple[str, float | None]]) -> list[Step]:
+    """Builds the rows of the policies that are taught by picks, which should be better than π_SFT."""
     return [
         (
             f"above π_SFT, {text}",
             f"{name} − π_SFT",
             subtract(*(select_metric(side, part, "right") for side in (name, "pi_sft"))),
         )
-        for name in names
+        for name in PICK_METHODS
         for part, text in PARTS.items()
+        if (name, None) in results
     ]
 
 
@@ -71,18 +73,19 @@ def _build_comparison_steps(results: list[tuple[str, float | None]]) -> list[Ste
 
 
 def _build_over_optimization_steps(results: list[tuple[str, float | None]]) -> list[Step]:
-    """Builds the rows on over-optimization of a fixed r: with the smallest β, r rises and correct answers fall."""
-    kl_coefs, steps = list_kl_coefs(results, "ppo"), []
+    """Builds the rows on over-optimization of a fixed r: with the smallest β, fewer answers are correct."""
+    kl_coefs = list_kl_coefs(results, "ppo")
     if len(kl_coefs) < 2:
         return []
-    low, high = (name_result("ppo", kl_coef) for kl_coef in (kl_coefs[0], kl_coefs[-1]))
-    for text, metric, first, second in (
-        ("r", ("trained", "proxy"), low, high),
-        *((f"correct, {text}", (part, "right"), high, low) for part, text in PARTS.items()),
-    ):
-        value = subtract(*(select_metric(side, *metric) for side in (first, second)))
-        steps.append(("over-optimization of a fixed r", f"{text}: {first} − {second}", value))
-    return steps
+    high, low = (name_result("ppo", kl_coef) for kl_coef in (kl_coefs[-1], kl_coefs[0]))
+    return [
+        (
+            f"over-optimization of a fixed r, {text}",
+            f"{high} − {low}",
+            subtract(*(select_metric(side, part, "right") for side in (high, low))),
+        )
+        for part, text in PARTS.items()
+    ]
 
 
 def _build_selection_steps() -> list[Step]:

@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--kl_coefs", nargs="+", type=float, help="β of the methods that have one")
     parser.add_argument("--settings", choices=SETTINGS, default="smollm2")
     parser.add_argument("--output_dir", type=Path, default=Path("laboratory_runs/policies"), help="folder of the runs")
-    parser.add_argument("--threads", type=int, default=1, help="threads of a run, 1 if seeds run side by side")
+    parser.add_argument("--threads", type=int, default=1, help="threads, 1 if commands run side by side")
     parser.add_argument(
         "--data", nargs="+", type=Path, default=[], help="`policies.json` of other seeds (for `report`)"
     )

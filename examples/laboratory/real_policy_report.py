@@ -1,20 +1,20 @@
-"""The report of the experiment with policies on a real model: checks of the runs, and tables over seeds."""
+"""The report of the experiment with policies on a real model: tables over seeds."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from provenance import UNKNOWN, find_commit, join, name_seeds, require_known
+from provenance import join
 from real_claims import build_claims_table
 from real_methods import METHODS, PICK_METHODS, name_result
+from real_runs import DATA, LoadedRuns, load_runs
 from real_seed_table import PARTS
-from real_settings import EXPLORED_SEEDS, SETTINGS, RealSettings
+from real_settings import SETTINGS, RealSettings
 from real_tables import Runs, format_over_seeds, select_metric
 from tables import Value, format_table, subtract
 
-from trl_rlp.storage.json_files import read_json
+from trl_rlp.storage.json_files import write_json
 
 
 POLICY_COLUMNS = {
@@ -29,8 +29,8 @@ POLICY_COLUMNS = {
 """Columns of the table of policies: the keys of the metric, and its digits."""
 
 CLAIMS_NOTE = (
-    "All claims are about the share of correct answers, except for the row on r. The same values are in the table of "
-    "differences for each β, without correction."
+    "All claims are about the share of correct answers. The verdict follows from the interval of its row. 'Before "
+    "correction only' means that the p that is corrected for all rows does not support it at .05."
 )
 DIFFERENCE_NOTE = (
     "The intervals are not corrected for their number. Without any effect, one in twenty would exclude 0. "
@@ -55,69 +55,17 @@ def write_report(folder: Path, settings_name: str, data: Sequence[Path] = ()) ->
         settings_name (`str`):
             Name of the settings of all runs.
         data (sequence of `Path`):
-            Metrics by seed that earlier reports wrote.
+            Files `policies.json` of other reports, whose seeds are added.
 
     Returns:
         `str`: The page.
     """
-    runs, commit = load_runs(folder, settings_name, data)
+    loaded = load_runs(folder, settings_name, data)
+    page = build_page(loaded, SETTINGS[settings_name], settings_name)
     folder.mkdir(parents=True, exist_ok=True)
-    metrics = {"settings": asdict(SETTINGS[settings_name]), "seeds": runs}
-    (folder / "policies.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
-    page = build_page(runs, SETTINGS[settings_name], settings_name, commit)
+    write_json(folder / DATA, {"settings": asdict(SETTINGS[settings_name]), "seeds": loaded.runs})
     (folder / "policies.md").write_text(page + "\n", encoding="utf-8")
     return page
-
-
-def load_runs(folder: Path, settings_name: str, data: Sequence[Path] = ()) -> tuple[Runs, str]:
-    """Loads the metrics of all stages by seed, and their commit. Refuses runs that cannot be in one table."""
-    runs: Runs = {}
-    for path in sorted(file.parent for file in folder.glob("seed-*/run.json")):
-        run = read_json(path / "run.json")
-        if path.name != f"seed-{run['seed']}":
-            raise SystemExit(f"{path} contains a run of seed {run['seed']}. Restore its name, or remove it.")
-        require_settings(path, run["settings"], settings_name)
-        stages = {file.parent.name: read_json(file) for file in sorted(path.glob("*/stage.json"))}
-        if stages:
-            runs[run["seed"]] = {
-                name: stage["metrics"] | {"seconds": stage["seconds"]} for name, stage in stages.items()
-            }
-    for path in data:
-        metrics = read_json(path)
-        require_settings(path, metrics["settings"], settings_name)
-        others = {int(seed): run for seed, run in metrics["seeds"].items()}
-        if repeated := sorted(set(runs) & set(others)):
-            raise SystemExit(f"{path} contains seeds that were read before: {join(repeated)}. Remove one of the two.")
-        runs |= others
-    if len(runs) < 2:
-        raise SystemExit(f"{folder} contains {len(runs)} seeds, but an interval needs at least two. Run more seeds.")
-    runs = dict(sorted(runs.items()))
-    return runs, check_runs(runs, is_smoke=settings_name == "smoke")
-
-
-def require_settings(path: Path, settings: dict[str, Any], settings_name: str) -> None:
-    """Refuses runs with other settings than those of this code."""
-    if settings != json.loads(json.dumps(asdict(SETTINGS[settings_name]))):
-        raise SystemExit(
-            f"{path} was run with other settings than {settings_name!r} of this code. Report it with the code "
-            "that made it, or run the seed again with another --output_dir."
-        )
-
-
-def check_runs(runs: Runs, is_smoke: bool) -> str:
-    """Refuses explored seeds, and results without one known commit. Returns the commit."""
-    explored = sorted(EXPLORED_SEEDS & set(runs))
-    if explored and not is_smoke:
-        raise SystemExit(
-            f"{name_seeds(explored)} used to choose the settings. Move the folders of such seeds away, and report "
-            "seeds that were run after the choice."
-        )
-    commit = find_commit(
-        {seed: {metrics.get("commit", UNKNOWN) for metrics in run.values()} for seed, run in runs.items()}
-    )
-    if not is_smoke:
-        require_known(commit)
-    return commit
 
 
 def list_finished(runs: Runs, settings: RealSettings) -> list[tuple[str, float | None]]:
@@ -142,14 +90,15 @@ def describe_missing(runs: Runs, settings: RealSettings) -> str:
     return f" Not shown, because some seeds lack them: {', '.join(missing)}." if missing else ""
 
 
-def build_page(runs: Runs, settings: RealSettings, settings_name: str, commit: str) -> str:
+def build_page(loaded: LoadedRuns, settings: RealSettings, settings_name: str) -> str:
     """Builds the page with all tables."""
-    results = list_finished(runs, settings)
+    runs, results = loaded.runs, list_finished(loaded.runs, settings)
+    unfinished = f" Unfinished seeds, not included: {join(loaded.unfinished)}." if loaded.unfinished else ""
     return "\n\n".join(
         [
-            f"{len(runs)} seeds: {join(runs)}. Settings: `{settings_name}`. Commit: `{commit}`. Each cell is the mean "
-            "± half the width of the 95% interval over seeds (Student's t). Differences are paired by seed and by "
-            f"question.{describe_missing(runs, settings)}",
+            f"{len(runs)} seeds: {join(runs)}.{unfinished} Settings: `{settings_name}`. Commit: `{loaded.commit}`. "
+            "Each cell is the mean ± half the width of the 95% interval over seeds (Student's t). Differences are "
+            f"paired by seed and by question.{describe_missing(runs, settings)}",
             f"## Policies\n\n{build_policy_table(runs, results)}",
             f"## Claims\n\n{build_claims_table(runs, results)}\n\n{CLAIMS_NOTE}",
             f"## Differences\n\n{build_difference_table(runs, results)}\n\n{DIFFERENCE_NOTE}",

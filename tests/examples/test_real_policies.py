@@ -164,14 +164,14 @@ def test_the_curve_is_averaged_by_window():
     ],
 )
 def test_runs_that_cannot_be_in_one_table_are_refused(commits, is_smoke, message):
-    from real_policy_report import check_runs
+    from real_runs import check_runs
 
     with pytest.raises(SystemExit, match=message):
         check_runs({seed: {"pi_sft": {"commit": commit}} for seed, commit in commits.items()}, is_smoke)
 
 
 def test_stages_without_a_commit_do_not_mix_with_others():
-    from real_policy_report import check_runs
+    from real_runs import check_runs
 
     with pytest.raises(SystemExit, match=r"different commits: a \(seeds 400\), unknown \(seeds 401\)"):
         check_runs({400: {"pi_sft": {"commit": "a"}}, 401: {"pi_sft": {}}}, True)
@@ -179,36 +179,47 @@ def test_stages_without_a_commit_do_not_mix_with_others():
 
 def test_claims_compare_policies_at_the_same_kl_weight():
     """
-    Two seeds. Anchors minus PPO on held-out questions is .1 and .2 at the two β that both have, so .15 in the mean.
-    Anchors ran at a third β, too, which is not compared.
+    On held-out questions, anchors minus PPO is .1 and .3 at the two β that both have, so .2 on the first seed, and .3
+    on the second. The mean is .25. With two seeds, half the width is 12.706 · .05 = .635. PPO ran at a third β, too.
     """
     from real_claims import build_claims_table
 
-    def policy(right, proxy=0.0):
-        return {"trained": {"right": 0.5, "proxy": proxy}, "heldout": {"right": right}}
+    def policy(right):
+        return {"trained": {"right": 0.5}, "heldout": {"right": right}}
 
-    selection = {"single": 0.4, "best": 0.3, "majority": 0.5}
-    run = {"pi_sft": policy(0.4), "known_answers 0.1": policy(0.5), "majority_sft": policy(0.3)}
-    run |= {"ppo 0.02": policy(0.2, proxy=1.5), "ppo 0.1": policy(0.4, proxy=1.0)}
-    run |= {f"anchored {beta}": policy(right) for beta, right in (("0.02", 0.3), ("0.1", 0.6), ("0.4", 0.9))}
-    run["picks"] = {f"{part}, r": selection for part in ("trained", "heldout")}
-    results = [(name, float(beta) if beta else None) for name, _, beta in (key.partition(" ") for key in run)]
-    table = build_claims_table({1: run, 2: run}, [pair for pair in results if pair[0] != "picks"])
+    def seed(gain):
+        rights = {"pi_sft": 0.4, "majority_sft": 0.3, "ppo 0.02": 0.2, "ppo 0.1": 0.3, "ppo 0.4": 0.45, "spg 0.1": 0.5}
+        rights |= {"anchored 0.02": 0.3 + gain, "anchored 0.1": 0.6 + gain, "known_answers 0.1": 0.9}
+        selection = {"single": 0.4, "best": 0.3, "majority": 0.5}
+        picks = {f"{part}, r": selection for part in ("trained", "heldout")}
+        return {"picks": picks} | {name: policy(right) for name, right in rights.items()}
+
+    runs = {1: seed(0.0), 2: seed(0.1)}
+    results = [(name, float(beta) if beta else None) for name, _, beta in (key.partition(" ") for key in runs[1])]
+    table = build_claims_table(runs, [pair for pair in results if pair[0] != "picks"])
     rows = {(row[0], row[1]): row[2:] for row in (line.strip("| ").split(" | ") for line in table.splitlines()[2:])}
-    expected = {
-        ("above π_SFT, held-out questions", "known_answers 0.1 − π_SFT"): 0.1,
+    compared = rows["above ppo at the same β, held-out questions", "anchored − ppo, β 0.02, 0.1"]
+    assert compared[0] == "+0.250 [-0.385, +0.885]" and compared[2] == "not decided"
+    compared = rows["above spg at the same β, held-out questions", "anchored − spg, β 0.1"]
+    assert compared[0] == "+0.150 [-0.485, +0.785]" and 0.2 < float(compared[1]) <= 1
+    for claim, value in {
         ("above π_SFT, held-out questions", "majority_sft − π_SFT"): -0.1,
-        ("above ppo at the same β, held-out questions", "anchored − ppo, β 0.02, 0.1"): 0.15,
-        ("over-optimization of a fixed r", "r: ppo 0.02 − ppo 0.1"): 0.5,
-        ("over-optimization of a fixed r", "correct, held-out questions: ppo 0.1 − ppo 0.02"): 0.2,
+        ("above ppo at the same β, held-out questions", "spg − ppo, β 0.1"): 0.2,
+        ("over-optimization of a fixed r, held-out questions", "ppo 0.4 − ppo 0.02"): 0.25,
         ("majority, then reward, held-out questions", "majority − best-of-n"): 0.2,
         ("majority, then reward, trained questions", "majority − one sample"): 0.1,
-    }
-    for claim, value in expected.items():
-        verdict = "replicated" if value > 0 else "reversed"
+    }.items():
+        verdict = "confirmed" if value > 0 else "reversed"
         assert rows[claim] == [f"{value:+.3f} [{value:+.3f}, {value:+.3f}]", "0.000", verdict]
-    assert rows["above π_SFT, trained questions", "known_answers 0.1 − π_SFT"][-1] == "not replicated"
-    assert len(rows) == 2 * 2 + 2 + 3 + 4
+    assert rows["over-optimization of a fixed r, trained questions", "ppo 0.4 − ppo 0.02"][-1] == "not decided"
+    assert len(rows) == 2 + 3 * 2 + 2 + 4
+
+
+def test_an_average_over_kl_weights_is_missing_if_one_of_its_values_is():
+    from real_claims import average
+
+    values = [lambda run: run["a"], lambda run: run["b"]]
+    assert average(values)({"a": 1.0, "b": 2.0}) == 1.5 and average(values)({"a": 1.0, "b": None}) is None
 
 
 def test_results_that_only_some_seeds_have_are_named():
@@ -230,45 +241,105 @@ def test_unfinished_completions_are_never_correct_picks():
     assert compute_share(outputs, samples) == 0.5
 
 
-def test_fewer_than_two_seeds_and_other_settings_are_refused(tmp_path):
-    from real_policy_report import load_runs
-    from real_settings import SETTINGS
+@pytest.fixture
+def write_seed():
+    """Writes the folder of a seed with its first and last shared stages, or with the first one only."""
 
-    settings = asdict(SETTINGS["smollm2"])
-    for seed in (400, 401):
-        RunFolder(tmp_path / f"seed-{seed}", {"seed": seed, "settings": settings})
-    with pytest.raises(SystemExit, match="contains 0 seeds"):  # no stage is finished
+    def write(folder, seed, settings_name="smoke", is_finished=True):
+        from real_settings import SETTINGS
+
+        RunFolder(folder / f"seed-{seed}", {"seed": seed, "settings": asdict(SETTINGS[settings_name])})
+        for name in ("sft", "picks") if is_finished else ("sft",):
+            (folder / f"seed-{seed}" / name).mkdir()
+            stage = {"metrics": {"commit": "a"}, "seconds": float(seed)}
+            write_json(folder / f"seed-{seed}" / name / "stage.json", stage)
+
+    return write
+
+
+def test_fewer_than_two_seeds_and_other_settings_are_refused(tmp_path, write_seed):
+    from real_runs import load_runs
+
+    with pytest.raises(SystemExit, match="Seeds that can be reported: none"):
+        load_runs(tmp_path, "smollm2")
+    write_seed(tmp_path, 400, "smollm2")
+    write_seed(tmp_path, 401, "smollm2", is_finished=False)
+    with pytest.raises(SystemExit, match="Seeds that can be reported: 400 "):
         load_runs(tmp_path, "smollm2")
     with pytest.raises(SystemExit, match="seed-400 was run with other settings than 'smoke'"):
         load_runs(tmp_path, "smoke")
-    (tmp_path / "seed-400" / "pi_sft").mkdir()
-    write_json(tmp_path / "seed-400" / "pi_sft" / "stage.json", {"metrics": {"commit": "a"}, "seconds": 1.0})
-    with pytest.raises(SystemExit, match="contains 1 seeds"):
-        load_runs(tmp_path, "smollm2")
 
 
-def test_seeds_of_other_reports_are_added_once_and_with_the_same_settings(tmp_path):
-    from real_policy_report import load_runs, write_report
+def test_unfinished_seeds_are_left_out_and_named(tmp_path, write_seed):
+    from real_policy_report import build_page
+    from real_runs import load_runs
     from real_settings import SETTINGS
 
-    settings, metrics = asdict(SETTINGS["smoke"]), {"commit": "a"}
+    for seed in (1, 2, 3):
+        write_seed(tmp_path, seed, is_finished=seed != 2)
+    loaded = load_runs(tmp_path, "smoke")
+    assert list(loaded.runs) == [1, 3] and loaded.unfinished == [2]
+    page = build_page(loaded, SETTINGS["smoke"], "smoke")
+    assert page.startswith("2 seeds: 1, 3. Unfinished seeds, not included: 2. ")
+
+
+def test_seeds_of_other_reports_are_added_once_and_with_the_same_settings(tmp_path, write_seed):
+    from real_policy_report import write_report
+    from real_runs import load_runs
+
     for folder, seeds in (("first", (3, 1)), ("second", (2,))):
         for seed in seeds:
-            stage = tmp_path / folder / f"seed-{seed}" / "sft"
-            RunFolder(stage.parent, {"seed": seed, "settings": settings})
-            stage.mkdir()
-            write_json(stage / "stage.json", {"metrics": metrics, "seconds": float(seed)})
+            write_seed(tmp_path / folder, seed)
+    write_report(tmp_path / "first", "smoke")
     data = tmp_path / "first" / "policies.json"
-    write_json(data, {"settings": settings, "seeds": load_runs(tmp_path / "first", "smoke")[0]})
-    runs, commit = load_runs(tmp_path / "second", "smoke", [data])
-    assert commit == "a" and list(runs) == [1, 2, 3]
-    assert [run["sft"]["seconds"] for run in runs.values()] == [1.0, 2.0, 3.0]
-    assert load_runs(tmp_path / "none", "smoke", [data])[0].keys() == {1, 3}
-    with pytest.raises(SystemExit, match=r"policies.json contains seeds that were read before: 1, 3"):
-        load_runs(tmp_path / "first", "smoke", [data])
-    write_json(data, {**json.loads(data.read_text()), "settings": asdict(SETTINGS["smollm2"])})
+    page = write_report(tmp_path / "second", "smoke", [data])
+    assert page.startswith("3 seeds: 1, 2, 3. ")
+    loaded = load_runs(tmp_path / "none", "smoke", [tmp_path / "second" / "policies.json"])
+    assert [run["sft"]["seconds"] for run in loaded.runs.values()] == [1.0, 2.0, 3.0]
+    assert write_report(tmp_path / "none", "smoke", [data]).startswith("2 seeds: 1, 3. ")
+    for folder, files in (("first", [data]), ("second", [data, data])):
+        with pytest.raises(SystemExit, match=r"policies.json contains seeds that .* has, too: 1, 3"):
+            load_runs(tmp_path / folder, "smoke", files)
+    write_json(data, {**json.loads(data.read_text()), "settings": {}})
     with pytest.raises(SystemExit, match="policies.json was run with other settings than 'smoke'"):
-        write_report(tmp_path / "second", "smoke", [data])
+        load_runs(tmp_path / "second", "smoke", [data])
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", "{}", '{"settings": {}, "seeds": {"x": {}}}', '{"0": {"sft": {}}}'])
+def test_files_that_are_no_report_are_named(tmp_path, text):
+    from real_runs import load_runs
+
+    path = tmp_path / "other.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(SystemExit, match=r"other.json is no policies.json of this report .*Run `report` where"):
+        load_runs(tmp_path, "smoke", [path])
+
+
+@pytest.mark.parametrize("right", [None, float("nan")])
+def test_policies_without_a_finite_share_of_correct_answers_are_refused(right):
+    from real_runs import check_runs
+
+    runs = {1: {"ppo 0.1": {"commit": "a", "trained": {"right": 0.5}, "heldout": {"right": right}}}}
+    with pytest.raises(SystemExit, match=r"'ppo 0.1' of seed 1 has no finite share of correct answers \(heldout\)"):
+        check_runs(runs, is_smoke=True)
+
+
+def test_files_and_threads_of_the_command_line_are_used(tmp_path, monkeypatch):
+    import real_policies
+    import torch
+
+    calls = []
+    monkeypatch.setattr(real_policies, "write_report", lambda *arguments: calls.append(arguments) or "")
+    monkeypatch.setattr("sys.argv", ["real_policies.py", "report", "--output_dir", "a", "--data", "b.json", "c.json"])
+    real_policies.main()
+    assert calls == [(Path("a"), "smollm2", [Path("b.json"), Path("c.json")])]
+    monkeypatch.setattr(torch, "set_num_threads", calls.append)
+    monkeypatch.setattr(real_policies, "load_smollm2", lambda: 1 / 0)
+    monkeypatch.setattr("sys.argv", ["real_policies.py", "run", "--seeds", "0", "--threads", "3"])
+    with pytest.raises(ZeroDivisionError):
+        real_policies.main()
+    assert calls[1:] == [3]
 
 
 @pytest.mark.parametrize(
