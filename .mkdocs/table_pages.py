@@ -15,8 +15,8 @@ INTRODUCTIONS = {
     "questions of this project. [Results](../results.md#a-real-language-model) sums them up.",
     "laboratory/smollm2_svamp.md": "These tables show labels and reward models of SmolLM2-135M-Instruct on the "
     "questions of SVAMP. [Results](../results.md#svamp) sums them up.",
-    "laboratory/smollm2_policies.md": "These tables compare policies of SmolLM2-135M-Instruct. [The laboratory's page]("
-    "../laboratory.md#policies-of-a-real-model) explains them, and [results](../results.md#policies) sums them up.",
+    "laboratory/smollm2_policies.md": "These tables compare policies of SmolLM2-135M-Instruct, see "
+    "[the laboratory](../laboratory.md#policies-of-a-real-model). [Results](../results.md#policies) sums them up.",
 }
 """The sentences by page."""
 
