@@ -116,7 +116,7 @@ def test_the_workflows_install_builds_of_torch_for_the_cpu(name):
             if re.match(r"make |\.ci/", step.get("run", "")):
                 assert {**workflow.get("env", {}), **step.get("env", {})}["UV_TORCH_BACKEND"] == "cpu"
     for file in ("Makefile", ".ci/wheel", ".ci/versions"):
-        text = (ROOT / file).read_text(encoding="utf-8")
+        text = (ROOT / file).read_text(encoding="utf-8").replace("\\\n", " ")  # one line for each command
         lines = [line for line in text.splitlines() if re.search(r'install .*"\$\(?TORCH\)?"', line)]
         assert re.search(r'uv"? pip install .*--no-deps', lines[0])  # what comes later finds torch installed
 
