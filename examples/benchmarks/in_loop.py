@@ -36,6 +36,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -117,11 +118,8 @@ def time_reward_training() -> Iterator[list[float]]:
         seconds.append(read_clock() - begin)
         return output
 
-    RLPRewardTrainer.train = train_and_time
-    try:
+    with mock.patch.object(RLPRewardTrainer, "train", train_and_time):
         yield seconds
-    finally:
-        RLPRewardTrainer.train = train
 
 
 class TimedRefinement(RewardRefinementCallback):

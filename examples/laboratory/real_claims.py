@@ -10,7 +10,7 @@ from claims import Step, format_claims
 from ours_claims import VERDICTS
 from real_methods import PICK_METHODS, name_result
 from real_seed_table import PARTS
-from real_tables import Runs, select_metric
+from real_tables import Runs, compare_right, select_metric
 from tables import Value, subtract
 
 
@@ -48,7 +48,7 @@ def _build_taught_steps(results: list[tuple[str, float | None]]) -> list[Step]:
         (
             f"above π_SFT, {text}",
             f"{name} − π_SFT",
-            subtract(*(select_metric(side, part, "right") for side in (name, "pi_sft"))),
+            compare_right(name, "pi_sft", part),
         )
         for name in PICK_METHODS
         for part, text in PARTS.items()
@@ -63,8 +63,10 @@ def _build_comparison_steps(results: list[tuple[str, float | None]]) -> list[Ste
         for name in names:
             kl_coefs = list_kl_coefs(results, name, other)
             for part, text in PARTS.items() if kl_coefs else ():
-                sides = [[name_result(side, kl_coef) for side in (name, other)] for kl_coef in kl_coefs]
-                values = [subtract(*(select_metric(side, part, "right") for side in pair)) for pair in sides]
+                values = [
+                    compare_right(name_result(name, kl_coef), name_result(other, kl_coef), part)
+                    for kl_coef in kl_coefs
+                ]
                 listed = ", ".join(f"{kl_coef:g}" for kl_coef in kl_coefs)
                 steps.append(
                     (f"above {other} at the same β, {text}", f"{name} − {other}, β {listed}", average(values))
@@ -82,7 +84,7 @@ def _build_over_optimization_steps(results: list[tuple[str, float | None]]) -> l
         (
             f"over-optimization of a fixed r, {text}",
             f"{high} − {low}",
-            subtract(*(select_metric(side, part, "right") for side in (high, low))),
+            compare_right(high, low, part),
         )
         for part, text in PARTS.items()
     ]

@@ -11,7 +11,7 @@ from real_methods import METHODS, PICK_METHODS, name_result
 from real_runs import DATA, LoadedRuns, load_runs
 from real_seed_table import PARTS
 from real_settings import SETTINGS, RealSettings
-from real_tables import Runs, format_over_seeds, select_metric
+from real_tables import Runs, compare_right, format_over_seeds, select_metric
 from tables import Value, format_table, subtract
 
 from trl_rlp.storage.json_files import write_json
@@ -134,8 +134,8 @@ def build_difference_table(runs: Runs, results: list[tuple[str, float | None]]) 
                 if other not in results or other == (name, kl_coef):
                     cells.append("–")
                     continue
-                sides = [select_metric(name_result(*pair), part, "right") for pair in ((name, kl_coef), other)]
-                cells.append(format_over_seeds(runs, subtract(*sides)))
+                gain = compare_right(name_result(name, kl_coef), name_result(*other), part)
+                cells.append(format_over_seeds(runs, gain))
         rows.append([name, format_kl_coef(kl_coef), *cells])
     others = ("π_SFT", "PPO", "SPG")
     return format_table(["policy", "β", *(f"{text}: − {other}" for text in PARTS.values() for other in others)], rows)

@@ -23,6 +23,11 @@ def select_metric(*keys: str) -> Value:
     return value
 
 
+def compare_right(first: str, second: str, part: str) -> Value:
+    """Returns the function that subtracts the shares of correct answers of two policies on a part of the questions."""
+    return subtract(*(select_metric(name, part, "right") for name in (first, second)))
+
+
 def format_over_seeds(runs: Runs, value: Value, digits: int = 3) -> str:
     """Formats mean ± half the width of the interval, or a dash if a seed does not have the metric."""
     return format_interval(summarize_seeds(runs, value), digits)
