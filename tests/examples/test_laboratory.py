@@ -2,12 +2,12 @@
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.programs import run_program
 
 
 FOLDER = Path(__file__).parents[2] / "examples" / "laboratory"
@@ -270,7 +270,7 @@ def test_unknown_method_is_an_error(tmp_path):
 
 
 def run(*words):
-    return subprocess.run([sys.executable, str(FOLDER / "laboratory.py"), *words], capture_output=True, text=True)
+    return run_program(FOLDER / "laboratory.py", *words)
 
 
 OURS = ["best-of-n, majority", "anchor_reward, β 0.1", "refined_in_loop, β 0.1", "anchored, β 0.1", "majority_sft"]
@@ -308,10 +308,11 @@ def test_two_seeds_run_to_the_end_and_are_not_run_again(tmp_path):
     methods = [*list_results((0.1, 0.4), "paper"), *OURS]
     before = {}
     for seed in (0, 1):
-        words = ["seeds", "--seeds", str(seed), "--settings", "smoke", "--output_dir", folder]
-        words += ["--methods", *methods[seed::2]]
-        first, log = run(*words), tmp_path / "runs" / f"seed-{seed}.log"
-        assert first.returncode == 0, first.stdout + first.stderr + log.read_text()[-3000:]
+        command = ["seed", "--seed", "0"] if seed == 0 else ["seeds", "--seeds", "1"]
+        words = [*command, "--settings", "smoke", "--output_dir", folder, "--methods", *methods[seed::2]]
+        first = run(*words)
+        logs = [first.stdout, first.stderr, *(log.read_text() for log in (tmp_path / "runs").glob("*.log"))]
+        assert first.returncode == 0, "\n".join(log[-3000:] for log in logs)
         path = tmp_path / "runs" / f"seed-{seed}" / "results.json"
         before[path] = path.read_bytes()
     assert run(*words).returncode == 0

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model, inject_adapter_in_model
@@ -6,8 +8,8 @@ from transformers import BitsAndBytesConfig
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from tests.ppo_runs import prompts
+from tests.programs import require_agreement
 from tests.tiny_models import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
-from tests.trainer.test_two_processes import run_two
 from trl_rlp.data.anchors.semantic_anchors import SemanticAnchors
 from trl_rlp.data.token_prompts import TokenPrompt
 from trl_rlp.rewards.refinable_reward import RefinableReward
@@ -237,4 +239,4 @@ def test_bad_input_is_an_error():
 
 
 def test_two_processes_have_one_buffer(tmp_path):
-    run_two("../rewards/two_process_rewards.py", tmp_path)
+    require_agreement(Path(__file__).with_name("two_process_rewards.py"), tmp_path)

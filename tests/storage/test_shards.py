@@ -1,9 +1,5 @@
-import os
 import re
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -11,6 +7,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, Features, List, Value
 
+from tests.programs import run_two_processes
 from trl_rlp.storage import shards as shards_module
 from trl_rlp.storage.shards import MAX_SHARDS, choose_shard_size, map_shards
 
@@ -319,27 +316,9 @@ def test_a_damaged_shard_is_named_and_only_its_rows_are_computed_again(tmp_path,
 
 def test_two_processes_share_shards_errors_and_folders(tmp_path):
     """Process 1 kills itself at the end. Process 0 then finishes alone."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    here = Path(__file__).parent
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(here.parents[1])}
-    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(here / "two_process_shards.py"), str(tmp_path)],
-            env={**environment, "RANK": rank, "LOCAL_RANK": rank},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in "01"
-    ]
-    try:
-        (_, errors), (_, other_errors) = (process.communicate(timeout=300) for process in processes)
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, -signal.SIGKILL], errors[-3000:] + other_errors[-3000:]
+    results = run_two_processes(Path(__file__).with_name("two_process_shards.py"), tmp_path)
+    errors, other_errors = (result.stderr for result in results)
+    assert [result.returncode for result in results] == [0, -signal.SIGKILL], errors[-3000:] + other_errors[-3000:]
     assert (tmp_path / "the other process was killed").exists()
     assert re.search(r"died before it finished shard \d\. This process takes the shard over\.", errors)
     assert "Halving" in errors and "Halving" not in other_errors

@@ -1,13 +1,11 @@
-"""Two processes with `torchrun`. `accelerate launch --cpu` would run only one."""
+"""Two processes, as `torchrun` starts them. `accelerate launch --cpu` would run only one."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.programs import require_agreement
 from tests.trainer.two_process_fsdp import untied_trainer
 from tests.trainer.two_process_ppo import logged, run, weights
 from trl_rlp.trainer.ppo.ppo_trainer import PPOTrainer
@@ -16,20 +14,6 @@ from trl_rlp.trainer.ppo.ppo_trainer import PPOTrainer
 HERE = Path(__file__).parent
 COMPARED = ("loss", "grad_norm", "kl_coef", "objective/kl", "objective/scores", "objective/rlhf_reward")
 """Metrics that do not depend on how a step is split into micro-batches."""
-
-
-def run_two(script: str, folder: Path, *words: str) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
-    result = subprocess.run(
-        [*command, str(HERE / script), str(folder), *words],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.count("both processes agree") == 2
 
 
 def require_same_steps(one: PPOTrainer, saved: Path, tolerance: float) -> None:
@@ -45,18 +29,18 @@ def require_same_steps(one: PPOTrainer, saved: Path, tolerance: float) -> None:
 
 
 def test_two_processes_refine_one_model(tmp_path):
-    run_two("two_process_run.py", tmp_path)
+    require_agreement(HERE / "two_process_run.py", tmp_path)
 
 
 @pytest.mark.parametrize("words", [[], ["replicated"]], ids=["wrapped critic", "replicated critic"])
 def test_two_processes_take_the_same_steps_as_one(tmp_path, words):
     """Whitening, running statistics and the normalization by tokens are global, so losses and weights are the same."""
-    run_two("two_process_ppo.py", tmp_path, *words)
+    require_agreement(HERE / "two_process_ppo.py", tmp_path, *words)
     require_same_steps(run(tmp_path / "one", processes=1), tmp_path / "two.pt", tolerance=1e-6)
 
 
 def test_fsdp_takes_the_same_steps_as_one_process(tmp_path):
-    run_two("two_process_fsdp.py", tmp_path)
+    require_agreement(HERE / "two_process_fsdp.py", tmp_path)
     one = untied_trainer(tmp_path / "one", 1, standardize_rewards=True)
     one.train()
     require_same_steps(one, tmp_path / "two.pt", tolerance=1e-5)
@@ -64,4 +48,4 @@ def test_fsdp_takes_the_same_steps_as_one_process(tmp_path):
 
 @pytest.mark.parametrize("words", [[], ["adapter"]], ids=["whole model", "adapter"])
 def test_a_critic_that_two_processes_shard_is_saved_in_full(tmp_path, words):
-    run_two("two_process_critic.py", tmp_path, *words)
+    require_agreement(HERE / "two_process_critic.py", tmp_path, *words)

@@ -1,6 +1,3 @@
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +6,7 @@ import torch
 from datasets import Dataset
 
 from tests.data.anchors.fakes import FirstLetter
+from tests.programs import require_agreement
 from trl_rlp.data.anchors import AnchorComparison, SemanticAnchors, comparison
 from trl_rlp.data.groups import ExactMatch
 
@@ -136,9 +134,4 @@ def test_arguments_of_wrong_types_are_refused():
 
 
 def test_two_processes_share_the_questions(tmp_path):
-    script = Path(__file__).parent / "two_process_anchors.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", str(script)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[3])}
-    result = subprocess.run([*command, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.count("both processes agree") == 2
+    require_agreement(Path(__file__).with_name("two_process_anchors.py"), tmp_path)

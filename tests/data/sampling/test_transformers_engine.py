@@ -1,8 +1,4 @@
 import itertools
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +14,7 @@ from transformers import (
 )
 
 import trl_rlp.data.sampling.transformers_engine as transformers_engine
+from tests.programs import run_two_processes
 from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.sampling.engines import sample_completions
 from trl_rlp.data.sampling.seeds import derive_seed
@@ -354,11 +351,11 @@ for output_dir in (None, folder + "/shards", folder + "/shards"):
     samples.to_json(f"{{folder}}/{{output_dir is None}}-{{PartialState().process_index}}.jsonl")
 assert torch.distributed.get_world_size() == PartialState().num_processes == 2
 # Each process takes free shards. The first two calls sample three shards each, the third loads them.
-sys.stdout.write(f"calls: {{len(calls)}}\\n")
+print("calls:", len(calls))
 try:
     sample_completions(prompts, model, tokenizer, output_dir=folder + "/shards", seed=7, **{settings!r})
 except ValueError as error:
-    sys.stdout.write(f"refused: {{error}}\\n")  # one write, so the lines of both processes do not mix
+    print("refused:", error)
 leave_process_group()
 """
 
@@ -368,21 +365,11 @@ def test_two_processes_share_the_work_and_return_the_whole_dataset(model, tokeni
     folder = save(model, tokenizer, tmp_path)
     script = tmp_path / "script.py"
     script.write_text(TWO_PROCESSES.format(texts=TEXTS, settings={**SMALL, "tokens_per_batch": 10_000}))
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        str(script),
-        folder,
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("refused: `output_dir`") == 2
-    assert sum(int(line.split()[1]) for line in result.stdout.splitlines() if line.startswith("calls:")) == 6
+    results = run_two_processes(script, folder)
+    assert [result.returncode for result in results] == [0, 0], results[0].stderr + results[1].stderr
+    lines = [line for result in results for line in result.stdout.splitlines()]
+    assert sum(line.startswith("refused: `output_dir`") for line in lines) == 2
+    assert sum(int(line.split()[1]) for line in lines if line.startswith("calls:")) == 6
     for output in ("True-0", "True-1", "False-0", "False-1"):
         assert Dataset.from_json(f"{folder}/{output}.jsonl").to_list() == expected.to_list()
 

@@ -1,9 +1,6 @@
 """Runs with anchors and refinements that are killed at any moment. A resumed run repeats the one that was not."""
 
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +8,8 @@ import torch
 from transformers import TrainerCallback, TrainerState
 
 from tests.ppo_runs import CLOCK, ppo_trainer, prompts
+from tests.programs import require_agreement, run_program
 from tests.refinement_runs import SameParity, anchors, policy_trainer, refinable_reward, refinement
-from tests.trainer.test_two_processes import run_two
 from trl_rlp.rewards.semantic_anchor_reward import SemanticAnchorReward
 from trl_rlp.trainer.callbacks import refinement_state
 from trl_rlp.trainer.callbacks.reward_refinement import RewardRefinement
@@ -145,14 +142,7 @@ def test_killed_between_two_checkpoints(straight_runs, tmp_path, monkeypatch, ki
 
 
 def test_killed_by_signal_9_while_it_writes_the_reward_model(straight_runs, tmp_path):
-    script, root = Path(__file__).with_name("killed_run.py"), Path(__file__).parents[3]
-    result = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), str(torch.get_num_threads())],
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(root)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    result = run_program(Path(__file__).with_name("killed_run.py"), tmp_path, torch.get_num_threads())
     assert result.returncode == -signal.SIGKILL, result.stderr[-3000:]
     assert (tmp_path / "checkpoint-4" / refinement_state.FOLDER).is_dir()
     resumed = make_run(tmp_path, "grpo")
@@ -162,7 +152,7 @@ def test_killed_by_signal_9_while_it_writes_the_reward_model(straight_runs, tmp_
 
 def test_two_processes_stay_equal_and_resume(tmp_path):
     """Also if the equivalence fails on one, if the gate refuses a model, and under FSDP2. A monitor stops both."""
-    run_two("callbacks/two_process_refinement.py", tmp_path)
+    require_agreement(Path(__file__).with_name("two_process_refinement.py"), tmp_path)
 
 
 SCHEDULES = {
