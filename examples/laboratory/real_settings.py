@@ -64,6 +64,8 @@ class RealSettings:
 
 
 SMOLLM2 = RealSettings()
+SMOLLM2_LONG = replace(SMOLLM2, kl_coefs=(0.02,), rollouts=60, refine_every=20, window=20)
+"""Four times the training at the smallest β, for over-optimization. Refinements and windows keep their share of it."""
 SMOKE = replace(
     SMOLLM2,
     sizes={"demonstrations": 4, "preferences": 12, "unlabeled": 8, "heldout": 4},
@@ -82,4 +84,4 @@ SMOKE = replace(
     kl_questions=2,
     window=1,
 )
-SETTINGS = {"smollm2": SMOLLM2, "smoke": SMOKE}
+SETTINGS = {"smollm2": SMOLLM2, "smollm2_long": SMOLLM2_LONG, "smoke": SMOKE}
