@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -23,26 +22,25 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 IMPORTED = ("trl_rlp.pipeline", "trl_rlp.rlp_ppo", "trl_rlp.cli.main", "tests.tiny_models", "pytest")
+SECONDS = 300
 SECONDS_AFTER_A_FAILURE = 120
 """How long the other process may still run when one has failed. One may finish alone, or end with its own error."""
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(list(IMPORTED))
 
 
-def run_program(
-    script: Path, *words: object, environment: Mapping[str, str] | None = None, timeout: float = 300
-) -> subprocess.CompletedProcess[str]:
-    """Runs a script to its end."""
-    return _run_all(script, words, [environment or {}], timeout)[0]
+def run_program(script: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    """Runs a script in one process."""
+    return _run_all(script, words, [{}])[0]
 
 
-def run_two_processes(script: Path, *words: object, timeout: float = 300) -> list[subprocess.CompletedProcess[str]]:
-    """Runs a script on two processes that find each other. They are killed `timeout` seconds after the start."""
+def run_two_processes(script: Path, *words: object) -> list[subprocess.CompletedProcess[str]]:
+    """Runs a script on two processes that find each other."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    return _run_all(script, words, [{**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"], timeout)
+    return _run_all(script, words, [{**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"])
 
 
 def require_agreement(script: Path, *words: object) -> None:
@@ -53,9 +51,9 @@ def require_agreement(script: Path, *words: object) -> None:
 
 
 def _run_all(
-    script: Path, words: tuple[object, ...], environments: list[dict[str, str]], timeout: float
+    script: Path, words: tuple[object, ...], environments: list[dict[str, str]]
 ) -> list[subprocess.CompletedProcess[str]]:
-    """Runs a script once for each environment, at the same time. If one of them fails, the others are ended."""
+    """Runs a script once for each environment, at the same time. Kills what has not ended in time."""
     arguments = [str(script), *map(str, words)]
     with tempfile.TemporaryDirectory() as folder:
         outputs = [(Path(folder, f"{rank}.out"), Path(folder, f"{rank}.err")) for rank in range(len(environments))]
@@ -65,7 +63,7 @@ def _run_all(
         ]
         for program in programs:
             program.start()
-        end = time.monotonic() + timeout
+        end = time.monotonic() + SECONDS
         try:
             while any(program.exitcode is None for program in programs) and time.monotonic() < end:
                 if any(program.exitcode for program in programs):
