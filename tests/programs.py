@@ -22,7 +22,7 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 IMPORTED = ("trl_rlp.pipeline", "trl_rlp.rlp_ppo", "trl_rlp.cli.main", "tests.tiny_models", "pytest")
-SECONDS = 300
+SECONDS = 1200
 SECONDS_AFTER_A_FAILURE = 120
 """How long the other process may still run when one has failed. One may finish alone, or end with its own error."""
 SERVER = multiprocessing.get_context("forkserver")
