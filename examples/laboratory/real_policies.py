@@ -72,29 +72,28 @@ def log_to_file(path: Path) -> Iterator[None]:
 
 
 def main() -> None:
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--settings", choices=SETTINGS, default="smollm2")
+    shared.add_argument("--output_dir", type=Path, default=Path("laboratory_runs/policies"), help="folder of the runs")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["run", "report"])
-    parser.add_argument("--seeds", type=parse_seeds, help="seeds, as in 400-404 (for `run`)")
-    parser.add_argument("--methods", nargs="+", choices=[*METHODS, *PICK_METHODS], default=[*METHODS, *PICK_METHODS])
-    parser.add_argument("--kl_coefs", nargs="+", type=float, help="β of the methods that have one")
-    parser.add_argument("--settings", choices=SETTINGS, default="smollm2")
-    parser.add_argument("--output_dir", type=Path, default=Path("laboratory_runs/policies"), help="folder of the runs")
-    parser.add_argument("--threads", type=int, default=1, help="threads, 1 if commands run side by side")
-    parser.add_argument(
-        "--data", nargs="+", type=Path, default=[], help="`policies.json` of other seeds (for `report`)"
-    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", parents=[shared], help="run the methods of some seeds")
+    run.add_argument("--seeds", type=parse_seeds, required=True, help="seeds, as in 400-404")
+    run.add_argument("--methods", nargs="+", choices=[*METHODS, *PICK_METHODS], default=[*METHODS, *PICK_METHODS])
+    run.add_argument("--kl_coefs", nargs="+", type=float, help="β of the methods that have one, default: all")
+    run.add_argument("--threads", type=int, default=1, help="threads, 1 if commands run side by side")
+    report = commands.add_parser("report", parents=[shared], help="write the tables of all seeds")
+    report.add_argument("--data", nargs="+", type=Path, default=[], help="`policies.json` of other seeds")
     arguments = parser.parse_args()
     if arguments.command == "report":
         print(write_report(arguments.output_dir, arguments.settings, arguments.data))
         return
-    if not arguments.seeds:
-        parser.error("--seeds is required for `run`, for example --seeds 400-404")
     unknown = [kl_coef for kl_coef in arguments.kl_coefs or [] if kl_coef not in SETTINGS[arguments.settings].kl_coefs]
     if unknown:
         allowed = SETTINGS[arguments.settings].kl_coefs
-        parser.error(f"--kl_coefs must be among {allowed} of these settings, but got {unknown}")
+        run.error(f"--kl_coefs must be among {allowed} of these settings, but got {unknown}")
     if arguments.threads < 1:
-        parser.error("--threads must be at least 1")
+        run.error("--threads must be at least 1")
     run_seeds(
         arguments.output_dir,
         arguments.seeds,

@@ -345,7 +345,9 @@ def test_files_and_threads_of_the_command_line_are_used(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["run"], "--seeds is required"),
+        (["run"], "the following arguments are required: --seeds"),
+        (["run", "--seeds", "0", "--data", "policies.json"], "unrecognized arguments: --data policies.json"),
+        (["report", "--threads", "2"], "unrecognized arguments: --threads 2"),
         (["run", "--seeds", "0", "--kl_coefs", "0.3"], "--kl_coefs must be among"),
         (["run", "--seeds", "0", "--threads", "0"], "--threads must be at least 1"),
     ],
