@@ -1,7 +1,4 @@
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +6,7 @@ import torch
 from datasets import Dataset
 
 from tests.cli.two_process_commands import TRAINING, run_commands
+from tests.programs import run_torchrun
 from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from tests.yes_or_no import QUESTIONS, train_yes_or_no_model
 from trl_rlp.cli import launched_processes
@@ -60,18 +58,6 @@ def data(tmp_path_factory):
     return folder
 
 
-def launch(*words, processes=2, environment=()):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"]
-    variables = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[2])}
-    return subprocess.run(
-        [*command, *map(str, words)],
-        env={**os.environ, **variables, **dict(environment)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
 def read_results(out: Path) -> dict:
     """Reads what the commands wrote: rows and metrics, without times and checkpoints."""
     run = out / "run"
@@ -108,7 +94,7 @@ def test_two_processes_write_and_print_what_one_process_does(data, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     for folder in (one, two):
         folder.mkdir()
-    result = launch(SCRIPT, data, two)
+    result = run_torchrun(SCRIPT, data, two)
     assert (two / "printed-0.json").exists(), result.stderr[-5000:]
     run_commands(data, one)
     found, expected = read_results(two), read_results(one)

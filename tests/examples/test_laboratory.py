@@ -301,7 +301,7 @@ def copy_missing_results(path, others):
 
 
 def test_two_seeds_run_to_the_end_and_are_not_run_again(tmp_path):
-    """Runs the commands of `make laboratory-smoke`. Each seed runs half of the results, with fewer of ours."""
+    """Runs one seed with `seed` and one with `seeds`. Each has half of the results, with fewer of ours."""
     from methods import list_results
 
     folder = str(tmp_path / "runs")

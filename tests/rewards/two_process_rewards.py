@@ -1,4 +1,4 @@
-"""Run by `torchrun --nproc_per_node 2`: both rewards in a run whose groups lie on two processes."""
+"""Run on two processes: both rewards in a run whose groups lie on two processes."""
 
 import sys
 from pathlib import Path

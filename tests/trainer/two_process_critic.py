@@ -1,4 +1,4 @@
-"""Run by `torchrun --nproc_per_node 2`: a sharded critic is saved in full. Replicated critics start equal."""
+"""Run on two processes: a sharded critic is saved in full. Replicated critics start equal."""
 
 import os
 import sys

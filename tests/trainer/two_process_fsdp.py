@@ -1,4 +1,4 @@
-"""Run by `torchrun --nproc_per_node 2`: PPO and UML under FSDP2 and under DDP give the same numbers."""
+"""Run on two processes: PPO and UML under FSDP2 and under DDP give the same numbers."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""PPO on replayed completions, in one process, or in two with `torchrun --nproc_per_node 2`."""
+"""PPO on replayed completions, in one process or in two."""
 
 import sys
 from collections import Counter

@@ -3,13 +3,13 @@
 import json
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
-from tests.programs import run_program
 from tests.reward_runs import policy_samples, preferences
 from tests.tiny_models import save, tiny_causal_lm, tiny_tokenizer
 
@@ -67,5 +67,5 @@ def test_policy_samples_are_read_from_the_output_folder(tmp_path, monkeypatch, o
 @pytest.mark.skipif(not HUMAN_PAIRS.is_file(), reason=f"{HUMAN_PAIRS} does not exist")
 def test_the_script_runs_on_human_pairs(tmp_path, options):
     arguments = [*options[:-1], str(HUMAN_PAIRS), "--max_length", "512", "--output_dir", str(tmp_path / "reward")]
-    assert run_program(SCRIPT, *arguments).returncode == 0
+    subprocess.run([sys.executable, str(SCRIPT), *arguments], check=True, cwd=ROOT, timeout=240)
     assert len(read_losses(tmp_path / "reward")) == 3

@@ -1,5 +1,5 @@
 """
-Run by `torchrun --nproc_per_node 2`: refinements inside GRPO and PPO leave both processes equal. Both resume. Under
+Run on two processes: refinements inside GRPO and PPO leave both processes equal. Both resume. Under
 FSDP2, a refinement gives the same reward model as under DDP. A monitor stops both in the same step.
 """
 
