@@ -1,4 +1,4 @@
-"""All numbers of the experiment with policies on a real model. They were fixed before the reported seeds were run."""
+"""The numbers of the experiment with policies on a real model. Each set was fixed before its reported seeds ran."""
 
 from dataclasses import dataclass, field, replace
 
@@ -65,7 +65,10 @@ class RealSettings:
 
 SMOLLM2 = RealSettings()
 SMOLLM2_LONG = replace(SMOLLM2, kl_coefs=(0.02,), rollouts=60, refine_every=20, window=20)
-"""Four times the training at the smallest β, for over-optimization. Refinements and windows keep their share of it."""
+"""
+Four times the rollouts at the smallest β. Refinements come after the same shares of them. Chosen after seeds 400 and
+401 of `SMOLLM2`, and before any run with these settings.
+"""
 SMOKE = replace(
     SMOLLM2,
     sizes={"demonstrations": 4, "preferences": 12, "unlabeled": 8, "heldout": 4},
