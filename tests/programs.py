@@ -36,6 +36,13 @@ SECONDS_AFTER_A_FAILURE = 120
 Finished = subprocess.CompletedProcess[str]
 
 
+def find_free_port() -> int:
+    """Finds a port of this machine that no program uses now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def run_torchrun(script: Path, *words: object, processes: int = 2) -> Finished:
     """Runs a script with `torchrun`."""
     command = [*TORCHRUN, str(processes), str(script), *map(str, words)]
@@ -50,10 +57,8 @@ def run_program(script: Path, *words: object) -> Finished:
 
 def run_two_processes(script: Path, *words: object) -> list[Finished]:
     """Runs a script on two processes, with the variables by which those of `torchrun` find each other."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_port())}
+    shared |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     return _run_all(script, words, [{**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"])
 
 

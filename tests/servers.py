@@ -3,7 +3,6 @@
 import contextlib
 import importlib.util
 import json
-import socket
 import subprocess
 import sys
 import threading
@@ -13,6 +12,8 @@ import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+
+from tests.programs import find_free_port
 
 
 needs_serving = pytest.mark.skipif(
@@ -94,9 +95,7 @@ class FakeServer:
 @contextlib.contextmanager
 def run_server(folder, command=None, seconds=120):
     """Runs `transformers serve` with the model in a folder, or another command, and yields the URL of its API."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = find_free_port()
     serve = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(folder), "--device", "cpu"]
     command = serve if command is None else command
     log = (folder / "serve.log").open("w")

@@ -3,12 +3,12 @@
 import asyncio
 import email.utils
 import functools
-import socket
 import sys
 import time
 
 import pytest
 
+from tests.programs import find_free_port
 from trl_rlp.data.server_answers import Choice
 from trl_rlp.data.server_client import RefusedRequest, Server, gather
 
@@ -142,9 +142,7 @@ def test_the_first_failure_stops_the_other_work():
 
 
 def test_a_missing_server_is_an_error_at_once():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = find_free_port()
     begin = time.monotonic()
     with pytest.raises(
         ConnectionError, match=rf"No server answers at `base_url`=http://127\.0\.0\.1:{port}/v1.*Start a server"

@@ -257,6 +257,26 @@ def test_differences_are_paired_by_seed_over_all_files():
     assert compute_differences(rows, "spg", "ppo") == ["0.000 ± 0.000", "2.000 ± 2.484", "–"]
 
 
+def test_win_rates_of_a_rerun_are_compared_by_seed():
+    """
+    Of seeds 0 and 1, only seed 0 ran again. Its win rates change by +.1 and +.3: mean .2, deviation .1·√2 = .141.
+    The variances between the seeds are .02 and .08, so the deviation is √.05 = .224.
+    """
+    import pandas as pd
+    from reruns import BASELINE, compare_runs, summarize_changes
+
+    columns = ["seed", "method", "win_rate"]
+    first = pd.DataFrame([(0, BASELINE, 0.4), (0, "ppo", 0.2), (1, BASELINE, 0.6), (1, "ppo", 0.6)], columns=columns)
+    second = pd.DataFrame([(0, "ppo", 0.5), (0, BASELINE, 0.5)], columns=columns)
+    both = compare_runs(first, second)
+    gains = both.set_index("method").loc["ppo", ["gain_first", "gain_second"]]
+    assert len(both) == 2 and gains.tolist() == pytest.approx([-0.2, 0.0])
+    assert summarize_changes(first, both) == (
+        "Win rates of 2 rows change by +0.200 on average, with a standard deviation of 0.141. "
+        "Between the 2 seeds of a method it is 0.224."
+    )
+
+
 def test_report_without_runs_is_an_error(tmp_path):
     result = run("report", "--output_dir", str(tmp_path))
     assert result.returncode == 1 and result.stderr.strip().endswith("Run some seeds with this --output_dir first.")

@@ -29,7 +29,7 @@ def require_same_steps(one: PPOTrainer, saved: Path, tolerance: float) -> None:
 
 
 def test_two_processes_refine_one_model(tmp_path):
-    """With `torchrun`, so each process has its own order of sets, and its interpreter ends."""
+    """With `torchrun`, so each process has its own order of sets."""
     result = run_torchrun(HERE / "two_process_run.py", tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.count("both processes agree") == 2
