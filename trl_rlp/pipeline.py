@@ -76,7 +76,7 @@ class RLPResult:
         retrained_policy (`Path`):
             Retrained policy π̂_θ, a plain causal LM.
         stages (`dict`):
-            `metrics` and `seconds` of each stage, by name.
+            `metrics`, `seconds` and `peak_memory_gib` of each stage, by name.
         rounds (`list[Round]`):
             Folders of each round of steps 4 and 5.
     """

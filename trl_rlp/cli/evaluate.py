@@ -222,7 +222,7 @@ def _require_new_files(folder: Path, arguments: EvaluateArguments) -> None:
     """
     Checks that no file of an earlier evaluation would be overwritten.
 
-    An evaluation that was interrupted or failed has no metrics. The answers of a judge that is asked are kept, and a
+    An evaluation that was interrupted or failed has no metrics. The answers of a language judge are kept, and a
     reward model judges again without cost.
     """
     names = [METRICS_FILE]

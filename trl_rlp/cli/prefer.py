@@ -35,8 +35,8 @@ class PreferArguments:
             How pairs are made: `spg`, `select_all`, `reward`, `rlaif` or `majority_best`. The last one is not the
             paper's.
         reward_model (`str`, *optional*):
-            Folder or Hub name of the reward model r, which selects the chosen completion. Required unless the
-            generator is `rlaif`.
+            Folder or Hub name of the reward model r, which selects the chosen completion. Not needed by
+            `rlaif`, nor by `spg` and `select_all` with `--chosen random`.
         judge_model (`str`, *optional*):
             Folder or Hub name of the language model that serves as judge. Required by `rlaif`. The paper uses the
             policy itself.
@@ -79,8 +79,8 @@ class PreferArguments:
         default=None,
         metadata={
             "help": (
-                "Folder or Hub name of the reward model r, which selects the chosen completion. Required unless the "
-                "generator is `rlaif`."
+                "Folder or Hub name of the reward model r, which selects the chosen completion. Not needed by "
+                "`rlaif`, nor by `spg` and `select_all` with `--chosen random`."
             )
         },
     )

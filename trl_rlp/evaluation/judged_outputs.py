@@ -26,7 +26,7 @@ ANNOTATION_FILES = {"outputs": "annotations.json", "other_outputs": "other_annot
 """File of the annotations for the outputs of the first policy and of the second one."""
 
 ANSWERS_FILE = "judge_answers.jsonl"
-"""File of the answers of a judge that is asked, see [`AnswerCache`]. An interrupted evaluation resumes from it."""
+"""File of the answers of a language judge, see [`AnswerCache`]. An interrupted evaluation resumes from it."""
 
 
 def load_judge(

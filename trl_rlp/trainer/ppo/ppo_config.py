@@ -95,8 +95,8 @@ class PPOConfig(GRPOConfig):
         stop_token_id (`int`, *optional*):
             ID of the token that ends a completion. Replaces `stop_token`.
         total_episodes (`int`, *optional*):
-            Total number of completions to train on, rounded up to whole rollouts. If not set, `num_train_epochs`
-            decides.
+            Total number of completions to train on, rounded up to whole rollouts. If not set, `max_steps` decides,
+            and without it `num_train_epochs`.
         num_mini_batches (`int`, *optional*, defaults to `1`):
             Number of optimizer steps per PPO epoch. Must divide `gradient_accumulation_steps`.
         num_ppo_epochs (`int`, *optional*, defaults to `4`):
@@ -243,7 +243,7 @@ class PPOConfig(GRPOConfig):
         metadata={
             "help": (
                 "Total number of completions to train on, rounded up to whole rollouts. If not set, "
-                "`num_train_epochs` decides."
+                "`max_steps` decides, and without it `num_train_epochs`."
             )
         },
     )
