@@ -110,11 +110,10 @@ def _build_method_steps(runs: dict[int, Results], method: str) -> list[Step]:
         label, gain = compare_with_best(runs, method, GRPO_SPG, "win_rate", "win_rate")
         steps.append(("win rate above SPG by GRPO", label, gain))
     for at, limit in MALFORMED.items():
-        if at in list_betas(runs, method):
+        if is_kl_weight(method) and at in list_betas(runs, method):
             below = subtract(lambda run, limit=limit: limit, select_metric(method, at, "malformed"))
             steps.append((f"malformed below {limit:g}", f"{limit:g} − {name_policy(method, at)}", below))
-    is_kl_weight = LOOP_METHODS[method].trainer != "dpo"  # β of DPO is not on the scale of the KL weight
-    if is_kl_weight and all(QUARTER in list_betas(runs, name) for name in (method, "ppo")):
+    if is_kl_weight(method) and all(QUARTER in list_betas(runs, name) for name in (method, "ppo")):
         for claim, at in (
             ("gold above PPO at a quarter of β", QUARTER),
             ("no collapse: gold at a quarter of β above the best of PPO", choose_beta(runs, "ppo", "gold")),
@@ -123,6 +122,11 @@ def _build_method_steps(runs: dict[int, Results], method: str) -> list[Step]:
             value = subtract(*(select_metric(*side, "gold") for side in sides))
             steps.append((claim, " − ".join(name_policy(*side) for side in sides), value))
     return steps
+
+
+def is_kl_weight(method: str) -> bool:
+    """Checks whether the β of a method is a KL weight. The β of DPO is on another scale."""
+    return LOOP_METHODS[method].trainer != "dpo"
 
 
 def _build_comparison_steps(runs: dict[int, Results]) -> list[Step]:
@@ -136,8 +140,7 @@ def _build_comparison_steps(runs: dict[int, Results]) -> list[Step]:
     for metric, name in (("win_rate", "win rate"), ("gold", "gold")):
         label, value = compare_with_best(runs, "best-of-n, majority", "best-of-n", metric, metric)
         steps.append((f"majority, then reward: {name}", label, value))
-    label, value = compare_with_best(runs, "majority_dpo", "spg", "win_rate", "win_rate")
-    return [*steps, ("a policy taught the majority's best: win rate", label, value)]
+    return steps
 
 
 def compute_noise_loss(method: str) -> Value:
@@ -161,7 +164,7 @@ def build_goal_table(runs: dict[int, Results]) -> str:
         cells += ["–" if interval is None else format_difference(interval), say(is_met[1])]
         for beta, limit in MALFORMED.items():
             share = None
-            if beta in list_betas(runs, method):
+            if is_kl_weight(method) and beta in list_betas(runs, method):
                 share = summarize_seeds(runs, select_metric(method, beta, "malformed"))
             is_met.append(None if share is None else share["mean"] < limit)
             cells += [format_interval(share), say(is_met[-1])]

@@ -2,12 +2,15 @@
 
 import json
 import math
+import platform
 import subprocess
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from methods import BEST_OF_N, LOOP_METHODS, METHODS, PARTS, list_results
 from settings import EXPLORED_SEEDS, SETTINGS, Settings
 from tables import Results, list_policies
@@ -20,6 +23,9 @@ UNKNOWN = "unknown"
 
 DIRTY = "-dirty"
 """Mark of the commit of a tree with changes that are not committed."""
+
+VERSIONS = ("torch", "transformers", "trl", "peft", "accelerate", "numpy")
+"""Packages whose versions are recorded."""
 
 NAMED = 5
 """Number of differing settings that an error names."""
@@ -51,6 +57,21 @@ def describe_commit(folder: Path) -> str:
     except (OSError, subprocess.CalledProcessError):
         return UNKNOWN
     return result.stdout.strip()
+
+
+def describe_machine() -> str:
+    """Describes the CPU, the threads of torch, and the versions. With others, a seed gives other figures."""
+    versions = ", ".join(f"{name} {version(name)}" for name in VERSIONS)
+    return f"{read_cpu()}, threads: {torch.get_num_threads()}, {versions}"
+
+
+def read_cpu(path: Path = Path("/proc/cpuinfo")) -> str:
+    """Reads the name and the model number of the CPU. Where Linux does not tell them, it is only the architecture."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    if "model name" not in fields:
+        return platform.processor() or platform.machine()
+    return f"{fields['model name']}, model {fields['model']}" if "model" in fields else fields["model name"]
 
 
 def describe_settings(name: str) -> dict[str, Any]:
@@ -102,6 +123,8 @@ class PartRuns:
             Name of the settings, one of `SETTINGS`.
         commit (`str`):
             Commit of all results.
+        machines (`str`):
+            Machines of the results, with their seeds if there are several.
     """
 
     part: str
@@ -109,6 +132,7 @@ class PartRuns:
     unfinished: list[int]
     settings_name: str
     commit: str = UNKNOWN
+    machines: str = UNKNOWN
 
     @property
     def settings(self) -> Settings:
@@ -119,7 +143,8 @@ class PartRuns:
         missing = f" Unfinished seeds, not included: {join(self.unfinished)}." if self.unfinished else ""
         return (
             f"{len(self.runs)} seeds: {join(self.runs)}.{missing} Settings: `{self.settings_name}`. Commit: "
-            f"`{self.commit}`. Each cell is the mean ± half the width of the 95% interval over seeds (Student's t)."
+            f"`{self.commit}`. Machine: {self.machines}. Each cell is the mean ± half the width of the 95% interval "
+            "over seeds (Student's t)."
         )
 
 
@@ -175,10 +200,11 @@ def check_runs(folder: Path, loaded: PartRuns) -> PartRuns:
     if not is_smoke:
         check_seeds(folder, loaded)
     check_metrics(folder, loaded)
-    commit = find_commit({seed: set().union(*map(list_commits, run.values())) for seed, run in loaded.runs.items()})
+    commit = find_commit(collect_recorded(loaded.runs, "commit"))
     if loaded.part == "ours" and not is_smoke:
         require_known(commit)
-    return PartRuns(loaded.part, loaded.runs, loaded.unfinished, loaded.settings_name, commit)
+    machines = describe_machines(collect_recorded(loaded.runs, "machine"))
+    return replace(loaded, commit=commit, machines=machines)
 
 
 def check_seeds(folder: Path, loaded: PartRuns) -> None:
@@ -189,12 +215,17 @@ def check_seeds(folder: Path, loaded: PartRuns) -> None:
             f"{name_seeds(explored)} used to choose the settings of the part {loaded.part!r}. Move the folders of "
             f"explored seeds out of {folder} and report others, or report another part with --part."
         )
+    require_distinct({seed: run["sft"] for seed, run in loaded.runs.items()}, str(folder))
+
+
+def require_distinct(results: dict[int, Any], place: str) -> None:
+    """Refuses a seed whose π_SFT has the results of another seed."""
     first: dict[str, int] = {}
-    for seed, run in loaded.runs.items():
-        original = first.setdefault(json.dumps(run["sft"], sort_keys=True), seed)
+    for seed, values in results.items():
+        original = first.setdefault(json.dumps(values, sort_keys=True), seed)
         if original != seed:
             raise SystemExit(
-                f"Seed {seed} in {folder} has the results of seed {original}, so one is a copy of the other. Remove "
+                f"Seed {seed} in {place} has the results of seed {original}, so one is a copy of the other. Remove "
                 "the copy."
             )
 
@@ -248,10 +279,33 @@ def require_known(commit: str) -> None:
         )
 
 
-def list_commits(result: dict[str, Any]) -> set[str]:
-    """Lists the commits of a result. An entry of the sweep may contain results with their own commits."""
-    parts = [result, *(part for part in result.values() if isinstance(part, dict))]
-    return {part["commit"] for part in parts if "commit" in part} or {UNKNOWN}
+def collect_recorded(runs: dict[int, Results], field: str) -> dict[int, set[str]]:
+    """
+    Collects what each seed has recorded under `commit` or `machine`, or "unknown" for results without it.
+
+    An entry of the sweep may contain results with their own fields.
+    """
+
+    def list_recorded(result: dict[str, Any]) -> set[str]:
+        parts = [result, *(part for part in result.values() if isinstance(part, dict))]
+        return {part[field] for part in parts if field in part} or {UNKNOWN}
+
+    return {seed: set().union(*map(list_recorded, run.values())) for seed, run in runs.items()}
+
+
+def describe_machines(machines: dict[int, set[str]]) -> str:
+    """Describes the machines of all seeds. Refuses a seed of several, because its policies are compared in pairs."""
+    seeds: dict[str, list[int]] = {}
+    for seed, names in machines.items():
+        if len(names) > 1:
+            raise SystemExit(
+                f"The results of seed {seed} come from different machines, threads or versions: "
+                f"{'; '.join(sorted(names))}. They cannot be compared in pairs. Run the seed again on one machine."
+            )
+        seeds.setdefault(next(iter(names)), []).append(seed)
+    if len(seeds) == 1:
+        return next(iter(seeds))
+    return "; ".join(f"{name} (seeds {join(numbers)})" for name, numbers in seeds.items())
 
 
 def name_seeds(seeds: list[int]) -> str:

@@ -18,11 +18,25 @@ OURS = ("anchor_reward", "refined_in_loop", "anchored")
 COMPARED = {"ppo": ("spg", *OURS), "spg": OURS}
 """Methods that are claimed to give more correct answers than another one at the same β."""
 
+TRAINED_ON_R = ("ppo", "grpo")
+"""Methods that train a policy against a fixed r."""
 
-def build_claims_table(runs: Runs, results: list[tuple[str, float | None]]) -> str:
-    """Builds the table of claims. `results` lists the policies that all seeds have, as pairs of name and β."""
+
+def build_claims_table(runs: Runs, results: list[tuple[str, float | None]], has_selection: bool = True) -> str:
+    """
+    Builds the table of claims.
+
+    Args:
+        runs (`dict[int, dict]`):
+            The metrics of each seed.
+        results (`list[tuple[str, float]]`):
+            The policies that all seeds have, as pairs of name and β.
+        has_selection (`bool`, *optional*, defaults to `True`):
+            Whether the table has the rows on selection without training. The longer training samples the same
+            completions as the shorter one, so there they would be the same evidence twice.
+    """
     steps = _build_taught_steps(results) + _build_comparison_steps(results)
-    steps += _build_over_optimization_steps(results) + _build_selection_steps()
+    steps += _build_over_optimization_steps(results) + (_build_selection_steps() if has_selection else [])
     return format_claims(runs, steps, VERDICTS, marks_uncorrected=True)
 
 
@@ -75,10 +89,19 @@ def _build_comparison_steps(results: list[tuple[str, float | None]]) -> list[Ste
 
 
 def _build_over_optimization_steps(results: list[tuple[str, float | None]]) -> list[Step]:
-    """Builds the rows on over-optimization of a fixed r: with the smallest β, fewer answers are correct."""
+    """
+    Builds the rows on over-optimization of a fixed r: with the smallest β of PPO, fewer answers are correct.
+
+    With only one β, PPO and GRPO are compared with π_SFT: fewer answers are correct, although r is higher.
+    """
     kl_coefs = list_kl_coefs(results, "ppo")
     if len(kl_coefs) < 2:
-        return []
+        return [
+            step
+            for name in TRAINED_ON_R
+            for kl_coef in list_kl_coefs(results, name)
+            for step in _build_single_steps(name_result(name, kl_coef))
+        ]
     high, low = (name_result("ppo", kl_coef) for kl_coef in (kl_coefs[-1], kl_coefs[0]))
     return [
         (
@@ -87,6 +110,18 @@ def _build_over_optimization_steps(results: list[tuple[str, float | None]]) -> l
             compare_right(high, low, part),
         )
         for part, text in PARTS.items()
+    ]
+
+
+def _build_single_steps(result: str) -> list[Step]:
+    """Builds the rows on over-optimization of r by one policy, compared with π_SFT. r scores the trained questions."""
+    rises = subtract(*(select_metric(name, "trained", "proxy") for name in (result, "pi_sft")))
+    return [
+        *(
+            (f"over-optimization of a fixed r, {text}", f"π_SFT − {result}", compare_right("pi_sft", result, part))
+            for part, text in PARTS.items()
+        ),
+        ("… while r rises", f"r of {result} − r of π_SFT", rises),
     ]
 
 

@@ -38,8 +38,12 @@ DIFFERENCE_NOTE = (
 )
 SELECTION_NOTE = (
     "The samples are drawn at T = 1, and the policies above answer at T = .7. Compare the columns of this table with "
-    "each other, and not with the policies."
+    "each other, and not with the policies. Within the majority, unfinished completions cannot be picked. Best of n "
+    "may pick them, and they count as wrong."
 )
+
+CURVES = {"r, or the r̂ of that time": "rewards/reward_model/mean", "correct": "rewards/mark_known_answers/mean"}
+"""Metrics of the training by window of rollouts. With refinement in the loop, each window has another r̂."""
 
 COLUMNS = {"accuracy": 3, "decided": 0, "pairs": 0}
 """Metrics of labels, and their digits in a table."""
@@ -79,28 +83,23 @@ def list_all(settings: RealSettings) -> list[tuple[str, float | None]]:
     return [("pi_sft", None), *with_kl_coef, *((name, None) for name in PICK_METHODS)]
 
 
-def describe_missing(runs: Runs, settings: RealSettings) -> str:
-    """Names the results that only some seeds have, with these seeds."""
-    missing = []
-    for pair in list_all(settings):
-        name = name_result(*pair)
-        present = [seed for seed, run in runs.items() if name in run]
-        if 0 < len(present) < len(runs):
-            missing.append(f"`{name}` (seeds {join(present)})")
-    return f" Not shown, because some seeds lack them: {', '.join(missing)}." if missing else ""
+def describe_unfinished(unfinished: dict[int, list[str]]) -> str:
+    """Names the seeds that are left out, with the results that they lack."""
+    listed = [f"{seed} (lacks {', '.join(f'`{name}`' for name in names)})" for seed, names in unfinished.items()]
+    return f" Unfinished seeds, not included: {join(listed)}." if listed else ""
 
 
 def build_page(loaded: LoadedRuns, settings: RealSettings, settings_name: str) -> str:
     """Builds the page with all tables."""
     runs, results = loaded.runs, list_finished(loaded.runs, settings)
-    unfinished = f" Unfinished seeds, not included: {join(loaded.unfinished)}." if loaded.unfinished else ""
+    claims = build_claims_table(runs, results, has_selection=settings_name != "smollm2_long")
     return "\n\n".join(
         [
-            f"{len(runs)} seeds: {join(runs)}.{unfinished} Settings: `{settings_name}`. Commit: `{loaded.commit}`. "
-            "Each cell is the mean ± half the width of the 95% interval over seeds (Student's t). Differences are "
-            f"paired by seed and by question.{describe_missing(runs, settings)}",
+            f"{len(runs)} seeds: {join(runs)}.{describe_unfinished(loaded.unfinished)} Settings: `{settings_name}`. "
+            f"Commit: `{loaded.commit}`. Machine: {loaded.machines}. Each cell is the mean ± half the width of the "
+            "95% interval over seeds (Student's t). Differences are paired by seed and by question.",
             f"## Policies\n\n{build_policy_table(runs, results)}",
-            f"## Claims\n\n{build_claims_table(runs, results)}\n\n{CLAIMS_NOTE}",
+            f"## Claims\n\n{claims}\n\n{CLAIMS_NOTE}",
             f"## Differences\n\n{build_difference_table(runs, results)}\n\n{DIFFERENCE_NOTE}",
             f"## Selection without training\n\n{build_selection_table(runs, settings)}\n\n{SELECTION_NOTE}",
             f"## Rewards and answers during the training\n\n{build_curve_table(runs, results, settings)}",
@@ -154,9 +153,11 @@ def build_selection_table(runs: Runs, settings: RealSettings) -> str:
             values = {name: select_metric("picks", key, name) for name in ("single", "best", "majority")}
             cells = [format_over_seeds(runs, value) for value in values.values()]
             gains = [subtract(values["majority"], values[name]) for name in ("single", "best")]
+            gains.append(select_metric("picks", key, "best_finished"))
             rows.append([text, picker, *cells, *(format_over_seeds(runs, gain) for gain in gains)])
     header = ["questions", "reward model", "one sample", f"best of {settings.best_of}", "the same within the majority"]
-    return format_table([*header, "majority − one sample", "majority − best"], rows)
+    header += ["majority − one sample", "majority − best", f"best of {settings.best_of}, finished"]
+    return format_table(header, rows)
 
 
 def build_curve_table(runs: Runs, results: list[tuple[str, float | None]], settings: RealSettings) -> str:
@@ -166,7 +167,7 @@ def build_curve_table(runs: Runs, results: list[tuple[str, float | None]], setti
     for name, kl_coef in results:
         if name not in METHODS:
             continue
-        for text, metric in (("r or r̂", "rewards/reward_model/mean"), ("correct", "rewards/mark_known_answers/mean")):
+        for text, metric in CURVES.items():
             values = [select_curve(name_result(name, kl_coef), metric, window) for window in windows]
             cells = [format_over_seeds(runs, value) for value in values]
             if set(cells) != {"–"}:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from provenance import read_commit
+from provenance import describe_machine, read_commit
 from real_methods import METHODS, PICK_METHODS, RealMethod, list_results, name_result
 from real_model import build_reward_lora, split_for_seed
 from real_rewards import (
@@ -74,7 +74,8 @@ class RealRun:
     def __init__(self, folder: Path, seed: int, settings: RealSettings, base_model: Path, questions: list[Question]):
         self.run = RunFolder(folder, {"seed": seed, "settings": asdict(settings)})
         self.seed, self.settings, self.base_model = seed, settings, base_model
-        self.commit = read_commit()  # before any work, because the files may change while it lasts
+        # before any work, because the files may change while it lasts
+        self.provenance = {"commit": read_commit(), "machine": describe_machine()}
         parts = split_for_seed(questions, settings.sizes, seed)
         self.demonstrations = demonstration_dataset(parts.pop("demonstrations"))
         self.questions = {name: prompt_dataset(part) for name, part in parts.items()}
@@ -89,13 +90,13 @@ class RealRun:
                 self._stage(name_result(name, kl_coef), self._train_with_rewards, method_name=name, kl_coef=kl_coef)
 
     def _stage(self, name: str, work: Callable[..., dict[str, Any]], **arguments: Any) -> Path:
-        """Runs a stage whose metrics get the field `commit`."""
+        """Runs a stage whose metrics get the fields `commit` and `machine`."""
 
         @functools.wraps(work)
-        def record_commit(folder: Path, **arguments: Any) -> dict[str, Any]:
-            return {**work(folder, **arguments), "commit": self.commit}
+        def record_provenance(folder: Path, **arguments: Any) -> dict[str, Any]:
+            return {**work(folder, **arguments), **self.provenance}
 
-        return self.run.stage(name, record_commit, **arguments)
+        return self.run.stage(name, record_provenance, **arguments)
 
     # Steps 0 to 2 of Algorithm 1, and what all methods share.
 
@@ -187,6 +188,7 @@ class RealRun:
                 metrics[f"{part}, {picker}"] = {
                     "single": float(np.mean(compute_accuracies(samples, samples["answers"][:]))),
                     "best": compute_share(plain, samples),
+                    "best_finished": float(np.mean(plain["finished"])),
                     "majority": compute_share(within, samples),
                 }
                 if part == "trained":

@@ -6,7 +6,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from provenance import UNKNOWN, find_commit, is_finite, join, name_seeds, require_known
+from provenance import (
+    collect_recorded,
+    describe_machines,
+    find_commit,
+    is_finite,
+    join,
+    name_seeds,
+    require_distinct,
+    require_known,
+)
+from real_methods import METHODS, PICK_METHODS, list_results, name_result
 from real_seed_table import PARTS
 from real_settings import EXPLORED_SEEDS, SETTINGS
 from real_tables import Runs
@@ -17,8 +27,8 @@ from trl_rlp.storage.json_files import read_json
 DATA = "policies.json"
 """File with the metrics of all seeds of a report."""
 
-LAST_SHARED_STAGE = "picks"
-"""The last stage before the policies. A seed without it has nothing to compare."""
+SHARED = ("pi_sft", "picks")
+"""Results that every seed needs."""
 
 
 @dataclass(frozen=True)
@@ -29,15 +39,18 @@ class LoadedRuns:
     Args:
         runs (`dict[int, dict]`):
             For each seed the metrics of its stages by name, with their `seconds`.
-        unfinished (`list[int]`):
-            Seeds whose first stages have not finished.
+        unfinished (`dict[int, list[str]]`):
+            For each seed that is not in `runs`, the results that it lacks and another seed has.
         commit (`str`):
             Commit of all results.
+        machines (`str`):
+            Machines of the results, with their seeds if there are several.
     """
 
     runs: Runs
-    unfinished: list[int]
+    unfinished: dict[int, list[str]]
     commit: str
+    machines: str
 
 
 def load_runs(folder: Path, settings_name: str, data: Sequence[Path] = ()) -> LoadedRuns:
@@ -51,13 +64,30 @@ def load_runs(folder: Path, settings_name: str, data: Sequence[Path] = ()) -> Lo
                 "once. Leave one of the two out."
             )
         loaded |= others
-    runs = {seed: run for seed, run in sorted(loaded.items()) if LAST_SHARED_STAGE in run}
+    unfinished = find_unfinished(loaded, settings_name)
+    runs = {seed: run for seed, run in sorted(loaded.items()) if seed not in unfinished}
     if len(runs) < 2:
         places = ", ".join(map(str, (folder, *data)))
+        missing = "".join(f" Seed {seed} lacks {', '.join(map(repr, names))}." for seed, names in unfinished.items())
         raise SystemExit(
-            f"Seeds that can be reported: {join(runs) or 'none'} ({places}). An interval needs two or more."
+            f"Seeds that can be reported: {join(runs) or 'none'} ({places}). An interval needs two or more.{missing}"
         )
-    return LoadedRuns(runs, sorted(set(loaded) - set(runs)), check_runs(runs, is_smoke=settings_name == "smoke"))
+    is_smoke = settings_name == "smoke"
+    commit = check_runs(runs, is_smoke)
+    return LoadedRuns(runs, unfinished, commit, describe_machines(collect_recorded(runs, "machine")))
+
+
+def find_unfinished(runs: Runs, settings_name: str) -> dict[int, list[str]]:
+    """
+    Finds the seeds that lack a result which another seed has, and lists what they lack.
+
+    Such a seed is left out as a whole. Otherwise, all others would lose the results that it lacks, and p would be
+    corrected for fewer rows.
+    """
+    pairs = list_results([*METHODS, *PICK_METHODS], SETTINGS[settings_name].kl_coefs)
+    policies = [name for name in (name_result(*pair) for pair in pairs) if any(name in run for run in runs.values())]
+    missing = {seed: [name for name in (*SHARED, *policies) if name not in run] for seed, run in sorted(runs.items())}
+    return {seed: names for seed, names in missing.items() if names}
 
 
 def read_folder(folder: Path, settings_name: str) -> Runs:
@@ -96,7 +126,7 @@ def require_settings(path: Path, settings: dict[str, Any], settings_name: str) -
 
 
 def check_runs(runs: Runs, is_smoke: bool) -> str:
-    """Refuses explored seeds, policies without a share of correct answers, and results without one known commit."""
+    """Refuses explored seeds, copies, policies without a share of correct answers, and results without one commit."""
     explored = sorted(EXPLORED_SEEDS & set(runs))
     if explored and not is_smoke:
         raise SystemExit(
@@ -111,9 +141,8 @@ def check_runs(runs: Runs, is_smoke: bool) -> str:
                     f"{name!r} of seed {seed} has no finite share of correct answers ({broken[0]}). Remove this "
                     "stage, and run the seed again."
                 )
-    commit = find_commit(
-        {seed: {metrics.get("commit", UNKNOWN) for metrics in run.values()} for seed, run in runs.items()}
-    )
+    commit = find_commit(collect_recorded(runs, "commit"))
     if not is_smoke:
         require_known(commit)
+        require_distinct({seed: [run["pi_sft"].get(part) for part in PARTS] for seed, run in runs.items()}, "the runs")
     return commit

@@ -14,7 +14,8 @@ class RealSettings:
 
     Args:
         sizes (`dict[str, int]`):
-            Number of questions of each part.
+            Number of questions of each part, at most. The held-out questions are those that are left, and some seeds
+            have fewer.
         reward_epochs (`float`):
             Epochs of every reward model.
         num_generations (`int`):

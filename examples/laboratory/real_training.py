@@ -54,7 +54,8 @@ class PolicyTraining:
         callbacks: Sequence[TrainerCallback] = (),
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[dict[str, float]]]:
         """
-        Trains a policy with PPO or GRPO. Both take as many optimizer steps, with the same completions per rollout.
+        Trains a policy with PPO or GRPO. Both take as many optimizer steps, with as many completions per rollout. In
+        the first `value_warmup_rollouts` rollouts, those of PPO train the critic only.
 
         Returns:
             The policy, its tokenizer, and the log of the rollouts.

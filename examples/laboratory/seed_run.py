@@ -13,7 +13,7 @@ from datasets import Dataset, concatenate_datasets
 from loop import train_policy_in_loop
 from loop_start import SPG, LoopStart, build_start
 from methods import BEST_OF_N, FINER, HEADS, LOOP_METHODS, METHODS, Method, list_loop_results, split_result
-from provenance import read_commit
+from provenance import describe_machine, read_commit
 from settings import Settings
 from task import SameValue
 from taught import TEACHERS, teach_policy
@@ -72,6 +72,7 @@ class SeedRun:
         self.bench = Bench(folder, seed, settings)
         folder.mkdir(parents=True, exist_ok=True)
         self.path, self.commit = folder / "results.json", read_commit()
+        self.machine = describe_machine()
         self.results: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
         self._starts: dict[tuple[float, float | None], tuple[LoopStart, dict[str, Any]]] = {}
         self._rounds: dict[float, list[Round]] = {}
@@ -106,7 +107,7 @@ class SeedRun:
     def _get_result(self, name: str) -> dict[str, Any]:
         """Returns a result. Computes and saves it if it is not there yet."""
         if name not in self.results:
-            result = {**self._works[name](), "commit": self.commit}
+            result = {**self._works[name](), "commit": self.commit, "machine": self.machine}
             self.results[name] = result
             unfinished = self.path.with_suffix(".partial")
             unfinished.write_text(json.dumps(self.results, indent=1))

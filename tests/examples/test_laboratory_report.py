@@ -387,6 +387,21 @@ def test_claims_of_ours_by_hand(few_methods):
     assert not any("malformed below 0.1 |" in name for name in rows)  # no method has β .05
 
 
+def test_the_limits_of_malformed_completions_are_not_for_dpo(few_methods, monkeypatch):
+    """β of DPO is on another scale. Here, `majority_dpo` has β .1, and so have three methods by PPO."""
+    from methods import LOOP_METHODS, LoopMethod
+    from ours_claims import build_claims_table, build_goal_table
+
+    monkeypatch.setitem(LOOP_METHODS, "majority_dpo", LoopMethod("ours", trainer="dpo", kl_coefs=(0.1,)))
+    runs = make_claim_runs()
+    rows = read_rows(build_claims_table(runs))
+    assert [name for name in rows if "malformed" in name] == [
+        f"malformed below 0.05 | 0.05 − {name}, β 0.1" for name in ("anchor_reward", "refined_in_loop", "anchored")
+    ]
+    shares = {name: row["malformed, β 0.1"] for name, row in read_rows(build_goal_table(runs)).items()}
+    assert [name for name, share in shares.items() if share == "–"] == ["majority_dpo, β 0.1 − spg, β 0.4"]
+
+
 def test_claims_below_zero_are_reversed_and_missing_values_not_decided(few_methods):
     """`anchor_reward` has a win rate of about .2 below that of SPG. Its KL is above all of SPG's on two seeds."""
     from ours_claims import build_claims_table
@@ -524,7 +539,7 @@ def test_the_report_of_ours_is_written(tmp_path, capsys):
     skipped = "Not reported: 0 finished seeds of the part 'paper'. An interval needs at least two."
     assert capsys.readouterr().out.splitlines() == [skipped, f"Tables and figures: {page}"]
     text = (page / "tables.md").read_text()
-    assert text.startswith("2 seeds: 400, 401. Settings: `laboratory`. Commit: `abc`. Each cell is the mean")
+    assert text.startswith("2 seeds: 400, 401. Settings: `laboratory`. Commit: `abc`. Machine: unknown. Each cell")
     for title in ("The goal", "Claims", "At fixed KL: gold", "Malformed completions", "Refinements in the loop"):
         assert f"\n\n## {title}\n\n|" in text
     assert f"| {first} | 2 | 1.000 | – |" in text and f"| {second} | 1 | – | 3.000 |" in text
@@ -538,3 +553,28 @@ def list_policies_of(folder):
     from tables import list_policies
 
     return list_policies(json.loads((folder / "seed-400" / "results.json").read_text()))
+
+
+def test_a_machine_is_described_by_its_cpu_threads_and_versions(tmp_path):
+    import torch
+    from provenance import describe_machine, read_cpu
+
+    described = describe_machine()
+    assert f"threads: {torch.get_num_threads()}, torch {torch.__version__}" in described and "peft" in described
+    path = tmp_path / "cpuinfo"
+    path.write_text("processor\t: 0\nmodel\t\t: 207\nmodel name\t: Some CPU\n\nprocessor\t: 1\n")
+    assert read_cpu(path) == "Some CPU, model 207"
+    assert read_cpu(tmp_path / "missing")
+
+
+def test_a_seed_of_two_machines_is_refused(tmp_path):
+    """Results from before machines were recorded count as unknown."""
+    from provenance import load_parts
+
+    folder = write_runs(tmp_path, {400: "a", 401: "a"})
+    assert "Machine: unknown. Each cell" in load_parts(folder, "ours")[0].describe()
+    path = folder / "seed-401" / "results.json"
+    run = json.loads(path.read_text())
+    path.write_text(json.dumps({**run, "sft": {**run["sft"], "machine": "b"}}))
+    with pytest.raises(SystemExit, match="of seed 401 come from different machines, threads or versions: b; unknown"):
+        load_parts(folder, "ours")

@@ -222,14 +222,29 @@ def test_an_average_over_kl_weights_is_missing_if_one_of_its_values_is():
     assert average(values)({"a": 1.0, "b": 2.0}) == 1.5 and average(values)({"a": 1.0, "b": None}) is None
 
 
-def test_results_that_only_some_seeds_have_are_named():
-    from real_policy_report import describe_missing
-    from real_settings import RealSettings
+def test_with_one_kl_weight_the_policies_of_r_are_compared_with_pi_sft():
+    """PPO answers .1 and .3 fewer held-out questions correctly than π_SFT, and r is higher by 2 and 4."""
+    from real_claims import build_claims_table
 
-    runs = {400: {"pi_sft": {}, "ppo 0.1": {}}, 401: {"pi_sft": {}}}
-    settings = RealSettings(kl_coefs=(0.1,))
-    assert describe_missing(runs, settings) == " Not shown, because some seeds lack them: `ppo 0.1` (seeds 400)."
-    assert describe_missing({400: runs[400]}, settings) == ""
+    def seed(loss, gain):
+        lost = {"trained": {"right": 0.5, "proxy": gain}, "heldout": {"right": 0.6 - loss}}
+        start = {"trained": {"right": 0.5, "proxy": 0.0}, "heldout": {"right": 0.6}}
+        return {"pi_sft": start, "ppo 0.02": lost, "grpo 0.02": start, "anchored 0.02": start}
+
+    results = [("pi_sft", None), ("ppo", 0.02), ("grpo", 0.02), ("anchored", 0.02)]
+    table = build_claims_table({1: seed(0.1, 2.0), 2: seed(0.3, 4.0)}, results, has_selection=False)
+    rows = [line.strip("| ").split(" | ")[:3] for line in table.splitlines()[2:]]
+    assert [name for name, *_ in rows] == [
+        "above ppo at the same β, trained questions",
+        "above ppo at the same β, held-out questions",
+        *["over-optimization of a fixed r, trained questions", "over-optimization of a fixed r, held-out questions"],
+        "… while r rises",
+        *["over-optimization of a fixed r, trained questions", "over-optimization of a fixed r, held-out questions"],
+        "… while r rises",
+    ]
+    assert rows[3][1:] == ["π_SFT − ppo 0.02", "+0.200 [-1.071, +1.471]"]  # 12.706 · .1 = 1.271
+    assert rows[4][1:] == ["r of ppo 0.02 − r of π_SFT", "+3.000 [-9.706, +15.706]"]
+    assert rows[6][1] == "π_SFT − grpo 0.02"
 
 
 def test_unfinished_completions_are_never_correct_picks():
@@ -243,15 +258,15 @@ def test_unfinished_completions_are_never_correct_picks():
 
 @pytest.fixture
 def write_seed():
-    """Writes the folder of a seed with its first and last shared stages, or with the first one only."""
+    """Writes the folder of a seed with the given stages."""
 
-    def write(folder, seed, settings_name="smoke", is_finished=True):
+    def write(folder, seed, settings_name="smoke", names=("sft", "pi_sft", "picks"), machine="a"):
         from real_settings import SETTINGS
 
         RunFolder(folder / f"seed-{seed}", {"seed": seed, "settings": asdict(SETTINGS[settings_name])})
-        for name in ("sft", "picks") if is_finished else ("sft",):
+        for name in names:
             (folder / f"seed-{seed}" / name).mkdir()
-            stage = {"metrics": {"commit": "a"}, "seconds": float(seed)}
+            stage = {"metrics": {"commit": "a", "machine": machine}, "seconds": float(seed)}
             write_json(folder / f"seed-{seed}" / name / "stage.json", stage)
 
     return write
@@ -263,24 +278,52 @@ def test_fewer_than_two_seeds_and_other_settings_are_refused(tmp_path, write_see
     with pytest.raises(SystemExit, match="Seeds that can be reported: none"):
         load_runs(tmp_path, "smollm2")
     write_seed(tmp_path, 400, "smollm2")
-    write_seed(tmp_path, 401, "smollm2", is_finished=False)
-    with pytest.raises(SystemExit, match="Seeds that can be reported: 400 "):
+    write_seed(tmp_path, 401, "smollm2", ["sft", "pi_sft"])
+    with pytest.raises(SystemExit, match=r"Seeds that can be reported: 400 .* Seed 401 lacks 'picks'\."):
         load_runs(tmp_path, "smollm2")
     with pytest.raises(SystemExit, match="seed-400 was run with other settings than 'smoke'"):
         load_runs(tmp_path, "smoke")
 
 
-def test_unfinished_seeds_are_left_out_and_named(tmp_path, write_seed):
+def test_seeds_that_lack_a_result_are_left_out_and_named(tmp_path, write_seed):
+    """Seed 2 lacks a shared stage, and seed 4 a policy of the others. No seed has other policies."""
     from real_policy_report import build_page
     from real_runs import load_runs
     from real_settings import SETTINGS
 
-    for seed in (1, 2, 3):
-        write_seed(tmp_path, seed, is_finished=seed != 2)
+    shared = ["sft", "pi_sft", "picks"]
+    stages = {1: [*shared, "majority_sft"], 2: ["sft", "pi_sft"], 3: [*shared, "majority_sft"], 4: shared}
+    for seed, names in stages.items():
+        write_seed(tmp_path, seed, names=names)
     loaded = load_runs(tmp_path, "smoke")
-    assert list(loaded.runs) == [1, 3] and loaded.unfinished == [2]
+    assert list(loaded.runs) == [1, 3]
+    assert loaded.unfinished == {2: ["picks", "majority_sft"], 4: ["majority_sft"]}
     page = build_page(loaded, SETTINGS["smoke"], "smoke")
-    assert page.startswith("2 seeds: 1, 3. Unfinished seeds, not included: 2. ")
+    words = "Unfinished seeds, not included: 2 (lacks `picks`, `majority_sft`), 4 (lacks `majority_sft`). Settings"
+    assert page.startswith(f"2 seeds: 1, 3. {words}")
+
+
+def test_machines_are_named_and_do_not_mix_within_a_seed(tmp_path, write_seed):
+    from real_policy_report import write_report
+
+    for seed, machine in ((1, "a"), (2, "b")):
+        write_seed(tmp_path, seed, machine=machine)
+    assert " Machine: a (seeds 1); b (seeds 2). Each cell" in write_report(tmp_path, "smoke")
+    stage = tmp_path / "seed-2" / "sft" / "stage.json"
+    write_json(stage, {"metrics": {"commit": "a", "machine": "a"}, "seconds": 1.0})
+    with pytest.raises(SystemExit, match="results of seed 2 come from different machines, threads or versions: a; b"):
+        write_report(tmp_path, "smoke")
+
+
+def test_a_seed_with_the_results_of_another_is_refused():
+    from real_runs import check_runs
+
+    def seed(right):
+        return {"pi_sft": {"commit": "a", "trained": {"right": 0.5}, "heldout": {"right": right}}}
+
+    assert check_runs({400: seed(0.4), 401: seed(0.5)}, is_smoke=False) == "a"
+    with pytest.raises(SystemExit, match="Seed 401 in the runs has the results of seed 400, so one is a copy"):
+        check_runs({400: seed(0.4), 401: seed(0.4)}, is_smoke=False)
 
 
 def test_seeds_of_other_reports_are_added_once_and_with_the_same_settings(tmp_path, write_seed):
