@@ -106,6 +106,15 @@ def test_an_adapter_whose_embedding_must_grow_is_an_error_and_changes_nothing():
     assert model.base_model.model.config.pad_token_id == 0
 
 
+def test_an_embedding_that_zero_3_has_sharded_is_an_error():
+    """Its rows are on no process, so a new one would replace all of them."""
+    tokenizer = tiny_tokenizer()
+    model = tiny_reward_model(tokenizer)
+    model.get_input_embeddings().weight.data = torch.empty(0)
+    with pytest.raises(ValueError, match="`model` is sharded by ZeRO-3, so its embedding has no rows here"):
+        ensure_pad_token(model, tokenizer)
+
+
 def test_reward_trainer_of_trl_keeps_the_pad_token(tmp_path):
     tokenizer = tokenizer_without_pad_token()
     model = tiny_reward_model(tokenizer)

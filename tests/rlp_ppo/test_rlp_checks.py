@@ -93,6 +93,23 @@ def test_invalid_arguments_are_named(tmp_path, arguments, match):
         check(tmp_path, **arguments)
 
 
+def test_deepspeed_is_refused_because_it_holds_one_engine(tmp_path):
+    args = ppo_config(tmp_path, RLPPPOConfig, rlp_method="spg")
+    args.deepspeed_plugin = "ZeRO-2"
+    policy, reward_model = tiny_causal_lm(tiny_tokenizer()), tiny_reward_model(tiny_tokenizer())
+    with pytest.raises(ValueError, match="`rlp_method`='spg' trains several models inside one trainer, but DeepSpeed"):
+        require_rlp_arguments(args, policy, reward_model, prompts(), (None, None), preferences(4), SameText())
+    args.rlp_method = "none"
+    require_rlp_arguments(args, policy, reward_model, prompts(), (None, None), None, None)
+
+
+def test_a_quantized_policy_is_refused_before_the_first_training(tmp_path):
+    policy = tiny_causal_lm(tiny_tokenizer())
+    policy.config.quantization_config = {"load_in_4bit": True}
+    with pytest.raises(ValueError, match="`model` is quantized. An adapter that is trained on it cannot be merged"):
+        check(tmp_path, model=policy)
+
+
 def test_answers_of_the_wrong_type_are_named(tmp_path):
     check(tmp_path, train_dataset=prompts().add_column("answers", ["a"] * 8))
     with pytest.raises(TypeError, match="`train_dataset` row 0: `answers` must be an accepted answer"):

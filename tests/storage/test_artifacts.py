@@ -1,10 +1,14 @@
 """A model of the wrong kind is refused. It would get a head with random weights."""
 
+import sys
+from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
 from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch.distributed.fsdp import StateDictType
 from transformers import AutoModelForSequenceClassification
 
 from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
@@ -58,14 +62,56 @@ def test_a_classifier_with_two_labels_is_refused(folders):
         load_reward_model(folders[0] / "two labels")
 
 
+def fake_trainer(model, is_deepspeed_enabled=False, fsdp_plugin=None):
+    state = SimpleNamespace(fsdp_plugin=fsdp_plugin)
+    return SimpleNamespace(
+        model=model,
+        processing_class=tiny_tokenizer(),
+        is_deepspeed_enabled=is_deepspeed_enabled,
+        accelerator=SimpleNamespace(unwrap_model=lambda model, **_: model, state=state),
+        save_model=lambda path: None,
+    )
+
+
 @pytest.mark.parametrize("is_quantized", [False, True])
 def test_an_adapter_is_merged_before_saving_except_into_quantized_weights(tmp_path, monkeypatch, is_quantized):
     model = get_peft_model(tiny_causal_lm(tiny_tokenizer()), LoraConfig(target_modules=["q_proj"]))
-    accelerator = SimpleNamespace(unwrap_model=lambda model, **_: model)
-    trainer = SimpleNamespace(model=model, accelerator=accelerator, save_model=lambda path: None)
+    trainer = fake_trainer(model)
     monkeypatch.setattr(artifacts, "is_quantized", lambda model: is_quantized)
     artifacts.save_trained_model(trainer, tmp_path)
     assert isinstance(trainer.model, PeftModel) == is_quantized
+
+
+def test_whole_weights_are_saved_under_fsdp_with_sharded_checkpoints(tmp_path):
+    """transformers saves weights with this type only. Checkpoints keep the type of the launch configuration."""
+    plugin, seen = SimpleNamespace(state_dict_type=StateDictType.SHARDED_STATE_DICT), []
+    trainer = fake_trainer(tiny_causal_lm(tiny_tokenizer()), fsdp_plugin=plugin)
+    trainer.save_model = lambda path: seen.append("FULL_STATE_DICT" in str(plugin.state_dict_type))
+    artifacts.save_trained_model(trainer, tmp_path)
+    assert seen == [True] and plugin.state_dict_type == StateDictType.SHARDED_STATE_DICT
+
+
+@pytest.mark.parametrize("has_adapter", [False, True])
+def test_under_deepspeed_gathered_weights_are_saved_without_the_engine(tmp_path, monkeypatch, has_adapter):
+    """The engine cannot save a merged model. ZeRO-3 has the weights only inside the `with` block."""
+    model, gathered = tiny_causal_lm(tiny_tokenizer()), []
+    if has_adapter:
+        model = get_peft_model(model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    count = len(list(model.parameters()))
+
+    @contextmanager
+    def gather(parameters):
+        gathered.append(len(parameters))
+        yield
+        assert (tmp_path / "config.json").is_file()
+
+    module = SimpleNamespace(zero=SimpleNamespace(GatheredParameters=gather), __spec__=ModuleSpec("deepspeed", None))
+    monkeypatch.setitem(sys.modules, "deepspeed", module)
+    trainer = fake_trainer(model, is_deepspeed_enabled=True)
+    expected = model(input_ids=IDS).logits
+    artifacts.save_trained_model(trainer, tmp_path)
+    assert gathered == [count]
+    torch.testing.assert_close(load_policy(tmp_path)[0](input_ids=IDS).logits, expected)
 
 
 def test_a_tokenizer_is_loaded_from_the_folder_of_its_model(folders):

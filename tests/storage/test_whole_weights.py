@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.integrations import deepspeed
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
@@ -11,8 +12,10 @@ from tests.ppo_runs import ppo_trainer
 from tests.reward_runs import rlp_trainer
 from tests.tiny_models import save, tiny_causal_lm, tiny_nli, tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.groups.nli import NLIEquivalence
+from trl_rlp.data.sampling.engines import sample_completions
 from trl_rlp.storage.artifacts import load_policy, load_reward_model
 from trl_rlp.storage.whole_weights import EFFICIENT_LOADING, require_whole_weights, whole_weights
+from trl_rlp.trainer.reward.initial_model import init_reward_model
 
 
 TOKENIZER = tiny_tokenizer()
@@ -53,9 +56,10 @@ def test_nothing_is_set_that_was_not_set(monkeypatch):
     [
         (load_policy, tiny_causal_lm),
         (load_reward_model, tiny_reward_model),
+        (lambda path: init_reward_model(path, 0), tiny_causal_lm),
         (lambda path: NLIEquivalence(path).are_equivalent(["x"], ["a"], ["b"]), tiny_nli),
     ],
-    ids=["policy", "reward model", "NLI"],
+    ids=["policy", "reward model", "start of a reward model", "NLI"],
 )
 def test_models_that_are_used_as_they_are_get_all_weights(tmp_path, monkeypatch, zero3, load, build):
     with whole_weights():
@@ -71,6 +75,22 @@ def test_models_that_are_used_as_they_are_get_all_weights(tmp_path, monkeypatch,
         monkeypatch.setattr(auto_class, "from_pretrained", classmethod(record))
     load(path)
     assert seen == [(False, False)]
+
+
+def test_processes_sample_without_waiting_for_each_other(monkeypatch, zero3):
+    """With ZeRO-3, `generate` would take as many steps on all processes, but each samples shards of its own."""
+    with whole_weights():
+        model = tiny_causal_lm(TOKENIZER)
+    seen, generate = [], type(model).generate
+
+    def record(self, *args, **options):
+        seen.append(is_deepspeed_zero3_enabled())
+        return generate(self, *args, **options)
+
+    monkeypatch.setattr(type(model), "generate", record)
+    prompts = Dataset.from_dict({"prompt": ["a", "b"]})
+    sample_completions(prompts, model, TOKENIZER, num_generations=2, max_new_tokens=2)
+    assert seen and not any(seen)
 
 
 def test_the_value_model_is_created_with_all_weights(tmp_path, monkeypatch, zero3):

@@ -11,7 +11,7 @@ import torch
 from accelerate import DistributedType, PartialState
 from accelerate.state import AcceleratorState
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, StateDictType
 from torch.distributed.tensor import DTensor
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
@@ -21,7 +21,7 @@ from tests.tiny_models import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from tests.trainer.two_process_ppo import SETTINGS, replay
 from trl_rlp.rlp_ppo.rlp_ppo_config import RLPPPOConfig
 from trl_rlp.rlp_ppo.rlp_ppo_trainer import RLPPPOTrainer
-from trl_rlp.storage.artifacts import save_model
+from trl_rlp.storage.artifacts import load_policy, save_model, save_trained_model
 from trl_rlp.storage.processes import leave_process_group
 from trl_rlp.trainer.ppo import ppo_trainer as ppo_trainer_module
 from trl_rlp.trainer.ppo.ppo_trainer import PPOTrainer
@@ -93,8 +93,13 @@ def train_ppo(folder: Path) -> None:
         assert_sharded(model)
     assert all(p.requires_grad and not isinstance(p, DTensor) for p in reference.parameters())
     weights = full_weights(trainer.policy_model, trainer.value_model)
+    trainer.accelerator.state.fsdp_plugin.state_dict_type = StateDictType.SHARDED_STATE_DICT  # accelerate's default
+    save_trained_model(trainer, folder / "policy")
+    trainer.accelerator.state.fsdp_plugin.state_dict_type = StateDictType.FULL_STATE_DICT
     if trainer.accelerator.is_main_process:
         torch.save({"log": logged(trainer), "weights": weights}, folder / "two.pt")
+        saved = list(load_policy(folder / "policy")[0].parameters())
+        assert all(map(torch.equal, saved, weights[: len(saved)]))
     resumed = untied_trainer(folder / "ppo", 2, ref_model=reference, standardize_rewards=True, **settings)
     resumed.train(resume_from_checkpoint=str(folder / "ppo/checkpoint-4"))
     assert logged(resumed)[:-1] == logged(trainer)[:-1]

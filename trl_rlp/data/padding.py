@@ -27,12 +27,17 @@ def ensure_pad_token(model: PreTrainedModel, processing_class: PreTrainedTokeniz
             Tokenizer. Its `pad_token` is set. Save it with the model.
 
     Raises:
-        ValueError: If the embedding of a PEFT model would have to grow.
+        ValueError: If the embedding of a PEFT model would have to grow, or if ZeRO-3 has sharded the model.
     """
     token = _choose_pad_token(processing_class)
     vocabulary = processing_class.get_vocab()
     token_id = vocabulary[token] if token in vocabulary else len(processing_class)
     size = model.get_input_embeddings().weight.shape[0]
+    if size == 0:
+        raise ValueError(
+            "`model` is sharded by ZeRO-3, so its embedding has no rows here. Load the model before the configuration "
+            "of the trainer is created, and call `ensure_pad_token` then."
+        )
     if token_id >= size and isinstance(model, PeftModel):
         raise ValueError(
             f"`model` needs a new embedding row for its pad token {token!r}, but an adapter does not save that row. "

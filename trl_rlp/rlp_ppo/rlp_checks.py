@@ -14,6 +14,7 @@ from trl_rlp.data.validation import require_answers, require_preferences
 from trl_rlp.rlp_ppo.rlp_ppo_config import RLPPPOConfig
 from trl_rlp.rlp_ppo.run_settings import build_refinement_settings, build_reward_config
 from trl_rlp.stages.loop_checks import require_refinable, warn_of_long_schedule
+from trl_rlp.storage.precision import is_quantized
 
 
 def require_rlp_arguments(
@@ -85,10 +86,20 @@ def _require_restart(
     optimizers: tuple[Any, Any],
 ) -> None:
     """Checks that training can start again after the refinement."""
+    if args.deepspeed_plugin is not None:
+        raise ValueError(
+            f"`rlp_method`={args.rlp_method!r} trains several models inside one trainer, but DeepSpeed allows one "
+            "engine at a time. Use DDP or FSDP2, or `run_rlp` (`trl-rlp run`), which also works under DeepSpeed."
+        )
     if isinstance(model, PeftModel):
         raise ValueError(
             "`model` is a `PeftModel`. Its training cannot start again after the refinement. Pass the base model and "
             "`peft_config`."
+        )
+    if is_quantized(model):
+        raise ValueError(
+            "`model` is quantized. An adapter that is trained on it cannot be merged into rounded weights, so the "
+            "policy of the first training could not be sampled. Load the model in bf16."
         )
     if train_dataset is None:
         raise ValueError("`train_dataset` is None. Pass prompts: a column `prompt` (text or messages) or `input_ids`.")

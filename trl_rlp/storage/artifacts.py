@@ -5,9 +5,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from datasets import Dataset, load_from_disk
 from peft import PeftConfig, PeftModel
 from safetensors import safe_open
+from torch.distributed.fsdp import StateDictType
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -267,6 +269,9 @@ def save_trained_model(trainer: Trainer, folder: Path) -> None:
     Saves the model and the tokenizer of a trainer. Adapters are merged into the model, except into quantized weights,
     which would round them. Then the adapter is saved, for the model without quantization.
 
+    All weights are saved, also where the launch configuration asks for sharded checkpoints. Under ZeRO-3, each process
+    holds all weights while they are saved.
+
     Args:
         trainer (`transformers.Trainer`):
             The trainer, after `train()`.
@@ -274,11 +279,32 @@ def save_trained_model(trainer: Trainer, folder: Path) -> None:
             Output folder.
     """
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
-    if isinstance(model, PeftModel) and not is_quantized(model):
-        trainer.model = model.merge_and_unload()
-        trainer.model_wrapped = trainer.model
-    with name_failed_write(folder):
+    is_merged = isinstance(model, PeftModel) and not is_quantized(model)
+    if trainer.is_deepspeed_enabled:  # its engine cannot save a merged model
+        import deepspeed  # an optional dependency
+
+        with deepspeed.zero.GatheredParameters(list(model.parameters())):
+            trainer.model = model.merge_and_unload() if is_merged else model
+            save_model(folder, trainer.model, trainer.processing_class)
+        return
+    if is_merged:
+        trainer.model = trainer.model_wrapped = model.merge_and_unload()
+    with name_failed_write(folder), _full_state_dict(trainer.accelerator):
         trainer.save_model(str(folder))
+
+
+@contextmanager
+def _full_state_dict(accelerator: Accelerator) -> Iterator[None]:
+    """Lets transformers save whole weights under FSDP. With the type "SHARDED_STATE_DICT", it would save none."""
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is None:
+        yield
+        return
+    state_dict_type, plugin.state_dict_type = plugin.state_dict_type, StateDictType.FULL_STATE_DICT
+    try:
+        yield
+    finally:
+        plugin.state_dict_type = state_dict_type
 
 
 def save_data(rows: Dataset, folder: str | Path) -> None:

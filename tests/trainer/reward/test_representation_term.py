@@ -62,6 +62,21 @@ def test_a_batch_with_one_prompt_is_zero_and_counted(tmp_path):
     assert term.log.means(Accelerator(cpu=True))["skipped_view_batches"] == 1
 
 
+def test_a_skipped_batch_stays_in_the_graph_with_gradients_of_zero(tmp_path):
+    """Sharded models exchange weights and gradients in the backward pass, so it must run on all processes."""
+    hidden = torch.full((4, 16), torch.nan).requires_grad_()
+    loss = build_term(tmp_path)(hidden, torch.tensor([3, 3]), step=0)
+    loss.backward()
+    assert loss.item() == 0 and hidden.grad.eq(0).all()
+
+
+def test_hidden_states_of_another_device_are_moved_to_that_of_the_heads(tmp_path):
+    """The last layers of a model with a device map may be on another device than the heads."""
+    term = build_term(tmp_path)
+    hidden = SimpleNamespace(to=lambda device: torch.randn(4, 16, device=device))
+    assert term(hidden, torch.tensor([3, 4]), step=0).isfinite()
+
+
 def test_processes_draw_independent_latents_and_keep_equal_global_generators(tmp_path):
     """Otherwise the average over processes would not average the noise. Process 1 skips the first batch."""
     args = RLPRewardConfig(str(tmp_path), method="uml", **SETTINGS)

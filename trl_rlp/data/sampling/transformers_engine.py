@@ -25,6 +25,7 @@ from trl_rlp.data.sampling.shared_prefill import generate_samples
 from trl_rlp.data.sampling.token_budget import choose_tokens_per_batch
 from trl_rlp.storage.artifacts import load_policy
 from trl_rlp.storage.fingerprints import weights_fingerprint
+from trl_rlp.storage.whole_weights import whole_weights
 
 
 logger = logging.get_logger(__name__)
@@ -51,7 +52,8 @@ def sample_with_transformers(call: SamplingCall) -> Dataset:
     model, processing_class = _find_policy(call)
     sampling = PolicySampling(call, "transformers", model, processing_class)
     sampler = _Sampler(model, call.settings, sampling.stop_token_ids, call.tokens_per_batch)
-    with eval_mode(model):
+    # `generate` would let all processes take steps together under ZeRO-3, but each works on shards of its own.
+    with eval_mode(model), whole_weights():
         return sampling.run(
             sampler.draw, lambda: weights_fingerprint(model), SHARD_SIZE, tokens_per_batch=Value("int64")
         )

@@ -27,6 +27,7 @@ from trl_rlp.storage.fingerprints import files_fingerprint, weights_fingerprint
 from trl_rlp.storage.paths import expand_path
 from trl_rlp.storage.precision import choose_dtype
 from trl_rlp.storage.processes import process_state
+from trl_rlp.storage.whole_weights import whole_weights
 
 
 SHARD_SIZE = 256
@@ -182,7 +183,7 @@ def _describe_files(path: str, hub_options: dict[str, Any]) -> str:
 def _load_without_weights(path: str, hub_options: dict[str, Any]) -> PreTrainedModel:
     """Builds the model on the meta device, for its context and its EOS tokens."""
     config = AutoConfig.from_pretrained(path, **hub_options)
-    with torch.device("meta"):
+    with whole_weights(), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=hub_options.get("trust_remote_code"))
     try:
         model.generation_config = GenerationConfig.from_pretrained(path, revision=hub_options.get("revision"))

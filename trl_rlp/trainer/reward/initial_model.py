@@ -14,6 +14,7 @@ from trl_rlp.data.padding import ensure_pad_token
 from trl_rlp.storage.adapters import find_adapter, load_merged_model
 from trl_rlp.storage.artifacts import HUB_OPTIONS, explain_missing_model, load_tokenizer
 from trl_rlp.storage.paths import expand_path
+from trl_rlp.storage.whole_weights import whole_weights
 
 
 def init_reward_model(
@@ -42,13 +43,13 @@ def init_reward_model(
     set_seed(seed)
     path = expand_path(path)
     options = {"dtype": "float32", **(model_init_kwargs or {}), "num_labels": 1}
-    with explain_missing_model(path):
+    with explain_missing_model(path), whole_weights():  # a trainer shards the model later, and a new row must be whole
         adapter = find_adapter(path, options.get("revision"))
         if adapter is None:
             model = AutoModelForSequenceClassification.from_pretrained(path, **options)
         else:
             model = load_merged_model(AutoModelForSequenceClassification, path, adapter, **options)
-    tokenizer_options = {name: options[name] for name in HUB_OPTIONS if name in options}
-    processing_class = load_tokenizer(path, **tokenizer_options)
-    ensure_pad_token(model, processing_class)
+        tokenizer_options = {name: options[name] for name in HUB_OPTIONS if name in options}
+        processing_class = load_tokenizer(path, **tokenizer_options)
+        ensure_pad_token(model, processing_class)
     return model, processing_class

@@ -90,10 +90,12 @@ class RepresentationTerm:
         Returns:
             `torch.Tensor`: A scalar in nats.
         """
+        hidden = hidden.to(self.heads_callback.accelerator.device)  # a model on several devices has it on its last one
         generator = self._draw_generator(hidden.device)  # also for a skipped batch, so that all processes draw it
         if len(prompt_indices.unique()) < 2:
             self.log.add_skipped()
-            return hidden.new_zeros(())
+            # A zero in the graph: the model's backward pass must have the same collective operations on all processes.
+            return hidden.masked_fill(torch.ones_like(hidden, dtype=torch.bool), 0).sum()
         kl_weight = self.compute_kl_weight(step)
         terms: dict[str, Any] = self.heads_callback.heads(
             *hidden.chunk(2), prompt_indices, kl_weight=kl_weight, generator=generator
