@@ -9,6 +9,7 @@ from tests.reward_runs import preferences
 from tests.tiny_models import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.anchors.semantic_anchors import SemanticAnchors
 from trl_rlp.data.normalization import normalize_text
+from trl_rlp.data.preferences.holdout import hold_out
 from trl_rlp.rewards.refinable_reward import RefinableReward
 from trl_rlp.trainer.callbacks.reward_refinement_callback import RewardRefinementCallback
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
@@ -62,7 +63,7 @@ def anchors(data: Dataset | None = None) -> SemanticAnchors:
 def refinement(folder, reward: RefinableReward, method: str = "spg", **arguments) -> RewardRefinementCallback:
     """Builds a callback that refines every two rollouts. Arguments that it does not have configure its training."""
     names = ("base_model", "anchors", "equivalence", "comparison", "synthetic_dataset", "reference_samples", "seed")
-    names += ("eval_preference_dataset", "every", "drift_threshold", "num_windows", "heldout_share", "peft_config")
+    names += ("eval_preference_dataset", "every", "drift_threshold", "num_windows", "peft_config")
     given = {name: arguments.pop(name) for name in names if name in arguments}
     if "spg" in method and not {"anchors", "comparison", "equivalence"} & set(given):
         given |= {"anchors": anchors(), "equivalence": SameParity()}
@@ -72,7 +73,9 @@ def refinement(folder, reward: RefinableReward, method: str = "spg", **arguments
         settings.pop("view_prompts_per_device")
     args = RLPRewardConfig(str(folder / "reward"), method=method, **settings)
     data = preferences(12) if data is None else data
-    return RewardRefinementCallback(reward, data, args, **{"every": 2, "heldout_share": 0.2, **given})
+    if "eval_preference_dataset" not in given:
+        data, given["eval_preference_dataset"] = hold_out(data, 0.2, given.get("seed", 42))
+    return RewardRefinementCallback(reward, data, args, **{"every": 2, **given})
 
 
 def policy_trainer(

@@ -135,6 +135,7 @@ def test_snippets_run(name, count, tmp_path, monkeypatch):
         ),
         "answers": ["4"],
         "human_pairs": preferences(50),
+        "heldout_pairs": preferences(8),
         "synthetic_pairs": preferences(4),
     }
     names["preferences"], names["prompts"] = data(chat=False)

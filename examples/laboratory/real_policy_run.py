@@ -40,6 +40,7 @@ from trl_rlp import (
     save_data,
     synthesize_preferences,
 )
+from trl_rlp.data.preferences import hold_out
 from trl_rlp.data.preferences.pairing import NoPairsError
 from trl_rlp.evaluation import best_outputs, kl_to_reference
 from trl_rlp.evaluation.policy_metrics import describe_outputs
@@ -52,6 +53,9 @@ from trl_rlp.storage.run_folder import RunFolder
 
 CURVE = ("objective/kl", "kl", "rewards/mark_known_answers/mean", "rewards/reward_model/mean", "refinement/")
 """Beginnings of the metrics that are kept of each rollout."""
+
+HELDOUT_SHARE = 0.05
+"""Share of D that no reward model is trained on. A refinement in the loop is compared on it with the model before."""
 
 
 class RealRun:
@@ -119,7 +123,8 @@ class RealRun:
             sampling=sampling,
             seed=seed,
         )
-        self.human = load_data(pairs / "train").remove_columns("is_flipped")
+        human = load_data(pairs / "train").remove_columns("is_flipped")
+        self.human, self.heldout_human = hold_out(human, HELDOUT_SHARE, seed)
         self.reward_models = {"r": self._stage("r", self._train_reward_model)}
         unlabeled = self.questions["unlabeled"]
         candidates = {"num_generations": settings.best_of, "seed": seed + 2000}
@@ -261,12 +266,13 @@ class RealRun:
     def _build_refinement(
         self, folder: Path, reward: RefinableReward, anchor_reward: SemanticAnchorReward
     ) -> RewardRefinementCallback:
-        """Builds the callback. Its gate holds out a part of D, because held-out questions are for evaluation only."""
+        """Builds the callback. It compares on a part of D, because held-out questions are for evaluation only."""
         args = RLPRewardConfig(str(folder / "refinement"), bf16=False, use_cpu=True, **self._build_reward_args("spg"))
         return RewardRefinementCallback(
             reward,
             self.human,
             args,
+            eval_preference_dataset=self.heldout_human,
             base_model=self.sft,
             comparison=anchor_reward.comparison,
             synthetic_dataset=self.synthetic,

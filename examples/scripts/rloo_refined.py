@@ -21,7 +21,8 @@ trains it again every few rollouts, on human preferences and on pairs of the com
 `examples/scripts/reward_modeling.py --output_dir reward`. `nli` is the folder of an NLI classifier, by default
 `microsoft/deberta-large-mnli`. All of them can also be names on the Hub. `--dataset_name` is a JSON Lines file with a
 column `prompt`, or a name on the Hub. A tenth of a file is held out for evaluation. `--preference_dataset_name` has
-the pairs that the reward model was trained on, in TRL's preference format.
+the pairs that the reward model was trained on, in TRL's preference format. A tenth of a file, or the test split,
+decides whether a refinement is accepted. It must be what `reward_modeling.py` held out, so use the same `--seed`.
 
 Semantic anchors label the pairs of policy samples, as in `examples/scripts/grpo_with_anchors.py` (docs/anchors.md).
 """
@@ -51,7 +52,6 @@ from trl_rlp import (
     sample_completions,
 )
 from trl_rlp.rewards import standardize
-from trl_rlp.storage import load_rows
 
 
 @dataclass
@@ -60,7 +60,7 @@ class RLOOScriptArguments(ScriptArguments):
         default="reward", metadata={"help": "Folder or Hub name of the reward model."}
     )
     preference_dataset_name: str = field(
-        default="preferences.jsonl", metadata={"help": "Human preferences: a file, a folder or a Hub name."}
+        default="preferences.jsonl", metadata={"help": "Human preferences: a JSON Lines file or a Hub name."}
     )
     nli_model_name_or_path: str = field(
         default="microsoft/deberta-large-mnli",
@@ -78,7 +78,7 @@ class RLOOScriptArguments(ScriptArguments):
     reward_num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the pairs in a refinement."})
 
 
-def load_prompts(name: str, config: str | None, seed: int) -> DatasetDict:
+def load_splits(name: str, config: str | None, seed: int) -> DatasetDict:
     if name.endswith(".jsonl"):
         return Dataset.from_json(name).train_test_split(test_size=0.1, seed=seed)
     return load_dataset(name, config)
@@ -93,7 +93,7 @@ def main(script_args: RLOOScriptArguments, training_args: RLOOConfig, model_args
         **(training_args.model_init_kwargs or {}),
     }
     training_args.model_init_kwargs = model_init_kwargs
-    dataset = load_prompts(script_args.dataset_name, script_args.dataset_config, training_args.seed)
+    dataset = load_splits(script_args.dataset_name, script_args.dataset_config, training_args.seed)
     prompts = dataset[script_args.dataset_train_split]
 
     # Added: sample the initial policy, and make anchors from the answers that its completions agree on.
@@ -116,9 +116,10 @@ def main(script_args: RLOOScriptArguments, training_args: RLOOConfig, model_args
     del policy
 
     # Added: every `refine_every` rollouts, a new reward model is trained, from the same weights as the first one.
+    preferences = load_splits(script_args.preference_dataset_name, None, training_args.seed)
     refinement = RewardRefinementCallback(
         reward,
-        load_rows(script_args.preference_dataset_name),
+        preferences[script_args.dataset_train_split],
         RLPRewardConfig(
             f"{training_args.output_dir}/refinement",
             method="spg",
@@ -130,6 +131,7 @@ def main(script_args: RLOOScriptArguments, training_args: RLOOConfig, model_args
             fp16=training_args.fp16,
             seed=training_args.seed,
         ),
+        eval_preference_dataset=preferences[script_args.dataset_test_split],
         base_model=script_args.reward_base_model or model_args.model_name_or_path,
         anchors=anchors,
         equivalence=equivalence,

@@ -371,7 +371,7 @@ def test_monitor_and_refinement_work_together(tmp_path, monitor_first):
     monitor = PolicyMonitorCallback(reward, is_malformed=lambda prompt, text: False, human_pairs=make_pairs())
     args = RLPRewardConfig(str(tmp_path / "reward"), method="spg", **REWARD_SETTINGS | {"max_steps": 1})
     refinement = RewardRefinementCallback(
-        reward, preferences(40), args, equivalence=SameText(), every=1, heldout_share=0.2
+        reward, preferences(40), args, eval_preference_dataset=preferences(8), equivalence=SameText(), every=1
     )
     order = [monitor, refinement] if monitor_first else [refinement, monitor]
     trainer = trl_trainer(tmp_path, "grpo", reward, order, max_steps=3)

@@ -110,12 +110,11 @@ def test_a_comparison_is_made_or_taken_as_it_is():
         ("every", 0, "at least 1 rollout"),
         ("drift_threshold", 0.0, "above 0 standard deviations"),
         ("num_windows", 0, "at least 1, or None for all"),
-        ("heldout_share", 1.0, "between 0 and 1, both excluded"),
         ("seed", -1, "at least 0"),
     ],
 )
 def test_numbers_out_of_range(name, value, expected):
-    values = {"every": 8, "drift_threshold": None, "num_windows": None, "heldout_share": 0.05, "seed": 42}
+    values = {"every": 8, "drift_threshold": None, "num_windows": None, "seed": 42}
     module.require_schedule(**values)
     with pytest.raises(ValueError, match=f"`{name}` must be {expected}.*got {value}"):
         module.require_schedule(**{**values, name: value})

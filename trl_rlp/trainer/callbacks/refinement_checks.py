@@ -35,7 +35,6 @@ _SCHEDULE: dict[str, tuple[type, Callable[[Any], bool], str]] = {
         "above 0 standard deviations, or None for no refinement because of drift",
     ),
     "num_windows": (Integral, lambda value: value >= 1, "at least 1, or None for all"),
-    "heldout_share": (Real, lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
     "seed": (Integral, lambda value: value >= 0, "at least 0"),
 }
 """For each number of the schedule: its type, its range, and the range in words."""
@@ -139,21 +138,19 @@ def _require_no_anchors(anchors: Any, comparison: Any, args: RLPRewardConfig) ->
             )
 
 
-def require_schedule(
-    every: int, drift_threshold: float | None, num_windows: int | None, heldout_share: float, seed: int
-) -> None:
+def require_schedule(every: int, drift_threshold: float | None, num_windows: int | None, seed: int) -> None:
     """
     Checks the numbers of the schedule.
 
     Args:
-        every, drift_threshold, num_windows, heldout_share, seed:
+        every, drift_threshold, num_windows, seed:
             As in [`RewardRefinementCallback`].
 
     Raises:
         TypeError: If one is not a number, or not an integer where it must be.
         ValueError: If one is out of range.
     """
-    values = {"every": every, "heldout_share": heldout_share, "seed": seed}
+    values = {"every": every, "seed": seed}
     optional = {"drift_threshold": drift_threshold, "num_windows": num_windows}
     for name, value in {**values, **{name: value for name, value in optional.items() if value is not None}}.items():
         kind, is_in_range, expected = _SCHEDULE[name]

@@ -16,7 +16,6 @@ from transformers.trainer_callback import ExportableState
 from trl_rlp.data.anchors.comparison import AnchorComparison
 from trl_rlp.data.anchors.semantic_anchors import SemanticAnchors
 from trl_rlp.data.groups.equivalence import Equivalence
-from trl_rlp.data.preferences.holdout import hold_out
 from trl_rlp.data.preferences.pairing import NoPairsError
 from trl_rlp.data.validation import require_columns, require_preferences
 from trl_rlp.evaluation.reward_metrics import reward_margins
@@ -79,6 +78,10 @@ class RewardRefinementCallback(TrainerCallback, ExportableState):
         args ([`RLPRewardConfig`]):
             Configuration of the reward model's training. `method` is `spg`, `uml` or `uml+spg`. Precision and device
             are those of the policy's run. Nothing is saved or reported.
+        eval_preference_dataset ([`~datasets.Dataset`]):
+            Human preferences for the comparison. No reward model may have been trained on them, also not the first
+            one: it would look better than each refinement, and all of them might be refused. `hold_out` splits D
+            before the first reward model is trained.
         base_model (`str` or `Path` or `Callable`, *optional*):
             Each refinement starts from it: a folder or Hub name of a model, which gets a new score head, or a function
             that returns a new reward model at each call. By default, it starts from a copy of the current reward
@@ -97,8 +100,6 @@ class RewardRefinementCallback(TrainerCallback, ExportableState):
         reference_samples ([`~datasets.Dataset`], *optional*):
             Fixed samples of the initial policy with `prompt`, `completions` and `finished`. Defaults to the first
             rollout.
-        eval_preference_dataset ([`~datasets.Dataset`], *optional*):
-            Human preferences for the gate. By default, they are held out of `preference_dataset`.
         every (`int`, *optional*, defaults to `8`):
             Number of rollouts between two refinements, at least 1.
         drift_threshold (`float`, *optional*):
@@ -106,13 +107,10 @@ class RewardRefinementCallback(TrainerCallback, ExportableState):
             last refinement by more than this many standard deviations of the rewards of that rollout.
         num_windows (`int`, *optional*):
             Number of the last windows to train on. Defaults to all.
-        heldout_share (`float`, *optional*, defaults to `0.05`):
-            Share of `preference_dataset` to hold out for the gate, between 0 and 1, both excluded. Not used with
-            `eval_preference_dataset`.
         peft_config ([`~peft.PeftConfig`], *optional*):
             Configuration of an adapter for the reward model's training. It is merged afterwards.
         seed (`int`, *optional*, defaults to `42`):
-            Seed of the held-out part and of the draws of pairs, at least 0.
+            Seed of the draws of pairs, at least 0.
 
     Attributes:
         num_accepted (`int`): Number of refinements of this run that replaced the reward model.
@@ -129,7 +127,12 @@ class RewardRefinementCallback(TrainerCallback, ExportableState):
     ```python
     reward = RefinableReward(reward_model, reward_tokenizer, [tokenizer.eos_token_id])
     refinement = RewardRefinementCallback(
-        reward, preferences, RLPRewardConfig("refined", method="spg"), anchors=anchors, equivalence=NLIEquivalence()
+        reward,
+        preferences,
+        RLPRewardConfig("refined", method="spg"),
+        eval_preference_dataset=heldout_preferences,
+        anchors=anchors,
+        equivalence=NLIEquivalence(),
     )
     trainer = GRPOTrainer(policy, reward, grpo_config, prompts, callbacks=[refinement])
     ```
@@ -141,29 +144,25 @@ class RewardRefinementCallback(TrainerCallback, ExportableState):
         preference_dataset: Dataset,
         args: RLPRewardConfig,
         *,
+        eval_preference_dataset: Dataset,
         base_model: BaseModel | None = None,
         anchors: SemanticAnchors | None = None,
         equivalence: Equivalence | None = None,
         comparison: AnchorComparison | None = None,
         synthetic_dataset: Dataset | None = None,
         reference_samples: Dataset | None = None,
-        eval_preference_dataset: Dataset | None = None,
         every: int = 8,
         drift_threshold: float | None = None,
         num_windows: int | None = None,
-        heldout_share: float = 0.05,
         peft_config: PeftConfig | None = None,
         seed: int = 42,
     ):
         require_refinement_config(reward, args)
-        require_schedule(every, drift_threshold, num_windows, heldout_share, seed)
+        require_schedule(every, drift_threshold, num_windows, seed)
         require_start(base_model, peft_config)
         comparison = resolve_comparison(anchors, equivalence, comparison, args)
         if synthetic_dataset is not None:
             synthetic_dataset = require_synthetic_pairs(synthetic_dataset, args)
-        human, heldout = require_preferences(preference_dataset, "preference_dataset"), eval_preference_dataset
-        if heldout is None:
-            human, heldout = hold_out(human, heldout_share, seed)
         if reference_samples is not None:
             columns = ["prompt", "completions", "finished"]
             reference_samples = require_columns(reference_samples, columns, "reference_samples")
@@ -172,8 +171,8 @@ class RewardRefinementCallback(TrainerCallback, ExportableState):
         self._given_reference = reference_samples
         self._refinement = RewardRefinement(
             reward,
-            human,
-            require_preferences(heldout, "eval_preference_dataset"),
+            require_preferences(preference_dataset, "preference_dataset"),
+            require_preferences(eval_preference_dataset, "eval_preference_dataset"),
             args,
             base_model=base_model,
             comparison=comparison,
