@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset
 
 from tests.tiny_models import tiny_tokenizer
-from trl_rlp.data.token_prompts import TokenPrompt, add_prompts, decode_prompts, require_token_ids
+from trl_rlp.data.token_prompts import TokenPrompt, add_prompts, decode_ids, decode_prompts, require_token_ids
 
 
 def test_a_token_prompt_keeps_its_ids_when_copied_or_pickled():
@@ -61,6 +61,26 @@ def test_masked_ids_are_not_part_of_the_prompt():
     row = {"input_ids": [*hidden, *visible], "attention_mask": [0, 1, 1]}
     assert add_prompts([row], tokenizer, len(tokenizer))[0]["prompt"].ids == visible
     assert decode_prompts(Dataset.from_list([row]), tokenizer).to_list() == [{"prompt": "ab"}]
+
+
+def test_tokens_of_a_chat_template_stay_in_the_text():
+    """Without them, the policy would be sampled on other prompts than it is trained on."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|turn|>"]})
+    ids = tokenizer("<|turn|>ab<|turn|>")["input_ids"]
+    assert len(ids) == 4
+    rows = [{"input_ids": [*[tokenizer.pad_token_id] * 2, *ids]}, {"input_ids": tokenizer("ab")["input_ids"]}]
+    texts = ["<|turn|>ab<|turn|>", "ab"]
+    assert decode_prompts(Dataset.from_list(rows), tokenizer)["prompt"][:] == texts
+    assert [row["prompt"] for row in add_prompts(rows, tokenizer, len(tokenizer))] == texts
+
+
+def test_ids_that_are_no_text_are_a_warning(caplog):
+    """The tokenizer reads bytes, and "é" has two."""
+    tokenizer = tiny_tokenizer()
+    with caplog.at_level("WARNING"):
+        assert decode_ids([tokenizer("aé")["input_ids"][:2]], tokenizer) == ["a\ufffd"]
+    assert "Some prompts in `input_ids` have other tokens when they are decoded and tokenized again" in caplog.text
 
 
 def test_text_prompts_are_not_decoded():

@@ -1,14 +1,19 @@
 """Prompts that are already token ids, as in datasets for TRL 1.12's PPO trainer."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
 
+from trl_rlp.data.special_tokens import tokenize_texts
 from trl_rlp.data.validation import remove_format
 
+
+logger = logging.get_logger(__name__)
 
 PASSED_NAMES = ("prompts", "completions")
 """Arguments of reward functions that a trainer fills itself, so they cannot be columns of the prompts."""
@@ -20,7 +25,7 @@ class TokenPrompt(str):
 
     Args:
         text (`str`):
-            The decoded ids, without special tokens.
+            The decoded ids, see [`decode_ids`].
         ids (`Sequence[int]`):
             Token ids of the policy's tokenizer.
     """
@@ -52,10 +57,14 @@ def add_prompts(rows: list[dict], processing_class: PreTrainedTokenizerBase, voc
         `list[dict]`: The same rows. A [`TokenPrompt`] replaces `input_ids` and `attention_mask`.
     """
     rows = [{name: value for name, value in row.items() if name not in PASSED_NAMES} for row in rows]
+    prompt_ids = [
+        drop_foreign_padding(_select_visible_ids(row), processing_class.pad_token_id, vocabulary_size)
+        for row in rows
+        if "prompt" not in row
+    ]
+    decoded = map(TokenPrompt, decode_ids(prompt_ids, processing_class), prompt_ids)
     return [
-        {**row, "prompt": _list_messages(row["prompt"])}
-        if "prompt" in row
-        else _add_prompt(row, processing_class, vocabulary_size)
+        {**row, "prompt": _list_messages(row["prompt"])} if "prompt" in row else _replace_ids(row, next(decoded))
         for row in rows
     ]
 
@@ -64,11 +73,49 @@ def _list_messages(prompt: Any) -> Any:
     return prompt.tolist() if isinstance(prompt, np.ndarray) else prompt
 
 
-def _add_prompt(row: dict, processing_class: PreTrainedTokenizerBase, vocabulary_size: int) -> dict:
-    ids = drop_foreign_padding(_select_visible_ids(row), processing_class.pad_token_id, vocabulary_size)
-    text = processing_class.decode(ids, skip_special_tokens=True)
+def _replace_ids(row: dict, prompt: TokenPrompt) -> dict:
     other_columns = {name: value for name, value in row.items() if name not in ("input_ids", "attention_mask")}
-    return {**other_columns, "prompt": TokenPrompt(text, ids)}
+    return {**other_columns, "prompt": prompt}
+
+
+def decode_ids(rows: Sequence[Sequence[int]], processing_class: PreTrainedTokenizerBase) -> list[str]:
+    """
+    Decodes prompts to texts that the tokenizer encodes to the same ids, where there are such texts.
+
+    Plain text is decoded without special tokens. A prompt with the tokens of a chat template keeps them. Padding and
+    EOS at both ends are dropped. A warning says if ids cannot be decoded in this way, for example those of half a
+    character. Their text has no special tokens.
+
+    Args:
+        rows (`Sequence[Sequence[int]]`):
+            Token ids of each prompt.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            The policy's tokenizer.
+
+    Returns:
+        `list[str]`: One text per prompt.
+    """
+    if not rows:
+        return []
+    edges = {processing_class.pad_token_id, processing_class.eos_token_id}
+    rows = [_strip(_strip(ids, edges)[::-1], edges)[::-1] for ids in rows]
+    texts = processing_class.batch_decode(rows, skip_special_tokens=True)
+    encoded = tokenize_texts(processing_class, texts)
+    for position in [position for position, ids in enumerate(rows) if encoded[position] != ids]:
+        text = processing_class.decode(rows[position], skip_special_tokens=False)
+        if tokenize_texts(processing_class, [text]) == [rows[position]]:
+            texts[position] = text
+        else:
+            logger.warning_once(
+                "Some prompts in `input_ids` have other tokens when they are decoded and tokenized again. Whatever "
+                "reads text, for example sampling and reward models with another tokenizer, does not see the "
+                "policy's prompts. Pass text or messages in a column `prompt` instead."
+            )
+    return texts
+
+
+def _strip(ids: Sequence[int], edges: set[int | None]) -> list[int]:
+    return list(itertools.dropwhile(lambda token: token in edges, ids))
 
 
 def _select_visible_ids(row: dict) -> list[int]:
@@ -169,7 +216,7 @@ def decode_prompts(
 
     Args:
         prompts ([`~datasets.Dataset`]):
-            Dataset with `prompt`, which is kept, or with `input_ids`. Special tokens and ids with 0 in an
+            Dataset with `prompt`, which is kept, or with `input_ids`, see [`decode_ids`]. Ids with 0 in an
             `attention_mask` are dropped.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             The policy's tokenizer.
@@ -184,5 +231,4 @@ def decode_prompts(
     if "prompt" in kept:
         return prompts.select_columns(kept)
     ids = [_select_visible_ids(row) for row in _select_id_columns(prompts)]
-    texts = processing_class.batch_decode(ids, skip_special_tokens=True)
-    return Dataset.from_dict({"prompt": texts, **{name: prompts[name][:] for name in kept}})
+    return Dataset.from_dict({"prompt": decode_ids(ids, processing_class), **{name: prompts[name][:] for name in kept}})
