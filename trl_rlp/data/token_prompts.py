@@ -230,5 +230,5 @@ def decode_prompts(
     kept = [name for name in ("prompt", "answers", *columns) if name in prompts.column_names]
     if "prompt" in kept:
         return prompts.select_columns(kept)
-    ids = [_select_visible_ids(row) for row in _select_id_columns(prompts)]
-    return Dataset.from_dict({"prompt": decode_ids(ids, processing_class), **{name: prompts[name][:] for name in kept}})
+    texts = decode_ids([_select_visible_ids(row) for row in _select_id_columns(prompts)], processing_class)
+    return Dataset.from_dict({"prompt": texts, **{name: prompts[name][:] for name in kept}})

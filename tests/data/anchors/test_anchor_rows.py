@@ -1,5 +1,5 @@
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Value
 
 from tests.data.anchors.fakes import FirstLetter
 from trl_rlp.data.anchors.anchor_rows import FEATURES, REASONS, build_rows, pool_rows, replace_majorities
@@ -22,6 +22,15 @@ def test_a_row_is_built_for_each_prompt():
     assert rows.column_names == ["prompt", *FEATURES]
     assert rows["anchor"][:] == ["x", None] and rows["reason"][:] == [None, "below_threshold"]
     assert set(rows["reason"]) - {None} <= set(REASONS)
+
+
+def test_a_confidence_in_32_bits_reaches_the_same_threshold():
+    """The NumPy format of `datasets` rounds .7 to a number below .7."""
+    columns = {"prompt": ["a"], "completions": [["x"] * 7 + ["y"] * 3], "finished": [[True] * 10]}
+    samples = cluster(Dataset.from_dict(columns), FirstLetter(), threshold=0.7)
+    rounded = samples.cast_column("confidence", Value("float32"))
+    assert rounded["confidence"][0] < 0.7
+    assert build_rows(rounded, FirstLetter(), 0.7)["anchor"][:] == ["x"]
 
 
 def test_labels_without_a_second_row_are_not_asked_about():

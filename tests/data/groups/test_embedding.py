@@ -7,6 +7,7 @@ from tokenizers.normalizers import Lowercase
 from transformers import BertConfig, BertModel
 
 from tests.tiny_models import tiny_tokenizer
+from trl_rlp.data.groups import embedding
 from trl_rlp.data.groups.embedding import EmbeddingEquivalence
 
 
@@ -70,6 +71,17 @@ def test_each_text_is_embedded_once_and_long_texts_are_truncated(tokenizer):
     equivalence.are_equivalent(["q"] * 3, ["a", "a", "x" * 100], ["b", "c", "a"])
     equivalence.are_equivalent(["q"], ["a"], ["c"])
     assert sum(rows) == 4
+
+
+def test_only_the_last_texts_are_kept(tokenizer, monkeypatch):
+    """In the training of a policy, new completions come without end. "a" and "b" are replaced by "c" and "d"."""
+    monkeypatch.setattr(embedding, "MAX_TEXTS", 2)
+    model, seen = build_encoder(tokenizer), []
+    model.register_forward_pre_hook(lambda _, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True)
+    equivalence = EmbeddingEquivalence(model, tokenizer, threshold=0.5)
+    for first, second in (("a", "b"), ("c", "d"), ("d", "c"), ("a", "c")):
+        equivalence.are_equivalent(["q"], [first], [second])
+    assert sum(seen) == 2 + 2 + 0 + 1
 
 
 def test_texts_that_differ_behind_the_cut_are_undecided(tokenizer):

@@ -123,3 +123,13 @@ def test_samples_without_views_raise(tokenizer):
         ViewSampler(build_samples(), tokenizer, same_group=True)
     with pytest.raises(ValueError, match="`seed` must be at least 0, got -3"):
         ViewSampler(build_samples(), tokenizer, seed=-3)
+
+
+def test_views_of_equal_prompts_have_one_index_and_are_not_two_prompts():
+    """The lower bounds compare views of different prompts. Rows 0 and 2 have the same one."""
+    completions = [["1", "2"], ["3", "4"], ["5", "6"]]
+    samples = Dataset.from_dict({"prompt": ["a", "b", "a"], "completions": completions, "finished": [[True] * 2] * 3})
+    views = ViewSampler(samples, tiny_tokenizer()).views(0, [0, 1, 2])
+    assert sorted(view.prompt_index for view in views) == [0, 0, 1]
+    with pytest.raises(ValueError, match="1 of 2 prompts have two different non-empty completions, but the loss"):
+        ViewSampler(samples.select([0, 2]), tiny_tokenizer())

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, Features, List, Value
 from peft import LoraConfig
 from transformers.utils import logging
 
@@ -269,6 +269,18 @@ def test_pairs_against_anchors_of_all_windows_or_the_last_ones(tmp_path):
     chosen = [tokenizer.decode(ids, skip_special_tokens=True) for ids in refined.pair_windows[0]["chosen_ids"]]
     rejected = [tokenizer.decode(ids, skip_special_tokens=True) for ids in refined.pair_windows[0]["rejected_ids"]]
     assert rejected == ["ab0:1", "abab1:3"] and all(text.split(":")[1][0] == "2" for text in chosen)
+
+
+def test_synthetic_pairs_of_ids_with_32_bits_join_those_of_the_windows(tmp_path):
+    ids = Dataset.from_dict(
+        {"chosen_ids": [[5, 6]], "rejected_ids": [[7]]},
+        features=Features({name: List(Value("int32")) for name in ("chosen_ids", "rejected_ids")}),
+    )
+    reward = refinable_reward()
+    refined = build(tmp_path, reward, synthetic_dataset=ids)
+    record(reward, "2", "1", prompt="ab0:")
+    refined.add_window(0)
+    assert len(refined.gather_pairs()) == 2 and refined.gather_pairs()["chosen_ids"][0] == [5, 6]
 
 
 def test_groups_of_the_recorded_completions_without_anchors(tmp_path):

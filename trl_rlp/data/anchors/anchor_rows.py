@@ -5,7 +5,7 @@ from typing import Any
 
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 
-from trl_rlp.data.groups.clustering import Group, find_largest_group
+from trl_rlp.data.groups.clustering import Group, find_largest_group, restore_share
 from trl_rlp.data.groups.equivalence import Equivalence
 from trl_rlp.data.groups.instruction import list_instruction_columns
 from trl_rlp.storage.shards import map_shards
@@ -94,6 +94,7 @@ def build_rows(samples: Dataset, equivalence: Equivalence, threshold: float) -> 
 def _find_majority(
     completions: list[str], finished: list[bool], cluster_ids: list[int], confidence: float, threshold: float
 ) -> Majority:
+    confidence = restore_share(confidence, len(completions))
     group = find_largest_group(cluster_ids) if confidence >= threshold else []
     members = [(completions[i], finished[i]) for i in group] if len(group) > 1 else []
     reason = "below_threshold" if confidence < threshold else None if members else "single_member"

@@ -8,6 +8,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, concatenate_datasets
 from transformers.utils import logging
@@ -363,6 +364,30 @@ def find_majority(cluster_ids: list[int], threshold: float) -> list[int]:
     """
     group = find_largest_group(cluster_ids)
     return group if len(group) >= 2 and len(group) / len(cluster_ids) >= threshold else []
+
+
+def restore_share(confidence: float, num_generations: int) -> float:
+    """
+    Restores a confidence that was rounded to 32 bits, for example by the NumPy format of `datasets`.
+
+    Args:
+        confidence (`float`):
+            Share of the completions in a group.
+        num_generations (`int`):
+            Number n of completions.
+
+    Returns:
+        `float`: The share k / n that is rounded to `confidence`, or `confidence` itself if there is none.
+
+    Example:
+
+    ```python
+    >>> restore_share(0.699999988079071, 10)
+    0.7
+    ```
+    """
+    share = round(confidence * num_generations) / num_generations
+    return share if np.float32(share) == np.float32(confidence) else confidence
 
 
 def has_groups(columns: Collection[str]) -> bool:

@@ -16,13 +16,16 @@ from trl_rlp.storage.fingerprints import tokenizer_fingerprint
 
 logger = logging.get_logger(__name__)
 
+MAX_TEXTS = 2**17
+"""Number of texts whose vectors are kept. With 768 numbers each, they take 400 MB."""
+
 
 class EmbeddingEquivalence:
     """
     Compares two completions by the cosine similarity of their embeddings (masked mean of the last layer).
 
-    The prompt is not embedded, because it would make all completions look alike. Each completion is embedded once. Its
-    vector is kept as long as this object exists.
+    The prompt is not embedded, because it would make all completions look alike. The vectors of the last
+    131,072 different completions are kept, and those are embedded once.
 
     Cosine similarity is not entailment. Negation and numbers hardly change it. For short answers, no threshold
     separates those with the same meaning from those with different meanings. Use [`NLIEquivalence`] or [`ExactMatch`]
@@ -137,6 +140,8 @@ class EmbeddingEquivalence:
             for a, b in zip(firsts, seconds, strict=True)
         ]
         self._count_undecided_pairs(sum(is_undecided))
+        for text in list(self._vectors)[:-MAX_TEXTS]:
+            del self._vectors[text], self._token_hashes[text]
         return [similar and not undecided for similar, undecided in zip(is_similar, is_undecided, strict=True)]
 
     def _count_undecided_pairs(self, count: int) -> None:

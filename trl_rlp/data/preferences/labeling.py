@@ -6,14 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rlp.data.columns import Batch, read_columns, require_sample_columns
-from trl_rlp.data.groups.clustering import has_groups, hold_equivalence
+from trl_rlp.data.groups.clustering import has_groups, hold_equivalence, restore_share
 from trl_rlp.data.groups.equivalence import Equivalence
 from trl_rlp.data.judges.judge import Judge
 from trl_rlp.data.preferences.completion_rewards import CompletionRewards
@@ -249,12 +248,9 @@ def _find_features(columns: dict[str, list]) -> Features:
 
 def _restore_shares(columns: dict[str, list]) -> dict[str, list]:
     """Restores confidences that the NumPy format of `datasets` has rounded to 32 bits. They are compared exactly."""
-    restored = {}
-    for name in [name for name in ("confidence", "confidence_upper") if name in columns]:
-        rows = zip(columns[name], map(len, columns["completions"]), strict=True)
-        shares = [(value, round(value * size) / size) for value, size in rows]
-        restored[name] = [share if np.float32(share) == np.float32(value) else value for value, share in shares]
-    return restored
+    sizes = list(map(len, columns["completions"]))
+    names = [name for name in ("confidence", "confidence_upper") if name in columns]
+    return {name: list(map(restore_share, columns[name], sizes)) for name in names}
 
 
 def build_record(row: Row, pair: Pair, number: int | None, keep_candidates: bool) -> Row:

@@ -10,6 +10,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from trl_rlp.data.anchors.semantic_anchors import prompt_key
 from trl_rlp.data.normalization import normalize_text
 from trl_rlp.data.scoring import batch_scoring_ids, count_overlong, cut_prompts, warn_of_cut_prompts
 from trl_rlp.data.template_options import TEMPLATE_COLUMNS, list_template_options
@@ -27,7 +28,7 @@ class View(NamedTuple):
 
     Args:
         prompt_index (`int`):
-            Row of the prompt in the samples.
+            Row of the prompt in the samples. If several rows have equal prompts, it is the first of them.
         first (`list[int]`):
             Token ids of the first view.
         second (`list[int]`):
@@ -99,9 +100,11 @@ class ViewSampler:
                 f"{self.skipped} of {len(samples)} prompts do not have two different non-empty completions{where}. "
                 "They are skipped."
             )
-        if len(self) < 2:
+        self._prompts = _number_prompts(samples)  # (rows,)
+        different = len(set(self._prompts[self._rows].tolist()))
+        if different < 2:
             raise ValueError(
-                f"{len(self)} of {len(samples)} prompts have two different non-empty completions{where}, but the loss "
+                f"{different} of {len(samples)} prompts have two different non-empty completions{where}, but the loss "
                 "compares at least 2 prompts. Sample at a higher temperature or pass more prompts."
             )
         self._ids, self._starts = _tokenize(samples, processing_class, max_length)
@@ -131,7 +134,7 @@ class ViewSampler:
         pairs = _find_view_pairs(self._texts[row], self._groups[row])  # (pairs, 2)
         generator = np.random.default_rng([self.seed, epoch, slot])
         first, second = generator.permutation(pairs[generator.integers(len(pairs))])
-        return View(row, self._get_token_ids(row, first), self._get_token_ids(row, second))
+        return View(int(self._prompts[row]), self._get_token_ids(row, first), self._get_token_ids(row, second))
 
     def _get_token_ids(self, row: int, index: int) -> list[int]:
         completion = row * self._texts.shape[1] + index
@@ -142,6 +145,13 @@ class ViewSampler:
 def _draw_permutation(seed: int, epoch: int, turn: int, size: int) -> np.ndarray:
     # The fourth number keeps these draws independent of the draws of the slots.
     return np.random.default_rng([seed, epoch, turn, 1]).permutation(size)
+
+
+def _number_prompts(samples: Dataset) -> np.ndarray:
+    """Numbers prompts by the first row with an equal one. Views of equal prompts must not be a product pair."""
+    first_rows: dict[str, int] = {}
+    keys = map(prompt_key, samples["prompt"][:])
+    return np.array([first_rows.setdefault(key, row) for row, key in enumerate(keys)])
 
 
 def _number_texts_and_groups(samples: Dataset, same_group: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, Features, List, Value, concatenate_datasets
 from peft import PeftConfig, PeftModel
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PrinterCallback
@@ -37,6 +37,13 @@ from trl_rlp.trainer.reward.rlp_reward_trainer import RLPRewardTrainer
 
 BaseModel = str | Path | Callable[[], PreTrainedModel]
 """What a refinement starts from: a folder, a Hub name, or a function that returns a model."""
+
+ID_TYPES = {
+    "chosen_ids": List(Value("int64")),
+    "rejected_ids": List(Value("int64")),
+    "candidate_ids": List(List(Value("int64"))),
+}
+"""Types of the columns of token ids."""
 
 QUIET = {
     "save_strategy": SaveStrategy.NO,
@@ -221,7 +228,9 @@ class RewardRefinement:
     def _tokenize(self, pairs: Dataset) -> Dataset:
         if not {"chosen_ids", "rejected_ids"} <= set(pairs.column_names):
             pairs = tokenize_preferences(pairs, self.reward.processing_class, self.args.max_length)
-        return select_columns(pairs, PAIR_COLUMNS)
+        pairs = select_columns(pairs, PAIR_COLUMNS)
+        # Ids that a user has tokenized may have 32 bits. The pairs of all windows are concatenated.
+        return pairs.cast(Features({name: ID_TYPES.get(name, kind) for name, kind in pairs.features.items()}))
 
     # Data: the new window, and everything to train on
 
