@@ -28,6 +28,7 @@ from trl_rlp.storage.artifacts import HUB_OPTIONS, explain_missing_model, load_t
 from trl_rlp.storage.device_memory import GIB
 from trl_rlp.storage.processes import process_state
 from trl_rlp.storage.run_folder import round_name
+from trl_rlp.storage.whole_weights import whole_weights
 from trl_rlp.trainer.ppo.ppo_config import PPOConfig
 
 
@@ -133,7 +134,7 @@ def measure_model(
         [`ModelSize`]: The sizes.
     """
     auto_class = AutoModelForSequenceClassification if is_classifier else AutoModelForCausalLM
-    with torch.device("meta"):
+    with whole_weights(), torch.device("meta"):
         model = auto_class.from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code)
         if peft_config is not None:
             model = get_peft_model(model, copy.deepcopy(peft_config))

@@ -13,6 +13,7 @@ from tests.reward_runs import rlp_trainer
 from tests.tiny_models import save, tiny_causal_lm, tiny_nli, tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.groups.nli import NLIEquivalence
 from trl_rlp.data.sampling.engines import sample_completions
+from trl_rlp.memory_estimate import measure_model
 from trl_rlp.storage.artifacts import load_policy, load_reward_model
 from trl_rlp.storage.whole_weights import EFFICIENT_LOADING, require_whole_weights, whole_weights
 from trl_rlp.trainer.reward.initial_model import init_reward_model
@@ -91,6 +92,13 @@ def test_processes_sample_without_waiting_for_each_other(monkeypatch, zero3):
     prompts = Dataset.from_dict({"prompt": ["a", "b"]})
     sample_completions(prompts, model, TOKENIZER, num_generations=2, max_new_tokens=2)
     assert seen and not any(seen)
+
+
+def test_the_memory_of_a_whole_model_is_estimated(zero3):
+    """ZeRO-3 would leave parameters without elements."""
+    with whole_weights():
+        model = tiny_causal_lm(TOKENIZER)
+    assert measure_model(model.config).parameters == model.num_parameters()
 
 
 def test_the_value_model_is_created_with_all_weights(tmp_path, monkeypatch, zero3):
