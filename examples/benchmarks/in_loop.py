@@ -64,6 +64,7 @@ from trl_rlp import (
     SemanticAnchorReward,
     SemanticAnchors,
 )
+from trl_rlp.data.preferences import hold_out
 
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared"
@@ -71,6 +72,7 @@ HAS_ACCELERATOR = torch.accelerator.is_available()
 DEVICE = torch.accelerator.current_accelerator() if HAS_ACCELERATOR else torch.device("cpu")
 PARTS = ("share", "reward", "questions")
 GOAL = 0.15
+HELDOUT_SHARE = 0.05
 TRAINERS = ("ppo", "grpo")
 SIZES = {
     "every": (8, "rollouts between two refinements"),
@@ -266,10 +268,12 @@ def measure_share(name: str, sizes: argparse.Namespace, trainings: list[float]) 
             gradient_checkpointing=False,
             dataloader_pin_memory=False,
         )
+        preferences, heldout = hold_out(make_preferences(sizes), HELDOUT_SHARE, seed=42)
         refinement = TimedRefinement(
             reward,
-            make_preferences(sizes),
+            preferences,
             args,
+            eval_preference_dataset=heldout,
             base_model=lambda: make_reward_model(sizes),
             anchors=anchors,
             equivalence=equivalence,

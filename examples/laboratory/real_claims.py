@@ -22,7 +22,7 @@ TRAINED_ON_R = ("ppo", "grpo")
 """Methods that train a policy against a fixed r."""
 
 
-def build_claims_table(runs: Runs, results: list[tuple[str, float | None]], has_selection: bool = True) -> str:
+def build_claims_table(runs: Runs, results: list[tuple[str, float | None]], has_one_kl_coef: bool = False) -> str:
     """
     Builds the table of claims.
 
@@ -31,12 +31,13 @@ def build_claims_table(runs: Runs, results: list[tuple[str, float | None]], has_
             The metrics of each seed.
         results (`list[tuple[str, float]]`):
             The policies that all seeds have, as pairs of name and β.
-        has_selection (`bool`, *optional*, defaults to `True`):
-            Whether the table has the rows on selection without training. The longer training samples the same
-            completions as the shorter one, so there they would be the same evidence twice.
+        has_one_kl_coef (`bool`, *optional*, defaults to `False`):
+            Whether the settings have only one β, as those of the longer training. It then says whether policies
+            over-optimize r compared with π_SFT. It samples the same completions of π_SFT as the shorter one, so claims
+            on selection would be the same evidence twice.
     """
     steps = _build_taught_steps(results) + _build_comparison_steps(results)
-    steps += _build_over_optimization_steps(results) + (_build_selection_steps() if has_selection else [])
+    steps += _build_single_steps(results) if has_one_kl_coef else _build_sweep_steps(results)
     return format_claims(runs, steps, VERDICTS, marks_uncorrected=True)
 
 
@@ -88,41 +89,36 @@ def _build_comparison_steps(results: list[tuple[str, float | None]]) -> list[Ste
     return steps
 
 
-def _build_over_optimization_steps(results: list[tuple[str, float | None]]) -> list[Step]:
+def _build_sweep_steps(results: list[tuple[str, float | None]]) -> list[Step]:
     """
-    Builds the rows on over-optimization of a fixed r: with the smallest β of PPO, fewer answers are correct.
+    Builds the rows on over-optimization and on selection.
 
-    With only one β, PPO and GRPO are compared with π_SFT: fewer answers are correct, although r is higher.
+    A fixed r is over-optimized if fewer answers are correct with the smallest β of PPO than with the largest.
     """
     kl_coefs = list_kl_coefs(results, "ppo")
     if len(kl_coefs) < 2:
-        return [
-            step
-            for name in TRAINED_ON_R
-            for kl_coef in list_kl_coefs(results, name)
-            for step in _build_single_steps(name_result(name, kl_coef))
-        ]
+        return _build_selection_steps()
     high, low = (name_result("ppo", kl_coef) for kl_coef in (kl_coefs[-1], kl_coefs[0]))
     return [
-        (
-            f"over-optimization of a fixed r, {text}",
-            f"{high} − {low}",
-            compare_right(high, low, part),
-        )
-        for part, text in PARTS.items()
-    ]
-
-
-def _build_single_steps(result: str) -> list[Step]:
-    """Builds the rows on over-optimization of r by one policy, compared with π_SFT. r scores the trained questions."""
-    rises = subtract(*(select_metric(name, "trained", "proxy") for name in (result, "pi_sft")))
-    return [
         *(
-            (f"over-optimization of a fixed r, {text}", f"π_SFT − {result}", compare_right("pi_sft", result, part))
+            (f"over-optimization of a fixed r, {text}", f"{high} − {low}", compare_right(high, low, part))
             for part, text in PARTS.items()
         ),
-        ("… while r rises", f"r of {result} − r of π_SFT", rises),
+        *_build_selection_steps(),
     ]
+
+
+def _build_single_steps(results: list[tuple[str, float | None]]) -> list[Step]:
+    """Builds the rows on over-optimization: fewer answers than π_SFT's are correct, although r is higher."""
+    steps: list[Step] = []
+    for name in TRAINED_ON_R:
+        for policy in [name_result(name, kl_coef) for kl_coef in list_kl_coefs(results, name)]:
+            for part, text in PARTS.items():
+                loss = compare_right("pi_sft", policy, part)
+                steps.append((f"over-optimization of a fixed r, {text}", f"π_SFT − {policy}", loss))
+            rise = subtract(*(select_metric(each, "trained", "proxy") for each in (policy, "pi_sft")))
+            steps.append(("… while r rises", f"r of {policy} − r of π_SFT", rise))
+    return steps
 
 
 def _build_selection_steps() -> list[Step]:

@@ -29,8 +29,8 @@ POLICY_COLUMNS = {
 """Columns of the table of policies: the keys of the metric, and its digits."""
 
 CLAIMS_NOTE = (
-    "All claims are about the share of correct answers. The verdict follows from the interval of its row. 'Before "
-    "correction only' means that the p that is corrected for all rows does not support it at .05."
+    "Claims are about the share of correct answers, except those that name r. The verdict follows from the interval "
+    "of its row. 'Before correction only' means that the p that is corrected for all rows does not support it at .05."
 )
 DIFFERENCE_NOTE = (
     "The intervals are not corrected for their number. Without any effect, one in twenty would exclude 0. "
@@ -92,7 +92,7 @@ def describe_unfinished(unfinished: dict[int, list[str]]) -> str:
 def build_page(loaded: LoadedRuns, settings: RealSettings, settings_name: str) -> str:
     """Builds the page with all tables."""
     runs, results = loaded.runs, list_finished(loaded.runs, settings)
-    claims = build_claims_table(runs, results, has_selection=settings_name != "smollm2_long")
+    claims = build_claims_table(runs, results, has_one_kl_coef=len(settings.kl_coefs) == 1)
     return "\n\n".join(
         [
             f"{len(runs)} seeds: {join(runs)}.{describe_unfinished(loaded.unfinished)} Settings: `{settings_name}`. "

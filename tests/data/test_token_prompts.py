@@ -19,7 +19,7 @@ def test_rows_with_input_ids_get_prompts_and_other_rows_do_not_change():
     tokenizer = tiny_tokenizer()
     ids = tokenizer("ab")["input_ids"]
     rows = add_prompts([{"input_ids": [tokenizer.eos_token_id, *ids], "answer": "x"}], tokenizer, len(tokenizer))
-    assert rows == [{"prompt": "ab", "answer": "x"}]
+    assert rows == [{"prompt": f"{tokenizer.eos_token}ab", "answer": "x"}]
     assert rows[0]["prompt"].ids == [tokenizer.eos_token_id, *ids]
     assert add_prompts([{"prompt": "ab", "input_ids": [1]}], tokenizer, 10) == [{"prompt": "ab", "input_ids": [1]}]
 
@@ -73,6 +73,26 @@ def test_tokens_of_a_chat_template_stay_in_the_text():
     texts = ["<|turn|>ab<|turn|>", "ab"]
     assert decode_prompts(Dataset.from_list(rows), tokenizer)["prompt"][:] == texts
     assert [row["prompt"] for row in add_prompts(rows, tokenizer, len(tokenizer))] == texts
+
+
+@pytest.mark.parametrize("pad_is_eos", [True, False])
+def test_eos_of_a_prompt_stays_in_the_text_unless_it_is_the_padding(pad_is_eos):
+    tokenizer = tiny_tokenizer()
+    if pad_is_eos:
+        tokenizer.pad_token = tokenizer.eos_token
+    ids = [*tokenizer("ab")["input_ids"], tokenizer.eos_token_id]
+    assert decode_ids([ids], tokenizer) == ["ab" if pad_is_eos else f"ab{tokenizer.eos_token}"]
+
+
+def test_padding_outside_the_embedding_is_no_text_whatever_the_pad_token_is():
+    """PPO replaces a pad token that the policy cannot read by EOS, but the rows still have the old one."""
+    tokenizer = tiny_tokenizer()
+    vocabulary_size = len(tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    rows = Dataset.from_dict({"input_ids": [[tokenizer.pad_token_id, *tokenizer("ab")["input_ids"]]]})
+    tokenizer.pad_token = tokenizer.eos_token
+    assert decode_prompts(rows, tokenizer, vocabulary_size=vocabulary_size)["prompt"][:] == ["ab"]
+    assert decode_prompts(rows, tokenizer)["prompt"][:] == ["[PAD]ab"]
 
 
 def test_ids_that_are_no_text_are_a_warning(caplog):

@@ -232,7 +232,7 @@ def test_with_one_kl_weight_the_policies_of_r_are_compared_with_pi_sft():
         return {"pi_sft": start, "ppo 0.02": lost, "grpo 0.02": start, "anchored 0.02": start}
 
     results = [("pi_sft", None), ("ppo", 0.02), ("grpo", 0.02), ("anchored", 0.02)]
-    table = build_claims_table({1: seed(0.1, 2.0), 2: seed(0.3, 4.0)}, results, has_selection=False)
+    table = build_claims_table({1: seed(0.1, 2.0), 2: seed(0.3, 4.0)}, results, has_one_kl_coef=True)
     rows = [line.strip("| ").split(" | ")[:3] for line in table.splitlines()[2:]]
     assert [name for name, *_ in rows] == [
         "above ppo at the same β, trained questions",

@@ -62,15 +62,29 @@ def test_a_classifier_with_two_labels_is_refused(folders):
         load_reward_model(folders[0] / "two labels")
 
 
-def fake_trainer(model, is_deepspeed_enabled=False, fsdp_plugin=None):
-    state = SimpleNamespace(fsdp_plugin=fsdp_plugin)
+def fake_trainer(model, zero=None, fsdp_plugin=None):
+    accelerator = SimpleNamespace(
+        unwrap_model=lambda model, **_: model,
+        state=SimpleNamespace(fsdp_plugin=fsdp_plugin),
+        deepspeed_config={"zero_optimization": zero},
+    )
     return SimpleNamespace(
         model=model,
+        args=SimpleNamespace(push_to_hub=True),
         processing_class=tiny_tokenizer(),
-        is_deepspeed_enabled=is_deepspeed_enabled,
-        accelerator=SimpleNamespace(unwrap_model=lambda model, **_: model, state=state),
+        is_deepspeed_enabled=zero is not None,
+        accelerator=accelerator,
         save_model=lambda path: None,
     )
+
+
+@pytest.mark.parametrize("zero", [{"stage": 2}, {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}])
+def test_the_engine_of_deepspeed_saves_what_it_can_gather(tmp_path, zero):
+    """It gathers one layer at a time, and transformers pushes the model."""
+    trainer, seen = fake_trainer(tiny_causal_lm(tiny_tokenizer()), zero), []
+    trainer.save_model = seen.append
+    artifacts.save_trained_model(trainer, tmp_path)
+    assert seen == [str(tmp_path)]
 
 
 @pytest.mark.parametrize("is_quantized", [False, True])
@@ -91,8 +105,10 @@ def test_whole_weights_are_saved_under_fsdp_with_sharded_checkpoints(tmp_path):
     assert seen == [True] and plugin.state_dict_type == StateDictType.SHARDED_STATE_DICT
 
 
-@pytest.mark.parametrize("has_adapter", [False, True])
-def test_under_deepspeed_gathered_weights_are_saved_without_the_engine(tmp_path, monkeypatch, has_adapter):
+@pytest.mark.parametrize(("stage", "has_adapter"), [(3, False), (3, True), (2, True)])
+def test_under_deepspeed_gathered_weights_are_saved_without_the_engine(
+    tmp_path, monkeypatch, caplog, stage, has_adapter
+):
     """The engine cannot save a merged model. ZeRO-3 has the weights only inside the `with` block."""
     model, gathered = tiny_causal_lm(tiny_tokenizer()), []
     if has_adapter:
@@ -107,10 +123,10 @@ def test_under_deepspeed_gathered_weights_are_saved_without_the_engine(tmp_path,
 
     module = SimpleNamespace(zero=SimpleNamespace(GatheredParameters=gather), __spec__=ModuleSpec("deepspeed", None))
     monkeypatch.setitem(sys.modules, "deepspeed", module)
-    trainer = fake_trainer(model, is_deepspeed_enabled=True)
+    trainer = fake_trainer(model, zero={"stage": stage})
     expected = model(input_ids=IDS).logits
     artifacts.save_trained_model(trainer, tmp_path)
-    assert gathered == [count]
+    assert gathered == [count] and "cannot push this model to the Hub. Upload" in caplog.text
     torch.testing.assert_close(load_policy(tmp_path)[0](input_ids=IDS).logits, expected)
 
 

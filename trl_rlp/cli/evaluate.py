@@ -278,7 +278,7 @@ def _require_effects(
     if judge is None:
         _require_defaults(arguments, ("judge",), "without `outputs`")
     if judge in (None, "reward_model"):
-        _require_defaults(arguments, ("tolerance",), "without a judge that is asked")
+        _require_defaults(arguments, ("tolerance",), "without a language judge")
     if judge != "server":
         _require_defaults(arguments, ("base_url", "max_tokens"), 'without `outputs` and `judge`="server"')
         require_effect(server_arguments, 'without `outputs` and `judge`="server"')

@@ -82,9 +82,9 @@ def decode_ids(rows: Sequence[Sequence[int]], processing_class: PreTrainedTokeni
     """
     Decodes prompts to texts that the tokenizer encodes to the same ids, where there are such texts.
 
-    Plain text is decoded without special tokens. A prompt with the tokens of a chat template keeps them. Padding and
-    EOS at both ends are dropped. A warning says if ids cannot be decoded in this way, for example those of half a
-    character. Their text has no special tokens.
+    Plain text is decoded without special tokens. A prompt with the tokens of a chat template keeps them. Pad tokens at
+    both ends are dropped. A warning says if ids cannot be decoded in this way, for example those of half a character.
+    Their text has no special tokens.
 
     Args:
         rows (`Sequence[Sequence[int]]`):
@@ -97,8 +97,8 @@ def decode_ids(rows: Sequence[Sequence[int]], processing_class: PreTrainedTokeni
     """
     if not rows:
         return []
-    edges = {processing_class.pad_token_id, processing_class.eos_token_id}
-    rows = [_strip(_strip(ids, edges)[::-1], edges)[::-1] for ids in rows]
+    padding = processing_class.pad_token_id
+    rows = [_strip(_strip(ids, padding)[::-1], padding)[::-1] for ids in rows]
     texts = processing_class.batch_decode(rows, skip_special_tokens=True)
     encoded = tokenize_texts(processing_class, texts)
     for position in [position for position, ids in enumerate(rows) if encoded[position] != ids]:
@@ -114,8 +114,8 @@ def decode_ids(rows: Sequence[Sequence[int]], processing_class: PreTrainedTokeni
     return texts
 
 
-def _strip(ids: Sequence[int], edges: set[int | None]) -> list[int]:
-    return list(itertools.dropwhile(lambda token: token in edges, ids))
+def _strip(ids: Sequence[int], padding: int | None) -> list[int]:
+    return list(itertools.dropwhile(lambda token: token == padding, ids))
 
 
 def _select_visible_ids(row: dict) -> list[int]:
@@ -209,7 +209,10 @@ def require_length(length: int, longest: int, name: str) -> None:
 
 
 def decode_prompts(
-    prompts: Dataset, processing_class: PreTrainedTokenizerBase, columns: Sequence[str] = ()
+    prompts: Dataset,
+    processing_class: PreTrainedTokenizerBase,
+    columns: Sequence[str] = (),
+    vocabulary_size: int | None = None,
 ) -> Dataset:
     """
     Decodes `input_ids` to text prompts, for stages that read no token ids.
@@ -222,6 +225,9 @@ def decode_prompts(
             The policy's tokenizer.
         columns (`Sequence[str]`, *optional*):
             Further columns to keep.
+        vocabulary_size (`int`, *optional*):
+            Number of embedding rows of the policy. Ids beyond it are dropped, because they are padding. Pass it if the
+            pad token of `processing_class` may be another one than that of the rows.
 
     Returns:
         `datasets.Dataset`: Columns `prompt`, `columns` and, if present, `answers`.
@@ -230,5 +236,8 @@ def decode_prompts(
     kept = [name for name in ("prompt", "answers", *columns) if name in prompts.column_names]
     if "prompt" in kept:
         return prompts.select_columns(kept)
-    texts = decode_ids([_select_visible_ids(row) for row in _select_id_columns(prompts)], processing_class)
+    rows = [_select_visible_ids(row) for row in _select_id_columns(prompts)]
+    if vocabulary_size is not None:
+        rows = [[token for token in ids if token < vocabulary_size] for ids in rows]
+    texts = decode_ids(rows, processing_class)
     return Dataset.from_dict({"prompt": texts, **{name: prompts[name][:] for name in kept}})

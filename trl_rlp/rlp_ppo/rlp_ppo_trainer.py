@@ -289,7 +289,7 @@ class RLPPPOTrainer(PPOTrainer):
     def _move_models(self, device: torch.device | str) -> None:
         """Moves the models of this trainer, except those that are sharded, quantized or spread over devices."""
         models = [function.model for function in self.reward_funcs if isinstance(function, RewardFunction)]
-        if self.accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        if self.accelerator.distributed_type != DistributedType.FSDP:
             models += [self.model, self._critic_optimizer.critic]
             models += [] if self.ref_model is None else [self.ref_model]
         for model in models:

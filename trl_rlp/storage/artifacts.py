@@ -20,7 +20,7 @@ from transformers import (
     Trainer,
 )
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
-from transformers.utils import CONFIG_NAME, find_adapter_config_file
+from transformers.utils import CONFIG_NAME, find_adapter_config_file, logging
 from transformers.utils.hub import cached_file
 
 from trl_rlp.storage.adapters import find_adapter, load_merged_model
@@ -30,6 +30,8 @@ from trl_rlp.storage.precision import SCORE_HEADS, cast_weights, choose_dtype, i
 from trl_rlp.storage.processes import process_state, run_on_main
 from trl_rlp.storage.whole_weights import whole_weights
 
+
+logger = logging.get_logger(__name__)
 
 CAUSAL_LM = "a causal LM"
 DATA = "data"
@@ -270,7 +272,8 @@ def save_trained_model(trainer: Trainer, folder: Path) -> None:
     which would round them. Then the adapter is saved, for the model without quantization.
 
     All weights are saved, also where the launch configuration asks for sharded checkpoints. Under ZeRO-3, each process
-    holds all weights while they are saved.
+    holds all weights while a merged model is saved, and while one is saved without `zero3_save_16bit_model`. Under
+    DeepSpeed, a merged model is not pushed to the Hub.
 
     Args:
         trainer (`transformers.Trainer`):
@@ -280,17 +283,27 @@ def save_trained_model(trainer: Trainer, folder: Path) -> None:
     """
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     is_merged = isinstance(model, PeftModel) and not is_quantized(model)
-    if trainer.is_deepspeed_enabled:  # its engine cannot save a merged model
+    if trainer.is_deepspeed_enabled and (is_merged or not _engine_gathers_weights(trainer.accelerator)):
         import deepspeed  # an optional dependency
 
+        # Only inside this block has ZeRO-3 the weights. Those of the adapter are not merged behind it.
         with deepspeed.zero.GatheredParameters(list(model.parameters())):
-            trainer.model = model.merge_and_unload() if is_merged else model
-            save_model(folder, trainer.model, trainer.processing_class)
+            save_model(folder, model.merge_and_unload() if is_merged else model, trainer.processing_class)
+        if trainer.args.push_to_hub:
+            logger.warning(
+                f"DeepSpeed's engine cannot push this model to the Hub. Upload '{folder}' with `hf upload`."
+            )
         return
     if is_merged:
         trainer.model = trainer.model_wrapped = model.merge_and_unload()
     with name_failed_write(folder), _full_state_dict(trainer.accelerator):
         trainer.save_model(str(folder))
+
+
+def _engine_gathers_weights(accelerator: Accelerator) -> bool:
+    """Checks whether transformers can save whole weights from DeepSpeed's engine."""
+    zero = accelerator.deepspeed_config["zero_optimization"]
+    return zero["stage"] < 3 or bool(zero.get("stage3_gather_16bit_weights_on_model_save"))
 
 
 @contextmanager

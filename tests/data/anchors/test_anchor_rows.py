@@ -1,9 +1,11 @@
+import numpy as np
 import pytest
 from datasets import Dataset, Value
 
 from tests.data.anchors.fakes import FirstLetter
 from trl_rlp.data.anchors.anchor_rows import FEATURES, REASONS, build_rows, pool_rows, replace_majorities
 from trl_rlp.data.groups import cluster
+from trl_rlp.data.groups.clustering import require_decided_groups
 
 
 def make_rows(completions, threshold=0.5):
@@ -31,6 +33,13 @@ def test_a_confidence_in_32_bits_reaches_the_same_threshold():
     rounded = samples.cast_column("confidence", Value("float32"))
     assert rounded["confidence"][0] < 0.7
     assert build_rows(rounded, FirstLetter(), 0.7)["anchor"][:] == ["x"]
+
+
+def test_undecided_confidences_in_32_bits_are_refused():
+    """.7 may be reached, also if 32 bits round it to a number below .7."""
+    bounds = {"confidence": [0.6], "confidence_upper": [0.7]}
+    with pytest.raises(ValueError, match="row 0 was clustered for another threshold"):
+        require_decided_groups({name: [float(np.float32(value)) for value in bounds[name]] for name in bounds}, 0.7)
 
 
 def test_labels_without_a_second_row_are_not_asked_about():

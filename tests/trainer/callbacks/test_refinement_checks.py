@@ -228,19 +228,19 @@ def test_sharding_of_the_configuration_that_is_refused(tmp_path, version, name):
 def test_anchors_know_the_prompts_of_the_run(kind):
     data, tokenizer = prompts(kind=kind), tiny_tokenizer()
     comparison = AnchorComparison(anchors(prompts(kind="chat" if kind == "chat" else "text")), SameParity())
-    module.require_known_prompts(data, comparison, tokenizer)
+    module.require_known_prompts(data, comparison, tokenizer, len(tokenizer))
     other = {"text": "other", "chat": [{"role": "user", "content": "other"}], "ids": tokenizer("other")["input_ids"]}
     others = Dataset.from_dict({"input_ids" if kind == "ids" else "prompt": [other[kind]]})
     with pytest.raises(
         ValueError, match="None of the 1 prompts of `train_dataset` has a row in `anchors`, which has 8"
     ):
-        module.require_known_prompts(others, comparison, tokenizer)
+        module.require_known_prompts(others, comparison, tokenizer, len(tokenizer))
 
 
 def test_prompts_of_a_stream_are_not_checked():
     read = []
     stream = IterableDataset.from_generator(lambda: iter([{"prompt": read.append(1) or "other"}]))
-    module.require_known_prompts(stream, AnchorComparison(anchors(), SameParity()), tiny_tokenizer())
+    module.require_known_prompts(stream, AnchorComparison(anchors(), SameParity()), tiny_tokenizer(), 300)
     assert not read
 
 

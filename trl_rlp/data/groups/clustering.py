@@ -424,7 +424,7 @@ def require_decided_groups(samples: Dataset | Mapping[str, list], threshold: flo
         parts = [samples]
     bounds = (zip(part["confidence"], part.get("confidence_upper", part["confidence"]), strict=True) for part in parts)
     for row, (low, high) in enumerate(chain.from_iterable(bounds)):
-        if low < high and high >= threshold:
+        if low < high and np.float32(high) >= np.float32(threshold):  # a confidence may be rounded to 32 bits
             raise ValueError(
                 f"`samples` row {row} was clustered for another threshold. Its confidence is between {low} and "
                 f"{high}, and its largest group is not certain at {threshold}. Call "

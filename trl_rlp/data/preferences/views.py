@@ -45,7 +45,7 @@ class ViewSampler:
     Draws two views of a prompt: two of its completions that are not empty and differ after normalization.
 
     The sampler has no state. The content of slot `s` in an epoch is a function of (seed, epoch, s). Slots 0 to N - 1
-    hold the N prompts in a random order, slots N to 2N - 1 hold them in another order, and so on. The two completions
+    hold the N rows in a random order, slots N to 2N - 1 hold them in another order, and so on. The two completions
     are drawn again for each slot, uniformly from all pairs of completions with different texts, in random order.
 
     Args:
@@ -110,7 +110,7 @@ class ViewSampler:
         self._ids, self._starts = _tokenize(samples, processing_class, max_length)
 
     def __len__(self) -> int:
-        """Returns the number of prompts that have two views."""
+        """Returns the number of rows that have two views."""
         return len(self._rows)
 
     def views(self, epoch: int, slots: list[int]) -> list[View]:
@@ -124,7 +124,7 @@ class ViewSampler:
                 Slots, at least 0.
 
         Returns:
-            `list[View]`: One per slot. Two slots of one round hold different prompts.
+            `list[View]`: One per slot. Two slots of one round hold different rows. Rows may have equal prompts.
         """
         return [self._draw_view(epoch, slot) for slot in slots]
 

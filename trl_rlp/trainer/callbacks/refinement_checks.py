@@ -300,7 +300,10 @@ def find_unsupported_sharding(run: PolicyConfig) -> str | None:
 
 
 def require_known_prompts(
-    dataset: Any, comparison: AnchorComparison, processing_class: PreTrainedTokenizerBase | None
+    dataset: Any,
+    comparison: AnchorComparison,
+    processing_class: PreTrainedTokenizerBase | None,
+    vocabulary_size: int,
 ) -> None:
     """
     Checks that a policy is trained on at least one prompt of the anchors.
@@ -312,6 +315,8 @@ def require_known_prompts(
             Compares completions with anchors.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             The policy's tokenizer, which decodes prompts of token ids.
+        vocabulary_size (`int`):
+            Number of embedding rows of the policy.
 
     Raises:
         ValueError: If the anchors know none of the prompts.
@@ -320,7 +325,8 @@ def require_known_prompts(
         return
     for start in range(0, len(dataset), _PROMPTS_AT_ONCE):
         part = dataset.select(range(start, min(start + _PROMPTS_AT_ONCE, len(dataset))))
-        if any(comparison.anchors.knows(prompt) for prompt in decode_prompts(part, processing_class)["prompt"]):
+        prompts = decode_prompts(part, processing_class, vocabulary_size=vocabulary_size)["prompt"]
+        if any(map(comparison.anchors.knows, prompts)):
             return
     raise ValueError(
         f"None of the {len(dataset)} prompts of `train_dataset` has a row in `anchors`, which has "

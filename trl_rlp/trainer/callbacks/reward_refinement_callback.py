@@ -206,7 +206,9 @@ class RewardRefinementCallback(TrainerCallback, ExportableState):
         check_policy_run(args, self.args, self.reward, self.comparison)
         self.reward.follow(kwargs["model"])
         if self.comparison is not None:
-            require_known_prompts(kwargs["train_dataloader"].dataset, self.comparison, kwargs["processing_class"])
+            vocabulary_size = kwargs["model"].get_input_embeddings().weight.shape[0]
+            prompts, tokenizer = kwargs["train_dataloader"].dataset, kwargs["processing_class"]
+            require_known_prompts(prompts, self.comparison, tokenizer, vocabulary_size)
         if self.comparison is None or self.args.views_share_group:  # refinements call `cluster`
             require_shared_temporary_folder()
         self._check_models()

@@ -25,7 +25,6 @@ from trl_rlp.rewards.reward_function import RewardFunction
 from trl_rlp.rewards.reward_sources import RewardSource, build_reward_functions, list_reward_sources
 from trl_rlp.rewards.standardization import standardize
 from trl_rlp.storage.precision import dtype_option
-from trl_rlp.storage.whole_weights import whole_weights
 from trl_rlp.trainer.checkpoints import no_extra_step, resolve_checkpoint
 from trl_rlp.trainer.hub_options import hub_options
 from trl_rlp.trainer.model_card import ModelCardMixin, ModelDescription, describe_policy
@@ -370,7 +369,9 @@ class PPOTrainer(ModelCardMixin, GRPOTrainer):
     def _standardize_rewards(self) -> None:
         """Uses the initial policy. A resumed run loads its weights later, so it gets the same scale."""
         functions = [function for function in self.reward_funcs if isinstance(function, RewardFunction)]
-        prompt_dataset = decode_prompts(self.train_dataset, self.processing_class)
+        prompt_dataset = decode_prompts(
+            self.train_dataset, self.processing_class, vocabulary_size=self._vocabulary_size
+        )
         sampling = {
             "num_generations": 2,
             "temperature": self.args.temperature,
@@ -380,7 +381,7 @@ class PPOTrainer(ModelCardMixin, GRPOTrainer):
             "chat_template_kwargs": self.args.chat_template_kwargs,
         }
         # Under FSDP and DeepSpeed, the policy is whole and on the CPU until training shards it.
-        with on_device(self.model, self.args.device), whole_weights():
+        with on_device(self.model, self.args.device):
             standardize(functions, self.model, self.processing_class, prompt_dataset, sampling)
         self._are_rewards_standardized = True
 
