@@ -25,6 +25,7 @@ from trl_rlp.storage.artifacts import load_policy, save_model, save_trained_mode
 from trl_rlp.storage.processes import leave_process_group
 from trl_rlp.trainer.ppo import ppo_trainer as ppo_trainer_module
 from trl_rlp.trainer.ppo.ppo_trainer import PPOTrainer
+from trl_rlp.trainer.reward.representation_term import RepresentationTerm
 
 
 FSDP2 = {
@@ -155,6 +156,22 @@ def refine(folder: Path, joint_forward: bool, resumes: bool = False) -> dict[str
     return {name: get_logged(trainer, name) for name in ("loss", "mi", "grad_norm")}
 
 
+def train_with_skipped_views(folder: Path) -> None:
+    """Process 1 skips a batch of views. Its backward pass must unshard the same layers, or process 0 waits forever."""
+    compute = RepresentationTerm.__call__
+
+    def compute_with_one_prompt(self, hidden, prompt_indices, step):
+        is_skipped = step == 1 and self.heads_callback.accelerator.process_index == 1
+        return compute(self, hidden, prompt_indices * (not is_skipped), step)
+
+    RepresentationTerm.__call__ = compute_with_one_prompt
+    try:
+        log = refine(folder, joint_forward=False)
+    finally:
+        RepresentationTerm.__call__ = compute
+    assert len(log["loss"]) == 4
+
+
 def train_uml(folder: Path) -> None:
     for joint_forward in (True, False):
         expected = refine(folder / f"ddp-{joint_forward}", joint_forward)
@@ -163,6 +180,7 @@ def train_uml(folder: Path) -> None:
             assert log == {name: pytest.approx(values, rel=1e-4) for name, values in expected.items()}
     with fsdp():
         assert refine(folder / "fsdp-False", False, resumes=True) == log
+        train_with_skipped_views(folder / "skipped")
 
 
 if __name__ == "__main__":
