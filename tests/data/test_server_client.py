@@ -122,6 +122,16 @@ def test_the_server_decides_about_another_try_and_the_wait(fake):
         assert len(fake.requests) == requests, headers
 
 
+@pytest.mark.parametrize("wait", ["", "0", "Mon, 01 Jan 2024 00:00:00 GMT"])
+def test_a_wait_of_nothing_does_not_replace_the_back_off(fake, monkeypatch, wait):
+    """The waits are .5 s and 1 s, times a random number between .75 and 1."""
+    waits, sleep, headers = [], asyncio.sleep, {"retry-after-ms": "", "retry-after": wait}
+    monkeypatch.setattr(asyncio, "sleep", lambda seconds: waits.append(seconds) or sleep(0))
+    fake.respond = lambda request, number: (429, "busy", headers) if number < 2 else None
+    ask(fake, TEXTS[:1])
+    assert [bound <= wait <= bound / 0.75 for bound, wait in zip((0.375, 0.75), waits, strict=True)] == [True, True]
+
+
 def test_the_first_failure_stops_the_other_work():
     finished = []
 

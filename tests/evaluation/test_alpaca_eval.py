@@ -44,7 +44,11 @@ def test_written_outputs_can_be_read(tmp_path):
         {"dataset": "own", "instruction": "Who?", "output": "Ada", "generator": "policy"},
         {"dataset": "own", "instruction": "Wié?", "output": "Čeněk", "generator": "policy"},
     ]
-    chats = Dataset.from_dict({"prompt": [[{"role": "user", "content": "Who?"}]], "completion": ["Ada"]})
+    question, prefill = {"role": "user", "content": "Who?"}, {"role": "assistant", "content": "It is"}
+    answer = [{"role": "tool", "content": "found: Ada"}, {"role": "assistant", "content": " Ada"}]
+    write_model_outputs(path, Dataset.from_dict({"prompt": [[question, prefill]], "completion": [answer]}), "policy")
+    assert read_model_outputs(path) == [{"instruction": "Who?", "output": "It is Ada", "generator": "policy"}]
+    chats = Dataset.from_dict({"prompt": [[question]], "completion": ["Ada"]})
     write_model_outputs(path, chats, "policy")
     assert read_model_outputs(path) == [{"instruction": "Who?", "output": "Ada", "generator": "policy"}]
 

@@ -45,9 +45,21 @@ def test_prompts_of_messages_give_sides_of_messages(tmp_path):
     ]
 
 
+def test_pairs_in_trls_format_stay_as_they_are_with_all_that_scores_depend_on(tmp_path):
+    """A column `subset` must not take away the prompt, what is finished, or the tools."""
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    flags = {"chosen_finished": True, "rejected_finished": False, "tools": tools, "subset": "own"}
+    row = {"prompt": [QUESTION], "chosen": [ANSWER], "rejected": [OTHER], **flags}
+    for chat in (False, True):
+        assert reward_bench_pairs(load_rows(write_pairs(tmp_path, row)), chat=chat).to_list() == [row]
+    whole = {**row, "chosen": [QUESTION, ANSWER], "rejected": [QUESTION, OTHER]}
+    assert reward_bench_pairs(load_rows(write_pairs(tmp_path, whole))).to_list() == [row]
+
+
 @pytest.mark.parametrize(
     ("row", "match"),
     [
+        ({"chosen": [ANSWER], "rejected": [OTHER]}, "Row 0: `chosen` and `rejected` must be conversations"),
         ({"prompt": "a", "chosen": "b"}, r"`rows` lacks the columns \['rejected'\]"),
         ({"chosen": "a", "rejected": "b"}, r"`rows` lacks the columns \['prompt'\]"),
         ({"chosen": [QUESTION, ANSWER], "rejected": [OTHER]}, "Row 0: `chosen` and `rejected` must be conversations"),

@@ -53,13 +53,15 @@ def test_the_report_is_that_of_gate(folders, reward_model, opposite_reward_model
     assert load_data(folders / "gate").to_dict() == {"answers": ANSWERS}
 
 
-def test_pairs_that_are_not_given_are_not_compared(folders, reward_model, opposite_reward_model):
-    """Without answers, or without a correct completion, there are no policy pairs."""
+def test_pairs_that_are_not_given_are_not_compared(folders, reward_model, opposite_reward_model, caplog):
+    """Without answers, or without a correct completion, there are no policy pairs. The second is a warning."""
     models = load_reward_model(reward_model), load_reward_model(opposite_reward_model)
     expected = gate(*models, HUMAN).as_dict()
     assert compare(folders, reward_model, opposite_reward_model) == expected
     assert not list((folders / "gate").iterdir())
+    assert "No prompt has a correct and a wrong completion" not in caplog.text
     assert compare(folders, reward_model, opposite_reward_model, answers=[["no"], ["no"]]) == expected
+    assert "No prompt has a correct and a wrong completion, so the gate compares no policy pairs" in caplog.text
 
 
 def test_a_worse_model_is_reported_and_not_refused(folders, reward_model, opposite_reward_model):

@@ -141,7 +141,7 @@ def main(options: Sequence[str]) -> None:
         **{name: getattr(arguments, name) for name in ("model", "threshold", "key")},
         **{name: getattr(sampling, name) for name in ("num_generations", "temperature", "top_p", "max_new_tokens")},
         "seed": sampling.seed,
-        **vars(equivalence_arguments),
+        **equivalence_arguments.deciding(),
         **models.deciding(),
     }
     RunFolder.check(arguments.output_dir, settings)

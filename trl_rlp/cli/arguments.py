@@ -91,6 +91,10 @@ class EquivalenceArguments:
         if self.equivalence not in BUILDERS:
             raise ValueError(f"`equivalence` must be one of {sorted(BUILDERS)}, got {self.equivalence!r}.")
 
+    def deciding(self) -> dict[str, Any]:
+        """Returns the settings that decide the result. A cache changes only the time."""
+        return {name: value for name, value in vars(self).items() if name != "equivalence_cache"}
+
     def build(self, dtype: str = "auto") -> Equivalence:
         """
         Builds the equivalence that the arguments describe.

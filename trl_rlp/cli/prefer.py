@@ -159,7 +159,7 @@ def main(options: Sequence[str]) -> None:
         model_arguments.require_exact("reward_model")
     samples = load_rows(arguments.samples)
     settings = {name: value for name, value in vars(arguments).items() if name not in ("samples", "output_dir")}
-    settings |= {"samples": dataset_fingerprint(samples), **vars(equivalence_arguments)}
+    settings |= {"samples": dataset_fingerprint(samples), **equivalence_arguments.deciding()}
     settings |= model_arguments.deciding()
     RunFolder.check(arguments.output_dir, settings)
     synthesis = _load_synthesis(samples, arguments, equivalence_arguments, model_arguments)

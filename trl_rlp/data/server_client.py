@@ -211,7 +211,7 @@ class Session:
                     break
                 logger.info(f"{answer.error} It is asked again.")
                 backoff = min(0.5 * 2**retries, 8.0) * random.uniform(0.75, 1.0)
-                await asyncio.sleep(backoff if answer.wait is None else answer.wait)
+                await asyncio.sleep(answer.wait or backoff)
         raise answer.error
 
     def _build_fields(self, seed: int, n: int) -> dict[str, Any]:
@@ -408,7 +408,7 @@ def _explain_status(server: Server, status: int, body: str, headers: Mapping[str
 
 
 def _read_wait(headers: Mapping[str, str]) -> float | None:
-    """Reads how many seconds the server asks to wait. `None` if it does not ask."""
+    """Reads how many seconds the server asks to wait. 0 or `None` if it does not ask, or names a time that is past."""
     for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
         with contextlib.suppress(KeyError, ValueError):
             seconds = float(headers[name]) / unit

@@ -9,6 +9,7 @@ import numpy as np
 from datasets import Dataset
 
 from trl_rlp.data.judges.judge import Judge, judge_pairs
+from trl_rlp.data.turns import final_text, split_assistant_prefill
 from trl_rlp.data.validation import prompt_text, require_columns, require_encodable
 from trl_rlp.evaluation.reward_metrics import preference_accuracy, standard_error
 from trl_rlp.storage.data_files import read_rows
@@ -51,7 +52,9 @@ def write_model_outputs(path: str | Path, outputs: Dataset, generator: str) -> N
             File to write.
         outputs ([`~datasets.Dataset`]):
             Columns `prompt` and `completion`, as text or messages. A column `completions` also works, and its first
-            completion is written. Messages are written as their contents, one per line. A column `dataset` is kept.
+            completion is written. The messages of a prompt are written as their contents, one per line. An assistant
+            message at its end is the beginning of the output. Of a completion with tool calls, the last message is
+            written. A column `dataset` is kept.
         generator (`str`):
             Name of the policy.
 
@@ -60,15 +63,17 @@ def write_model_outputs(path: str | Path, outputs: Dataset, generator: str) -> N
     """
     column = "completion" if "completion" in outputs.column_names else "completions"
     outputs = require_columns(outputs, ["prompt", column], "outputs")
-    rows = [
-        {
-            **({"dataset": row["dataset"]} if "dataset" in row else {}),
-            "instruction": prompt_text(row["prompt"]),
-            "output": prompt_text(row[column] if column == "completion" else row[column][0]),
-            "generator": generator,
-        }
-        for row in outputs
-    ]
+    rows = []
+    for row in outputs:
+        prompt, prefill = split_assistant_prefill(row["prompt"])
+        rows.append(
+            {
+                **({"dataset": row["dataset"]} if "dataset" in row else {}),
+                "instruction": prompt_text(prompt),
+                "output": prefill + final_text(row[column] if column == "completion" else row[column][0]),
+                "generator": generator,
+            }
+        )
     if len({row["instruction"] for row in rows}) < len(rows):
         raise ValueError("`outputs` has a duplicate prompt, but AlpacaEval matches by prompt. Keep one row of each.")
     write_rows(path, rows)

@@ -52,7 +52,7 @@ def bootstrap_interval(
     _require_values(values, level, "prompts")
     if groups is not None and len(groups) != len(values):
         raise ValueError(f"`groups` has {len(groups)} entries for {len(values)} values. Pass one group per value.")
-    prompt_index = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    prompt_index = np.arange(len(values)) if groups is None else _number_groups(groups)  # (values,)
     if prompt_index.max() == 0:
         raise ValueError("An interval needs at least two prompts, got 1. Evaluate more prompts.")
     sums, counts = np.bincount(prompt_index, weights=values), np.bincount(prompt_index)  # (prompts,)
@@ -67,6 +67,12 @@ def bootstrap_interval(
         rng=np.random.default_rng(seed),
     )
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def _number_groups(groups: Sequence[Any]) -> np.ndarray:
+    """Numbers groups. An array of prompts would take as much memory for each of them as for the longest."""
+    numbers = {group: number for number, group in enumerate(sorted(set(groups), key=str))}
+    return np.array([numbers[group] for group in groups])
 
 
 def seed_interval(values: Sequence[float], *, level: float = 0.95) -> dict[str, float]:

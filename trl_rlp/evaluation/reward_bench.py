@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
+from trl_rlp.data.template_options import TEMPLATE_COLUMNS
 from trl_rlp.data.turns import build_assistant_turn
 from trl_rlp.data.validation import require_columns, require_preferences
 
@@ -45,6 +46,9 @@ SECTIONS: dict[str, dict[str, int]] = {
 }
 """Subsets of each section and their weights. A weight is a number of pairs. `math-prm` weighs as much as all code."""
 
+KEPT = ("subset", "chosen_finished", "rejected_finished", *TEMPLATE_COLUMNS)
+"""Further columns of pairs that have a meaning."""
+
 
 def reward_bench_pairs(rows: Dataset, *, chat: bool = False) -> Dataset:
     """
@@ -52,15 +56,16 @@ def reward_bench_pairs(rows: Dataset, *, chat: bool = False) -> Dataset:
 
     Args:
         rows ([`~datasets.Dataset`]):
-            Rows of a JSON or JSON Lines file, from [`load_rows`]. There are two formats. In the first, `chosen` and
+            Rows of a JSON or JSON Lines file, from [`load_rows`]. There are three formats. In the first, `chosen` and
             `rejected` are text, and `prompt` (or `question` or `input`) is text or messages. In the second, `chosen`
-            and `rejected` are whole conversations that include the prompt, and a column `prompt` is ignored.
+            and `rejected` are whole conversations that include the prompt, and a text in `prompt` is ignored. In the
+            third, all three are messages, as in TRL.
         chat (`bool`, *optional*, defaults to `False`):
             Whether to convert text to messages, for a reward model with a chat template. The prompt becomes a user
             message, and both sides become assistant messages. Messages do not change.
 
     Returns:
-        `datasets.Dataset`: The columns `prompt`, `chosen`, `rejected`, and `subset` if `rows` has it.
+        `datasets.Dataset`: The columns `prompt`, `chosen`, `rejected`, and those of [`KEPT`] that `rows` has.
 
     Raises:
         ValueError: If a column is missing, a conversation is empty, or the two conversations differ before their last
@@ -73,13 +78,17 @@ def reward_bench_pairs(rows: Dataset, *, chat: bool = False) -> Dataset:
     if isinstance(rows[0]["chosen"], str):
         require_columns(rows, ["prompt"], "rows")
     pairs = Dataset.from_list([_convert_pair(number, row, chat) for number, row in enumerate(rows)])
-    return pairs.add_column("subset", rows["subset"][:]) if "subset" in rows.column_names else pairs
+    kept = [name for name in KEPT if name in rows.column_names]
+    return concatenate_datasets([pairs, rows.select_columns(kept)], axis=1) if kept else pairs
 
 
 def _convert_pair(number: int, row: dict[str, Any], chat: bool) -> dict[str, Any]:
     chosen, rejected = row["chosen"], row["rejected"]
     if not isinstance(chosen, str):
-        if not chosen or not rejected or chosen[:-1] != rejected[:-1]:
+        prompt = row.get("prompt")
+        if isinstance(prompt, list) and prompt and chosen[: len(prompt)] != prompt:  # as in TRL
+            return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+        if len(chosen) < 2 or len(rejected) < 2 or chosen[:-1] != rejected[:-1]:
             raise ValueError(
                 f"Row {number}: `chosen` and `rejected` must be conversations that differ only in their last message. "
                 "Drop the row, or give both the same prompt."

@@ -4,10 +4,15 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from transformers.utils import logging
 
 from trl_rlp.evaluation.gate_report import gate
 from trl_rlp.evaluation.policy_pairs import answer_pairs
 from trl_rlp.storage.artifacts import load_data, save_data
+from trl_rlp.storage.processes import process_state
+
+
+logger = logging.get_logger(__name__)
 
 
 def compare_reward_models(
@@ -55,6 +60,11 @@ def compare_reward_models(
     if answers is not None:
         policy_pairs = answer_pairs(load_data(samples), answers, seed)
         save_data(Dataset.from_dict({"answers": answers}), folder)
+        if not policy_pairs and process_state().is_main_process:
+            logger.warning(
+                "No prompt has a correct and a wrong completion, so the gate compares no policy pairs. `answers` must "
+                "have the texts that the policy writes."
+            )
     report = gate(
         before,
         after,

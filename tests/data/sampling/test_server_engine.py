@@ -153,6 +153,17 @@ def test_a_run_stops_when_32_prompts_in_a_row_have_no_answer(fake, tmp_path):
     assert len(list(tmp_path.glob("shard-*.arrow"))) == 2
 
 
+def test_many_refused_prompts_do_not_stop_a_run_that_is_called_again(fake, tmp_path):
+    """A tenth of the prompts is refused. The second call asks these 40 again, and no others."""
+    rows = [f"{row}?" for row in range(400)]
+    fake.respond = lambda request, number: (422, "no", {}) if request["prompt"][-2] == "0" else None
+    expected = sample(fake, rows, shard_size=16, output_dir=tmp_path).to_list()
+    fake.requests.clear()
+    assert sample(fake, rows, shard_size=16, output_dir=tmp_path).to_list() == expected
+    assert len(expected) == 360 and {request["prompt"][-2] for request in fake.requests} == {"0"}
+    assert not list(tmp_path.glob("retry-*.arrow"))
+
+
 def test_an_interrupted_run_resumes_after_the_last_shard(fake, tmp_path):
     expected = sample(fake).to_list()
     fake.requests.clear()

@@ -147,7 +147,7 @@ def sample_from_server(
     server = Server(base_url, api_key, max_retries, max_concurrency, body, timeout)
     rows = prompts.select_columns(["prompt"]).add_column("row", np.arange(len(prompts)))
     with RequestPool(server) as pool:
-        sampler = _Sampler(pool, num_generations, seed)
+        sampler = _Sampler(pool, num_generations, seed, len(prompts), settings["shard_size"])
         records = map_shards(
             rows,
             sampler.sample_shard,
@@ -173,6 +173,8 @@ class _Sampler:
     pool: RequestPool
     num_generations: int
     seed: int
+    num_rows: int
+    shard_size: int
     returns_many: bool = True
     never_returns_many: bool = False
     unanswered_in_a_row: int = 0
@@ -187,7 +189,9 @@ class _Sampler:
         records = self.pool.work(
             [functools.partial(self._sample, row, _clean(prompt), advance) for row, prompt in rows]
         )
-        is_answered = any(map(_is_complete, records))
+        # In a resumed run, a shard may have only prompts without an answer. The server has answered the others.
+        is_resumed = len(records) < min(self.shard_size, self.num_rows - index * self.shard_size)
+        is_answered = is_resumed or any(map(_is_complete, records))
         self.unanswered_in_a_row = 0 if is_answered else self.unanswered_in_a_row + len(records)
         if self.unanswered_in_a_row >= _ENOUGH_PROMPTS:
             failures = dict(zip(batch["row"], records, strict=True))

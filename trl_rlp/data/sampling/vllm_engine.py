@@ -39,6 +39,9 @@ MIN_TEMPERATURE = 0.01
 OWN_ARGUMENTS = ("generation_config", "model", "skip_tokenizer_init", "tokenizer")
 """Arguments of `vllm.LLM` that the engine sets."""
 
+PRECISION_ARGUMENTS = ("dtype", "quantization", "kv_cache_dtype")
+"""Arguments of `vllm.LLM` that change the distribution of the samples, so a run is resumed with the same ones."""
+
 INIT_ARGUMENTS = ("dtype", *HUB_OPTIONS)
 """Options of `from_pretrained` that are arguments of `vllm.LLM` too."""
 
@@ -81,9 +84,10 @@ def sample_with_vllm(call: SamplingCall) -> Dataset:
             **hub_options,
             **call.engine_args,
         }
+        precision = {name: arguments[name] for name in PRECISION_ARGUMENTS if name in arguments}
         with VLLMProcess(arguments, devices) as process:
             sampler = _Sampler(process, call.settings, sampling.stop_token_ids)
-            return sampling.run(sampler.draw, describe_policy, SHARD_SIZE)
+            return sampling.run(sampler.draw, lambda: f"{describe_policy()} with {precision}", SHARD_SIZE)
 
 
 class _Sampler:
