@@ -197,14 +197,13 @@ def test_pairs_are_labeled_and_evaluated_with_the_tools_that_trl_trains_on(qwen3
 def test_samples_keep_the_tools_of_their_prompt_in_every_stage(qwen3):
     """Labels, views, synthetic pairs and policy pairs read the prompt that the policy read."""
     model = tiny_reward_model(qwen3)
-    samples = Dataset.from_list(
-        [{"prompt": QUESTION, "completions": TEXTS, "finished": [True] * 3, "tools": [TOOL]}] * 2
-    )
+    row = {"completions": TEXTS, "finished": [True] * 3, "tools": [TOOL]}
+    samples = Dataset.from_list([{"prompt": prompt, **row} for prompt in (QUESTION, say("user", "Hi"))])
     options = {"tools": [TOOL]}
     ids = [scoring_ids(qwen3, QUESTION, text, template_options=options) for text in TEXTS]
     expected = score(model, qwen3, [QUESTION] * 3, TEXTS, template_options=[options] * 3)
     assert score_samples(model, qwen3, samples)[0] == pytest.approx(expected, abs=1e-6)
-    view = ViewSampler(samples, qwen3).views(0, [0])[0]
+    view = next(view for view in ViewSampler(samples, qwen3).views(0, [0, 1]) if view.prompt_index == 0)
     assert view.first in ids and view.second in ids
     synthetic, _ = synthesize_preferences(samples, "reward", reward_model=model, reward_processing_class=qwen3)
     chosen = TEXTS.index(synthetic[0]["chosen"][0]["content"])
