@@ -24,8 +24,8 @@ EXTRAS = PROJECT["optional-dependencies"]
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "pyyaml"}
 """Distributions whose package has another name."""
 
-OPTIONAL = {"openai": "server", "trackio": None, "vllm": "vllm", "wandb": None}
-"""Packages that a function imports when it needs them, and the extra that installs them. Trackers have no extra."""
+OPTIONAL = {"deepspeed": None, "openai": "server", "trackio": None, "vllm": "vllm", "wandb": None}
+"""Packages that a function imports when it needs them, and the extra that installs them, if there is one."""
 
 SCRIPTS = sorted([*(ROOT / "examples/scripts").glob("*.py"), *(ROOT / "examples/scale").glob("*.py")])
 HEADER = re.compile(r"\A# /// script\n((?:#(?: .*)?\n)+)# ///\n")
