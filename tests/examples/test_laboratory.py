@@ -369,7 +369,8 @@ def test_two_seeds_run_to_the_end_and_are_not_run_again(tmp_path):
     assert len(results["ppo"]["curve"]) == 2 and results["sft"]["policy"]["kl"] == pytest.approx(0, abs=1e-6)
     assert results["uml"]["loss"]["mi_zero"] == pytest.approx(-1.3863, abs=1e-3)
     own = next(run for run in map(json.loads, before.values()) if "sweep 0.4" in run)
-    assert own["sweep 0.4"] == {name: own[name] for name in ("ppo", "spg")} | {"commit": own["sft"]["commit"]}
+    recorded = {name: own["sft"][name] for name in ("commit", "machine")}
+    assert own["sweep 0.4"] == {name: own[name] for name in ("ppo", "spg")} | recorded
     assert results["anchor_reward, β 0.1"]["synthetic"] == results["anchored, β 0.1"]["synthetic"]
     for method, has_anchors, has_refinements in (
         ("anchor_reward", True, False),
