@@ -217,6 +217,22 @@ def test_the_folder_of_another_run_is_refused_before_any_work(tmp_path, sft_mode
         run_rlp(config(tmp_path, sft_model, seed=1), preferences, prompts.select([0, 1]), SameParity())
 
 
+@pytest.mark.parametrize("name", ["sft_model", "reward_base_model"])
+def test_a_model_that_was_trained_again_into_the_same_folder_is_another_run(tmp_path, sft_model, monkeypatch, name):
+    preferences, prompts = data(chat=False)
+    monkeypatch.setattr(pipeline, "train_reward_model", lambda folder, **arguments: 1 / 0)
+    models = {key: shutil.copytree(sft_model, tmp_path / key) for key in ("sft_model", "reward_base_model")}
+    for _ in range(2):  # the second call finds the same models
+        with pytest.raises(ZeroDivisionError):
+            run_rlp(config(tmp_path, **models), preferences, prompts, SameParity())
+    model = AutoModelForCausalLM.from_pretrained(models[name])
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] += 1
+    model.save_pretrained(models[name])
+    with pytest.raises(ValueError, match=rf"other settings: `{name}_files` was '\w+' and is '\w+'\. Choose another"):
+        run_rlp(config(tmp_path, **models), preferences, prompts, SameParity())
+
+
 # TRL's trainer reads such messages, but the gate does not, and it comes after hours of training.
 NO_TEXT = Dataset.from_dict({"chosen": [completion("yes", True)], "rejected": [completion(None, True)]})
 

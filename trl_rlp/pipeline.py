@@ -26,7 +26,7 @@ from trl_rlp.stages.reward_model import train_reward_model
 from trl_rlp.stages.run_cards import describe_evaluation, describe_gate, describe_synthesis
 from trl_rlp.stages.samples import group_samples, sample_policy
 from trl_rlp.storage.artifacts import load_data
-from trl_rlp.storage.fingerprints import dataset_fingerprint
+from trl_rlp.storage.fingerprints import dataset_fingerprint, describe_local_models
 from trl_rlp.storage.run_folder import RunFolder, round_name
 from trl_rlp.trainer.model_card import METHOD_TAG
 
@@ -104,7 +104,7 @@ def run_rlp(
     Runs Algorithm 1: trains r, trains π, samples π, refines r and retrains π from π_SFT. Then evaluates the policies.
 
     Each stage writes its result to a folder under `config.output_dir`, completely or not at all. A second call with
-    the same settings and data skips the stages that are finished.
+    the same settings, models and data skips the stages that are finished.
 
     Args:
         config ([`RLPConfig`]):
@@ -533,6 +533,7 @@ def _open_run_folder(
     settings = {key: value for key, value in asdict(config).items() if key not in _NO_SETTINGS}
     # The attention implementation changes results by rounding only.
     settings["model_args"] = {k: v for k, v in settings["model_args"].items() if k != "attn_implementation"}
+    settings |= describe_local_models(sft_model=config.sft_model, reward_base_model=config.reward_base_model)
     settings["policy_samples"] = describe_source(policy_samples)
     settings["equivalence"] = None if equivalence is None else equivalence.fingerprint
     datasets = {

@@ -39,6 +39,7 @@ from trl_rlp.data.turns import prompt_token_ids
 from trl_rlp.data.validation import require_prompts
 from trl_rlp.storage import RunFolder, load_rows
 from trl_rlp.storage.artifacts import load_tokenizer
+from trl_rlp.storage.fingerprints import dataset_fingerprint, describe_local_models
 
 
 ENGINES = ("vllm", "transformers", "server")
@@ -299,7 +300,10 @@ def main(args: PipelineArguments) -> None:
     numbered = prompts.remove_columns([name for name in ("sample_row",) if name in prompts.column_names])
     rows = numbered.add_column("sample_row", list(range(len(prompts)))).with_format("arrow")
     pipeline = Pipeline(args)
-    run = RunFolder(args.output_dir, args.settings)
+    models = {} if args.engine == "server" else {"policy": args.policy}
+    models |= {"reward_model": args.reward_model, "equivalence": args.equivalence}
+    content = {"prompt_rows": dataset_fingerprint(prompts), **describe_local_models(**models)}
+    run = RunFolder(args.output_dir, {**args.settings, **content})
     for block, start in enumerate(range(0, len(prompts), args.block_size)):
         part = rows[start : start + args.block_size]
         samples = run.stage(f"samples-{block:05d}", write_result, build=pipeline.sample, source=part)

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 from datasets import Dataset
@@ -158,15 +159,18 @@ def test_majority_best_also_writes_its_picks(tmp_path, models, write_rows, capsy
     assert picks["confidence"][:] == [0.5, 1.0] and picks["reward"][0] == pairs["chosen_reward"][0]
 
 
-def test_an_nli_model_and_a_judge_can_be_used(tmp_path, models, samples):
+def test_an_nli_model_and_a_judge_can_be_used(tmp_path, models, samples, capsys):
     words = ["prefer", "--samples", samples, "--output_dir", str(tmp_path / "out"), "--threshold", "0.2"]
     nli = ["--reward_model", models["reward"], "--equivalence_model", models["nli"], "--generator", "select_all"]
     assert run_command([*words, *nli]) == 0
     judged = [*words, "--generator", "rlaif", "--judge_model", models["policy"]]
     assert run_command(judged) == 2  # the folder has the preferences of another generator
     words[4] = str(tmp_path / "judged")
-    judged = [*words, "--generator", "rlaif", "--judge_model", models["policy"], "--max_length", "200"]
+    judge = shutil.copytree(models["policy"], tmp_path / "judge")
+    judged = [*words, "--generator", "rlaif", "--judge_model", str(judge), "--max_length", "200"]
     assert run_command(judged) == 0 and run_command(judged) == 0
+    (judge / "chat_template.jinja").write_text("another template")
+    assert run_command(judged) == 2 and "other settings: `judge_model_files` was" in capsys.readouterr().err
 
 
 def test_no_accepted_prompt_is_one_line(tmp_path, models, write_rows, capsys):

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 
 import pytest
 from rich.console import Console
@@ -98,6 +99,17 @@ def test_a_folder_with_another_run_raises(model, tmp_path, few_questions):
     (tmp_path / "run.json").write_text('{"seed": 1}')
     with pytest.raises(ValueError, match="belongs to another command"):
         quickstart(build_config(model, tmp_path), TINY, Console(quiet=True))
+
+
+def test_a_model_that_was_trained_again_is_another_run(model, tmp_path, few_questions, monkeypatch):
+    module = importlib.import_module("trl_rlp.quickstart.quickstart_run")
+    monkeypatch.setattr(module, "_run_stages", lambda *arguments: 1 / 0)
+    copied = str(shutil.copytree(model, tmp_path / "model"))
+    with pytest.raises(ZeroDivisionError):
+        quickstart(build_config(copied, tmp_path / "run"), TINY, Console(quiet=True))
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(ValueError, match="other settings: `model_files` was"):
+        quickstart(build_config(copied, tmp_path / "run"), TINY, Console(quiet=True))
 
 
 def test_missing_weights_are_an_error_before_any_work(tmp_path, monkeypatch):

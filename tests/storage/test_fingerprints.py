@@ -9,10 +9,12 @@ from tokenizers.normalizers import Lowercase
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
-from tests.tiny_models import tiny_causal_lm, tiny_tokenizer
+from tests.tiny_models import save, tiny_causal_lm, tiny_tokenizer
 from trl_rlp.storage import fingerprints
 from trl_rlp.storage.fingerprints import (
     dataset_fingerprint,
+    describe_local_models,
+    files_fingerprint,
     tokenizer_fingerprint,
     value_fingerprint,
     weights_fingerprint,
@@ -50,6 +52,40 @@ def test_a_disabled_adapter_changes_the_fingerprint(tokenizer):
         disabled = weights_fingerprint(model)
     assert enabled != disabled
     assert weights_fingerprint(model) == enabled
+
+
+def test_equal_models_in_two_folders_have_equal_fingerprints_of_their_files(tokenizer, tmp_path):
+    folders = [save(tiny_causal_lm(tokenizer), tokenizer, tmp_path / name) for name in ("first", "second")]
+    for name in ("training_args.bin", "optimizer.bin", "trainer_state.json", "eval_results.json", "README.md"):
+        (tmp_path / "second" / name).write_text("of another run")
+    assert files_fingerprint(folders[0]) == files_fingerprint(folders[1])
+
+
+def test_whatever_changes_the_output_of_a_saved_model_changes_the_fingerprint_of_its_files(tokenizer, tmp_path):
+    folder = tmp_path / "model"
+    save(tiny_causal_lm(tokenizer), tokenizer, folder)
+    found = {files_fingerprint(folder)}
+    for name in (
+        "model.safetensors",
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "chat_template.jinja",
+    ):
+        path = folder / name
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+        found.add(files_fingerprint(folder))
+    for name in ("pytorch_model.bin", "adapter_model.bin", "adapter_config.json"):
+        (folder / name).write_bytes(b"added")
+        found.add(files_fingerprint(folder))
+    assert len(found) == 1 + 5 + 3
+
+
+def test_only_models_in_local_folders_are_described(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = save(tiny_causal_lm(tokenizer), tokenizer, tmp_path / "model")
+    described = describe_local_models(policy=folder, base="~/model", judge="org/judge", reward_model=None)
+    assert described == dict.fromkeys(("policy_files", "base_files"), files_fingerprint(folder))
 
 
 def test_the_vocabulary_and_the_chat_template_change_the_fingerprint(tokenizer):

@@ -13,7 +13,7 @@ from trl_rlp.data.preferences.pairing import GENERATORS, GROUP_GENERATORS, JUDGE
 from trl_rlp.data.preferences.picks import collect_picks
 from trl_rlp.data.preferences.preferences import check_synthesis, synthesize_preferences
 from trl_rlp.storage.artifacts import load_policy, load_reward_model
-from trl_rlp.storage.fingerprints import dataset_fingerprint
+from trl_rlp.storage.fingerprints import dataset_fingerprint, describe_local_models
 from trl_rlp.storage.json_files import write_json, write_rows
 from trl_rlp.storage.loading import load_rows
 from trl_rlp.storage.run_folder import SHARDS, RunFolder
@@ -161,6 +161,7 @@ def main(options: Sequence[str]) -> None:
     settings = {name: value for name, value in vars(arguments).items() if name not in ("samples", "output_dir")}
     settings |= {"samples": dataset_fingerprint(samples), **equivalence_arguments.deciding()}
     settings |= model_arguments.deciding()
+    settings |= describe_local_models(judge_model=arguments.judge_model)
     RunFolder.check(arguments.output_dir, settings)
     synthesis = _load_synthesis(samples, arguments, equivalence_arguments, model_arguments)
     check_synthesis(samples, **synthesis)

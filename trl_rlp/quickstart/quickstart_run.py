@@ -39,6 +39,7 @@ from trl_rlp.quickstart.sizes import Sizes
 from trl_rlp.quickstart.smollm2 import find_weights_file, load_smollm2
 from trl_rlp.report.run_report import PAGE
 from trl_rlp.storage.artifacts import load_data, require_causal_lm
+from trl_rlp.storage.fingerprints import describe_local_models
 from trl_rlp.storage.json_files import write_json
 from trl_rlp.storage.run_folder import RunFolder
 
@@ -83,7 +84,8 @@ def quickstart(config: QuickstartConfig, sizes: Sizes | None = None, console: Co
         require_causal_lm(config.model)
     # The time budget changes the results only through the plans, and these are stages of the run.
     settings = {key: value for key, value in asdict(config).items() if key not in ("output_dir", "minutes")}
-    run = RunFolder(config.output_dir, {**settings, "sizes": asdict(sizes)})
+    settings |= {"sizes": asdict(sizes), **describe_local_models(model=config.model)}
+    run = RunFolder(config.output_dir, settings)
     # `out`, because `print` would read `[old]` in a path as markup.
     console.out(f"RLP in at most {config.minutes:g} minutes, log: {run.path}/log.txt")
     planner = Planner(run, sizes, start + PLANNED_SHARE * 60 * config.minutes, console)

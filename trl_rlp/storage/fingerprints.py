@@ -15,8 +15,14 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from trl_rlp.storage.paths import expand_path
+
 
 _BLOCK_BYTES = 2**24
+_WEIGHTS = ("*.safetensors", "*model*.bin")  # not `training_args.bin` and `optimizer.bin`
+_CONFIGS = ("config.json", "generation_config.json", "adapter_config.json", "chat_template*")
+_TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model")
+_MODEL_FILES = (*_WEIGHTS, *_CONFIGS, *_TOKENIZER)
 
 
 def weights_fingerprint(model: nn.Module) -> str:
@@ -48,23 +54,42 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 def files_fingerprint(folder: str | Path) -> str:
     """
-    Computes a fingerprint of a saved model from the names and bytes of its weight files, without loading them.
+    Computes a fingerprint of a saved model from the names and bytes of its files, without loading them.
 
     Args:
         folder (`str` or `Path`):
-            Folder of the model. Only files ending in `.safetensors` and `.bin` are read.
+            Folder of the model. Its weights, configs, tokenizer and chat template are read. Other files, such as
+            metrics and the state of a trainer, do not count.
 
     Returns:
         `str`: 32 hexadecimal digits.
     """
     digest = xxhash.xxh3_128()
-    for path in sorted(Path(folder).iterdir()):
-        if path.suffix in (".safetensors", ".bin"):
-            digest.update(path.name.encode())
-            with path.open("rb") as file:
-                while block := file.read(_BLOCK_BYTES):
-                    digest.update(block)
+    for path in sorted({path for pattern in _MODEL_FILES for path in Path(folder).glob(pattern)}):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK_BYTES):
+                digest.update(block)
     return digest.hexdigest()
+
+
+def describe_local_models(**models: str | Path | None) -> dict[str, str]:
+    """
+    Computes the fingerprints of those models that are local folders.
+
+    Runs record them beside the paths, to notice that a model was trained again into the same folder. A model of the
+    Hub is known by its name and revision only.
+
+    Args:
+        models (`str` or `Path`, *optional*):
+            Folder or Hub name of each model, by argument name.
+
+    Returns:
+        `dict[str, str]`: The fingerprints, with `_files` added to each name. Models of the Hub and `None` are left
+        out.
+    """
+    folders = {name: Path(expand_path(model)) for name, model in models.items() if model is not None}
+    return {f"{name}_files": files_fingerprint(folder) for name, folder in folders.items() if folder.is_dir()}
 
 
 def tokenizer_fingerprint(processing_class: PreTrainedTokenizerBase) -> str:

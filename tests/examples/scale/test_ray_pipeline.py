@@ -1,7 +1,9 @@
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -150,6 +152,28 @@ def test_a_node_with_another_version_is_one_clear_line(program):
     program.require_same_version(Ray(None))
     with pytest.raises(RuntimeError, match="The Ray node worker-1 has trl_rlp 0.0.1, but this process has"):
         program.require_same_version(Ray("0.0.1"))
+
+
+@pytest.mark.parametrize(
+    ("path", "change"),
+    [
+        ("prompts.jsonl", "`prompt_rows` was"),
+        ("policy/model.safetensors", "`policy_files` was"),
+        ("reward/model.safetensors", "`reward_model_files` was"),
+    ],
+)
+def test_other_content_under_the_same_path_is_another_run(program, models, tmp_path, monkeypatch, path, change):
+    monkeypatch.setattr(program, "Pipeline", lambda args: SimpleNamespace(sample=None))
+    monkeypatch.setattr(program.RunFolder, "stage", lambda *arguments, **options: 1 / 0)
+    copied = shutil.copytree(Path(models["policy"]).parent, tmp_path / "models")
+    paths = {"policy": "policy", "reward_model": "reward", "prompts": "prompts.jsonl"}
+    paths = {name: str(copied / part) for name, part in paths.items()}
+    args = program.PipelineArguments(**paths, output_dir=str(tmp_path / "run"))
+    with pytest.raises(ZeroDivisionError):
+        program.main(args)
+    (copied / path).write_text('{"prompt": "1 + 1 ="}\n')
+    with pytest.raises(ValueError, match=f"holds a run with other settings: {change}"):
+        program.main(args)
 
 
 @pytest.mark.slow
