@@ -272,8 +272,8 @@ def score(
             Further arguments of `apply_chat_template` for each row, such as `tools`.
         share_batches (`bool`, *optional*, defaults to `False`):
             Whether the processes of `accelerate launch` share the batches. Each of them must then call the function
-            with the same rows, and each gets all rewards, equal to the last bit for any number of processes. By
-            default, each process scores its own rows.
+            with the same rows, and each gets all rewards. With equal devices and numbers of threads, they are equal to
+            the last bit for any number of processes. By default, each process scores its own rows.
 
     Returns:
         `list[float]`: One reward per row, in order. Rewards are unbounded, and higher is better.

@@ -361,6 +361,7 @@ leave_process_group()
 
 
 def test_two_processes_share_the_work_and_return_the_whole_dataset(model, tokenizer, tmp_path):
+    torch.set_num_threads(1)  # as in both processes
     expected = sample_completions(prompts(), model, tokenizer, **{**SMALL, "tokens_per_batch": 10_000})
     folder = save(model, tokenizer, tmp_path)
     script = tmp_path / "script.py"
