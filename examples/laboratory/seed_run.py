@@ -1,7 +1,5 @@
 """One seed of the laboratory: its world, π_SFT, D, r, π and P, then r̂ and π̂ of each method with their metrics."""
 
-import json
-import os
 from collections.abc import Callable, Collection
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,6 +21,7 @@ from transformers import PreTrainedModel
 from trl_rlp import cluster, synthesize_preferences
 from trl_rlp.data.preferences.pairing import NoPairsError
 from trl_rlp.losses.log_probs import token_log_probs
+from trl_rlp.storage.json_files import read_json, write_json
 
 
 Value = TypeVar("Value")
@@ -73,7 +72,7 @@ class SeedRun:
         folder.mkdir(parents=True, exist_ok=True)
         self.path, self.commit = folder / "results.json", read_commit()
         self.machine = describe_machine()
-        self.results: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
+        self.results = self._read_results()
         self._starts: dict[tuple[float, float | None], tuple[LoopStart, dict[str, Any]]] = {}
         self._rounds: dict[float, list[Round]] = {}
 
@@ -108,11 +107,12 @@ class SeedRun:
         """Returns a result. Computes and saves it if it is not there yet."""
         if name not in self.results:
             result = {**self._works[name](), "commit": self.commit, "machine": self.machine}
-            self.results[name] = result
-            unfinished = self.path.with_suffix(".partial")
-            unfinished.write_text(json.dumps(self.results, indent=1))
-            os.replace(unfinished, self.path)
+            self.results = {**self._read_results(), name: result}  # another command may have added some
+            write_json(self.path, self.results)
         return self.results[name]
+
+    def _read_results(self) -> dict[str, Any]:
+        return read_json(self.path) if self.path.exists() else {}
 
     # Several methods share the following models and data. They are made on first use.
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -46,6 +47,16 @@ def test_a_second_call_reads_the_shards(tmp_path, words, monkeypatch):
     assert main(words) == 0
     assert (tmp_path / "out" / "samples.jsonl").read_text() == first
     assert main([*words, "--seed", "7"]) == 2  # the shards have another seed
+
+
+def test_samples_of_unknown_origin_are_not_replaced(tmp_path, words, capsys):
+    assert main(words) == 0
+    samples = tmp_path / "out" / "samples.jsonl"
+    shutil.rmtree(tmp_path / "out" / "shards")
+    text = samples.read_text()
+    assert main([*words, "--seed", "7"]) == 2
+    assert f"{samples} has no shards, so its origin is unknown. Choose another" in capsys.readouterr().err
+    assert samples.read_text() == text and not (tmp_path / "out" / "shards").exists()
 
 
 def test_a_server_gets_the_same_options(tmp_path, words):

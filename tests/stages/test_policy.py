@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 import trl_rlp.stages.policy as module
@@ -46,6 +46,26 @@ def test_every_trainer_saves_a_plain_policy_and_returns_metrics(
     else:
         assert changed <= {name for name in weights if "q_proj" in name}
     assert "train_runtime" in metrics and all(isinstance(value, (int, float)) for value in metrics.values())
+
+
+@pytest.mark.parametrize("policy_trainer", POLICY_TRAINERS)
+@pytest.mark.parametrize("peft_config", [None, LoraConfig(r=2, target_modules=["v_proj"], task_type="CAUSAL_LM")])
+def test_an_sft_model_that_is_an_adapter_is_merged_for_the_policy_and_its_reference(
+    tmp_path, sft_model, reward_model, policy_trainer, peft_config
+):
+    lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(sft_model), lora).save_pretrained(tmp_path / "adapter")
+    args = {**TRAINING, "learning_rate": 0.0, **({} if policy_trainer == "ppo" else {"beta": 0.1})}
+    folder = tmp_path / "policy"
+    metrics = train_policy(folder, tmp_path / "adapter", reward_model, prompts(4), args, policy_trainer, peft_config)
+    assert metrics["objective/kl" if policy_trainer == "ppo" else "kl"] == pytest.approx(0, abs=1e-6)
+    merged, _ = load_policy(tmp_path / "adapter")
+    weights = load_weights(folder)
+    for name, weight in merged.state_dict().items():
+        torch.testing.assert_close(weights[name], weight)
+    assert not (folder / module.MERGED_MODEL).exists()
+    card = (folder / "README.md").read_text()
+    assert module.MERGED_MODEL not in card and (policy_trainer == "ppo" or "local folder `adapter`" in card)
 
 
 def test_an_interrupted_call_resumes_from_the_last_checkpoint(tmp_path, sft_model, reward_model, monkeypatch):

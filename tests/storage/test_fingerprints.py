@@ -1,5 +1,6 @@
 import copy
 import datetime
+import json
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from datasets import Dataset, List, Value, concatenate_datasets, load_from_disk
 from peft import LoraConfig, get_peft_model
 from tokenizers.normalizers import Lowercase
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.tiny_models import save, tiny_causal_lm, tiny_tokenizer
 from trl_rlp.storage import fingerprints
@@ -75,17 +76,33 @@ def test_whatever_changes_the_output_of_a_saved_model_changes_the_fingerprint_of
         path = folder / name
         path.write_bytes(path.read_bytes()[:-1] + b"x")
         found.add(files_fingerprint(folder))
-    for name in ("pytorch_model.bin", "adapter_model.bin", "adapter_config.json"):
+    for name in ("pytorch_model.bin", "adapter_model.bin", "adapter_config.json", "modeling_own.py"):
         (folder / name).write_bytes(b"added")
         found.add(files_fingerprint(folder))
-    assert len(found) == 1 + 5 + 3
+    assert len(found) == 1 + 5 + 4
 
 
 def test_only_models_in_local_folders_are_described(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     folder = save(tiny_causal_lm(tokenizer), tokenizer, tmp_path / "model")
+    (tmp_path / "model" / "tokenizer").mkdir()  # a folder with the name of a file
     described = describe_local_models(policy=folder, base="~/model", judge="org/judge", reward_model=None)
-    assert described == dict.fromkeys(("policy_files", "base_files"), files_fingerprint(folder))
+    assert set(described) == {"policy_files", "base_files"} and len(set(described.values())) == 1
+
+
+def test_the_description_of_an_adapter_includes_its_local_base_model(tokenizer, tmp_path):
+    base = save(tiny_causal_lm(tokenizer), tokenizer, tmp_path / "base")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(task_type="CAUSAL_LM", r=2))
+    model.save_pretrained(tmp_path / "adapter")
+    found = [describe_local_models(policy=tmp_path / "adapter")]
+    weights = tmp_path / "base" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    found.append(describe_local_models(policy=tmp_path / "adapter"))
+    config = tmp_path / "adapter" / "adapter_config.json"
+    for name in ("org/base", None):
+        config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": name}))
+        found.append(describe_local_models(policy=tmp_path / "adapter"))
+    assert len({entry["policy_files"] for entry in found}) == 4
 
 
 def test_the_vocabulary_and_the_chat_template_change_the_fingerprint(tokenizer):

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -128,3 +130,47 @@ def test_the_stages_of_a_round_have_its_number(tmp_path):
     }
     run.stage("policy", lambda folder: None)
     assert (tmp_path / "policy").is_dir()
+
+
+WORKING = """
+import pathlib, sys, time
+from trl_rlp.storage.run_folder import RunFolder
+
+def work(folder):
+    print("works", flush=True)
+    sys.stdin.readline()
+    (folder / "made_by").write_text("first")
+
+RunFolder(sys.argv[1], {}).stage("policy", work)
+"""
+
+
+def test_a_second_program_is_refused_while_the_first_one_works_and_finds_its_result_afterwards(tmp_path):
+    command = [sys.executable, "-c", WORKING, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "works\n"
+        second = RunFolder(tmp_path, {})
+        match = rf"Process {first.pid} of another run works in {tmp_path}. Wait until it ends, or end it"
+        for name in ("policy", "samples"):
+            with pytest.raises(ValueError, match=match):
+                second.stage(name, lambda folder: pytest.fail("it works"))
+        first.communicate("go on\n")
+    folder = second.stage("policy", lambda folder: pytest.fail("it works"))
+    assert (folder / "made_by").read_text() == "first"
+
+
+def test_a_program_that_was_killed_gives_the_folder_free(tmp_path):
+    command = [sys.executable, "-c", WORKING, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "works\n"
+        first.kill()
+    assert RunFolder(tmp_path, {}).stage("policy", lambda folder: None).name == "policy"
+    assert {path.name for path in tmp_path.iterdir()} == {"policy", "run.json"}
+
+
+def test_a_stage_that_another_program_has_finished_in_the_meantime_does_not_run_again(tmp_path, monkeypatch):
+    run = RunFolder(tmp_path, {})
+    run.stage("policy", lambda folder: {"step": 1})
+    monkeypatch.setattr(RunFolder, "is_finished", lambda self, name: False)  # as it was a moment ago
+    run.stage("policy", lambda folder: pytest.fail("it works"))
+    assert run.metrics("policy") == {"step": 1}

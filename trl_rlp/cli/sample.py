@@ -2,11 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from trl_rlp.cli.arguments import parse
 from trl_rlp.cli.model_arguments import InferenceArguments
-from trl_rlp.cli.sampling import SamplingArguments, require_effect
+from trl_rlp.cli.sampling import SAMPLES, SamplingArguments, require_effect
 from trl_rlp.cli.server_arguments import ServerArguments
+from trl_rlp.storage.processes import run_on_main
+from trl_rlp.storage.run_folder import SHARDS
+from trl_rlp.storage.shard_folder import MANIFEST
 
 
 @dataclass
@@ -22,7 +26,7 @@ class SampleArguments:
             name.
         output_dir (`str`):
             Folder for `samples.jsonl` (`prompt`, `completions`, `finished`) and for the shards. After an interruption,
-            the next call resumes from the shards.
+            the next call resumes from the shards. A `samples.jsonl` without shards is never replaced.
     """
 
     model: str = field(
@@ -40,7 +44,8 @@ class SampleArguments:
         metadata={
             "help": (
                 "Folder for `samples.jsonl` (`prompt`, `completions`, `finished`) and for the shards. After an "
-                "interruption, the next call resumes from the shards."
+                "interruption, the next call resumes from the shards. A `samples.jsonl` without shards is never "
+                "replaced."
             )
         }
     )
@@ -67,4 +72,11 @@ def main(options: Sequence[str]) -> None:
     unread = model_arguments if engine["engine"] == "server" else server_arguments
     require_effect(unread, f"with `engine`={engine['engine']!r}")
     prompts = sampling_arguments.load_prompts(arguments.prompts)
+    run_on_main(lambda: _require_own_samples(Path(arguments.output_dir)))
     sampling_arguments.sample(prompts, arguments.model, engine, model_arguments, arguments.output_dir)
+
+
+def _require_own_samples(folder: Path) -> None:
+    path = folder / SAMPLES
+    if path.exists() and not (folder / SHARDS / MANIFEST).exists():
+        raise ValueError(f"{path} has no shards, so its origin is unknown. Choose another `output_dir`, or remove it.")

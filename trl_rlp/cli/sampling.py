@@ -17,6 +17,10 @@ from trl_rlp.storage.run_folder import SHARDS
 from trl_rlp.trainer.mappings import parse_mapping
 
 
+SAMPLES = "samples.jsonl"
+"""Name of the file of the samples."""
+
+
 @dataclass
 class SamplingArguments:
     """
@@ -187,7 +191,7 @@ class SamplingArguments:
             **engine,
         )
         if process_state().is_main_process:
-            path = Path(output_dir) / "samples.jsonl"
+            path = Path(output_dir) / SAMPLES
             write_rows(path, samples)
             metrics = describe_outputs(samples)
             print(f"{metrics['outputs']} completions, {metrics['finished']:.0%} finished, written to {path}")

@@ -1,5 +1,6 @@
 """Steps 3 and 5 of Algorithm 1: trains a policy and saves it as a plain model."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from trl_rlp.data.groups.equivalence import release_after
@@ -17,8 +18,10 @@ from trl_rlp.rewards.reward_function import RewardFunction
 from trl_rlp.rewards.reward_sources import shares_token_ids
 from trl_rlp.rewards.standardization import standardize
 from trl_rlp.stages.in_loop import InLoop
-from trl_rlp.storage.artifacts import load_policy, load_reward_model
+from trl_rlp.storage.adapters import find_adapter
+from trl_rlp.storage.artifacts import CAUSAL_LM, load_complete_model, load_policy, load_reward_model
 from trl_rlp.storage.paths import expand_path
+from trl_rlp.storage.processes import run_on_main
 from trl_rlp.storage.run_folder import CHECKPOINTS
 from trl_rlp.trainer.callbacks.reward_refinement_callback import RewardRefinementCallback
 from trl_rlp.trainer.checkpoints import train_to_end
@@ -28,6 +31,8 @@ from trl_rlp.trainer.ppo.ppo_trainer import PPOTrainer
 from trl_rlp.trainer.precision import supported_precision
 
 
+MERGED_MODEL = "merged_sft_model"
+"""Name of the folder that holds π_SFT while a trainer of TRL trains it, if π_SFT is an adapter."""
 POLICY_TRAINERS = {
     "ppo": (PPOTrainer, PPOConfig),
     "rloo": (RLOOTrainer, RLOOConfig),
@@ -102,8 +107,9 @@ def train_policy(
         rewards, callbacks = in_loop.extend_rewards(reward, config.generation_batch_size, folder / CHECKPOINTS)
         if in_loop.anchor_weight:
             config.reward_weights = in_loop.extend_weights([1.0])
+    initial_policy = _find_plain_model(sft_model, config, folder / MERGED_MODEL)
     trainer = trainer_class(
-        model=expand_path(sft_model),
+        model=initial_policy,
         reward_funcs=rewards,
         args=config,
         train_dataset=prompt_dataset.remove_columns(
@@ -114,13 +120,36 @@ def train_policy(
         peft_config=peft_config,
         **_value_adapter(policy_trainer, peft_config),
     )
+    if initial_policy != expand_path(sft_model):
+        trainer.model.config._name_or_path = expand_path(sft_model)  # what model cards name
     if in_loop is None:
-        return train_to_end(trainer, folder, tags)
-    with release_after(in_loop.equivalence):
         metrics = train_to_end(trainer, folder, tags)
-    for callback in callbacks:
-        in_loop.save_reward_model(folder, trainer, callback)
+    else:
+        with release_after(in_loop.equivalence):
+            metrics = train_to_end(trainer, folder, tags)
+        for callback in callbacks:
+            in_loop.save_reward_model(folder, trainer, callback)
+    run_on_main(lambda: shutil.rmtree(folder / MERGED_MODEL, ignore_errors=True))
     return metrics
+
+
+def _find_plain_model(sft_model: str | Path, config: PPOConfig | RLOOConfig | GRPOConfig, folder: Path) -> str:
+    """
+    Returns a path of π_SFT from which the trainer can load the policy and its reference.
+
+    The trainers of TRL load plain models only, and load the reference by the path of the policy. So an adapter is
+    merged into its model, in a folder. PPO's loads adapters itself.
+    """
+    path, options = expand_path(sft_model), hub_options(config)
+    if isinstance(config, PPOConfig) or find_adapter(path, options.get("revision")) is None:
+        return path
+    run_on_main(lambda: _save_merged(path, options, folder))
+    return str(folder)
+
+
+def _save_merged(path: str, options: dict[str, Any], folder: Path) -> None:
+    """Saves a model with its adapter merged, in fp32, so that no dtype of the trainer loses a part of the adapter."""
+    load_complete_model(AutoModelForCausalLM, path, CAUSAL_LM, dtype="float32", **options).save_pretrained(folder)
 
 
 def _build_reward_function(

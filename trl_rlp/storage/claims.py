@@ -1,4 +1,4 @@
-"""Claims say which process works on a shard. A claim whose process has died is taken over."""
+"""Claims say which process works on a shard, or in a run folder. A claim whose process has died is taken over."""
 
 import json
 import logging
@@ -25,6 +25,8 @@ SILENT_SECONDS = 300.0
 class Claims:
     """
     The shards that the processes of a run work on. Each claim is a file in the folder of the shards.
+
+    A run folder has one claim, number 0, of the program that works on a stage in it.
 
     The first process that creates the file holds the claim. Inside a `with` block, a thread renews the modification
     time of the held files. All claims are released at the end of the block.
@@ -59,7 +61,7 @@ class Claims:
         self._ended = threading.Event()
 
     def __enter__(self) -> "Claims":
-        threading.Thread(target=self._beat, name="heartbeat of shards", daemon=True).start()
+        threading.Thread(target=self._beat, name="heartbeat of claims", daemon=True).start()
         return self
 
     def __exit__(self, *exception: Any) -> None:
@@ -174,7 +176,7 @@ class Claims:
                 try:
                     os.utime(self._path(index))
                 except OSError:
-                    logger.debug("the claim of shard %d was not renewed", index)  # released or taken over
+                    logger.debug("claim %d was not renewed", index)  # released or taken over
 
 
 def _read_owner(path: Path) -> dict[str, Any]:

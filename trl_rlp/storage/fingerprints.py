@@ -12,15 +12,17 @@ import torch
 import xxhash
 from datasets import Dataset
 from peft import PeftModel
+from peft.utils import CONFIG_NAME
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from trl_rlp.storage.json_files import read_json
 from trl_rlp.storage.paths import expand_path
 
 
 _BLOCK_BYTES = 2**24
 _WEIGHTS = ("*.safetensors", "*model*.bin")  # not `training_args.bin` and `optimizer.bin`
-_CONFIGS = ("config.json", "generation_config.json", "adapter_config.json", "chat_template*")
+_CONFIGS = ("config.json", "generation_config.json", "adapter_config.json", "chat_template*", "*.py")
 _TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model")
 _MODEL_FILES = (*_WEIGHTS, *_CONFIGS, *_TOKENIZER)
 
@@ -65,7 +67,8 @@ def files_fingerprint(folder: str | Path) -> str:
         `str`: 32 hexadecimal digits.
     """
     digest = xxhash.xxh3_128()
-    for path in sorted({path for pattern in _MODEL_FILES for path in Path(folder).glob(pattern)}):
+    found = {path for pattern in _MODEL_FILES for path in Path(folder).glob(pattern)}
+    for path in sorted(path for path in found if path.is_file()):
         digest.update(path.name.encode())
         with path.open("rb") as file:
             while block := file.read(_BLOCK_BYTES):
@@ -77,8 +80,8 @@ def describe_local_models(**models: str | Path | None) -> dict[str, str]:
     """
     Computes the fingerprints of those models that are local folders.
 
-    Runs record them beside the paths, to notice that a model was trained again into the same folder. A model of the
-    Hub is known by its name and revision only.
+    Runs record them beside the paths, to notice that a model was trained again into the same folder. This includes the
+    base model of an adapter, if it is a local folder. A model of the Hub is known by its name and revision only.
 
     Args:
         models (`str` or `Path`, *optional*):
@@ -89,7 +92,17 @@ def describe_local_models(**models: str | Path | None) -> dict[str, str]:
         out.
     """
     folders = {name: Path(expand_path(model)) for name, model in models.items() if model is not None}
-    return {f"{name}_files": files_fingerprint(folder) for name, folder in folders.items() if folder.is_dir()}
+    return {f"{name}_files": _fingerprint_folder(folder) for name, folder in folders.items() if folder.is_dir()}
+
+
+def _fingerprint_folder(folder: Path) -> str:
+    """Returns the fingerprint of a model, and of the base model of an adapter if it is a local folder."""
+    folders = [folder]
+    if (folder / CONFIG_NAME).exists():
+        base = read_json(folder / CONFIG_NAME).get("base_model_name_or_path")
+        if base and Path(expand_path(base)).is_dir():
+            folders.append(Path(expand_path(base)))
+    return value_fingerprint([files_fingerprint(part) for part in folders])
 
 
 def tokenizer_fingerprint(processing_class: PreTrainedTokenizerBase) -> str:

@@ -13,11 +13,12 @@ from typing import Any
 
 from accelerate.utils import gather_object
 
+from trl_rlp.storage.claims import Claims
 from trl_rlp.storage.device_memory import PeakMemory, release_at_end
 from trl_rlp.storage.json_files import read_json, replace_nan, write_json
 from trl_rlp.storage.manifest import check_folder, claim_folder
 from trl_rlp.storage.paths import expand_path
-from trl_rlp.storage.processes import process_state
+from trl_rlp.storage.processes import process_state, run_on_main
 
 
 logger = logging.getLogger(__name__)
@@ -133,6 +134,8 @@ class RunFolder:
         After the work, also when it failed, its models, trainers and optimizers leave the memory, so that the next
         stage has the whole device. An error therefore keeps its traceback but not the local variables in it.
 
+        During the work, no other program of this host can start a stage in the run folder.
+
         Args:
             name (`str`):
                 Name of the stage and of its folder.
@@ -145,21 +148,35 @@ class RunFolder:
         Returns:
             `Path`: The folder of the finished stage. Its `stage.json` holds `metrics`, `seconds` and
             `peak_memory_gib`.
+
+        Raises:
+            ValueError: If another program of this host works in the run folder.
         """
         is_finished, name = self.is_finished(name), round_name(name, self._round)
-        folder = self.path / name
         if not is_finished:
-            partial = self.path / f"{name}.partial"
-            partial.mkdir(exist_ok=True)
-            logger.info("%s: started", name)
-            for callback in _start_callbacks.get():
-                callback(self, name, arguments)
-            start, peak = time.perf_counter(), PeakMemory()
-            with release_at_end():
-                metrics = work(partial, **arguments) or {}
-                self.state.wait_for_everyone()
-            self._finish(name, {"metrics": replace_nan(metrics), "seconds": time.perf_counter() - start}, peak.read())
-        return folder
+            with Claims(self.path) as claims:
+                if not run_on_main(lambda: self._claim(claims, name)):
+                    self._work(name, work, arguments)
+        return self.path / name
+
+    def _claim(self, claims: Claims, name: str) -> bool:
+        """Claims the folder for this program. Returns whether another one has finished the stage in the meantime."""
+        while True:
+            Claims.clear(self.path)
+            if claims.take(0):
+                return (self.path / name / RESULT).exists()
+
+    def _work(self, name: str, work: Callable[..., dict[str, Any] | None], arguments: dict[str, Any]) -> None:
+        partial = self.path / f"{name}.partial"
+        partial.mkdir(exist_ok=True)
+        logger.info("%s: started", name)
+        for callback in _start_callbacks.get():
+            callback(self, name, arguments)
+        start, peak = time.perf_counter(), PeakMemory()
+        with release_at_end():
+            metrics = work(partial, **arguments) or {}
+            self.state.wait_for_everyone()
+        self._finish(name, {"metrics": replace_nan(metrics), "seconds": time.perf_counter() - start}, peak.read())
 
     def _finish(self, name: str, result: dict[str, Any], peak_memory_gib: float | None) -> None:
         """Writes the result of a stage with the largest peak of all processes, and gives its folder the final name."""

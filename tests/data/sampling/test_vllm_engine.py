@@ -8,6 +8,7 @@ from datasets import Dataset
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from safetensors.torch import load_file
 
+import trl_rlp.data.sampling.vllm_engine as vllm_engine
 from tests.data.sampling.fakes import FakeVLLM
 from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.sampling import sample_completions
@@ -189,6 +190,14 @@ def test_a_loaded_model_and_a_classifier_are_errors(fake_vllm, tokenizer, tmp_pa
     classifier = save(tiny_reward_model(tokenizer), tokenizer, tmp_path / "classifier")
     with pytest.raises(ValueError, match="is not a causal LM"):
         sample(classifier)
+
+
+def test_trust_and_revision_reach_the_check_of_the_model(fake_vllm, folder, monkeypatch):
+    calls = []
+    monkeypatch.setattr(vllm_engine, "require_causal_lm", lambda path, **options: calls.append((path, options)))
+    options = {"trust_remote_code": True, "revision": "v2"}
+    sample(folder, model_options=options)
+    assert calls == [(folder, options)]
 
 
 def test_dtype_and_trust_reach_vllm(fake_vllm, folder):

@@ -165,7 +165,7 @@ def _find_plain_model(
     with explain_missing_model(path):
         has_adapter = find_adapter(path, hub_options.get("revision")) is not None
     if not has_adapter:
-        require_causal_lm(path)
+        require_causal_lm(path, **hub_options)
         yield path, hub_options, lambda: _describe_files(path, hub_options)
         return
     with tempfile.TemporaryDirectory(prefix="trl-rlp-merged-") as folder:
