@@ -47,3 +47,11 @@ def test_one_process_keeps_its_gradients():
     matrix.grad, vector.grad = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.ones(3)
     average_gradients(parameters, Accelerator(cpu=True))
     assert matrix.grad.tolist() == [[1.0, 2.0], [3.0, 4.0]] and vector.grad.tolist() == [1.0] * 3
+
+
+def test_parameters_of_two_dtypes_keep_theirs():
+    wide, narrow = parameters = [nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))]
+    wide.grad, narrow.grad = torch.tensor([1.0]), torch.tensor([2.0, 4.0], dtype=torch.bfloat16)
+    average_gradients(parameters, TwoProcesses([3.0, 4.0, 0.0]))
+    assert (wide.grad.tolist(), wide.grad.dtype) == ([2.0], torch.float32)
+    assert (narrow.grad.tolist(), narrow.grad.dtype) == ([3.0, 2.0], torch.bfloat16)

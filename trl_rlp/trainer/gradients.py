@@ -24,4 +24,4 @@ def average_gradients(parameters: Iterable[nn.Parameter], accelerator: Accelerat
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     flat = accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), reduction="mean")
     for parameter, piece in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad = piece.view_as(parameter)
+        parameter.grad = piece.view_as(parameter).to(parameter.dtype)  # `cat` may have promoted it

@@ -2,9 +2,11 @@
 
 import copy
 
+import torch
 from accelerate.logging import get_logger
 from peft import PeftConfig, PeftModel, TaskType
 from torch import nn
+from torch.nn.functional import linear
 
 from trl_rlp.data.score_inputs import find_score_layers_if_any, get_linear_layer
 from trl_rlp.storage.precision import SCORE_HEADS, compute_in_fp32, is_half
@@ -42,6 +44,30 @@ def keep_trained_head_in_fp32(model: nn.Module) -> None:
     for layer in find_score_layers_if_any(model) if isinstance(model, PeftModel) else []:
         if isinstance(layer, nn.Linear) and layer.weight.requires_grad and is_half(layer.weight.dtype):
             compute_in_fp32(layer)
+
+
+def score_in_fp32(layer: nn.Module, hidden: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    """
+    Computes the output of a score layer in fp32, also in mixed precision, where the layer itself computes in 16 bits.
+
+    A score near 8 in bf16 is rounded to a multiple of 1/32 or 1/16, which differences of scores do not survive.
+
+    Args:
+        layer (`nn.Module`):
+            Layer of [`find_score_layers`] that has run.
+        hidden (`torch.Tensor` of shape `(..., width)`):
+            Its input.
+        output (`torch.Tensor` of shape `(..., 1)`):
+            Its output.
+
+    Returns:
+        `torch.Tensor` of shape `(..., 1)`: The scores. `output` itself if it is in fp32, or the layer has an adapter.
+    """
+    if output.dtype == torch.float32 or not isinstance(layer, nn.Linear):
+        return output
+    with torch.autocast(hidden.device.type, enabled=False):
+        bias = None if layer.bias is None else layer.bias.float()
+        return linear(hidden.float(), layer.weight.float(), bias)
 
 
 def add_score_head(peft_config: PeftConfig) -> PeftConfig:

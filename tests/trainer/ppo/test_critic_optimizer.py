@@ -1,5 +1,7 @@
 """The critic's optimizer."""
 
+from accelerate.utils.deepspeed import DeepSpeedSchedulerWrapper
+
 from tests.ppo_runs import has_changed, ppo_trainer, weights
 
 
@@ -16,3 +18,17 @@ def test_biases_and_norms_of_the_critic_have_no_weight_decay(tmp_path):
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
     assert all(parameter.ndim == 1 for parameter in others["params"]) and others["params"]
     assert all(parameter.ndim == 2 for parameter in decayed["params"])
+
+
+def test_the_schedule_is_found_inside_the_wrapper_of_deepspeed(tmp_path):
+    trainer = ppo_trainer(tmp_path, value_learning_rate=0.5, learning_rate=0.1)
+    trainer.create_optimizer_and_scheduler(num_training_steps=4)
+    schedule = trainer.lr_scheduler
+    for _ in range(trainer.args.steps_per_rollout):
+        schedule.step()
+    optimizer = trainer._critic_optimizer
+    rates = []
+    for scheduler in (schedule, DeepSpeedSchedulerWrapper(schedule, [])):
+        optimizer._step(trainer.args, scheduler)
+        rates.append(optimizer.optimizer.param_groups[0]["lr"])
+    assert rates[0] == rates[1] == 5 * schedule.get_last_lr()[0] and 0 < rates[0] < 0.5

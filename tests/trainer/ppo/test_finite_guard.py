@@ -5,6 +5,7 @@ import torch
 from transformers import TrainerCallback
 
 from tests.ppo_runs import has_changed, ppo_trainer, weights
+from trl_rlp.trainer.ppo.ppo_trainer import PPOTrainer
 
 
 def test_rollout_that_is_not_finite_is_skipped_and_counted(tmp_path):
@@ -18,6 +19,28 @@ def test_rollout_that_is_not_finite_is_skipped_and_counted(tmp_path):
     trainer.train()
     assert [row["skipped_steps"] for row in trainer.state.log_history if "skipped_steps" in row] == [0, 2, 2]
     assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
+
+
+def test_bad_rollout_has_no_gradient_where_the_engine_steps_without_the_guard(tmp_path, monkeypatch):
+    """As under DeepSpeed, whose engine clips and steps in `backward`. With a NaN, the policy would be lost."""
+    calls, gradients = [], []
+
+    def reward(completions, **kwargs):
+        calls.append(1)
+        return [float("nan") if len(calls) == 2 else 1.0] * len(completions)
+
+    trainer = ppo_trainer(tmp_path, reward_funcs=[reward])
+    monkeypatch.setattr(PPOTrainer, "_steps_without_guard", True)
+    step = trainer._guard.check_step
+
+    def record(modules):
+        gradients.append([p.grad.abs().sum().item() for p in trainer.model.parameters() if p.grad is not None])
+        return step(modules)
+
+    trainer._guard.check_step = record
+    trainer.train()
+    assert len(gradients) == 6 and all(gradients)
+    assert [any(step) for step in gradients] == [True, True, False, False, True, True]
 
 
 def test_three_bad_rollouts_in_a_row_stop_the_run_and_the_error_names_the_last_good_checkpoint(tmp_path):

@@ -142,6 +142,15 @@ def test_full_value_model_under_deepspeed_is_refused(tmp_path):
     require_value_adapter(ppo_config(tmp_path), None, None)
 
 
+def test_a_schedule_of_deepspeed_is_refused(tmp_path):
+    plugin = SimpleNamespace(deepspeed_config={"scheduler": {"type": "WarmupLR"}})
+    accelerator = SimpleNamespace(
+        distributed_type=DistributedType.DEEPSPEED, state=SimpleNamespace(deepspeed_plugin=plugin), num_processes=2
+    )
+    with pytest.raises(ValueError, match="The DeepSpeed configuration has a `scheduler`, which would count optimizer"):
+        require_backend(accelerator, ppo_config(tmp_path))
+
+
 @pytest.mark.parametrize(
     "distributed_type, version, settings, message",
     [
@@ -154,7 +163,8 @@ def test_full_value_model_under_deepspeed_is_refused(tmp_path):
     ],
 )
 def test_distributed_training_that_cannot_work_is_refused(tmp_path, distributed_type, version, settings, message):
-    state = SimpleNamespace(fsdp_plugin=SimpleNamespace(fsdp_version=version))
+    plugins = SimpleNamespace(fsdp_version=version), SimpleNamespace(deepspeed_config={"optimizer": {}})
+    state = SimpleNamespace(fsdp_plugin=plugins[0], deepspeed_plugin=plugins[1])
     accelerator = SimpleNamespace(distributed_type=distributed_type, state=state, num_processes=2)
     args = ppo_config(tmp_path, **settings)
     if message is None:

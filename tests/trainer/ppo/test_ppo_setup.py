@@ -161,6 +161,23 @@ def test_the_score_head_of_a_bf16_value_model_with_an_adapter_is_trained_in_fp32
     assert any("score.modules_to_save" in name for name in changed)
 
 
+@pytest.mark.parametrize("init", ["reward", "policy"])
+def test_value_model_beside_a_bf16_policy_with_an_adapter_is_trained_in_fp32(tmp_path, init):
+    """In bf16, a step of 1e-5 would be lost in nearly all weights."""
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    models = tiny_causal_lm(tiny_tokenizer()).bfloat16(), tiny_reward_model(tiny_tokenizer(), seed=3).bfloat16()
+    options = {"peft_config": config, "value_model_init": init, "learning_rate": 1e-5}
+    trainer = ppo_trainer(tmp_path, model=models[0], reward_model=models[1], **options)
+    assert {parameter.dtype for parameter in trainer.value_model.parameters()} == {torch.float32}
+    before = weights(trainer.value_model)
+    trainer.train()
+    layers = [name for name in before if "proj" in name]
+    assert layers
+    for name in layers:
+        changed = (weights(trainer.value_model)[name] != before[name]).float().mean()
+        assert changed > 0.9, name
+
+
 def test_value_model_trains_with_gradient_checkpointing(tmp_path, monkeypatch):
     trainer = ppo_trainer(tmp_path, gradient_checkpointing=True)
     layer = trainer.value_model.model.layers[0]

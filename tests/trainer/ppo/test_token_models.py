@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from tests.ppo_runs import ppo_trainer, weights
 from tests.tiny_models import tiny_causal_lm, tiny_nli, tiny_reward_model, tiny_tokenizer
+from trl_rlp.data.score_inputs import find_score_layers
 from trl_rlp.trainer.ppo.token_models import (
     Critic,
     TokenModels,
@@ -17,6 +18,7 @@ from trl_rlp.trainer.ppo.token_models import (
     completion_log_probs,
     position_ids_from_mask,
 )
+from trl_rlp.trainer.score_head import keep_trained_head_in_fp32
 
 
 # Log-probabilities
@@ -88,6 +90,31 @@ def test_values_are_the_scores_before_each_token():
         first = 1 if row == 0 else 3
         expected = scores[first : len(ids) - 1]
         assert torch.allclose(values[row, : len(expected)], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("has_adapter", [False, True])
+def test_values_are_not_rounded_in_mixed_precision(dtype, has_adapter):
+    """The score head is computed in fp32 from hidden states in bf16. Near 100, values of bf16 are 0.5 apart."""
+    model = tiny_reward_model(tiny_tokenizer()).to(dtype)
+    if has_adapter:
+        model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], task_type="SEQ_CLS"))
+        keep_trained_head_in_fp32(model)
+    critic = Critic(model)
+    with torch.no_grad():
+        for layer in find_score_layers(model):
+            layer.weight.mul_(1000)
+    hidden = []
+    for layer in find_score_layers(model):
+        layer.register_forward_hook(lambda layer, inputs, output: hidden.append((layer, inputs[0])))
+    with torch.autocast("cpu", torch.bfloat16):
+        values = critic(PADDED_IDS, PADDED_MASK, position_ids_from_mask(PADDED_MASK), 3)
+    layer, states = hidden[-1]
+    expected = (states.double() @ layer.weight.double().T)[:, -4:-1, 0]
+    assert values.dtype == torch.float32 and not values.bfloat16().float().equal(values)
+    torch.testing.assert_close(values.double(), expected, atol=1e-3, rtol=1e-5)
+    values.sum().backward()
+    assert layer.weight.grad.norm() > 0
 
 
 def test_gradient_of_values_reaches_all_parameters():

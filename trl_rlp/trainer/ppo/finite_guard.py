@@ -28,11 +28,15 @@ class FiniteGuard:
             The trainer's accelerator.
         output_dir (`str`):
             Folder of the checkpoints. The error message names the last one.
+
+    Attributes:
+        is_good_rollout (`bool`):
+            Whether the current rollout is finite on all processes.
     """
 
     def __init__(self, state: PPOState, accelerator: Accelerator, output_dir: str):
         self.state, self.accelerator, self.output_dir = state, accelerator, output_dir
-        self._is_good_rollout, self._are_losses_finite = True, True
+        self.is_good_rollout, self._are_losses_finite = True, True
 
     def check_rollout(self, experience: Experience) -> bool:
         """
@@ -48,10 +52,10 @@ class FiniteGuard:
         Raises:
             RuntimeError: If this is the third bad rollout or step in a row.
         """
-        self._is_good_rollout = self._everywhere(bool(experience.is_finite()))
-        if not self._is_good_rollout:
+        self.is_good_rollout = self._everywhere(bool(experience.is_finite()))
+        if not self.is_good_rollout:
             self._count_bad("a rollout's scores, log-probabilities or values")
-        return self._is_good_rollout
+        return self.is_good_rollout
 
     def check_loss(self, loss: torch.Tensor) -> bool:
         """
@@ -83,7 +87,7 @@ class FiniteGuard:
         Raises:
             RuntimeError: If this is the third bad rollout or step in a row.
         """
-        is_good = self._is_good_rollout and self._are_gradients_good(modules)
+        is_good = self.is_good_rollout and self._are_gradients_good(modules)
         self._are_losses_finite = True
         if is_good:
             self.state.bad_in_a_row = 0
@@ -91,7 +95,7 @@ class FiniteGuard:
         for module in modules:
             drop_gradients(module)
         self.state.skipped_steps += 1
-        if self._is_good_rollout:  # a bad rollout has been counted already
+        if self.is_good_rollout:  # a bad rollout has been counted already
             self._count_bad("the loss or its gradient")
         return False
 

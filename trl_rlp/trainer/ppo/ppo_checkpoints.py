@@ -17,13 +17,14 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from trl_rlp.losses.kl import next_kl_coef
 from trl_rlp.losses.ppo import pooled_mean_and_variance
 from trl_rlp.storage.json_files import read_json, write_json
+from trl_rlp.storage.processes import run_on_main
 from trl_rlp.storage.whole_weights import whole_weights
 from trl_rlp.trainer.checkpoints import last_checkpoint, open_checkpoint
 from trl_rlp.trainer.ppo.ppo_config import PPOConfig
@@ -378,21 +379,30 @@ def load_critic(folder: Path, critic: nn.Module, optimizer: torch.optim.Optimize
             f"`resume_from_checkpoint`={str(folder)!r} has no {VALUE_OPTIMIZER}, because it was written with "
             "`save_only_model`. No run can resume from it."
         )
-    model = accelerator.unwrap_model(critic).model
-    is_adapter = isinstance(model, PeftModel)
-    if is_adapter:
+    model, is_sharded = accelerator.unwrap_model(critic).model, _is_sharded(accelerator)
+    is_read = accelerator.is_main_process or not is_sharded  # a whole critic on every process would fill the host
+    weights = _read_weights(folder, model) if is_read else {}
+    options = StateDictOptions(
+        full_state_dict=True, strict=not isinstance(model, PeftModel), broadcast_from_rank0=is_sharded
+    )
+    set_model_state_dict(critic, weights, options=options)
+    del weights
+    state = torch.load(path, map_location="cpu", weights_only=True) if is_read else {}
+    if not is_sharded:
+        optimizer.load_state_dict(state)
+    elif run_on_main(lambda: bool(state["state"])):  # that of plain SGD is empty, which torch cannot load
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+        set_optimizer_state_dict(critic, _unwrap_optimizer(optimizer), state, options=options)
+
+
+def _read_weights(folder: Path, model: PreTrainedModel | PeftModel) -> dict[str, torch.Tensor]:
+    """Reads the weights of a value model, or of its adapter, by their names in the critic."""
+    if isinstance(model, PeftModel):
         weights = torch.load(folder / VALUE_ADAPTER, map_location="cpu", weights_only=True)
     else:
         with whole_weights():  # in fp32, because "auto" would round a score head that is wider than the other weights
             weights = type(model).from_pretrained(folder / VALUE_MODEL, dtype=torch.float32).state_dict()
-    weights = {f"model.{name}": tensor for name, tensor in weights.items()}
-    set_model_state_dict(critic, weights, options=StateDictOptions(full_state_dict=True, strict=not is_adapter))
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if not _is_sharded(accelerator):
-        optimizer.load_state_dict(state)
-    elif state["state"]:  # that of plain SGD is empty, which torch cannot load
-        options = StateDictOptions(full_state_dict=True)
-        set_optimizer_state_dict(critic, _unwrap_optimizer(optimizer), state, options=options)
+    return {f"model.{name}": tensor for name, tensor in weights.items()}
 
 
 def _optimizer_state(critic: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> dict[str, Any]:

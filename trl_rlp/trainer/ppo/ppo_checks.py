@@ -190,12 +190,17 @@ def require_backend(accelerator: Accelerator, args: PPOConfig) -> None:
             Configuration of the run.
 
     Raises:
-        ValueError: If it is FSDP1, if weights are sharded and the LM head is to stay in fp32, or if several
-            machines are to save.
+        ValueError: If it is FSDP1, if weights are sharded and the LM head is to stay in fp32, if DeepSpeed has a
+            schedule of its own, or if several machines are to save.
     """
     is_fsdp = accelerator.distributed_type == DistributedType.FSDP
     if is_fsdp and accelerator.state.fsdp_plugin.fsdp_version != 2:
         raise ValueError("`fsdp_version` is 1, which does not shard policy and value model together. Set it to 2.")
+    if accelerator.distributed_type == DistributedType.DEEPSPEED and _has_own_schedule(accelerator):
+        raise ValueError(
+            "The DeepSpeed configuration has a `scheduler`, which would count optimizer steps, but the learning rate "
+            "of PPO follows the rollouts. Remove it, and set `lr_scheduler_type` and `warmup_steps`."
+        )
     if args.save_on_each_node and accelerator.num_processes > 1:
         raise ValueError(
             "`save_on_each_node` is True, but transformers saves weights on the first machine only. Set it to False, "
@@ -206,6 +211,10 @@ def require_backend(accelerator: Accelerator, args: PPOConfig) -> None:
             "`cast_lm_head_to_fp32` is True, but FSDP and DeepSpeed choose the dtype of the weights that they shard. "
             "Set it to False."
         )
+
+
+def _has_own_schedule(accelerator: Accelerator) -> bool:
+    return "scheduler" in accelerator.state.deepspeed_plugin.deepspeed_config
 
 
 def require_adapters(

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from accelerate.utils import extract_model_from_parallel
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn, no_grad
@@ -154,10 +155,16 @@ def ensure_embedded_pad_token(
 
 
 def init_value_model(
-    init: str | None, policy: PreTrainedModel | PeftModel, reward_model: PreTrainedModel | None
+    init: str | None,
+    policy: PreTrainedModel | PeftModel,
+    reward_model: PreTrainedModel | None,
+    is_frozen: bool = False,
 ) -> PreTrainedModel:
     """
     Creates a value model from the reward model or the policy. Its score head is 0, so all values start at 0.
+
+    Small optimizer steps are lost in 16 bits. So a value model that is trained in full has the dtype of the policy's
+    trained weights, which is fp32 for the adapter of a policy in bf16.
 
     Args:
         init (`str`, *optional*):
@@ -166,9 +173,11 @@ def init_value_model(
             Policy. Its adapters are not copied.
         reward_model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*):
             Reward model, if it reads the policy's tokens. Adapters are merged.
+        is_frozen (`bool`, *optional*, defaults to `False`):
+            Whether an adapter of the value model will be trained instead. The copy then has the policy's dtype.
 
     Returns:
-        [`~transformers.PreTrainedModel`]: A copy with the policy's dtype. It shares no weights with either model.
+        [`~transformers.PreTrainedModel`]: A copy that shares no weights with either model.
 
     Raises:
         ValueError: If `init` is `"reward"` and there is no such reward model, or the model to copy is quantized.
@@ -185,15 +194,21 @@ def init_value_model(
         if isinstance(model, PeftModel):
             model = model.merge_and_unload()
         model.requires_grad_(True)
-        for parameter in model.parameters():  # small optimizer steps are lost in bf16, which reward models often use
-            parameter.data = parameter.data.to(policy.dtype)
     else:
         model = _build_classifier(policy)
+    dtype = policy.dtype if is_frozen else _find_trained_dtype(policy)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
     with no_grad():
         for layer in find_score_layers(model):
             for parameter in layer.parameters():
                 parameter.zero_()
     return model
+
+
+def _find_trained_dtype(policy: PreTrainedModel | PeftModel) -> torch.dtype:
+    trained = (weight.dtype for weight in policy.parameters() if weight.requires_grad and weight.is_floating_point())
+    return next(trained, policy.dtype)
 
 
 def _require_plain_weights(kind: str, model: PreTrainedModel | PeftModel) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from accelerate import DistributedType
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import nn
@@ -277,8 +278,9 @@ class PPOTrainer(ModelCardMixin, GRPOTrainer):
         """Creates the critic with its optimizer, the guard and the checkpoints. Replaces any earlier ones."""
         value_model = self._given_value_model
         if value_model is None:
-            value_model = init_value_model(self.args.value_model_init, self.model, self._policy_token_reward_model())
-            value_model = prepare_value_model(value_model, self._value_peft_config, self.args)
+            reward_model, adapter = self._policy_token_reward_model(), self._value_peft_config
+            value_model = init_value_model(self.args.value_model_init, self.model, reward_model, adapter is not None)
+            value_model = prepare_value_model(value_model, adapter, self.args)
         critic = Critic(value_model)
         self.ppo_state = PPOState(kl_coef=self.args.kl_coef, steps_per_rollout=self.args.steps_per_rollout)
         self._guard = FiniteGuard(self.ppo_state, self.accelerator, self.args.output_dir)
@@ -550,10 +552,17 @@ class PPOTrainer(ModelCardMixin, GRPOTrainer):
         tokens = join_tokens(batch.prompt_ids, batch.prompt_mask, batch.completion_ids, batch.completion_mask)
         log_probs, entropies = self._models.log_probs(model, tokens)  # (batch, length) each
         values = self._models.values(tokens)  # (batch, length)
+        if self._steps_without_guard and not self._guard.is_good_rollout:
+            return 0.0 * (log_probs.sum() + values.sum())
         loss, metrics = ppo_loss(inputs, log_probs, entropies, values, self.args)
         if self._guard.check_loss(loss):
             self._term_logs["train"].add(metrics)
         return loss
+
+    @property
+    def _steps_without_guard(self) -> bool:
+        """Whether a DeepSpeed engine updates the policy before the guard can drop the gradients of a step."""
+        return self.accelerator.distributed_type == DistributedType.DEEPSPEED
 
     # Logs and checkpoints
 

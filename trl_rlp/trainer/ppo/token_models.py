@@ -27,6 +27,7 @@ from trl_rlp.trainer.ppo.fused_head import (
 )
 from trl_rlp.trainer.ppo.ppo_config import PPOConfig
 from trl_rlp.trainer.ppo.sharding import critic_autocast
+from trl_rlp.trainer.score_head import score_in_fp32
 
 
 @dataclass
@@ -150,7 +151,11 @@ class Critic(nn.Module):
             ValueError: If the model pools before it scores.
         """
         scores = []
-        handles = [layer.register_forward_hook(lambda _, __, output: scores.append(output)) for layer in self._layers]
+
+        def record(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            scores.append(score_in_fp32(layer, inputs[0], output))
+
+        handles = [layer.register_forward_hook(record) for layer in self._layers]
         config = self.model.config.get_text_config()
         pad_token_id = config.pad_token_id
         try:
@@ -167,7 +172,7 @@ class Critic(nn.Module):
                 "each token. Use a decoder-only classifier."
             )
         values = scores[-1].squeeze(-1)[:, -num_tokens - 1 : -1]  # (batch, num_tokens)
-        return values.to(torch.float32, copy=True)  # FSDP does not accept a view
+        return values.to(torch.float32, copy=True)  # FSDP does not accept a view, and casts it to its own dtype
 
 
 class TokenModels:
@@ -278,7 +283,7 @@ class TokenModels:
         position_ids = position_ids_from_mask(tokens.mask)
         with self.accelerator.autocast(), critic_autocast(self.accelerator):
             values = self.critic(tokens.ids, tokens.mask, position_ids, tokens.num_completion_tokens)
-        return values.float()  # FSDP casts outputs to bf16
+        return values.float()  # FSDP2 in bf16 casts outputs to bf16
 
     def _check_heads(self, tokens: Tokens) -> None:
         """Finds out which models can use TRL's fused LM head. At first, all processes run them on a few tokens."""
