@@ -24,17 +24,17 @@ def compare(comparison, prompts, completions, **options):
 
 def test_only_new_texts_are_asked_about():
     """
-    x1 and x2 are members. An empty completion says nothing. `x3.` and `x3` are one text, asked as it came first.
-    Prompt b has no anchor, and prompt c is unknown.
+    x1 and x2 are members. An empty completion says nothing. `x3.` and `x3` are two texts, because the answers about
+    them may differ, and must not depend on which came first. Prompt b has no anchor, and prompt c is unknown.
     """
     comparison = make_comparison()
-    completions = ["x2.", "x1", " ", "x3.", "x3", "y", "y", "x1"]
-    verdicts = compare(comparison, "aaaaaabc", completions)
-    assert verdicts == [True, True, False, True, True, False, None, None]
-    assert comparison.equivalence.calls == [[("a", "x1", "x3."), ("a", "x1", "y")]]
-    assert comparison.num_questions == 2
-    assert compare(comparison, "aaa", ["x3", "y.", "z"]) == [True, False, False]
-    assert comparison.equivalence.calls[1:] == [[("a", "x1", "z")]] and comparison.num_questions == 3
+    completions = ["x2.", "x1", " ", "x3.", "x3", "x3.", "y", "y", "x1"]
+    verdicts = compare(comparison, "aaaaaaabc", completions)
+    assert verdicts == [True, True, False, True, True, True, False, None, None]
+    assert comparison.equivalence.calls == [[("a", "x1", "x3."), ("a", "x1", "x3"), ("a", "x1", "y")]]
+    assert comparison.num_questions == 3
+    assert compare(comparison, "aaa", ["x3", "y", "z"]) == [True, False, False]
+    assert comparison.equivalence.calls[1:] == [[("a", "x1", "z")]] and comparison.num_questions == 4
 
 
 def test_no_new_text_is_no_call():

@@ -273,3 +273,26 @@ def test_an_equivalence_may_come_from_a_name_a_function_or_an_object(tmp_path):
 def test_invalid_arguments_of_group_raise_before_any_work(arguments, error, match):
     with pytest.raises(error, match=match):
         Group(**arguments)
+
+
+class OwnVerdicts(ExactMatch):
+    """Returns verdicts of another type, or with another number of them."""
+
+    def __init__(self, convert):
+        self.convert = convert
+
+    def are_equivalent(self, prompts, firsts, seconds):
+        return self.convert(super().are_equivalent(prompts, firsts, seconds))
+
+
+@pytest.mark.parametrize("convert", [np.array, lambda verdicts: [*map(int, verdicts)], iter])
+def test_verdicts_may_be_of_numpy_or_numbers(convert):
+    samples = build_samples([["4", "four", "4", "5", "5"]])
+    assert cluster(samples, OwnVerdicts(convert)).to_list() == cluster(samples, ExactMatch()).to_list()
+
+
+@pytest.mark.parametrize("convert", [lambda verdicts: verdicts[1:], lambda verdicts: [*verdicts, True]])
+def test_another_number_of_verdicts_is_an_error(convert):
+    samples = build_samples([["4", "four", "5"]])
+    with pytest.raises(ValueError, match=r"`are_equivalent` of `OwnVerdicts` returned \d verdicts for \d pairs. It"):
+        cluster(samples, OwnVerdicts(convert))

@@ -1,3 +1,4 @@
+import copy
 import importlib.util
 from pathlib import Path
 
@@ -100,6 +101,16 @@ def test_a_threshold_outside_the_range_of_a_cosine_raises(tokenizer, threshold):
 def test_the_threshold_has_no_default(tokenizer):
     with pytest.raises(TypeError, match="threshold"):
         EmbeddingEquivalence(build_encoder(tokenizer), tokenizer)
+
+
+def test_the_fingerprint_depends_on_where_texts_are_cut(tokenizer):
+    short = copy.deepcopy(tokenizer)
+    short.model_max_length = 16
+    first, second = (
+        EmbeddingEquivalence(build_encoder(tokenizer), reader, threshold=0.5).fingerprint
+        for reader in (tokenizer, short)
+    )
+    assert first != second
 
 
 def test_the_fingerprint_depends_on_weights_and_threshold(tokenizer):

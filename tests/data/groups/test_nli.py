@@ -223,14 +223,18 @@ def test_an_interrupted_run_keeps_the_labels_already_computed(tokenizer, tmp_pat
     assert sum(rows) == 2
 
 
-def test_the_fingerprint_depends_on_weights_rule_length_and_instruction(tokenizer):
+def test_the_fingerprint_depends_on_weights_labels_rule_length_and_instruction(tokenizer):
     def compute_fingerprint(seed=0, **settings):
         return NLIEquivalence(tiny_nli(tokenizer, seed=seed), tokenizer, **settings).fingerprint
 
     others = [compute_fingerprint(1), compute_fingerprint(rule="no_contradiction"), compute_fingerprint(max_length=50)]
     others += [compute_fingerprint(instruction=instruction) for instruction in ("prompt", None, find_instruction, len)]
+    swapped = tiny_nli(tokenizer, seed=0)
+    swapped.config.id2label = dict(enumerate(reversed(swapped.config.id2label.values())))
+    swapped.config.label2id = {label: number for number, label in swapped.config.id2label.items()}
+    others.append(NLIEquivalence(swapped, tokenizer).fingerprint)
     assert compute_fingerprint() == compute_fingerprint()
-    assert len({compute_fingerprint(), *others}) == 8
+    assert len({compute_fingerprint(), *others}) == 9
 
 
 def test_the_model_fingerprint_depends_on_weights_and_dtype_only(tokenizer):

@@ -42,6 +42,28 @@ def test_the_tolerance_is_a_share_of_one_call(tolerance, is_error):
     assert (judge.asked, judge.unreadable) == (104, 1)
 
 
+def test_a_part_is_judged_by_all_answers_so_far():
+    """2 of 2, and then 2 of 200 cannot be read. With 22 of 220, a tenth is reached, and with 23 of 221 exceeded."""
+    judge = ReadyAnswers(tolerance=0.1)
+    with judge.in_parts():
+        judge_answers(judge, "?", "?")
+        judge_answers(judge, *"AB" * 99)
+        judge_answers(judge, *"?" * 20)
+        with pytest.raises(ValueError, match="23 of 221 answers of the judge name neither"):
+            judge_answers(judge, "?")
+    with pytest.raises(ValueError, match="1 of 1 answers"):
+        judge_answers(judge, "?")
+
+
+def test_a_part_that_cannot_be_read_at_all_is_a_warning(caplog):
+    judge = ReadyAnswers(tolerance=0.1)
+    with judge.in_parts():
+        judge._count_refused({0: "too long"}, ["Why?"])
+    assert judge.refused == 1 and "could not read 1 of 1 pairs" in caplog.text
+    with pytest.raises(ValueError, match="could read none of 1 pairs. The reason for pair 0: too long"):
+        judge._count_refused({0: "too long"}, ["Why?"])
+
+
 def test_the_share_of_all_answers_can_be_checked_later():
     judge = ReadyAnswers(tolerance=1.0)
     judge.require_readable(0.0)

@@ -169,11 +169,8 @@ def test_the_mixture_trains_an_unmodified_reward_trainer_with_eos_for_finished_c
 
 
 def test_template_arguments_that_human_pairs_lack_are_empty():
-    """TRL reads the column as a dict, and fails for `None`."""
+    """TRL reads the column as a dict, and fails for `None`. A key with `None` would be defined for the template."""
     turn = [{"role": "assistant", "content": "yes"}]
     human = Dataset.from_dict({"chosen": [turn], "rejected": [turn]})
     synthetic = human.add_column("chat_template_kwargs", [{"enable_thinking": False}])
-    assert list(mix_preferences(human, synthetic)["chat_template_kwargs"]) == [
-        {"enable_thinking": None},
-        {"enable_thinking": False},
-    ]
+    assert list(mix_preferences(human, synthetic)["chat_template_kwargs"]) == [{}, {"enable_thinking": False}]

@@ -6,6 +6,7 @@ from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 
 from tests.tiny_models import save, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from trl_rlp.data.groups import ExactMatch, cluster
+from trl_rlp.data.judges.asked_judge import AskedJudge
 from trl_rlp.data.preferences import pairing
 from trl_rlp.data.preferences.preferences import GENERATORS, REJECTIONS, synthesize_preferences, tokenize_preferences
 from trl_rlp.data.scoring import score, scoring_ids
@@ -225,6 +226,49 @@ def test_samples_without_groups_are_clustered(method, labelers):
     assert rejections == expected_rejections
     # Row 0: two of four completions are "4", with a confidence of 0.5. Row 1: four different names. Row 2: all agree.
     assert rejections["all_agree"] == 1 and rejections["below_threshold"] == (0 if method == "select_all" else 1)
+
+
+class StartsAlike(ExactMatch):
+    """Compares what the instruction, a number, says is the start."""
+
+    def __init__(self, instruction):
+        self.instruction = instruction
+
+    def are_equivalent(self, prompts, firsts, seconds):
+        return [a[: int(n)] == b[: int(n)] for n, a, b in zip(prompts, firsts, seconds, strict=True)]
+
+
+def test_another_function_as_the_instruction_does_not_get_the_pairs_of_the_first_one(tmp_path, labelers):
+    samples = build_samples().remove_columns(["cluster_ids", "confidence"])
+    first, second = (StartsAlike(instruction) for instruction in (lambda prompt: "1", lambda prompt: "9"))
+    assert first.fingerprint == second.fingerprint
+    options = {**labelers, "threshold": 0.25, "output_dir": tmp_path / "shards"}
+    synthesize_preferences(samples, "spg", equivalence=first, **options)
+    with pytest.raises(ValueError, match="holds a run with other settings: `instructions` was"):
+        synthesize_preferences(samples, "spg", equivalence=second, **options)
+
+
+class Picky(AskedJudge):
+    """Cannot read two answers about one prompt, and does not accept another one at all."""
+
+    def __call__(self, prompts, firsts, seconds):
+        unreadable = [text for prompt in prompts for text in ["Both"] * 2 * (prompt == "last")]
+        refused = {pair: "too long" for pair, prompt in enumerate(prompts) if prompt == "long"}
+        self._count_refused(refused, prompts)
+        if len(refused) < len(prompts):
+            self._count_answers(unreadable, 2 * (len(prompts) - len(refused)), "They are ties.")
+        verdicts = {"last": 0.5, "long": None}
+        return [verdicts.get(prompt, 0.8) for prompt in prompts]
+
+
+@pytest.mark.parametrize("shard_size", [1, 3, 300])
+def test_a_small_shard_of_answers_that_cannot_be_read_does_not_end_a_run(shard_size):
+    prompts = [*(["long"] if shard_size == 1 else []), *(f"{row}?" for row in range(60)), "long", "last"]
+    rows = {"prompt": prompts, "completions": [["a", "b"]] * len(prompts), "finished": [[True] * 2] * len(prompts)}
+    pairs, counts = synthesize_preferences(
+        Dataset.from_dict(rows), "rlaif", judge=Picky(tolerance=0.1), shard_size=shard_size
+    )
+    assert len(pairs) == 60 and counts["ties"] == 1 and counts["not_judged"] == prompts.count("long")
 
 
 def test_samples_without_groups_need_an_equivalence(labelers):

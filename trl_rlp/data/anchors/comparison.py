@@ -7,7 +7,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from trl_rlp.data.anchors.semantic_anchors import Anchor, SemanticAnchors, prompt_key
-from trl_rlp.data.groups.equivalence import Equivalence, require_equivalence
+from trl_rlp.data.groups.equivalence import Equivalence, ask_equivalence, require_equivalence
 from trl_rlp.data.groups.instruction import (
     list_instruction_columns,
     read_instructions,
@@ -100,7 +100,8 @@ class AnchorComparison:
         require_instruction_column(columns, self.equivalence, "columns")
         questions = self._build_questions(columns)
         verdicts = self._recall(questions, share_questions)
-        # The first row of each text that is new for its prompt. The text is asked as it was sampled.
+        # The first row of each text that is new for its prompt. The text is asked as it was sampled, and so it is
+        # remembered. An answer about an equal text after normalization could be another one.
         new: dict[int, int] = {}
         for row, (question, verdict) in enumerate(zip(questions, verdicts, strict=True)):
             if question is not None and verdict is None:
@@ -124,7 +125,7 @@ class AnchorComparison:
                 questions.append(None)
                 continue
             name, normalized = prompt_key(prompt), self.equivalence.normalize(completion)
-            questions.append(_Question(_hash(name, normalized), name, anchor, normalized))
+            questions.append(_Question(_hash(name, completion), name, anchor, normalized))
         return questions
 
     def _recall(self, questions: list[_Question | None], share_questions: bool) -> list[bool | None]:
@@ -153,12 +154,7 @@ class AnchorComparison:
         asked = {name: [columns[name][row] for row in rows] for name in names}
         instructions = read_instructions(asked, self.equivalence, "columns")
         anchors = [questions[row].anchor.text for row in rows]
-        verdicts = list(map(bool, self.equivalence.are_equivalent(instructions, anchors, asked["completion"])))
-        if len(verdicts) != len(rows):
-            raise ValueError(
-                f"`are_equivalent` of `{type(self.equivalence).__name__}` returned {len(verdicts)} verdicts for "
-                f"{len(rows)} pairs. It must return one boolean for each pair."
-            )
+        verdicts = ask_equivalence(self.equivalence, instructions, anchors, asked["completion"])
         self.num_questions += len(rows)
         return verdicts
 
@@ -169,6 +165,6 @@ class AnchorComparison:
             del self._verdicts[key]
 
 
-def _hash(name: str, normalized: str) -> int:
-    content = f"{len(name)} {name}{normalized}".encode("utf-8", "surrogatepass")
+def _hash(name: str, completion: str) -> int:
+    content = f"{len(name)} {name}{completion}".encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())

@@ -19,6 +19,7 @@ from trl_rlp.data.groups.equivalence import (
     EmbeddingEquivalence,
     Equivalence,
     NLIEquivalence,
+    ask_equivalence,
     require_equivalence,
 )
 from trl_rlp.data.groups.group_search import Pair, PossibleGroup, search_groups
@@ -492,7 +493,8 @@ def _run_searches(
     while searches:
         requests = [(inputs[row], *pair) for row, (_, pairs) in searches.items() for pair in pairs]
         verdicts = iter(
-            equivalence.are_equivalent(
+            ask_equivalence(
+                equivalence,
                 [distinct.prompt for distinct, _, _ in requests],
                 [distinct.texts[first] for distinct, first, _ in requests],
                 [distinct.texts[second] for distinct, _, second in requests],

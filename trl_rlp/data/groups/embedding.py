@@ -95,9 +95,9 @@ class EmbeddingEquivalence:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of everything that a verdict depends on: weights, tokenizer and threshold."""
+        """A hash of everything that a verdict depends on: weights, tokenizer, longest text and threshold."""
         tokenizer = tokenizer_fingerprint(self.processing_class)
-        parts = [self.model_fingerprint, tokenizer, self.threshold]
+        parts = [self.model_fingerprint, tokenizer, self._encoder.context_length, self.threshold]
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
     def normalize(self, text: str) -> str:

@@ -17,6 +17,7 @@ __all__ = [
     "Equivalence",
     "ExactMatch",
     "NLIEquivalence",
+    "ask_equivalence",
     "normalize_text",
     "release_after",
     "require_equivalence",
@@ -88,6 +89,31 @@ def require_equivalence(equivalence: Any) -> None:
     missing = [name for name in members if inspect.getattr_static(equivalence, name, None) is None]
     if missing:
         raise TypeError(f"`equivalence` is a `{type(equivalence).__name__}`, which lacks {missing}. {remedy}")
+
+
+def ask_equivalence(equivalence: Equivalence, prompts: list[str], firsts: list[str], seconds: list[str]) -> list[bool]:
+    """
+    Calls [`~Equivalence.are_equivalent`], and checks its verdicts.
+
+    Args:
+        equivalence ([`Equivalence`]):
+            The equivalence.
+        prompts, firsts, seconds (`list[str]`):
+            As in [`~Equivalence.are_equivalent`].
+
+    Returns:
+        `list[bool]`: Plain booleans, also if the equivalence returns those of NumPy, or 0 and 1.
+
+    Raises:
+        ValueError: If there is not one verdict for each pair.
+    """
+    verdicts = list(map(bool, equivalence.are_equivalent(prompts, firsts, seconds)))
+    if len(verdicts) != len(firsts):
+        raise ValueError(
+            f"`are_equivalent` of `{type(equivalence).__name__}` returned {len(verdicts)} verdicts for {len(firsts)} "
+            "pairs. It must return one boolean for each pair."
+        )
+    return verdicts
 
 
 @contextmanager

@@ -166,12 +166,15 @@ class NLIEquivalence:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of everything that a verdict depends on: weights, tokenizer, longest pair, rule and instruction."""
+        """
+        A hash of everything that a verdict depends on: weights, labels, tokenizer, longest pair, rule and instruction.
+        """
         tokenizer = tokenizer_fingerprint(self.processing_class)
         # A function is identified by its name only.
         source = self.instruction
         instruction = source if source is None or isinstance(source, str) else ("function", _get_name(source))
-        parts = [self.model_fingerprint, tokenizer, self._pair_encoder.max_length, self.rule, instruction]
+        settings = [self._label_names, self._pair_encoder.max_length, self.rule, instruction]
+        parts = [self.model_fingerprint, tokenizer, *settings]
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
     def normalize(self, text: str) -> str:

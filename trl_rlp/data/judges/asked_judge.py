@@ -2,7 +2,8 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from transformers.utils import logging
 
@@ -15,6 +16,8 @@ logger = logging.get_logger(__name__)
 
 ADVICE = "Use another model or template, allow a server's model longer answers (`max_tokens`), or raise `tolerance`."
 PAIRS_NAMED = 10
+MIN_ANSWERS = 100
+"""Number of answers from which on the share of unreadable ones counts, if a call is only a part."""
 
 
 def require_tolerance(tolerance: float) -> None:
@@ -38,7 +41,8 @@ class AskedJudge(ABC):
 
     Args:
         tolerance (`float`):
-            Maximum share of unreadable answers in one call, in [0, 1].
+            Maximum share of unreadable answers in one call, in [0, 1]. Calls that are parts of one, as in a run with
+            shards, count together, from [`MIN_ANSWERS`] on.
         cache (`str` or `os.PathLike`, *optional*):
             File that stores the answers, see [`AnswerCache`].
 
@@ -56,6 +60,7 @@ class AskedJudge(ABC):
         require_tolerance(tolerance)
         self.tolerance = tolerance
         self.asked = self.unreadable = self.cut = self.refused = 0
+        self._is_part = False
         self._cache = AnswerCache(cache)
 
     @abstractmethod
@@ -75,6 +80,18 @@ class AskedJudge(ABC):
             `list[float]`: Probabilities in [0, 1] that the first completion is better. `None` for a pair that the
             judge could not read.
         """
+
+    @contextmanager
+    def in_parts(self) -> Iterator[None]:
+        """
+        Makes each call inside a `with` block one part of many. So the last part of a run, which may be small, and a
+        part that holds nothing but long pairs are judged by the whole run.
+        """
+        before, self._is_part = self._is_part, True
+        try:
+            yield
+        finally:
+            self._is_part = before
 
     def require_readable(self, tolerance: float) -> None:
         """
@@ -97,7 +114,8 @@ class AskedJudge(ABC):
         """
         Adds the answers of one call to the counts.
 
-        Unreadable answers raise an error if their share exceeds the tolerance, and a warning otherwise.
+        Unreadable answers raise an error if their share exceeds the tolerance, and a warning otherwise. In a part, it
+        is the share of all answers so far.
 
         Args:
             unreadable (`list[str]`):
@@ -117,7 +135,9 @@ class AskedJudge(ABC):
         example = " ".join(unreadable[0].split())[:80]
         message = f"{len(unreadable)} of {asked} answers of the judge name neither A nor B alone"
         message += (f" ({cut} were cut by the token limit)" if cut else "") + f", such as {example!r}"
-        if len(unreadable) > self.tolerance * asked:
+        if self._is_part and self.asked >= MIN_ANSWERS:
+            self.require_readable(self.tolerance)
+        elif not self._is_part and len(unreadable) > self.tolerance * asked:
             raise ValueError(f"{message}: more than `tolerance`={self.tolerance}. {ADVICE}")
         logger.warning(f"{message}. {consequence}")
 
@@ -132,13 +152,14 @@ class AskedJudge(ABC):
                 Prompt of each pair.
 
         Raises:
-            ValueError: If the judge could read no pair of this call, and has not answered before.
+            ValueError: If the judge could read no pair of this call, has not answered before, and the call is not a
+                part.
         """
         self.refused += len(reasons)
         if not reasons:
             return
         first = next(iter(reasons.values()))
-        if len(reasons) == len(prompts) and not self.asked:
+        if len(reasons) == len(prompts) and not self.asked and not self._is_part:
             raise ValueError(f"The judge could read none of {len(prompts)} pairs. The reason for pair 0: {first}")
         names = [f"{pair} ({prompt_text(prompts[pair])[:40]!r})" for pair in list(reasons)[:PAIRS_NAMED]]
         more = ", ..." if len(reasons) > PAIRS_NAMED else ""

@@ -9,6 +9,7 @@ from trl_rlp.data.validation import require_columns
 
 
 _MARK = "is_synthetic"
+_KWARGS = "chat_template_kwargs"
 
 
 def mix_preferences(
@@ -59,6 +60,8 @@ def mix_preferences(
         if name in synthetic.column_names
     }
     features = Features({**synthetic.features, **human.features, **shared, _MARK: Value("bool")})
+    if _KWARGS in features and _KWARGS not in shared and isinstance(features[_KWARGS], dict):
+        features[_KWARGS] = Json()  # a struct would fill in its keys where there are no arguments
     return concatenate_datasets(
         [_align_columns(human, features, is_synthetic=False), _align_columns(synthetic, features, is_synthetic=True)]
     )
@@ -163,8 +166,9 @@ def _align_columns(dataset: Dataset, features: Features, is_synthetic: bool) -> 
     dataset = dataset.add_column(_MARK, [is_synthetic] * len(dataset))
     for name in features:
         if name not in dataset.column_names:
-            empty = {} if name == "chat_template_kwargs" else None
-            dataset = dataset.add_column(name, [empty] * len(dataset), feature=features[name])
+            empty = {} if name == _KWARGS else None
+            values = Dataset.from_dict({name: [empty] * len(dataset)}, features=Features({name: features[name]}))
+            dataset = concatenate_datasets([dataset, values], axis=1)
     try:
         return dataset.select_columns(list(features)).cast(features)
     except (TypeError, ValueError) as error:  # for example an integer that does not fit

@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from trl_rlp.data.columns import list_finished
 from trl_rlp.data.groups.clustering import has_groups, require_decided_groups, warn_of_low_threshold
-from trl_rlp.data.groups.instruction import list_instruction_columns
+from trl_rlp.data.groups.instruction import fingerprint_instructions, list_instruction_columns
 from trl_rlp.data.judges.judge import Judge
 from trl_rlp.data.preferences.labeling import Label, build_features
 from trl_rlp.data.preferences.mixing import mix_preferences
@@ -203,10 +203,12 @@ def _build_fingerprint(samples: Dataset, method: str, **options: Any) -> dict[st
     equivalence, reward_model = options["equivalence"], options["reward_model"]
     names = ("threshold", "chosen", "keep_candidates", "allow_unfinished_chosen", "max_length", "seed", "shard_size")
     tokenizer = options["reward_processing_class"]
+    asks = equivalence is not None and not has_groups(samples.column_names)
     return {
         "samples": dataset_fingerprint(samples),
         "method": method,
         "equivalence": None if equivalence is None else equivalence.fingerprint,
+        "instructions": fingerprint_instructions(samples, equivalence) if asks else [],
         "reward_model": None if reward_model is None else weights_fingerprint(reward_model),
         "reward_processing_class": None if reward_model is None else tokenizer_fingerprint(tokenizer),
         **{name: options[name] for name in names},
