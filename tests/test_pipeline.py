@@ -515,7 +515,17 @@ def test_two_rounds_with_anchors_and_refinement_resume_after_a_kill(tmp_path, sf
     policy_args = {**TRAINING, "num_generations": 2, "max_completion_length": 4, "learning_rate": 1e-2, "max_steps": 3}
     policy_args |= {"save_strategy": "steps", "save_steps": 1, "num_ppo_epochs": 1}
     loop = {"anchor_weight": 3.0, "refine_every": 1, "rounds": 2, "policy_args": policy_args}
-    expected = run_rlp(config(tmp_path, sft_model, **loop), preferences, prompts, SameParity())
+    reward_models = {}
+
+    def record(run, name, arguments):
+        reward_models[name] = arguments.get("reward_model", arguments.get("before"))
+
+    with RunFolder.on_start(record):
+        expected = run_rlp(config(tmp_path, sft_model, **loop), preferences, prompts, SameParity())
+    # Round 2 goes on from the reward model that step 5 of round 1 has refined.
+    last = expected.rounds[0].retrained_policy / LAST_REWARD_MODEL
+    assert [reward_models[name] for name in ("synthetic_preferences_2", "gate_2")] == [last, last]
+    assert reward_models["retrained_policy_2"] == expected.rounds[1].refined_reward_model
     names = {"anchor_samples", "anchors"}
     assert names <= set(expected.stages) and expected.stages["anchors"]["metrics"]["anchors"] > 0
     for number in ("", "_2"):

@@ -19,7 +19,7 @@ from trl_rlp.rewards.standardization import select_fixed_rows
 from trl_rlp.stages.anchors import make_anchors
 from trl_rlp.stages.evaluation import evaluate_policies
 from trl_rlp.stages.gate import compare_reward_models
-from trl_rlp.stages.in_loop import InLoop
+from trl_rlp.stages.in_loop import InLoop, find_last_reward_model
 from trl_rlp.stages.policy import train_policy
 from trl_rlp.stages.preferences import make_synthetic_preferences
 from trl_rlp.stages.reward_model import train_reward_model
@@ -197,19 +197,22 @@ def run_rlp(
             policy_samples=policy_samples if number == 1 else None,
             earlier_preferences=all_preferences,
         )
-        last_reward_model, all_preferences = refinement.reward_model, refinement.all_preferences
+        all_preferences = refinement.all_preferences
 
         # Step 5: retrain the policy, again from π_SFT, against the refined reward model.
         last_policy = round_run.stage(
             "retrained_policy",
             train_policy,
-            reward_model=last_reward_model,
+            reward_model=refinement.reward_model,
             prompt_dataset=prompt_dataset,
             in_loop=build_in_loop(settings, anchors, all_preferences, equivalence, preferences, heldout),
             tags=[METHOD_TAG],
             **config.policy_arguments(),
         )
-        rounds.append(Round(refinement.samples, refinement.synthetic_preferences, last_reward_model, last_policy))
+        last_reward_model = find_last_reward_model(last_policy, refinement.reward_model)
+        rounds.append(
+            Round(refinement.samples, refinement.synthetic_preferences, refinement.reward_model, last_policy)
+        )
 
     # Not part of Algorithm 1: compare the policies on held-out prompts.
     if eval_prompt_dataset is not None:

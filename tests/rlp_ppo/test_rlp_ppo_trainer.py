@@ -18,6 +18,7 @@ from trl_rlp.data.normalization import normalize_text
 from trl_rlp.rlp_ppo.rlp_ppo_config import RLPPPOConfig
 from trl_rlp.storage.artifacts import load_data, save_model
 from trl_rlp.storage.json_files import read_json
+from trl_rlp.storage.run_folder import RunFolder
 
 
 REWARD = {"max_steps": 2, "per_device_train_batch_size": 2, "use_cpu": True, "report_to": "none", "logging_steps": 1}
@@ -294,7 +295,12 @@ def test_every_round_has_anchors_and_refinement_and_a_killed_run_resumes(tmp_pat
     arguments = {**LOOP, "reward_funcs": [constant_reward], "reward_weights": [1.0, 2.0], "save_strategy": "steps"}
     arguments |= {"save_steps": 1, "num_ppo_epochs": 1}
     straight = rlp_trainer(tmp_path / "run", reward_model=tiny_reward_model(tiny_tokenizer(), seed=3), **arguments)
-    straight.train()
+    replaced = {}
+    with RunFolder.on_start(lambda run, name, values: replaced.update({name: values.get("before")})):
+        straight.train()
+    rlp = tmp_path / "run" / "rlp"
+    assert replaced["gate"] == rlp / "reward_model"
+    assert replaced["gate_2"] == rlp / "retrained_policy" / "last_reward_model"
     stages = {path.parent.name for path in (tmp_path / "run" / "rlp").glob("*/stage.json")}
     assert {"anchors", "retrained_policy", "refined_reward_model", "refined_reward_model_2", "gate_2"} <= stages
     assert "retrained_policy_2" not in stages  # the training of the trainer itself

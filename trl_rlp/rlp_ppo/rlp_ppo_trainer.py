@@ -29,7 +29,7 @@ from trl_rlp.rewards.reward_sources import RewardSource, list_reward_sources
 from trl_rlp.rlp_ppo.rlp_checks import require_rlp_arguments
 from trl_rlp.rlp_ppo.rlp_ppo_config import RLPPPOConfig, drop_rlp_fields
 from trl_rlp.rlp_ppo.run_settings import build_refinement_settings, build_reward_config, describe_run
-from trl_rlp.stages.in_loop import InLoop
+from trl_rlp.stages.in_loop import InLoop, find_last_reward_model
 from trl_rlp.storage.artifacts import load_reward_model, save_model
 from trl_rlp.storage.precision import is_quantized
 from trl_rlp.storage.run_folder import CHECKPOINTS, RunFolder
@@ -284,6 +284,7 @@ class RLPPPOTrainer(PPOTrainer):
             self._in_loop = build_in_loop(settings, anchors, synthetic, self._equivalence, preferences, heldout)
             if number < self.args.rlp_rounds:
                 policy = run.stage("retrained_policy", self._train_policy_again, reward_model=reward_model)
+                reward_model = find_last_reward_model(policy, reward_model)
         return refinement
 
     def _move_models(self, device: torch.device | str) -> None:

@@ -33,6 +33,23 @@ LAST_REWARD_MODEL = "last_reward_model"
 """Subfolder of a policy's folder, for the reward model after its last refinement in the loop."""
 
 
+def find_last_reward_model(policy: Path, reward_model: Path) -> Path:
+    """
+    Returns the reward model that a policy was trained against last.
+
+    Args:
+        policy (`Path`):
+            Folder of the policy's stage.
+        reward_model (`Path`):
+            Folder of the reward model at the start of the training.
+
+    Returns:
+        `Path`: Folder of the reward model after its last refinement in the loop, or `reward_model` without the loop.
+    """
+    refined = policy / LAST_REWARD_MODEL
+    return refined if refined.is_dir() else reward_model
+
+
 @dataclass(frozen=True)
 class InLoop:
     """

@@ -18,6 +18,8 @@ from trl_rlp.data.anchors import AnchorComparison, SemanticAnchors
 from trl_rlp.rewards.refinable_reward import RefinableReward
 from trl_rlp.trainer.callbacks import PolicyMonitorCallback, RewardRefinementCallback
 from trl_rlp.trainer.callbacks import policy_monitor_callback as module
+from trl_rlp.trainer.callbacks.run_checks import require_modes
+from trl_rlp.trainer.ppo.ppo_config import PPOConfig
 
 
 EXACT = {
@@ -294,6 +296,79 @@ def test_a_run_resumes_from_the_checkpoint_of_the_trainer(tmp_path):
     assert [row["step"] for row in second.history if "kl" in row] == [3]
 
 
+def test_a_monitor_can_be_added_to_a_resumed_run(tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 1}
+    trl_trainer(tmp_path, "grpo", make_reward(), [], max_steps=2, **settings).train()
+    for last, checkpoint in ((3, "checkpoint-2"), (4, "checkpoint-3")):
+        monitor = PolicyMonitorCallback(make_reward(), limits=EXACT)
+        trainer = trl_trainer(tmp_path, "grpo", monitor.reward, [monitor], max_steps=last, **settings)
+        trainer.train(resume_from_checkpoint=str(tmp_path / checkpoint))
+    assert monitor.state()["attributes"]["_num_rollouts"] == 2
+
+
+def test_each_of_two_monitors_continues_with_its_own_state(tmp_path):
+    def run(max_steps, checkpoint=None):
+        limits = ({"malformed": 0.5} | EXACT, {"malformed": 2.0} | EXACT)
+        reward = make_reward()
+        monitors = [
+            PolicyMonitorCallback(reward, is_malformed=lambda prompt, text: True, limits=one) for one in limits
+        ]
+        trainer = trl_trainer(tmp_path, "grpo", reward, monitors, max_steps=max_steps, **settings)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return [(monitor.num_alerts, monitor.state()["attributes"]["_num_rollouts"]) for monitor in monitors]
+
+    settings = {"save_strategy": "steps", "save_steps": 1}
+    assert run(3) == [(1, 3), (0, 3)]
+    assert run(4, str(tmp_path / "checkpoint-3")) == [(1, 4), (0, 4)]
+
+
+@pytest.mark.parametrize("uses_reward", [True, False])
+def test_a_second_call_may_begin_within_a_rollout(tmp_path, uses_reward):
+    """A rollout lasts two steps. The first call ends within the second one, and the second call goes on there."""
+    monitor = PolicyMonitorCallback(make_reward(), limits=EXACT)
+    settings = {"save_strategy": "steps", "save_steps": 3, "num_iterations": 2, "max_steps": 3}
+    trainer = trl_trainer(tmp_path, "grpo", monitor.reward, [monitor], **settings)
+    trainer.train()
+    assert monitor.reward.num_rollouts == 2
+    trainer.args.max_steps = 6
+    if not uses_reward:
+        monitor.reward = make_reward()
+        with pytest.raises(ValueError, match="scored nothing in the first rollout of the run"):
+            trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+        assert trainer.state.global_step == 4
+        return
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert monitor.reward.num_rollouts == 3 and trainer.state.global_step == 6
+
+
+def test_a_run_without_an_alert_keeps_its_last_checkpoint(tmp_path):
+    """The last rollout is malformed. One measurement outside a limit is no alert."""
+    reward = make_reward()
+    monitor = PolicyMonitorCallback(
+        reward,
+        is_malformed=lambda prompt, text: reward.num_rollouts >= 4,
+        limits={"malformed": 0.5} | EXACT,
+        stop=True,
+    )
+    settings = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1, "max_steps": 4}
+    trl_trainer(tmp_path, "grpo", reward, [monitor], **settings).train()
+    assert monitor.num_alerts == 0 and monitor.state()["attributes"]["crossings"] == {"malformed": 1}
+    assert (tmp_path / "checkpoint-4/model.safetensors").exists()
+
+
+@pytest.mark.parametrize("kind", ["grpo", "rloo", "ppo"])
+def test_completions_of_an_evaluation_cannot_count_as_a_rollout(tmp_path, kind):
+    settings = {"use_transformers_continuous_batching": True, "bf16": False, "use_cpu": True, "report_to": "none"}
+    config_class = PPOConfig if kind == "ppo" else TRL[kind][1]
+    require_modes(config_class(str(tmp_path), **settings))
+    args = config_class(str(tmp_path), eval_strategy="steps", eval_steps=1, **settings)
+    if kind == "ppo":
+        return require_modes(args)
+    with pytest.raises(ValueError, match="`use_transformers_continuous_batching` leaves the policy in training mode"):
+        begin(PolicyMonitorCallback(make_reward()), args)
+    begin(PolicyMonitorCallback(), args)
+
+
 def test_a_resumed_run_that_stops_keeps_the_checkpoint_that_it_came_from(tmp_path):
     """Checkpoint 2 is healthy, but its own state names checkpoint 1, which is deleted. Steps 3 and 4 are malformed."""
     settings = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
@@ -312,7 +387,7 @@ def test_a_resumed_run_that_stops_keeps_the_checkpoint_that_it_came_from(tmp_pat
 
 def test_a_reward_that_the_trainer_does_not_use_is_an_error(tmp_path):
     monitor = PolicyMonitorCallback(make_reward())
-    with pytest.raises(ValueError, match="`reward` scored nothing in the first step of the run"):
+    with pytest.raises(ValueError, match="`reward` scored nothing in the first rollout of the run"):
         trl_trainer(tmp_path, "grpo", make_reward(), [monitor], max_steps=2).train()
 
 

@@ -406,7 +406,7 @@ def test_two_rewards_are_refined_and_resume(tmp_path, monkeypatch):
 def test_the_reward_must_be_one_of_the_trainer(tmp_path):
     callback = refinement(tmp_path, refinable_reward())
     trainer = build_trainer(tmp_path / "run", "grpo", [refinable_reward()], [callback])
-    with pytest.raises(ValueError, match="`reward` scored nothing in the first step of the run. Pass the same"):
+    with pytest.raises(ValueError, match="`reward` scored nothing in the first rollout of the run. Pass the same"):
         trainer.train()
 
 

@@ -30,6 +30,7 @@ from trl_rlp.trainer.callbacks.monitor_signals import (
     resolve_limits,
     spread_evenly,
 )
+from trl_rlp.trainer.callbacks.run_checks import require_modes, require_scores
 from trl_rlp.trainer.nested_training import keep_run_state
 
 
@@ -131,7 +132,7 @@ class PolicyMonitorCallback(TrainerCallback, ExportableState):
         self._reset()
 
     def _reset(self) -> None:
-        self.num_alerts = self._num_rollouts = 0
+        self.num_alerts = self._num_rollouts = self._num_steps = 0
         self.history: list[dict[str, float]] = []
         self._length: float | None = None
         self._first_length: float | None = None
@@ -153,7 +154,12 @@ class PolicyMonitorCallback(TrainerCallback, ExportableState):
             "_healthy_checkpoint": self._healthy_checkpoint,
             "crossings": dict(self._watch.crossings),
         }
-        return {"args": {}, "attributes": attributes}
+        return {"args": self._settings, "attributes": attributes}
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """What tells several monitors of one run apart."""
+        return {"limits": self._watch.limits, "stop": self.stop, "judge_every": self.judge_every}
 
     def on_train_begin(
         self,
@@ -169,9 +175,12 @@ class PolicyMonitorCallback(TrainerCallback, ExportableState):
                 "`restore_callback_states_from_checkpoint` replaces this callback by an empty one. Set it to False. "
                 "The monitor restores its own state."
             )
+        if self.reward is not None:
+            require_modes(args)
         self._reset()
-        saved = state.stateful_callbacks.get(type(self).__name__)
-        if state.global_step > 0 and isinstance(saved, dict):
+        # The checkpoint of a run without a monitor has no entry, which transformers needs at the next checkpoint.
+        saved = self._find_own(state.stateful_callbacks.setdefault(type(self).__name__, self.state()))
+        if state.global_step > 0 and saved is not None:
             attributes = dict(saved["attributes"])
             self._watch.crossings = attributes.pop("crossings")
             vars(self).update(attributes)
@@ -182,6 +191,12 @@ class PolicyMonitorCallback(TrainerCallback, ExportableState):
         self._outliers = None
         if self.reward is not None:
             self.reward.follow(model)
+
+    def _find_own(self, saved: dict[str, Any] | list[dict[str, Any]]) -> dict[str, Any] | None:
+        """Of several monitors, transformers appends all states at each checkpoint."""
+        if isinstance(saved, dict):
+            return saved
+        return next((entry for entry in reversed(saved) if entry["args"] == self._settings), None)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -197,11 +212,8 @@ class PolicyMonitorCallback(TrainerCallback, ExportableState):
         """Measures a new rollout. A refinement comes later, at the end of the step, and may clear the record."""
         if self.reward is None:
             return
-        if self.reward.num_rollouts == self._num_first:
-            raise ValueError(
-                "`reward` scored nothing in the first step of the run. Pass the same `RefinableReward` to the trainer "
-                "in `reward_funcs`."
-            )
+        self._num_steps += 1
+        require_scores(self.reward, self._num_first, self._num_steps, args)
         if self.reward.num_rollouts == self._num_seen:
             return
         num_new, self._num_seen = self.reward.num_rollouts - self._num_seen, self.reward.num_rollouts
@@ -223,7 +235,9 @@ class PolicyMonitorCallback(TrainerCallback, ExportableState):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Reads the signals that the trainer logs."""
+        """Reads the signals that the trainer logs. The last log comes before the trainer deletes old checkpoints."""
+        if "train_runtime" in (logs or {}) and self._protects(args) and not self.num_alerts:
+            state.best_model_checkpoint = None  # a run without an alert keeps its last checkpoint
         values = read_log(logs or {}, self._length)
         if "length" in values:
             self._length = values.pop("length")
@@ -325,8 +339,7 @@ class PolicyMonitorCallback(TrainerCallback, ExportableState):
         self.history.append({"step": step} | values)
         alerts = self._watch.update(values)
         self.num_alerts += len(alerts)
-        protects = self.stop and args.metric_for_best_model is None
-        if protects:
+        if self._protects(args):
             is_crossed = bool(self._watch.crossings or self.num_alerts)
             state.best_model_checkpoint = self._healthy_checkpoint if is_crossed else None
         for name in alerts:
@@ -337,6 +350,9 @@ class PolicyMonitorCallback(TrainerCallback, ExportableState):
         if self.reward is not None:
             metrics = {f"monitor/{name}": float(value) for name, value in values.items()}
             self.reward.report(metrics | {"monitor/alerts": float(self.num_alerts)})
+
+    def _protects(self, args: TrainingArguments) -> bool:
+        return self.stop and args.metric_for_best_model is None
 
     def _describe_stop(self, state: TrainerState) -> str:
         best = state.best_model_checkpoint

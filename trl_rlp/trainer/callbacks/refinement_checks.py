@@ -19,6 +19,7 @@ from trl_rlp.data.groups.equivalence import Equivalence, require_equivalence
 from trl_rlp.data.token_prompts import decode_prompts
 from trl_rlp.data.validation import require_columns, require_preferences
 from trl_rlp.rewards.refinable_reward import RefinableReward
+from trl_rlp.trainer.callbacks.run_checks import require_modes
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
 
 
@@ -238,6 +239,7 @@ def check_policy_run(
             "`restore_callback_states_from_checkpoint` is True, but `RewardRefinementCallback` restores itself. Set "
             "it to False."
         )
+    require_modes(run)
     needs_two = args.uses_views or comparison is None
     if needs_two and run.num_generations < 2:
         purpose = "draws two views of a prompt" if args.uses_views else "without anchors groups completions"

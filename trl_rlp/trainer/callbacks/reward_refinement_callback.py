@@ -36,6 +36,7 @@ from trl_rlp.trainer.callbacks.refinement_checks import (
 )
 from trl_rlp.trainer.callbacks.refinement_state import find_checkpoint, restore_refinement, save_refinement
 from trl_rlp.trainer.callbacks.reward_refinement import BaseModel, RewardRefinement, build_start_model
+from trl_rlp.trainer.callbacks.run_checks import require_scores
 from trl_rlp.trainer.nested_training import keep_run_state, quiet_datasets
 from trl_rlp.trainer.ppo.ppo_config import PPOConfig
 from trl_rlp.trainer.reward.rlp_reward_config import RLPRewardConfig
@@ -260,11 +261,7 @@ class RewardRefinementCallback(TrainerCallback, ExportableState):
     def on_step_end(self, args: PolicyConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Collects what all processes recorded. Refines the reward model if it is time for it."""
         self.reward.collect()
-        if self.reward.num_rollouts == self._num_first:
-            raise ValueError(
-                "`reward` scored nothing in the first step of the run. Pass the same `RefinableReward` to the trainer "
-                "in `reward_funcs`."
-            )
+        require_scores(self.reward, self._num_first, state.global_step - self._first_step, args)
         num_new, self._num_seen = self.reward.num_rollouts - self._num_seen, self.reward.num_rollouts
         self._rollouts_since += num_new
         if self._reference is None and len(rows := self.reward.buffer.rows(last=1)):
