@@ -122,13 +122,10 @@ def train_policy(
     )
     if initial_policy != expand_path(sft_model):
         trainer.model.config._name_or_path = expand_path(sft_model)  # what model cards name
-    if in_loop is None:
+    with release_after(None if in_loop is None else in_loop.equivalence):
         metrics = train_to_end(trainer, folder, tags)
-    else:
-        with release_after(in_loop.equivalence):
-            metrics = train_to_end(trainer, folder, tags)
-        for callback in callbacks:
-            in_loop.save_reward_model(folder, trainer, callback)
+    for callback in callbacks if in_loop is not None else ():
+        in_loop.save_reward_model(folder, trainer, callback)
     run_on_main(lambda: shutil.rmtree(folder / MERGED_MODEL, ignore_errors=True))
     return metrics
 

@@ -1,5 +1,7 @@
 """Checks of a policy's run that every callback with a `RefinableReward` needs."""
 
+import math
+
 from transformers import TrainingArguments
 
 from trl_rlp.rewards.refinable_reward import RefinableReward
@@ -43,9 +45,16 @@ def require_scores(reward: RefinableReward, num_before: int, num_steps: int, arg
     Raises:
         ValueError: If `reward` has scored nothing in as many steps as a rollout lasts.
     """
-    num_batches = getattr(args, "steps_per_generation", 1) * getattr(args, "num_iterations", 1)
-    if reward.num_rollouts == num_before and num_steps * args.gradient_accumulation_steps >= num_batches:
+    if reward.num_rollouts == num_before and num_steps >= _count_steps(args):
         raise ValueError(
             "`reward` scored nothing in the first rollout of the run. Pass the same `RefinableReward` to the trainer "
             "in `reward_funcs`."
         )
+
+
+def _count_steps(args: TrainingArguments) -> int:
+    """Counts the optimizer steps of a rollout."""
+    if isinstance(args, PPOConfig):
+        return args.steps_per_rollout
+    num_batches = getattr(args, "steps_per_generation", 1) * getattr(args, "num_iterations", 1)
+    return math.ceil(num_batches / args.gradient_accumulation_steps)
