@@ -113,8 +113,10 @@ class CriticOptimizer(TrainerCallback):
         if args.max_grad_norm > 0:
             # Under FSDP, accelerate's function compares the weights of all of its models with `==`, which fails.
             nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
-        first = getattr(lr_scheduler, "scheduler", lr_scheduler).base_lrs[0]  # accelerate's wrapper has no `base_lrs`
-        factor = lr_scheduler.get_last_lr()[0] / first if first else 1.0
+        schedule = lr_scheduler
+        while not hasattr(schedule, "base_lrs"):  # accelerate's wrappers, of which DeepSpeed has two
+            schedule = schedule.scheduler
+        factor = lr_scheduler.get_last_lr()[0] / schedule.base_lrs[0] if schedule.base_lrs[0] else 1.0
         for group in self.optimizer.param_groups:
             group["lr"] = factor * self.learning_rate
         self.optimizer.step()
