@@ -83,6 +83,7 @@ PPO_OWN = {
     "_set_stop_tokens",
     "_add_critic",
     "_follow_refinements",
+    "_steps_without_guard",
     "_policy_token_reward_model",
     "_standardize_rewards",
     "_log_advantages",

@@ -3,7 +3,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import trl_rlp.stages.policy as module
 from tests.ppo_runs import prompts
@@ -51,14 +51,24 @@ def test_every_trainer_saves_a_plain_policy_and_returns_metrics(
 @pytest.mark.parametrize("policy_trainer", POLICY_TRAINERS)
 @pytest.mark.parametrize("peft_config", [None, LoraConfig(r=2, target_modules=["v_proj"], task_type="CAUSAL_LM")])
 def test_an_sft_model_that_is_an_adapter_is_merged_for_the_policy_and_its_reference(
-    tmp_path, sft_model, reward_model, policy_trainer, peft_config
+    tmp_path, sft_model, reward_model, policy_trainer, peft_config, monkeypatch
 ):
     lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
     get_peft_model(AutoModelForCausalLM.from_pretrained(sft_model), lora).save_pretrained(tmp_path / "adapter")
     args = {**TRAINING, "learning_rate": 0.0, **({} if policy_trainer == "ppo" else {"beta": 0.1})}
-    folder = tmp_path / "policy"
+    folder, loaded = tmp_path / "policy", []
+
+    def train(trainer, *arguments):
+        if policy_trainer != "ppo":  # vLLM loads the model and its tokenizer by this path
+            loaded.append(AutoTokenizer.from_pretrained(folder / module.MERGED_MODEL).get_vocab())
+        return train_to_end(trainer, *arguments)
+
+    train_to_end = module.train_to_end
+    monkeypatch.setattr(module, "train_to_end", train)
     metrics = train_policy(folder, tmp_path / "adapter", reward_model, prompts(4), args, policy_trainer, peft_config)
     assert metrics["objective/kl" if policy_trainer == "ppo" else "kl"] == pytest.approx(0, abs=1e-6)
+    _, tokenizer = load_policy(sft_model)
+    assert loaded == ([] if policy_trainer == "ppo" else [tokenizer.get_vocab()])
     merged, _ = load_policy(tmp_path / "adapter")
     weights = load_weights(folder)
     for name, weight in merged.state_dict().items():

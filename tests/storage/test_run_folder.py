@@ -174,3 +174,15 @@ def test_a_stage_that_another_program_has_finished_in_the_meantime_does_not_run_
     monkeypatch.setattr(RunFolder, "is_finished", lambda self, name: False)  # as it was a moment ago
     run.stage("policy", lambda folder: pytest.fail("it works"))
     assert run.metrics("policy") == {"step": 1}
+
+
+def test_a_stage_within_a_stage_leaves_the_folder_claimed(tmp_path):
+    run = RunFolder(tmp_path, {})
+
+    def work(folder):
+        before = {path.name: path.read_text() for path in tmp_path.glob(".claim-*")}
+        run.stage("plan", lambda folder: None)
+        assert {path.name: path.read_text() for path in tmp_path.glob(".claim-*")} == before != {}
+
+    run.stage("policy", work)
+    assert {path.name for path in tmp_path.iterdir()} == {"policy", "plan", "run.json"}

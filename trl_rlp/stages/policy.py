@@ -19,7 +19,7 @@ from trl_rlp.rewards.reward_sources import shares_token_ids
 from trl_rlp.rewards.standardization import standardize
 from trl_rlp.stages.in_loop import InLoop
 from trl_rlp.storage.adapters import find_adapter
-from trl_rlp.storage.artifacts import CAUSAL_LM, load_complete_model, load_policy, load_reward_model
+from trl_rlp.storage.artifacts import CAUSAL_LM, load_complete_model, load_policy, load_reward_model, save_model
 from trl_rlp.storage.paths import expand_path
 from trl_rlp.storage.processes import run_on_main
 from trl_rlp.storage.run_folder import CHECKPOINTS
@@ -107,7 +107,7 @@ def train_policy(
         rewards, callbacks = in_loop.extend_rewards(reward, config.generation_batch_size, folder / CHECKPOINTS)
         if in_loop.anchor_weight:
             config.reward_weights = in_loop.extend_weights([1.0])
-    initial_policy = _find_plain_model(sft_model, config, folder / MERGED_MODEL)
+    initial_policy = _find_plain_model(sft_model, config, folder / MERGED_MODEL, processing_class)
     trainer = trainer_class(
         model=initial_policy,
         reward_funcs=rewards,
@@ -130,23 +130,30 @@ def train_policy(
     return metrics
 
 
-def _find_plain_model(sft_model: str | Path, config: PPOConfig | RLOOConfig | GRPOConfig, folder: Path) -> str:
+def _find_plain_model(
+    sft_model: str | Path,
+    config: PPOConfig | RLOOConfig | GRPOConfig,
+    folder: Path,
+    processing_class: PreTrainedTokenizerBase,
+) -> str:
     """
     Returns a path of π_SFT from which the trainer can load the policy and its reference.
 
     The trainers of TRL load plain models only, and load the reference by the path of the policy. So an adapter is
-    merged into its model, in a folder. PPO's loads adapters itself.
+    merged into its model, in a folder. Their vLLM also loads the tokenizer from there. PPO's trainer loads adapters
+    itself.
     """
     path, options = expand_path(sft_model), hub_options(config)
     if isinstance(config, PPOConfig) or find_adapter(path, options.get("revision")) is None:
         return path
-    run_on_main(lambda: _save_merged(path, options, folder))
+    run_on_main(lambda: _save_merged(path, options, folder, processing_class))
     return str(folder)
 
 
-def _save_merged(path: str, options: dict[str, Any], folder: Path) -> None:
+def _save_merged(path: str, options: dict[str, Any], folder: Path, processing_class: PreTrainedTokenizerBase) -> None:
     """Saves a model with its adapter merged, in fp32, so that no dtype of the trainer loses a part of the adapter."""
-    load_complete_model(AutoModelForCausalLM, path, CAUSAL_LM, dtype="float32", **options).save_pretrained(folder)
+    model = load_complete_model(AutoModelForCausalLM, path, CAUSAL_LM, dtype="float32", **options)
+    save_model(folder, model, processing_class)
 
 
 def _build_reward_function(

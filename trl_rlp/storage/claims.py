@@ -147,16 +147,30 @@ class Claims:
         self._held.add(index)
         return True
 
+    def is_own(self, index: int) -> bool:
+        """
+        Checks whether this process holds a claim, also if another object took it.
+
+        Args:
+            index (`int`):
+                Number of the claim.
+
+        Returns:
+            `bool`.
+        """
+        return _read_owner(self._path(index)) == self._owner
+
     def release(self, index: int) -> None:
         """
-        Gives a claim up.
+        Gives a claim up. A claim that another process has taken over is left to it.
 
         Args:
             index (`int`):
                 Number of a shard that this object holds.
         """
         self._held.discard(index)
-        self._path(index).unlink(missing_ok=True)
+        if _read_owner(self._path(index)) in (self._owner, {}):  # empty if it could not be written
+            self._path(index).unlink(missing_ok=True)
 
     def _path(self, index: int) -> Path:
         return self.folder / f".claim-{index:05d}"

@@ -161,10 +161,10 @@ class RunFolder:
 
     def _claim(self, claims: Claims, name: str) -> bool:
         """Claims the folder for this program. Returns whether another one has finished the stage in the meantime."""
-        while True:
+        while not claims.is_own(0):  # it is, if this stage is part of another one
             Claims.clear(self.path)
-            if claims.take(0):
-                return (self.path / name / RESULT).exists()
+            claims.take(0)
+        return (self.path / name / RESULT).exists()
 
     def _work(self, name: str, work: Callable[..., dict[str, Any] | None], arguments: dict[str, Any]) -> None:
         partial = self.path / f"{name}.partial"

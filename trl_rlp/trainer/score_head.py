@@ -6,6 +6,7 @@ import torch
 from accelerate.logging import get_logger
 from peft import PeftConfig, PeftModel, TaskType
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.nn.functional import linear
 
 from trl_rlp.data.score_inputs import find_score_layers_if_any, get_linear_layer
@@ -61,9 +62,10 @@ def score_in_fp32(layer: nn.Module, hidden: torch.Tensor, output: torch.Tensor) 
             Its output.
 
     Returns:
-        `torch.Tensor` of shape `(..., 1)`: The scores. `output` itself if it is in fp32, or the layer has an adapter.
+        `torch.Tensor` of shape `(..., 1)`: The scores. They are `output` if it is in fp32, or the layer has an adapter
+        or is sharded by itself.
     """
-    if output.dtype == torch.float32 or not isinstance(layer, nn.Linear):
+    if output.dtype == torch.float32 or not isinstance(layer, nn.Linear) or isinstance(layer.weight, DTensor):
         return output
     with torch.autocast(hidden.device.type, enabled=False):
         bias = None if layer.bias is None else layer.bias.float()

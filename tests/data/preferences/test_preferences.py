@@ -261,14 +261,26 @@ class Picky(AskedJudge):
         return [verdicts.get(prompt, 0.8) for prompt in prompts]
 
 
-@pytest.mark.parametrize("shard_size", [1, 3, 300])
-def test_a_small_shard_of_answers_that_cannot_be_read_does_not_end_a_run(shard_size):
-    prompts = [*(["long"] if shard_size == 1 else []), *(f"{row}?" for row in range(60)), "long", "last"]
+def build_prompts(*prompts):
     rows = {"prompt": prompts, "completions": [["a", "b"]] * len(prompts), "finished": [[True] * 2] * len(prompts)}
-    pairs, counts = synthesize_preferences(
-        Dataset.from_dict(rows), "rlaif", judge=Picky(tolerance=0.1), shard_size=shard_size
-    )
-    assert len(pairs) == 60 and counts["ties"] == 1 and counts["not_judged"] == prompts.count("long")
+    return Dataset.from_dict(rows)
+
+
+@pytest.mark.parametrize("shard_size", [1, 3])
+def test_a_small_shard_of_answers_that_cannot_be_read_does_not_end_a_run(shard_size):
+    samples = build_prompts("long", *(f"{row}?" for row in range(61)), "long", "last")
+    pairs, counts = synthesize_preferences(samples, "rlaif", judge=Picky(tolerance=0.1), shard_size=shard_size)
+    assert len(pairs) == 61 and counts["ties"] == 1 and counts["not_judged"] == 2
+
+
+@pytest.mark.parametrize("num_good, shard_size", [(5, 300), (80, 16)])
+def test_too_many_answers_that_cannot_be_read_end_a_run(num_good, shard_size):
+    """In one shard, and in the first shards after 100 answers. Many good answers before the run do not help."""
+    judge = Picky(tolerance=0.1)
+    synthesize_preferences(build_prompts(*map(str, range(1000))), "rlaif", judge=judge)
+    samples = build_prompts(*(f"{row}?" for row in range(num_good)), *["last"] * 40)
+    with pytest.raises(ValueError, match="answers of the judge name neither .*: more than `tolerance`=0.1"):
+        synthesize_preferences(samples, "rlaif", judge=judge, shard_size=shard_size)
 
 
 def test_samples_without_groups_need_an_equivalence(labelers):

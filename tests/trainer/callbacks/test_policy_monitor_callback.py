@@ -304,9 +304,12 @@ def test_a_monitor_can_be_added_to_a_resumed_run(tmp_path):
     assert monitor.state()["attributes"]["_num_rollouts"] == 2
 
 
-def test_each_of_two_monitors_continues_with_its_own_state(tmp_path):
-    def run(max_steps, checkpoint=None):
-        limits = ({"malformed": 0.5} | EXACT, {"malformed": 2.0} | EXACT)
+@pytest.mark.parametrize("num_before", [0, 1, 2])
+def test_each_of_two_monitors_continues_with_its_own_state(tmp_path, num_before):
+    """All outputs are malformed, which only the first monitor minds. New monitors start in the second run."""
+
+    def run(count, max_steps, checkpoint=None):
+        limits = ({"malformed": 0.5} | EXACT, {"malformed": 2.0} | EXACT)[:count]
         reward = make_reward()
         monitors = [
             PolicyMonitorCallback(reward, is_malformed=lambda prompt, text: True, limits=one) for one in limits
@@ -316,8 +319,13 @@ def test_each_of_two_monitors_continues_with_its_own_state(tmp_path):
         return [(monitor.num_alerts, monitor.state()["attributes"]["_num_rollouts"]) for monitor in monitors]
 
     settings = {"save_strategy": "steps", "save_steps": 1}
-    assert run(3) == [(1, 3), (0, 3)]
-    assert run(4, str(tmp_path / "checkpoint-3")) == [(1, 4), (0, 4)]
+    assert run(num_before, 3) == [(1, 3), (0, 3)][:num_before]
+    expected = [(1, 3) if num_before > 0 else (0, 0), (0, 3) if num_before > 1 else (0, 0)]
+    for last in (4, 5):
+        expected = [(alerts, rollouts + 1) for alerts, rollouts in expected]
+        if expected[0][1] == 2:  # the second measurement of a monitor that is new
+            expected[0] = (1, 2)
+        assert run(2, last, str(tmp_path / f"checkpoint-{last - 1}")) == expected
 
 
 @pytest.mark.parametrize("uses_reward", [True, False])

@@ -164,7 +164,8 @@ def test_the_score_head_of_a_bf16_value_model_with_an_adapter_is_trained_in_fp32
 @pytest.mark.parametrize("init", ["reward", "policy"])
 def test_value_model_beside_a_bf16_policy_with_an_adapter_is_trained_in_fp32(tmp_path, init):
     """In bf16, a step of 1e-5 would be lost in nearly all weights."""
-    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    modules = {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}  # a copy of it is trained in bf16
+    config = LoraConfig(r=2, task_type="CAUSAL_LM", **modules)
     models = tiny_causal_lm(tiny_tokenizer()).bfloat16(), tiny_reward_model(tiny_tokenizer(), seed=3).bfloat16()
     options = {"peft_config": config, "value_model_init": init, "learning_rate": 1e-5}
     trainer = ppo_trainer(tmp_path, model=models[0], reward_model=models[1], **options)

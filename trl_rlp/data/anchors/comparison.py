@@ -38,7 +38,7 @@ class AnchorComparison:
     completions of a prompt are thus compared with the answer of the initial policy and never with each other.
 
     Each text of a prompt is asked about once, also if it was sampled many times. The verdicts are remembered under
-    short hashes of the prompt and the normalized text. The oldest are forgotten after a million. Each process
+    short hashes of the prompt and the text as it was sampled. The oldest are forgotten after a million. Each process
     remembers its own.
 
     Args:

@@ -42,7 +42,7 @@ class AskedJudge(ABC):
     Args:
         tolerance (`float`):
             Maximum share of unreadable answers in one call, in [0, 1]. Calls that are parts of one, as in a run with
-            shards, count together, from [`MIN_ANSWERS`] on.
+            several shards, count together, from [`MIN_ANSWERS`] on.
         cache (`str` or `os.PathLike`, *optional*):
             File that stores the answers, see [`AnswerCache`].
 
@@ -60,7 +60,7 @@ class AskedJudge(ABC):
         require_tolerance(tolerance)
         self.tolerance = tolerance
         self.asked = self.unreadable = self.cut = self.refused = 0
-        self._is_part = False
+        self._start: tuple[int, int] | None = None  # `asked` and `unreadable` before the first part
         self._cache = AnswerCache(cache)
 
     @abstractmethod
@@ -84,14 +84,14 @@ class AskedJudge(ABC):
     @contextmanager
     def in_parts(self) -> Iterator[None]:
         """
-        Makes each call inside a `with` block one part of many. So the last part of a run, which may be small, and a
-        part that holds nothing but long pairs are judged by the whole run.
+        Makes the calls inside a `with` block parts of one. So the last part, which may be small, and a part that holds
+        nothing but long pairs are no error.
         """
-        before, self._is_part = self._is_part, True
+        self._start = self.asked, self.unreadable
         try:
             yield
         finally:
-            self._is_part = before
+            self._start = None
 
     def require_readable(self, tolerance: float) -> None:
         """
@@ -115,7 +115,7 @@ class AskedJudge(ABC):
         Adds the answers of one call to the counts.
 
         Unreadable answers raise an error if their share exceeds the tolerance, and a warning otherwise. In a part, it
-        is the share of all answers so far.
+        is the share of the answers of all parts so far.
 
         Args:
             unreadable (`list[str]`):
@@ -135,9 +135,12 @@ class AskedJudge(ABC):
         example = " ".join(unreadable[0].split())[:80]
         message = f"{len(unreadable)} of {asked} answers of the judge name neither A nor B alone"
         message += (f" ({cut} were cut by the token limit)" if cut else "") + f", such as {example!r}"
-        if self._is_part and self.asked >= MIN_ANSWERS:
-            self.require_readable(self.tolerance)
-        elif not self._is_part and len(unreadable) > self.tolerance * asked:
+        share_asked, share_unreadable = asked, len(unreadable)
+        if self._start is not None:
+            share_asked, share_unreadable = self.asked - self._start[0], self.unreadable - self._start[1]
+            message += f", and {share_unreadable} of {share_asked} so far"
+        is_enough = self._start is None or share_asked >= MIN_ANSWERS
+        if is_enough and share_unreadable > self.tolerance * share_asked:
             raise ValueError(f"{message}: more than `tolerance`={self.tolerance}. {ADVICE}")
         logger.warning(f"{message}. {consequence}")
 
@@ -159,7 +162,7 @@ class AskedJudge(ABC):
         if not reasons:
             return
         first = next(iter(reasons.values()))
-        if len(reasons) == len(prompts) and not self.asked and not self._is_part:
+        if len(reasons) == len(prompts) and not self.asked and self._start is None:
             raise ValueError(f"The judge could read none of {len(prompts)} pairs. The reason for pair 0: {first}")
         names = [f"{pair} ({prompt_text(prompts[pair])[:40]!r})" for pair in list(reasons)[:PAIRS_NAMED]]
         more = ", ..." if len(reasons) > PAIRS_NAMED else ""

@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -13,7 +12,6 @@ import numpy as np
 import torch
 
 from trl_rlp.data.groups.clustering import Group, find_largest_group, has_groups, require_decided_groups
-from trl_rlp.data.judges.asked_judge import AskedJudge
 from trl_rlp.data.judges.judge import TIE, Judge, judge_pairs
 from trl_rlp.data.normalization import normalize_text
 from trl_rlp.data.preferences.completion_rewards import CompletionRewards
@@ -213,14 +211,12 @@ def rlaif(rows: Sequence[Row], settings: PairingSettings) -> tuple[list[Pair], C
 
     def compute_probabilities(drawn: list[tuple[int, int, int]]) -> list[float | None]:
         asked = [rows[row] for row, _, _ in drawn]
-        # These rows are a shard, or a batch of `Dataset.map`.
-        with settings.judge.in_parts() if isinstance(settings.judge, AskedJudge) else nullcontext():
-            return judge_pairs(
-                settings.judge,
-                [row["prompt"] for row in asked],
-                [row["completions"][i] for row, (_, i, _) in zip(asked, drawn, strict=True)],
-                [row["completions"][j] for row, (_, _, j) in zip(asked, drawn, strict=True)],
-            )
+        return judge_pairs(
+            settings.judge,
+            [row["prompt"] for row in asked],
+            [row["completions"][i] for row, (_, i, _) in zip(asked, drawn, strict=True)],
+            [row["completions"][j] for row, (_, _, j) in zip(asked, drawn, strict=True)],
+        )
 
     return _pair_by_labels(rows, settings, compute_probabilities)
 

@@ -3,6 +3,7 @@
 import functools
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers.utils import logging
 from trl_rlp.data.columns import list_finished
 from trl_rlp.data.groups.clustering import has_groups, require_decided_groups, warn_of_low_threshold
 from trl_rlp.data.groups.instruction import fingerprint_instructions, list_instruction_columns
+from trl_rlp.data.judges.asked_judge import AskedJudge
 from trl_rlp.data.judges.judge import Judge
 from trl_rlp.data.preferences.labeling import Label, build_features
 from trl_rlp.data.preferences.mixing import mix_preferences
@@ -149,15 +151,17 @@ def synthesize_preferences(
     features = build_features(samples.features, keep_candidates)
     samples = samples.select_columns(_list_columns(samples, equivalence))
     fingerprint = None if output_dir is None else _build_fingerprint(samples, method, shard_size=shard_size, **options)
-    rows = map_shards(
-        samples,
-        functools.partial(_label_shard, label, list(features), shard_size),
-        description="Preferring",
-        shard_size=shard_size,
-        output_dir=output_dir,
-        fingerprint=fingerprint,
-        features=Features({**features, _REASON: Value("string")}),
-    )
+    has_parts = isinstance(judge, AskedJudge) and len(samples) > shard_size
+    with judge.in_parts() if has_parts else nullcontext():
+        rows = map_shards(
+            samples,
+            functools.partial(_label_shard, label, list(features), shard_size),
+            description="Preferring",
+            shard_size=shard_size,
+            output_dir=output_dir,
+            fingerprint=fingerprint,
+            features=Features({**features, _REASON: Value("string")}),
+        )
     return _separate_pairs(rows)
 
 

@@ -127,6 +127,7 @@ class PolicyMonitorCallback(TrainerCallback, ExportableState):
         self._watch = LimitWatch(resolve_limits(limits))
         self._outliers: MahalanobisOutliers | None = None
         self._num_seen = 0
+        self._is_one_of_many = False
         if reward is not None:
             reward.subscribe(self._forget_outliers)
         self._reset()
@@ -178,8 +179,7 @@ class PolicyMonitorCallback(TrainerCallback, ExportableState):
         if self.reward is not None:
             require_modes(args)
         self._reset()
-        # The checkpoint of a run without a monitor has no entry, which transformers needs at the next checkpoint.
-        saved = self._find_own(state.stateful_callbacks.setdefault(type(self).__name__, self.state()))
+        saved = self._find_own(state.stateful_callbacks)
         if state.global_step > 0 and saved is not None:
             attributes = dict(saved["attributes"])
             self._watch.crossings = attributes.pop("crossings")
@@ -192,11 +192,28 @@ class PolicyMonitorCallback(TrainerCallback, ExportableState):
         if self.reward is not None:
             self.reward.follow(model)
 
-    def _find_own(self, saved: dict[str, Any] | list[dict[str, Any]]) -> dict[str, Any] | None:
-        """Of several monitors, transformers appends all states at each checkpoint."""
-        if isinstance(saved, dict):
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Notes whether the trainer has several monitors. Only then, transformers keeps a list of states."""
+        self._is_one_of_many = isinstance(state.stateful_callbacks.get(type(self).__name__), list)
+
+    def _find_own(self, states: dict[str, Any]) -> dict[str, Any] | None:
+        """
+        Finds the last state of this monitor, and adds one if there is none. transformers needs it at the next
+        checkpoint, at which it appends the states of several monitors to a list.
+        """
+        name = type(self).__name__
+        saved = states.get(name)
+        if saved is None:
+            states[name] = [self.state()] if self._is_one_of_many else self.state()
+            return None
+        if isinstance(saved, dict) and not self._is_one_of_many:
             return saved
-        return next((entry for entry in reversed(saved) if entry["args"] == self._settings), None)
+        entries = saved if isinstance(saved, list) else [saved]
+        own = next((entry for entry in reversed(entries) if entry["args"] == self._settings), None)
+        states[name] = entries if own is not None else [*entries, self.state()]
+        return own
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

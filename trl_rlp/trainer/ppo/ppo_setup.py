@@ -207,8 +207,9 @@ def init_value_model(
 
 
 def _find_trained_dtype(policy: PreTrainedModel | PeftModel) -> torch.dtype:
-    trained = (weight.dtype for weight in policy.parameters() if weight.requires_grad and weight.is_floating_point())
-    return next(trained, policy.dtype)
+    """Returns the widest one. PEFT leaves a trained copy of an embedding in the dtype of the model."""
+    trained = [weight.dtype for weight in policy.parameters() if weight.requires_grad and weight.is_floating_point()]
+    return max(trained, key=lambda dtype: dtype.itemsize, default=policy.dtype)
 
 
 def _require_plain_weights(kind: str, model: PreTrainedModel | PeftModel) -> None:
@@ -226,11 +227,11 @@ def _build_classifier(policy: PreTrainedModel | PeftModel) -> PreTrainedModel:
     config.num_labels = 1
     with whole_weights(), base.device:  # on a CPU, drawing weights that are replaced next would take long
         model = AutoModelForSequenceClassification.from_config(config, dtype=base.dtype)
-    # An adapter layer holds the layer that it adapts as `base_layer`.
+    # An adapter layer holds the layer that it adapts as `base_layer`, or as `original_module` if it trains a copy.
     state = {
-        name.replace(".base_layer.", "."): tensor
+        name.replace(".base_layer.", ".").replace(".original_module.", "."): tensor
         for name, tensor in base.base_model.state_dict().items()
-        if "lora_" not in name
+        if "lora_" not in name and ".modules_to_save." not in name
     }
     report = model.base_model.load_state_dict(state, strict=False)
     if report.missing_keys:
